@@ -1,0 +1,1 @@
+"""What an ARC puzzle is: tasks, where they come from, how they are varied. NumPy only."""

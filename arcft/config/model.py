@@ -1,0 +1,56 @@
+"""Which model to start from. Options: conf/model/*.yaml."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+
+@dataclasses.dataclass(kw_only=True)
+class ModelConfig:
+    name: str
+    """What reports call the model."""
+
+    path: str | None = None
+    """A hub id, a local folder, a .gguf file, or `bundled:NAME` for a folder of arcft/assets."""
+
+    tokenizer: str | None = None
+    """Where the tokenizer is, if not at `path`; the same forms, except .gguf."""
+
+    init: Literal["pretrained", "random"] = "pretrained"
+    """`random` takes only the architecture (config.json) from `path` and draws weights from `seed`."""
+
+    seed: int = 0
+    """Seed of random weights; it belongs to the base model's identity, so it is apart from training.seed."""
+
+    backend: Literal["transformers", "unsloth"] = "transformers"
+    """`unsloth` needs a CUDA GPU and the extra of that name."""
+
+    quantization: Literal["none", "nf4", "int8"] = "none"
+    """bitsandbytes quantisation of the frozen base weights."""
+
+    attn_implementation: str = "sdpa"
+    """As in transformers: sdpa, eager, flash_attention_2, ..."""
+
+    train_modules: list[str] = dataclasses.field(default_factory=list)
+    """Modules trained and saved whole beside the adapter (PEFT's modules_to_save), by the end of their name."""
+
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Also asks for ARCFT_TRUST_REMOTE_CODE=1 in the environment."""
+
+    def problems(self) -> Iterator[str]:
+        if not self.path:
+            yield "model.path is not set: give a hub id, a folder or a .gguf file, e.g. model.path=/models/my-model"
+            return
+        if self.init == "random" and self.quantization != "none":
+            yield f"model.quantization={self.quantization} has no effect on random weights; use model.quantization=none"
+        if self.path.endswith(".gguf"):
+            if self.init == "random":
+                yield "model.init=random needs a folder or hub id with a config.json, not a .gguf file"
+            if self.backend == "unsloth":
+                yield "model.backend=unsloth cannot read a .gguf file; use model.backend=transformers"
+        if self.tokenizer is not None and self.tokenizer.endswith(".gguf"):
+            yield f"model.tokenizer={self.tokenizer}: give a folder or a hub id; a .gguf file is read as model.path"
+        if self.backend == "unsloth" and self.init == "random":
+            yield "model.backend=unsloth loads pretrained weights only; use model.backend=transformers"

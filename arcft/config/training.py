@@ -1,0 +1,90 @@
+"""How long, how large, how often. Keys: conf/training/default.yaml."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Literal
+
+from arcft.config.duration import DurationError, parse_duration
+
+BEST_METRICS = ("accuracy", "correct_pixels", "correct_size", "max_correct_pixels", "pass_n", "vote_1", "vote_2")
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainingConfig:
+    max_steps: int
+    """Optimizer steps."""
+
+    learning_rate: float
+    """Peak rate; the schedule multiplies it."""
+
+    per_device_train_batch_size: int
+    """Examples in one forward pass."""
+
+    gradient_accumulation_steps: int
+    """Forward passes before an optimizer step; the loss is weighted by supervised tokens over all of them."""
+
+    max_seq_length: int
+    """Tokens of prompt and answer together; longer examples are skipped."""
+
+    drop_demonstrations: bool
+    """Shorten an example that is too long by leaving demonstrations out, the last first, instead of skipping it."""
+
+    loss_on: Literal["completion", "all", "from_second_output"]
+    """Supervise the answer, the whole text, or the outputs from the second demonstration on."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    """Arithmetic of forward and backward; `auto` is bfloat16 on GPUs that have it, else float16, and float32 on CPU."""
+
+    seed: int
+    """Seed of examples, adapter initialisation and dropout."""
+
+    max_grad_norm: float
+    """Gradients are scaled down to this global norm."""
+
+    gradient_checkpointing: bool
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    save_steps: int
+    """A checkpoint every so many steps, and at the end."""
+
+    eval_steps: int
+    """Loss and generation metrics on held-out tasks every so many steps, and at the end."""
+
+    save_total_limit: int
+    """Checkpoints kept beside the best one."""
+
+    logging_steps: int
+    """Loss, gradient norm and learning rate are recorded every so many steps."""
+
+    best_metric: str
+    """The generation metric by which the best checkpoint is chosen."""
+
+    generation_tasks: int
+    """Held-out tasks that are predicted at each evaluation; 0 for the loss alone."""
+
+    max_time: str | None = None
+    """Stop, saving, after this time: 90s, 45m, 11h30m."""
+
+    num_workers: int = 0
+    """Processes that prepare examples; 0 prepares them in the training process."""
+
+    def problems(self) -> Iterator[str]:
+        at_least_one = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_seq_length")
+        for name in (*at_least_one, "save_steps", "eval_steps", "save_total_limit", "logging_steps"):
+            if getattr(self, name) < 1:
+                yield f"training.{name}={getattr(self, name)}: at least 1"
+        for name in ("generation_tasks", "num_workers", "seed"):
+            if getattr(self, name) < 0:
+                yield f"training.{name}={getattr(self, name)}: at least 0"
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                yield f"training.{name}={getattr(self, name)}: above 0"
+        if self.best_metric not in BEST_METRICS:
+            yield f"training.best_metric={self.best_metric}: one of {', '.join(BEST_METRICS)}"
+        if self.max_time is not None:
+            try:
+                parse_duration(self.max_time)
+            except DurationError as error:
+                yield f"training.max_time={self.max_time}: {error}"
