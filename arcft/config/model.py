@@ -30,6 +30,12 @@ class ModelConfig:
     quantization: Literal["none", "nf4", "int8"] = "none"
     """bitsandbytes quantisation of the frozen base weights."""
 
+    learning_rate: float = 1e-4
+    """Recommended peak rate for an adapter; training.learning_rate takes it unless set."""
+
+    max_seq_length: int = 4096
+    """Recommended context in tokens; training.max_seq_length takes it unless set."""
+
     attn_implementation: str = "sdpa"
     """As in transformers: sdpa, eager, flash_attention_2, ..."""
 
