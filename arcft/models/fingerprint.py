@@ -1,0 +1,75 @@
+"""What identifies a base model: an adapter fits the model that it was trained on, and no other."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from transformers import PreTrainedModel
+from transformers.utils import cached_file
+
+from arcft.config.model import ModelConfig
+from arcft.models.load import ModelError, draw_random_model, resolve_path
+
+_BLOCKS = 64
+_BLOCK_BYTES = 4096
+
+# Entries of a model's config that say how it is used, not what it computes.
+_VOLATILE = (
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "name_or_path",
+    "pad_token_id",
+    "quantization_config",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+
+
+def base_fingerprint(config: ModelConfig, model: PreTrainedModel) -> str:
+    """sha256 (hexadecimal) over the architecture and a digest of the base weights; the same for every device, dtype
+    and quantisation that they are loaded in, and whether or not `model` carries an adapter or was trained since.
+
+    Weight files are digested by size and 64 evenly spread blocks of 4 KiB each, which takes milliseconds for files
+    of any size; random weights by drawing them again. Raises ModelError.
+    """
+    architecture = {name: value for name, value in model.config.to_dict().items() if name not in _VOLATILE}
+    digest = hashlib.sha256(json.dumps(architecture, sort_keys=True, default=str).encode())
+    if config.init == "random":
+        for name, tensor in draw_random_model(config).state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+    else:
+        for path in _weight_files(resolve_path(str(config.path))):
+            _add_file(digest, path)
+    return digest.hexdigest()
+
+
+def _weight_files(source: str) -> list[Path]:
+    if source.endswith(".gguf"):
+        return [Path(source)]
+    single, index = "model.safetensors", "model.safetensors.index.json"
+    for name in (single, index):
+        # Finds a file in a folder or in the hub's cache; None where there is none.
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        if found is None:
+            continue
+        if name == single:
+            return [Path(found)]
+        shards = sorted(set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values()))
+        return [Path(str(cached_file(source, shard))) for shard in shards]
+    raise ModelError(f"model.path={source}: it holds no {single}; weights in other formats are not read")
+
+
+def _add_file(digest: hashlib._Hash, path: Path) -> None:
+    size = path.stat().st_size
+    digest.update(f"{size}".encode())
+    with path.open("rb") as file:
+        for number in range(_BLOCKS):
+            file.seek(number * max(size - _BLOCK_BYTES, 0) // (_BLOCKS - 1))
+            digest.update(file.read(_BLOCK_BYTES))

@@ -1,0 +1,182 @@
+"""A base model and its tokenizer, from a hub id, a folder, a GGUF file or the package's own assets.
+
+Weights are read from safetensors or GGUF only, never from pickles. Random weights are drawn on the CPU in float32 from
+the config's own seed, so that they are the same base model on every device and in every dtype.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from arcft.config.model import ModelConfig
+from arcft.errors import ArcftError
+from arcft.models.backend import import_backend
+from arcft.models.gguf_tokenizer import load_gguf_tokenizer
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+BUNDLED = "bundled:"
+
+
+class ModelError(ArcftError):
+    """A model or tokenizer that can't be found, read or built."""
+
+
+def resolve_path(path: str) -> str:
+    """A `bundled:NAME` as its folder in the package, a local folder or GGUF file as its absolute path, and anything
+    else unchanged: a hub id. Raises ModelError for a bundled name or a local path that does not exist."""
+    if path.startswith(BUNDLED):
+        folder = ASSETS / path.removeprefix(BUNDLED)
+        if not (folder / "config.json").is_file():
+            names = sorted(entry.parent.name for entry in ASSETS.glob("*/config.json"))
+            raise ModelError(f"model.path={path}: bundled are {', '.join(BUNDLED + name for name in names) or 'none'}")
+        return str(folder)
+    local = Path(path).expanduser()
+    if local.exists():
+        if local.is_file() and local.suffix != ".gguf":
+            raise ModelError(f"model.path={path} is a file; give the folder that holds config.json, or a .gguf file")
+        return str(local.resolve())
+    # A hub id is `name` or `owner/name`.
+    if local.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1 or path.endswith(".gguf"):
+        raise ModelError(f"model.path={path}: there is no such file or folder (from {Path.cwd()})")
+    return path
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of forward and backward: `auto` is bfloat16 on GPUs that have it, else float16, and float32 on CPU."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+    if device.type != "cuda":
+        return torch.float32
+    # Before compute capability 8 bfloat16 is emulated, and slow.
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer at `config.tokenizer`, or else at `config.path`; raises ModelError where there is none."""
+    key = "model.tokenizer" if config.tokenizer else "model.path"
+    source = resolve_path(config.tokenizer or _path(config))
+    if source.endswith(".gguf"):
+        return load_gguf_tokenizer(Path(source))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=_trusts_code(config))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(_not_loaded(key, config.tokenizer or _path(config), "a tokenizer", error)) from error
+    # Spaces before punctuation belong to the text here.
+    tokenizer.clean_up_tokenization_spaces = False
+    return tokenizer
+
+
+def load_model(
+    config: ModelConfig, *, dtype: torch.dtype, device: torch.device, max_seq_length: int | None = None
+) -> PreTrainedModel:
+    """The base model with its weights in `dtype` on `device`, in evaluation mode.
+
+    For training all weights, pass float32 and leave the arithmetic to autocast; frozen weights under an adapter may
+    be in the dtype of the arithmetic. `max_seq_length` matters to unsloth only. Raises ModelError.
+    """
+    if config.backend == "unsloth":
+        return _load_unsloth(config, dtype, max_seq_length)
+    try:
+        if config.init == "random":
+            model = draw_random_model(config).to(device=device, dtype=dtype)
+        else:
+            model = _load_pretrained(config, dtype, device)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(_not_loaded("model.path", _path(config), "a causal language model", error)) from error
+    return model.eval()
+
+
+def draw_random_model(config: ModelConfig) -> PreTrainedModel:
+    """A model of the architecture at `config.path`, weights drawn from `config.seed`; float32 on the CPU."""
+    source = resolve_path(_path(config))
+    trust = _trusts_code(config)
+    architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.seed)
+        return AutoModelForCausalLM.from_config(
+            architecture, attn_implementation=config.attn_implementation, dtype=torch.float32, trust_remote_code=trust
+        )
+
+
+def _load_pretrained(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    source = resolve_path(_path(config))
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "attn_implementation": config.attn_implementation,
+        "device_map": {"": device},
+    }
+    if source.endswith(".gguf"):
+        return _load_gguf(Path(source), options)
+    if config.quantization != "none":
+        options["quantization_config"] = _quantization(config.quantization, dtype)
+    return AutoModelForCausalLM.from_pretrained(
+        source, use_safetensors=True, trust_remote_code=_trusts_code(config), **options
+    )
+
+
+def _load_gguf(path: Path, options: dict[str, Any]) -> PreTrainedModel:
+    # Newer transformers keeps the file's blocks where it has a kernel for them; older releases always unpack, and
+    # have no such class. Only a plain dense model can be saved again.
+    if "GgufConfig" in dir(transformers):
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
+
+
+def _quantization(name: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
+    # A mixture of experts is routed by its `gate`, and errors in the logits hurt most: these stay as they are.
+    # The dot keeps `gate_proj` out of the pattern's reach.
+    kept = ["lm_head", ".gate"]
+    if name == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=kept,
+    )
+
+
+def _load_unsloth(config: ModelConfig, dtype: torch.dtype, max_seq_length: int | None) -> PreTrainedModel:
+    unsloth = import_backend(config)
+    model, _ = unsloth.FastLanguageModel.from_pretrained(
+        model_name=resolve_path(_path(config)),
+        max_seq_length=max_seq_length,
+        dtype=dtype,
+        load_in_4bit=config.quantization == "nf4",
+        load_in_8bit=config.quantization == "int8",
+        trust_remote_code=_trusts_code(config),
+    )
+    return model
+
+
+def _path(config: ModelConfig) -> str:
+    if not config.path:
+        raise ModelError("model.path is not set: give a hub id, a folder or a .gguf file")
+    return config.path
+
+
+def _trusts_code(config: ModelConfig) -> bool:
+    if config.trust_remote_code and os.environ.get("ARCFT_TRUST_REMOTE_CODE") != "1":
+        raise ModelError(
+            f"model.trust_remote_code=true runs Python code from {config.path}: if you have read that code and trust "
+            "it, also set the environment variable ARCFT_TRUST_REMOTE_CODE=1"
+        )
+    return config.trust_remote_code
+
+
+def _not_loaded(key: str, path: str, what: str, error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = " ".join(lines)[:400]
+    if Path(resolve_path(path)).exists():
+        return f"{key}={path}: {what} can't be loaded from there ({reason})"
+    return (
+        f"{key}={path} is not a local folder, and as a hub id {what} can't be fetched under that name; check the name "
+        f"and the network, or give the path of a downloaded folder ({reason})"
+    )

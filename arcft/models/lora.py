@@ -1,0 +1,196 @@
+"""Adapters: making one, saving and loading one in PEFT's own format, merging one into its base.
+
+What is trained is always float32 (the optimizer's small updates vanish in bfloat16); frozen weights keep the dtype
+they were loaded in. So a trainable model with 16-bit base weights runs under autocast; a loaded one that is not
+trainable has the base's dtype throughout, and needs none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import peft
+import torch
+from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from arcft.config.lora import LoraConfig
+from arcft.errors import ArcftError
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+class LoraError(ArcftError):
+    """An adapter that does not fit its model, or can't be read."""
+
+
+def apply_lora(
+    model: PreTrainedModel,
+    config: LoraConfig,
+    train_modules: Sequence[str],
+    *,
+    seed: int,
+    backend: Literal["transformers", "unsloth"] = "transformers",
+) -> peft.PeftModel:
+    """Freeze `model` and put a fresh adapter on it, initialised from `seed` whatever was drawn before.
+
+    `train_modules` are trained and saved whole; where one of them is an embedding that the model ties to its head,
+    the two stay tied. Raises LoraError for names of modules that the model does not have.
+    """
+    _check_names(model, "model.train_modules", train_modules)
+    if not isinstance(config.target_modules, str):
+        _check_names(model, "lora.target_modules", config.target_modules or ())
+    if backend == "unsloth":
+        return _apply_with_unsloth(model, config, train_modules, seed)
+    peft_config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=config.r,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=config.target_modules,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        init_lora_weights=config.init_lora_weights,
+        modules_to_save=list(train_modules) or None,
+        ensure_weight_tying=bool(train_modules) and _is_tied(model),
+    )
+    with _seeded(seed):
+        try:
+            adapted = peft.get_peft_model(model, peft_config)
+        except ValueError as error:
+            raise LoraError(f"lora.target_modules={config.target_modules}: {error}") from error
+    # PEFT keeps a set here, whose order, and so the bytes of the saved file, would differ from run to run.
+    peft_config.target_modules = sorted(peft_config.target_modules)
+    _train_in_float32(adapted)
+    return adapted
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> peft.PeftModel:
+    """Put the adapter saved in `folder` on `model`; raises LoraError where it does not fit, or is no LoRA adapter."""
+    peft_config = _read_config(folder)
+    peft_config.inference_mode = not trainable
+    # The initial values are drawn and then overwritten; nobody else's random numbers may shift by that.
+    with _seeded(0):
+        try:
+            adapted = peft.get_peft_model(model, peft_config, autocast_adapter_dtype=trainable)
+        except (ValueError, RuntimeError) as error:
+            raise LoraError(f"{folder}: the adapter does not fit this base model: {error}") from error
+    if trainable:
+        # Before the weights are read: a detour by the base's 16 bits would round them.
+        _train_in_float32(adapted)
+    else:
+        adapted.requires_grad_(False)
+        adapted.eval()
+    load_adapter_weights(adapted, folder)
+    return adapted
+
+
+def load_adapter_weights(model: peft.PeftModel, folder: Path) -> None:
+    """Overwrite the adapter of `model` with the one saved in `folder`; raises LoraError unless they match exactly."""
+    try:
+        weights = load_file(folder / WEIGHTS_FILE)
+    except (OSError, SafetensorError) as error:
+        raise LoraError(f"{folder / WEIGHTS_FILE}: can't be read: {error}") from error
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    for name in sorted(own.keys() ^ weights.keys()):
+        where = "misses" if name in own else "holds beside what this model has"
+        raise LoraError(f"{folder}: the adapter does not fit this base model: it {where} {name}")
+    for name, weight in weights.items():
+        if weight.shape != own[name].shape:
+            raise LoraError(
+                f"{folder}: the adapter does not fit this base model: {name} has shape {tuple(weight.shape)}, "
+                f"this model needs {tuple(own[name].shape)}"
+            )
+    set_peft_model_state_dict(model, weights)
+
+
+def save_adapter(model: peft.PeftModel, folder: Path) -> None:
+    """Write adapter_config.json and adapter_model.safetensors into `folder`."""
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    # A model card with nothing but empty headings.
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def merge(model: peft.PeftModel) -> PreTrainedModel:
+    """The base model with the adapter added into its weights, in their dtype; `model` is used up.
+
+    Not exact below float32, and lossy on quantised weights, which are rounded again. Raises LoraError where the
+    result is not finite.
+    """
+    try:
+        return model.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise LoraError(f"the adapter can't be merged: {error}") from error
+
+
+def trainable_parameters(model: nn.Module) -> int:
+    """How many numbers training changes; a weight that is used in two places counts once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _read_config(folder: Path) -> peft.LoraConfig:
+    path = folder / CONFIG_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise LoraError(f"{path}: can't be read: {error}") from error
+    # `megatron_core` names a Python module that PEFT would import.
+    if content.get("peft_type") != "LORA" or content.get("megatron_config") is not None:
+        raise LoraError(f"{path}: is no plain LoRA adapter (peft_type={content.get('peft_type')})")
+    try:
+        return peft.LoraConfig.from_pretrained(str(folder))
+    except (TypeError, ValueError) as error:
+        raise LoraError(f"{path}: is not valid: {error}") from error
+
+
+def _check_names(model: PreTrainedModel, key: str, wanted: Sequence[str]) -> None:
+    existing = [name for name, _ in model.named_modules() if name]
+    for name in wanted:
+        if not any(module == name or module.endswith("." + name) for module in existing):
+            ends = sorted({module.rpartition(".")[2] for module in existing} - {str(n) for n in range(1000)})
+            raise LoraError(f"{key}: the model has no module {name}; its modules end in {', '.join(ends)}")
+
+
+def _is_tied(model: PreTrainedModel) -> bool:
+    head = model.get_output_embeddings()
+    return head is not None and head.weight is model.get_input_embeddings().weight
+
+
+def _train_in_float32(model: peft.PeftModel) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def _apply_with_unsloth(
+    model: PreTrainedModel, config: LoraConfig, train_modules: Sequence[str], seed: int
+) -> peft.PeftModel:
+    import unsloth
+
+    return unsloth.FastLanguageModel.get_peft_model(
+        model,
+        r=config.r,
+        target_modules=config.target_modules,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        use_rslora=config.use_rslora,
+        init_lora_weights=config.init_lora_weights,
+        modules_to_save=list(train_modules) or None,
+        random_state=seed,
+        use_gradient_checkpointing=False,
+    )
