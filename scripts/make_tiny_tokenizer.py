@@ -1,0 +1,118 @@
+"""Write arcft/assets/tiny: the tokenizer and the architecture of the bundled model.
+
+    python scripts/make_tiny_tokenizer.py [FOLDER]
+
+Any text can be written and read back, byte by byte; what our encoders and prompts write takes one token a digit,
+symbol, colour name or word. The words come from conf/prompt, so run this again after changing them; the token ids
+change then, and with them every checkpoint of the model.
+"""
+
+from __future__ import annotations
+
+import json
+import string
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+
+from arcft.text.encoders import COLOR_NAMES, DIGITS, FENCE, SYMBOLS
+
+ROOT = Path(__file__).resolve().parents[1]
+PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
+SPECIALS = (PAD, BEGIN, END)
+# One piece is one token if the vocabulary has it, else its bytes. Nothing merges across pieces.
+PIECES = rf"{FENCE}|#+|[{SYMBOLS}]|[0-9]| ?[A-Za-z]+|\s|[^\sA-Za-z0-9{SYMBOLS}]"
+FORMAT_PIECES = (*DIGITS, "\n", " ", "|", *SYMBOLS, FENCE, "grid", " shape", ":", "x")
+CONTEXT = 8192  # tokens
+
+
+def main(folder: Path) -> None:
+    tokenizer = make_tokenizer()
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    size = tokenizer.get_vocab_size()
+    _write(folder / "tokenizer_config.json", tokenizer_settings())
+    _write(folder / "config.json", architecture(size))
+    print(f"{folder}: {size} tokens")
+
+
+def make_tokenizer() -> Tokenizer:
+    bytes_of = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    vocabulary = dict.fromkeys(SPECIALS)
+    for piece in (*FORMAT_PIECES, *COLOR_NAMES, *(f" {name}" for name in COLOR_NAMES), *prompt_pieces()):
+        ((token, _),) = bytes_of.pre_tokenize_str(piece)
+        vocabulary[token] = None
+    vocabulary |= dict.fromkeys(sorted(pre_tokenizers.ByteLevel.alphabet()))
+    ids = {token: number for number, token in enumerate(vocabulary)}
+
+    tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"), bytes_of])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BEGIN} $A", pair=f"{BEGIN} $A $B", special_tokens=[(BEGIN, ids[BEGIN])]
+    )
+    tokenizer.add_special_tokens(list(SPECIALS))
+    return tokenizer
+
+
+def prompt_pieces() -> Iterator[str]:
+    """The words and marks of every prompt under conf/prompt, file by file."""
+    split = pre_tokenizers.Split(Regex(PIECES), "isolated")
+    for path in sorted((ROOT / "conf" / "prompt").glob("*.yaml")):
+        for key, template in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+            if key == "chat_template":
+                continue
+            for text, *_ in string.Formatter().parse(template):
+                yield from (piece for piece, _ in split.pre_tokenize_str(text))
+
+
+def tokenizer_settings() -> dict[str, object]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BEGIN,
+        "eos_token": END,
+        "pad_token": PAD,
+        "model_max_length": CONTEXT,
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def architecture(num_tokens: int) -> dict[str, object]:
+    """A Llama with biases in attention, which is Qwen2 but for one bias.
+
+    Not Qwen2 itself: beside a config.json of that type, transformers' AutoTokenizer rebuilds any tokenizer with
+    Qwen2's own pieces (MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS in tokenization_auto.py), and ours falls to bytes.
+    """
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": -(-num_tokens // 64) * 64,
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 32,
+        "intermediate_size": 384,
+        "hidden_act": "silu",
+        "attention_bias": True,
+        "max_position_embeddings": CONTEXT,
+        "rms_norm_eps": 1e-06,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "tie_word_embeddings": False,
+        "initializer_range": 0.02,
+        "pad_token_id": SPECIALS.index(PAD),
+        "bos_token_id": SPECIALS.index(BEGIN),
+        "eos_token_id": SPECIALS.index(END),
+        "dtype": "float32",
+    }
+
+
+def _write(path: Path, content: dict[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "arcft" / "assets" / "tiny")
