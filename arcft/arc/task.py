@@ -28,7 +28,7 @@ def as_grid(value: Any, *, where: str = "grid") -> Grid:
     `where` opens the message of the TaskError, for example `tasks.json: task 007bbfb7, train pair 1, input`.
     """
     if isinstance(value, np.ndarray):
-        if value.ndim != 2 or not np.issubdtype(value.dtype, np.integer):
+        if value.ndim != 2 or value.dtype.kind not in "iu":
             raise TaskError(f"{where}: a grid is a 2-D array of integers, not {value.ndim}-D of {value.dtype}")
         array = value
     else:
@@ -36,9 +36,8 @@ def as_grid(value: Any, *, where: str = "grid") -> Grid:
     rows, columns = array.shape
     if not (1 <= rows <= MAX_SIDE and 1 <= columns <= MAX_SIDE):
         raise TaskError(f"{where}: {rows}x{columns} (rows x columns); a grid has 1 to {MAX_SIDE} of each")
-    wrong = np.argwhere((array < 0) | (array >= NUM_COLORS))
-    if len(wrong):
-        row, column = (int(index) for index in wrong[0])
+    if array.min() < 0 or array.max() >= NUM_COLORS:
+        row, column = (int(index) for index in np.argwhere((array < 0) | (array >= NUM_COLORS))[0])
         raise TaskError(
             f"{where}: colour {array[row, column]} at row {row + 1}, column {column + 1}; "
             f"colours are 0 to {NUM_COLORS - 1}"
