@@ -33,7 +33,7 @@ class Tracker(Protocol):
         ...
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Record a table; each row has one cell (text, number, bool or None) a column."""
+        """Record a table; cells are text, numbers, bools or None, and of one kind in a column."""
         ...
 
     def picture(self, name: str, path: Path) -> None:
@@ -116,9 +116,7 @@ class WandbTracker:
             ) from error
         self._run.define_metric(TRAINING_STEP, hidden=True)
         self._run.define_metric("*", step_metric=TRAINING_STEP)
-        self.where = self._run.url or f"wandb sync {shlex.quote(str(Path(self._run.dir).parent))}"
-        if self._run.disabled:
-            self.where = ""
+        self.where = self._place()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._run.log({**values, TRAINING_STEP: step})
@@ -138,6 +136,13 @@ class WandbTracker:
 
     def finish(self, exit_code: int) -> None:
         self._run.finish(exit_code=exit_code)
+
+    def _place(self) -> str:
+        if self._run.disabled:  # by WANDB_MODE in the environment
+            return ""
+        if self._run.offline:
+            return f"wandb sync {shlex.quote(str(Path(self._run.dir).parent))}"
+        return self._run.url or ""
 
 
 def _mode(config: TrackingConfig) -> Literal["online", "offline"] | None:
