@@ -47,8 +47,6 @@ class TrainConfig:
     def problems(self) -> Iterator[str]:
         if self.data.source == "held_out":
             yield "data=held_out belongs to evaluate.py; train.py needs a set of tasks, e.g. data=arc1"
-        if self.model.train_modules and not self.lora.enabled:
-            yield "model.train_modules has no effect with lora=none, which trains everything; set it to []"
         limit = self.data.max_tokens
         if limit is not None and limit > self.training.max_seq_length and not self.training.drop_demonstrations:
             yield (
@@ -99,6 +97,10 @@ class EvaluateConfig:
         if len(given) != 1:
             said = " and ".join(f"{name}=" for name in given) if given else "none"
             yield f"give exactly one of checkpoint=, model=, predictions=, resume= ({said} given)"
+        if self.model is None:
+            for name in ("encoder", "prompt"):
+                if getattr(self, name) is not None and self.checkpoint is None:
+                    yield f"{name}= has no effect without model=; a checkpoint brings its own"
         if self.adapters is not None and self.checkpoint is None:
             yield "adapters= needs checkpoint=: the run that the adapters were started from"
         if self.predictions is not None and self.data.source == "held_out":

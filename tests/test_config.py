@@ -1,0 +1,167 @@
+"""Every YAML under conf/ composes and validates, and what is wrong is refused with a message that helps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from arcft.config import schema
+from arcft.config.duration import DurationError, parse_duration
+from arcft.config.run import EvaluateConfig, TrainConfig
+from arcft.runs.edge import check_overrides, config_folder
+
+GROUPS = sorted(path.name for path in config_folder().iterdir() if path.is_dir() and path.name != "local")
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((config_folder() / group).glob("*.yaml"))]
+# What an option needs beside itself.
+EXTRA = {
+    ("data", "kaggle"): ["data.path=tasks.json"],
+    ("data", "folder"): ["data.path=tasks"],
+    ("model", "local"): ["model.path=model"],
+}
+
+
+def composed(name: str, *overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        values = OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def train_config(*overrides: str) -> TrainConfig:
+    return schema.from_dict(TrainConfig, composed("train", *overrides))
+
+
+def evaluate_config(*overrides: str) -> EvaluateConfig:
+    return schema.from_dict(EvaluateConfig, composed("evaluate", *overrides))
+
+
+def refusal(*overrides: str) -> list[str]:
+    with pytest.raises(schema.ConfigError) as caught:
+        train_config(*overrides)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair != ("data", "held_out")])
+def test_every_option_of_train_composes(group: str, option: str) -> None:
+    config = train_config(f"{group}={option}", *EXTRA.get((group, option), []))
+    assert schema.from_dict(TrainConfig, schema.to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [pair for pair in OPTIONS if pair[0] in ("inference", "selection", "tracking") or pair == ("data", "held_out")],
+)
+def test_every_option_of_evaluate_composes(group: str, option: str) -> None:
+    config = evaluate_config(f"{group}={option}", "checkpoint=run")
+    assert schema.from_dict(EvaluateConfig, schema.to_dict(config)) == config
+
+
+@pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "model"])
+def test_a_model_brings_its_encoder_and_prompt_to_both_programs(option: str) -> None:
+    extra = EXTRA.get(("model", option), [])
+    trained, evaluated = train_config(f"model={option}", *extra), evaluate_config(f"model={option}", *extra)
+    assert evaluated.model == trained.model
+    assert evaluated.encoder == trained.encoder
+    assert evaluated.prompt == trained.prompt
+    chosen = train_config(f"model={option}", "encoder=separator", "prompt=priors", *extra)
+    assert "GridWithSeparationEncoder" in str(chosen.encoder.grid)
+    assert "Topology" in chosen.prompt.intro
+
+
+def test_the_model_sets_rate_and_length_unless_they_are_set() -> None:
+    config = train_config("model=qwen2_5_0_5b")
+    assert (config.training.learning_rate, config.training.max_seq_length) == (1e-4, 4096)
+    config = train_config("model=qwen2_5_0_5b", "training.learning_rate=2e-4", "training.max_seq_length=2048")
+    assert (config.training.learning_rate, config.training.max_seq_length) == (2e-4, 2048)
+
+
+def test_all_problems_are_told_at_once() -> None:
+    problems = refusal("lora.r=0", "scheduler.warmup_ratio=1.5", "+training.steps=3", "data.limit=many")
+    assert problems == [
+        "lora.r=0: the rank must be at least 1; to train without an adapter use lora=none",
+        "data.limit='many': expected a whole number or null, not str",
+        "scheduler.warmup_ratio=1.5: a share of the steps, from 0 to below 1",
+        "training.steps: there is no such key; did you mean training.max_steps or training.save_steps?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["lora.r=0"], "lora.r=0: the rank must be at least 1; to train without an adapter use lora=none"),
+        (["lora=none", "lora.r=16"], "lora.r=16 has no effect with lora=none; drop it, or use lora=default"),
+        (
+            ["scheduler.num_cycles=4"],
+            "scheduler.num_cycles=4 has no effect with scheduler=linear; use scheduler=cosine_with_restarts",
+        ),
+        (["scheduler=cosine_with_restarts", "scheduler.decay=0"], "scheduler.decay=0.0: above 0, at most 1"),
+        (["inference.temperature=1"], "inference.temperature=1.0 has no effect with inference=greedy; use inference=sample"),
+        (["tracking=none", "tracking.mode=online"], "tracking.mode=online has no effect with tracking=none; use tracking=wandb"),
+        (["model=local"], "model.path is not set: give a hub id, a folder or a .gguf file, e.g. model.path=/models/my-model"),
+        (["optimizer.momentum=0.9"], "optimizer.momentum=0.9 has no effect with optimizer=adamw; use optimizer=muon"),
+        (
+            ["data=kaggle"],
+            "data.path is not set: data.source=kaggle reads tasks from there",
+        ),
+        (
+            ["data.task_ids=[5117e062]"],
+            "data.task_ids[0]=5.117e+65: expected text, not float; YAML read the id as a number: quote it, "
+            "e.g. \"data.task_ids=['007bbfb7']\"",
+        ),
+        (["training.max_time=soon"], "training.max_time=soon: write hours, minutes and seconds with their letters, e.g. 90s, 45m, 11h30m"),
+        (["prompt.test=nothing"], "prompt.test: the placeholder {input} is missing"),
+        (["prompt.demonstration='{input}{outptu}'"], "prompt.demonstration: unknown placeholder {outptu}; known here: {input}, {number}, {output}"),
+        (["data=held_out"], "data=held_out belongs to evaluate.py; train.py needs a set of tasks, e.g. data=arc1"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_remedy(overrides: list[str], message: str) -> None:
+    assert message in refusal(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "give exactly one of checkpoint=, model=, predictions=, resume= (none given)"),
+        (
+            ["checkpoint=a", "predictions=b"],
+            "give exactly one of checkpoint=, model=, predictions=, resume= (checkpoint= and predictions= given)",
+        ),
+        (["predictions=b"], "predictions= needs the tasks they answer: add data=arc1, data=kaggle data.path=TASKS.json, ..."),
+        (["model=tiny", "adapters=x"], "adapters= needs checkpoint=: the run that the adapters were started from"),
+    ],
+)
+def test_evaluate_takes_exactly_one_subject(overrides: list[str], message: str) -> None:
+    with pytest.raises(schema.ConfigError) as caught:
+        evaluate_config(*overrides)
+    assert message in caught.value.problems
+
+
+def test_an_unknown_key_is_answered_with_the_nearest_one() -> None:
+    with pytest.raises(schema.ConfigError) as caught:
+        check_overrides(["lora.rank=3", "training.max_step=1", "encoder.grid.base=x", "lora.r=3,4", "hydra.verbose=true"], TrainConfig)
+    assert len(caught.value.problems) == 2
+    assert caught.value.problems[1] == (
+        "training.max_step: there is no such key; did you mean training.max_steps or training.max_time?"
+    )
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("45m", 2700), ("11h30m", 41400), ("1h0m0.5s", 3600.5)])
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "12", "h", "1d", "-5m", "0s", "1m1h"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(DurationError):
+        parse_duration(text)
+
+
+def test_every_yaml_opens_with_its_command() -> None:
+    for path in Path(config_folder()).rglob("*.yaml"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        first = next(line for line in lines if not line.startswith("# @package"))
+        assert first.startswith(("# python train.py", "# python evaluate.py")), path
