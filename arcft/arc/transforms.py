@@ -66,7 +66,10 @@ class Geometric(Transform, GridOperation):
         require_range(self, "quarter_turns", 0, 3)
 
     def on_grid(self, grid: Grid) -> NDArray[np.int8]:
-        return np.rot90(np.fliplr(grid) if self.flip else grid, self.quarter_turns)
+        # np.fliplr and np.rot90 do the same and take ten times as long, which shows where examples are made.
+        start = grid[:, ::-1] if self.flip else grid
+        turned = start.T if self.quarter_turns % 2 else start
+        return turned[:: -1 if self.quarter_turns in (1, 2) else 1, :: -1 if self.quarter_turns in (2, 3) else 1]
 
     def apply(self, task: Task) -> Task:
         return _map_grids(task, self.on_grid)

