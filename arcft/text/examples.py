@@ -1,0 +1,220 @@
+"""Problems as training examples and prompts: fitted to the context, streamed, and checked against the tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from arcft.arc.sources import PairPool, TaskSampler
+from arcft.arc.task import MAX_SIDE, NUM_COLORS, Task, TaskError
+from arcft.arc.transforms import Transform
+from arcft.arc.views import Problem, draw_task, drop_demonstrations, input_from_inputs, leave_one_out, test_problem
+from arcft.errors import ArcftError
+from arcft.text.encoders import GridEncoder
+from arcft.text.evenness import check_uneven_tokens as check_uneven_tokens
+from arcft.text.prompts import PromptBuilder
+from arcft.text.tokens import Example, Tokenization
+
+CHECKED_TASKS = 200
+MAX_TOO_LONG = 0.9
+# At the allowed nine in ten too long, so many attempts all fail once in 10^45 items.
+ATTEMPTS = 1000
+_STREAM = 0x7E87  # keeps the draws of the stream apart from those of other users of the same seed
+
+
+class LengthError(ArcftError):
+    """Tasks that do not fit the context."""
+
+
+class ExampleBuilder:
+    """Turns problems into training examples and into prompts, at most `max_seq_length` tokens long."""
+
+    def __init__(
+        self,
+        prompts: PromptBuilder,
+        tokenization: Tokenization,
+        *,
+        max_seq_length: int,
+        drop_demonstrations: bool,
+    ) -> None:
+        """`drop_demonstrations`: shorten what is too long by its last demonstrations, instead of giving it up."""
+        self.prompts = prompts
+        self.tokenization = tokenization
+        self.max_seq_length = max_seq_length
+        self.drop_demonstrations = drop_demonstrations
+        self._longest_answer: int | None = None
+
+    def example(self, problem: Problem) -> Example | None:
+        """The training example, or None if it does not fit; raise TokenizationError if the answer is not known."""
+        shortened: Problem | None = problem
+        while shortened is not None:
+            example = self._example(shortened)
+            if len(example.input_ids) <= self.max_seq_length:
+                return example
+            shortened = drop_demonstrations(shortened) if self.drop_demonstrations else None
+        return None
+
+    def prompt(self, problem: Problem) -> list[int]:
+        """The prompt's token ids, whatever their number: the beginning of `example(problem)`."""
+        text = self.prompts.render(problem)
+        return self.tokenization.prompt_ids(text.system, text.user, text.opener)
+
+    def fit(self, problem: Problem, room: int | None) -> Problem | None:
+        """The problem with as many of its demonstrations as fit, the first ones; None if not even one does.
+
+        `room` is how many tokens are kept free for the answer; None keeps what a 30x30 grid takes.
+        """
+        if room is None:
+            room = self.longest_answer
+        shortened: Problem | None = problem
+        while shortened is not None and len(self.prompt(shortened)) + room > self.max_seq_length:
+            shortened = drop_demonstrations(shortened)
+        return shortened
+
+    def num_tokens(self, task: Task) -> int:
+        """Tokens of prompt and answer, of the longest of the task's tests, without augmentation.
+
+        An answer that is not known is taken to be as long as the longest output of the demonstrations.
+        """
+        lengths = []
+        for index, pair in enumerate(task.test):
+            problem = test_problem(task, index)
+            answers = [pair.output] if pair.output is not None else [shown.output for shown in task.train]
+            completions = [self.prompts.completion(answer) for answer in answers if answer is not None]
+            longest = max(self.tokenization.completion_length(completion) for completion in completions)
+            lengths.append(len(self.prompt(problem)) + longest)
+        return max(lengths)
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of a 30x30 answer with the end of the turn."""
+        if self._longest_answer is None:
+            self._longest_answer = longest_answer_tokens(self.tokenization.tokenizer, self.prompts.encoder)
+        return self._longest_answer
+
+    def _example(self, problem: Problem) -> Example:
+        text = self.prompts.render(problem)
+        return self.tokenization.example(text.system, text.user, text.opener, text.completion, text.output_spans)
+
+
+class ExampleStream:
+    """Augmented examples as a map-style dataset in which item k is a pure function of (seed, k).
+
+    So to resume is to start at an index, and any number of workers gives the same data.
+    """
+
+    def __init__(
+        self,
+        sampler: TaskSampler,
+        draw: Callable[[Task, np.random.Generator], Transform],
+        builder: ExampleBuilder,
+        *,
+        length: int,
+        seed: int,
+        view: Literal["test", "leave_one_out"],
+        demonstrations: int | None,
+        input_from_inputs: float,
+    ) -> None:
+        """`draw` draws the augmentation of a task; `demonstrations` is how many a PairPool's task gets;
+        `input_from_inputs` is the share of examples that ask for another input instead of an output."""
+        self.sampler = sampler
+        self.draw = draw
+        self.builder = builder
+        self.length = length
+        self.seed = seed
+        self.view = view
+        self.demonstrations = demonstrations
+        self.input_from_inputs = input_from_inputs
+        self.skipped = 0
+        """Draws that were too long, and drawn again. Counted in this process only, not in workers."""
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, k: int) -> Example:
+        if not 0 <= k < self.length:
+            raise IndexError(k)
+        for attempt in range(ATTEMPTS):
+            rng = np.random.default_rng([_STREAM, self.seed, k, attempt])
+            # A task that is too long is replaced by any other, not by the next, which item k + 1 shows already.
+            item = self.sampler.item(k if attempt == 0 else int(rng.integers(2**31)))
+            example = self.builder.example(self._problem(self._task(item, rng), rng))
+            if example is not None:
+                return example
+            self.skipped += 1
+        raise LengthError(f"{ATTEMPTS} draws for example {k} were {self._remedy()}")
+
+    def check(self) -> list[str]:
+        """Try up to 200 tasks without augmentation; return the ids of those that do not fit.
+
+        Raise LengthError if more than 90% don't, and TaskError for a task that has nothing to learn from.
+        """
+        too_long = []
+        tasks = list(self._distinct_tasks())
+        for task in tasks[:CHECKED_TASKS]:
+            answered = (test_problem(task, index) for index in _answered(task))
+            if all(self.builder.example(problem) is None for problem in answered):
+                too_long.append(task.id)
+        checked = min(len(tasks), CHECKED_TASKS)
+        if len(too_long) > MAX_TOO_LONG * checked:
+            raise LengthError(
+                f"{len(too_long)} of {checked} tasks, more than {MAX_TOO_LONG:.0%}, are {self._remedy()} "
+                f"(for example {', '.join(too_long[:3])})"
+            )
+        return too_long
+
+    def _distinct_tasks(self) -> Iterator[Task]:
+        rng = np.random.default_rng([_STREAM, self.seed])
+        seen = set()
+        for k in range(20 * CHECKED_TASKS):
+            item = self.sampler.item(k)
+            if item.id not in seen:
+                seen.add(item.id)
+                yield self._task(item, rng)
+
+    def _task(self, item: Task | PairPool, rng: np.random.Generator) -> Task:
+        if isinstance(item, PairPool):
+            if self.demonstrations is None:
+                raise TaskError(f"task {item.id}: many pairs, but the number of demonstrations is not set")
+            return draw_task(item, self.demonstrations, rng)
+        if self.view == "leave_one_out":
+            views = leave_one_out(item)
+            return views[rng.integers(len(views))]
+        if not _answered(item):
+            raise TaskError(
+                f"task {item.id}: no test output is known, so there is nothing to learn; "
+                "use data.view=leave_one_out to learn from its demonstrations"
+            )
+        return item
+
+    def _problem(self, task: Task, rng: np.random.Generator) -> Problem:
+        task = self.draw(task, rng).apply(task)
+        answered = _answered(task)
+        index = answered[rng.integers(len(answered))]
+        if self.input_from_inputs and rng.random() < self.input_from_inputs:
+            return input_from_inputs(task, index)
+        return test_problem(task, index)
+
+    def _remedy(self) -> str:
+        limit = self.builder.max_seq_length
+        remedy = f"too long for training.max_seq_length={limit}; raise training.max_seq_length"
+        return remedy if self.builder.drop_demonstrations else f"{remedy} or set training.drop_demonstrations=true"
+
+
+def _answered(task: Task) -> list[int]:
+    return [index for index, pair in enumerate(task.test) if pair.output is not None]
+
+
+def longest_answer_tokens(tokenizer: PreTrainedTokenizerBase, encoder: GridEncoder) -> int:
+    """Tokens of the answer for a 30x30 grid, without the opener, with the end of the turn.
+
+    Where cells take a varying number of tokens, it is the longest of the ten grids of one colour and a random one.
+    """
+    rng = np.random.default_rng(0)
+    grids = [np.full((MAX_SIDE, MAX_SIDE), color, dtype=np.int8) for color in range(NUM_COLORS)]
+    grids.append(rng.integers(0, NUM_COLORS, (MAX_SIDE, MAX_SIDE), dtype=np.int8))
+    texts = [encoder.to_text(grid).removeprefix(encoder.opener) for grid in grids]
+    return max(len(ids) for ids in tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]) + 1

@@ -1,0 +1,256 @@
+"""Turns of a conversation as token ids and labels. Knows tokens and no grids."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+import re
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from arcft.errors import ArcftError
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100
+"""The label of a token that is not supervised, as PyTorch's cross entropy has it."""
+
+# Stands for the answer while a chat template is rendered: templates may trim white space off what they are given.
+_ANSWER = "arcft-answer"
+# Some templates write today's date; a prompt must read the same on the day of training and on the day of inference.
+_TODAY = datetime.datetime(2024, 7, 26)
+_BORDERS_CHECKED = 16
+_PADDING_NAMES = (
+    re.compile(r"[<\[].*pad.*[>\]]", re.IGNORECASE),
+    re.compile(r"[<\[].*(reserved|unused|extra|placeholder|dummy).*[>\]]", re.IGNORECASE),
+)
+
+
+class TokenizationError(ArcftError):
+    """A tokenizer or chat template that does not allow what was asked of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A training example."""
+
+    input_ids: list[int]
+    """The prompt's ids, the completion's ids and the end of the turn."""
+
+    labels: list[int]
+    """As long as `input_ids` and not shifted: the id where it is supervised, else IGNORED."""
+
+    prompt_length: int
+    """How many of `input_ids` are the prompt: all that a model is given at inference."""
+
+
+class Tokenization:
+    """Turns text into token ids, for training and for inference alike.
+
+    Prompt (with the opener of the answer) and completion are tokenised apart and put together, so the prompt at
+    inference is the beginning of the training example, whatever the tokenizer would merge across the border. Where
+    it would merge, a warning says so once.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        chat_template: Literal["auto", "never"] = "auto",
+        loss_on: str = "completion",
+    ) -> None:
+        """Prepare the tokenizer, which is left as it is.
+
+        `chat_template`: `auto` uses the tokenizer's template if it has one; without, the turns are plain text, with a
+        blank line after the system's. `loss_on`: completion, all or from_second_output, as in TrainingConfig. Raise
+        TokenizationError where template or tokenizer lack what is needed: an open last turn, an end token, character
+        offsets for from_second_output.
+        """
+        self.tokenizer = tokenizer
+        self.loss_on = loss_on
+        self.has_template = chat_template == "auto" and tokenizer.chat_template is not None
+        if loss_on == "from_second_output" and not tokenizer.is_fast:
+            raise TokenizationError(
+                "training.loss_on=from_second_output needs a tokenizer that reports character offsets (one with a "
+                "tokenizer.json); use training.loss_on=completion"
+            )
+        self._template_has_system = self.has_template and self._finds_system()
+        self._begin_ids = [] if self.has_template else self._plain_begin()
+        self.end_id = self._find_end()
+        self.end_ids = [self.end_id]
+        """The ids that stop generation: the end of the turn, and the end of text."""
+        if tokenizer.eos_token_id is not None and tokenizer.eos_token_id != self.end_id:
+            self.end_ids.append(tokenizer.eos_token_id)
+        self._borders_to_check = _BORDERS_CHECKED
+
+    def prompt_text(self, system: str, user: str, opener: str) -> str:
+        """The text that `prompt_ids` tokenises (without what a plain text begins with)."""
+        if self.has_template:
+            return self._render(system, user, open_turn=True).removesuffix(_ANSWER) + opener
+        return (f"{system}\n\n" if system else "") + user + opener
+
+    def prompt_ids(self, system: str, user: str, opener: str) -> list[int]:
+        """What a model is given: all turns, the last one open and begun with `opener`."""
+        return self._begin_ids + self._encode(self.prompt_text(system, user, opener))
+
+    def example(
+        self,
+        system: str,
+        user: str,
+        opener: str,
+        completion: str,
+        output_spans: Sequence[tuple[int, int]] = (),
+    ) -> Example:
+        """`prompt_ids`, then `completion` and the end of the turn, with labels as `loss_on` says.
+
+        `output_spans` are the first and last + 1 character in `user` of each text that `from_second_output` may
+        supervise. Raise TokenizationError if there is nothing to learn: an empty completion.
+        """
+        if not completion:
+            raise TokenizationError("an example without a completion has no supervised token; its answer is not known")
+        prompt = self.prompt_text(system, user, opener)
+        prompt_ids = self._begin_ids + self._encode(prompt)
+        completion_ids = self._encode(completion)
+        self._report_merge(prompt, completion, prompt_ids + completion_ids)
+        completion_ids = [*completion_ids, self.end_id]
+        if self.loss_on == "all":
+            prompt_labels = prompt_ids
+        else:
+            prompt_labels = [IGNORED] * len(prompt_ids)
+            if self.loss_on == "from_second_output":
+                for position in self._positions(prompt, user, output_spans[1:]):
+                    prompt_labels[position] = prompt_ids[position]
+        return Example(prompt_ids + completion_ids, prompt_labels + completion_ids, len(prompt_ids))
+
+    def completion_length(self, completion: str) -> int:
+        """Tokens of `completion` with the end of the turn."""
+        return len(self._encode(completion)) + 1
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of generated ids up to the first end token, exactly: nothing is cleaned up, and other special
+        tokens stay visible, for they are no part of a right answer."""
+        end = next((position for position, token in enumerate(token_ids) if token in self.end_ids), len(token_ids))
+        return self.tokenizer.decode(  # type: ignore[return-value]
+            list(token_ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+
+    def _render(self, system: str, user: str, *, open_turn: bool) -> str:
+        if system and not self._template_has_system:
+            system, user = "", f"{system}\n\n{user}"
+        turns = [("system", system)] if system else []
+        turns += [("user", user), ("assistant", _ANSWER)]
+        return self._apply(turns, open_turn=open_turn)
+
+    def _apply(self, turns: list[tuple[str, str]], *, open_turn: bool) -> str:
+        try:
+            return self.tokenizer.apply_chat_template(  # type: ignore[return-value]
+                [{"role": role, "content": content} for role, content in turns],
+                tokenize=False,
+                continue_final_message=open_turn,
+                strftime_now=_TODAY.strftime,
+            )
+        except (jinja2.TemplateError, ValueError) as error:
+            raise TokenizationError(
+                f"the tokenizer's chat template can't be used: {error}; use prompt.chat_template=never"
+            ) from error
+
+    def _finds_system(self) -> bool:
+        """Whether the template writes a system turn; some refuse it (Gemma 2), some would drop it."""
+        try:
+            text = self._apply([("system", "arcft-system"), ("user", "user"), ("assistant", _ANSWER)], open_turn=True)
+        except TokenizationError:
+            return False
+        return "arcft-system" in text
+
+    def _plain_begin(self) -> list[int]:
+        """What the tokenizer puts before a text: usually nothing, or the token that begins a text."""
+        with_special: list[int] = self.tokenizer.encode("0")
+        without = self._encode("0")
+        for start in range(len(with_special) - len(without) + 1):
+            if with_special[start : start + len(without)] == without:
+                return with_special[:start]
+        return []
+
+    def _find_end(self) -> int:
+        """The token that ends the assistant's turn: the template's, else the end of text."""
+        if self.has_template:
+            open_turn = self._render("", "user", open_turn=True)
+            if not open_turn.endswith(_ANSWER):
+                raise TokenizationError(
+                    f"the tokenizer's chat template adds {open_turn.rpartition(_ANSWER)[2]!r} to an open answer; "
+                    "use prompt.chat_template=never"
+                )
+            closing = self._render("", "user", open_turn=False).rpartition(_ANSWER)[2]
+            special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
+            for token in self._encode(closing):
+                if token in special:
+                    return token
+        if self.tokenizer.eos_token_id is None:
+            raise TokenizationError(
+                "the tokenizer has no end token, so a model could not learn to stop; set eos_token in its "
+                "tokenizer_config.json"
+            )
+        return self.tokenizer.eos_token_id
+
+    def _report_merge(self, prompt: str, completion: str, token_ids: list[int]) -> None:
+        if self._borders_to_check == 0:
+            return
+        self._borders_to_check -= 1
+        if self._begin_ids + self._encode(prompt + completion) != token_ids:
+            self._borders_to_check = 0
+            logger.warning(
+                "this tokenizer would merge the end of the prompt, %r, with the beginning of the answer, %r; "
+                "they are kept apart, in training as at inference",
+                prompt[-12:],
+                completion[:12],
+            )
+
+    def _positions(self, prompt: str, user: str, spans: Sequence[tuple[int, int]]) -> list[int]:
+        """Where in the prompt's ids the tokens stand that hold a character of `spans` of `user`."""
+        if not spans:
+            return []
+        words = user.strip()  # templates trim a turn
+        start = prompt.rfind(words)
+        if start < 0:
+            raise TokenizationError(
+                "training.loss_on=from_second_output: the tokenizer's chat template rewrites the user's text; use "
+                "training.loss_on=completion or prompt.chat_template=never"
+            )
+        shift = start - (len(user) - len(user.lstrip()))
+        encoding: Any = self.tokenizer(
+            prompt, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+        )
+        return [
+            len(self._begin_ids) + position
+            for position, (first, last) in enumerate(encoding["offset_mapping"])
+            if any(first < end + shift and last > begin + shift for begin, end in spans)
+        ]
+
+
+def choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of a token to pad with that never ends a turn, or a model could not learn to stop.
+
+    It is the tokenizer's own pad token if that will do, else one that is named for padding or reserved, else the
+    unknown token, else the last ordinary one. None is ever added: that would resize the embeddings, which are then
+    saved whole. Any token will do because padding stands right of all that is read, or is masked, and has no label.
+    The tokenizer is left as it is.
+    """
+    ends = Tokenization(tokenizer).end_ids
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in ends:
+        return tokenizer.pad_token_id
+    names = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    for pattern in _PADDING_NAMES:
+        for name, token in names:
+            if token not in ends and pattern.fullmatch(name):
+                return token
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in ends:
+        return tokenizer.unk_token_id
+    return max(token for _, token in names if token not in ends and token not in special)
