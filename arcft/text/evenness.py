@@ -1,4 +1,4 @@
-"""Whether a tokenizer writes every cell of a grid in the same number of tokens."""
+"""Whether a tokenizer suits an encoder: grids come back as they were, every cell in the same number of tokens."""
 
 from __future__ import annotations
 
@@ -33,14 +33,16 @@ ALTERNATIVES: dict[str, GridEncoder] = {
 
 
 class UnevenTokensError(ArcftError):
-    """A tokenizer that merges cells of a grid, or splits some."""
+    """A tokenizer that merges cells of a grid, splits some, or cannot write them."""
 
 
 def check_uneven_tokens(tokenizer: PreTrainedTokenizerBase, encoder: GridEncoder, *, allow: bool, name: str) -> None:
     """Raise UnevenTokensError, naming an encoder to use instead, unless every cell takes the same number of tokens.
 
-    With `allow` the message is logged as a warning. `name` is what the message calls the tokenizer.
+    With `allow` the message is logged as a warning. A tokenizer that changes the text of grids is refused all the
+    same. `name` is what the message calls the tokenizer.
     """
+    _check_round_trip(tokenizer, encoder, name)
     uneven = find_uneven_tokens(tokenizer, encoder)
     if uneven is None:
         return
@@ -76,6 +78,18 @@ def find_uneven_tokens(tokenizer: PreTrainedTokenizerBase, encoder: GridEncoder)
     if len(set(steps)) > 1 or steps[0] < 1:
         return f"rows of 1, 2, 3, 4, ... cells are {', '.join(map(str, counts[:4]))}, ... tokens"
     return None
+
+
+def _check_round_trip(tokenizer: PreTrainedTokenizerBase, encoder: GridEncoder, name: str) -> None:
+    for color in range(NUM_COLORS):
+        text = encoder.to_text(np.full((2, 3), color, dtype=np.int8))
+        token_ids = tokenizer.encode(text, add_special_tokens=False)
+        back = tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)
+        if back != text:
+            raise UnevenTokensError(
+                f"{name}: this tokenizer cannot write the text of this encoder: {text!r} comes back as {back!r}; "
+                "use another encoder or another model"
+            )
 
 
 def _zeros(rows: int, columns: int) -> np.ndarray:

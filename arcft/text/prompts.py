@@ -42,7 +42,7 @@ class PromptBuilder:
     def render(self, problem: Problem) -> PromptText:
         """The turns of `problem`. Demonstrations are numbered from 1."""
         output = problem.kind == "output"
-        user = self.config.intro if output else self.config.input_intro
+        user = (self.config.intro if output else self.config.input_intro).format()
         template = self.config.demonstration if output else self.config.input_demonstration
         spans = []
         for number, pair in enumerate(problem.demonstrations, 1):
