@@ -6,6 +6,8 @@ the config's own seed, so that they are the same base model on every device and 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from arcft.config.model import ModelConfig
 from arcft.errors import ArcftError
@@ -21,6 +24,24 @@ from arcft.models.gguf_tokenizer import load_gguf_tokenizer
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = "bundled:"
+
+_BLOCKS = 64
+_BLOCK_BYTES = 4096
+
+# Entries of a model's config that say how it is used, not what it computes.
+_VOLATILE = (
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "name_or_path",
+    "pad_token_id",
+    "quantization_config",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
 
 
 class ModelError(ArcftError):
@@ -84,7 +105,7 @@ def load_model(
         return _load_unsloth(config, dtype, max_seq_length)
     try:
         if config.init == "random":
-            model = draw_random_model(config).to(device=device, dtype=dtype)
+            model = draw_random_model(config).to(device=device, dtype=dtype)  # type: ignore[call-arg]
         else:
             model = _load_pretrained(config, dtype, device)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -102,6 +123,25 @@ def draw_random_model(config: ModelConfig) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(
             architecture, attn_implementation=config.attn_implementation, dtype=torch.float32, trust_remote_code=trust
         )
+
+
+def base_fingerprint(config: ModelConfig, model: PreTrainedModel) -> str:
+    """sha256 (hexadecimal) over the architecture and a digest of the base weights; the same for every device, dtype
+    and quantisation that they are loaded in, and whether or not `model` carries an adapter or was trained since.
+
+    Weight files are digested by size and 64 evenly spread blocks of 4 KiB each, which takes milliseconds for files
+    of any size; random weights by drawing them again. Raises ModelError.
+    """
+    architecture = {name: value for name, value in model.config.to_dict().items() if name not in _VOLATILE}
+    digest = hashlib.sha256(json.dumps(architecture, sort_keys=True, default=str).encode())
+    if config.init == "random":
+        for name, tensor in draw_random_model(config).state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+    else:
+        for path in _weight_files(resolve_path(str(config.path))):
+            _add_file(digest, path)
+    return digest.hexdigest()
 
 
 def _load_pretrained(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -144,7 +184,7 @@ def _quantization(name: str, dtype: torch.dtype) -> transformers.BitsAndBytesCon
 
 
 def _load_unsloth(config: ModelConfig, dtype: torch.dtype, max_seq_length: int | None) -> PreTrainedModel:
-    unsloth = import_backend(config)
+    unsloth: Any = import_backend(config)
     model, _ = unsloth.FastLanguageModel.from_pretrained(
         model_name=resolve_path(_path(config)),
         max_seq_length=max_seq_length,
@@ -180,3 +220,28 @@ def _not_loaded(key: str, path: str, what: str, error: Exception) -> str:
         f"{key}={path} is not a local folder, and as a hub id {what} can't be fetched under that name; check the name "
         f"and the network, or give the path of a downloaded folder ({reason})"
     )
+
+
+def _weight_files(source: str) -> list[Path]:
+    if source.endswith(".gguf"):
+        return [Path(source)]
+    single, index = "model.safetensors", "model.safetensors.index.json"
+    for name in (single, index):
+        # Finds a file in a folder or in the hub's cache; None where there is none.
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        if found is None:
+            continue
+        if name == single:
+            return [Path(found)]
+        shards = sorted(set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values()))
+        return [Path(str(cached_file(source, shard))) for shard in shards]
+    raise ModelError(f"model.path={source}: it holds no {single}; weights in other formats are not read")
+
+
+def _add_file(digest: hashlib._Hash, path: Path) -> None:
+    size = path.stat().st_size
+    digest.update(f"{size}".encode())
+    with path.open("rb") as file:
+        for number in range(_BLOCKS):
+            file.seek(number * max(size - _BLOCK_BYTES, 0) // (_BLOCKS - 1))
+            digest.update(file.read(_BLOCK_BYTES))

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import peft
 import torch
@@ -52,15 +52,9 @@ def apply_lora(
         return _apply_with_unsloth(model, config, train_modules, seed)
     peft_config = peft.LoraConfig(
         task_type="CAUSAL_LM",
-        r=config.r,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=config.target_modules,
-        use_rslora=config.use_rslora,
-        use_dora=config.use_dora,
-        init_lora_weights=config.init_lora_weights,
-        modules_to_save=list(train_modules) or None,
+        use_dora=bool(config.use_dora),
         ensure_weight_tying=bool(train_modules) and _is_tied(model),
+        **_options(config, train_modules),
     )
     with _seeded(seed):
         try:
@@ -68,7 +62,7 @@ def apply_lora(
         except ValueError as error:
             raise LoraError(f"lora.target_modules={config.target_modules}: {error}") from error
     # PEFT keeps a set here, whose order, and so the bytes of the saved file, would differ from run to run.
-    peft_config.target_modules = sorted(peft_config.target_modules)
+    peft_config.target_modules = sorted(peft_config.target_modules or ())
     _train_in_float32(adapted)
     return adapted
 
@@ -180,17 +174,22 @@ def _seeded(seed: int) -> Iterator[None]:
 def _apply_with_unsloth(
     model: PreTrainedModel, config: LoraConfig, train_modules: Sequence[str], seed: int
 ) -> peft.PeftModel:
+    if config.use_dora:
+        raise LoraError("lora.use_dora=true: unsloth has no DoRA; use model.backend=transformers or lora=default")
     import unsloth
 
     return unsloth.FastLanguageModel.get_peft_model(
-        model,
-        r=config.r,
-        target_modules=config.target_modules,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        use_rslora=config.use_rslora,
-        init_lora_weights=config.init_lora_weights,
-        modules_to_save=list(train_modules) or None,
-        random_state=seed,
-        use_gradient_checkpointing=False,
+        model, random_state=seed, use_gradient_checkpointing=False, **_options(config, train_modules)
     )
+
+
+def _options(config: LoraConfig, train_modules: Sequence[str]) -> dict[str, Any]:
+    return {
+        "r": config.r,
+        "lora_alpha": config.alpha,
+        "lora_dropout": config.dropout,
+        "target_modules": config.target_modules,
+        "use_rslora": config.use_rslora,
+        "init_lora_weights": config.init_lora_weights,
+        "modules_to_save": list(train_modules) or None,
+    }

@@ -1,0 +1,292 @@
+"""Checkpoint folders: complete or they do not count, and every byte accounted for.
+
+A checkpoint is written into a hidden sibling, flushed to disk and renamed to `checkpoint-STEP`, so that a crash at any
+moment leaves the older checkpoints as they were. `manifest.json` is written last and names every file with its size
+and sha256. Imports no torch: what is checked here must be checkable before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from arcft.errors import ArcftError
+
+MANIFEST_FILE = "manifest.json"
+RUN_FILE = "run.yaml"
+LOCK_FILE = ".lock"
+PREFIX = "checkpoint-"
+
+_FORMAT = 1
+_PACKAGES = ("arcft", "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy")
+_HIDDEN = re.compile(r"\.checkpoint-\d+\.(partial|replaced|removed)-\d+")
+
+
+class CheckpointError(ArcftError):
+    """A checkpoint or run folder that is missing, incomplete, damaged or in use."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a manifest says about where its checkpoint comes from."""
+
+    base_model: str
+    """The base model's id: what model.path says."""
+
+    base_fingerprint: str
+    data_fingerprint: str
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A complete checkpoint that was read."""
+
+    path: Path
+    step: int
+    run_config: dict[str, Any]
+    """The content of run.yaml; data, not yet validated."""
+
+    manifest: dict[str, Any]
+    digest: str
+    """sha256 of manifest.json, and so of every file: two checkpoints with one digest are the same."""
+
+
+@contextmanager
+def writing(run_folder: Path, step: int, origin: Origin) -> Iterator[Path]:
+    """Give a temporary folder to write the files of a checkpoint into; on leaving, seal it as `checkpoint-STEP`.
+
+    An exception inside removes the folder and changes nothing else; a crash leaves it to `remove_leftovers`.
+    """
+    run_folder.mkdir(parents=True, exist_ok=True)
+    target = run_folder / f"{PREFIX}{step}"
+    partial = _hidden(target, "partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        _write_manifest(partial, step, origin)
+        for path in partial.iterdir():
+            _flush(path)
+        _flush(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    replaced = _hidden(target, "replaced")
+    if target.exists():
+        os.rename(target, replaced)
+    os.rename(partial, target)
+    _flush(run_folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def find_checkpoints(run_folder: Path) -> list[Path]:
+    """The complete checkpoints of a run, by step."""
+    found = [path for path in run_folder.glob(f"{PREFIX}*") if _step_of(path) is not None]
+    return sorted((path for path in found if (path / MANIFEST_FILE).is_file()), key=lambda path: _step_of(path) or 0)
+
+
+def last_checkpoint(run_or_checkpoint: Path) -> Path:
+    """The folder itself if it is a checkpoint, else the last complete one of that run; raises CheckpointError."""
+    if (run_or_checkpoint / MANIFEST_FILE).is_file():
+        return run_or_checkpoint
+    if not run_or_checkpoint.is_dir():
+        raise CheckpointError(f"{run_or_checkpoint}: there is no such folder (from {Path.cwd()})")
+    if _step_of(run_or_checkpoint) is not None:
+        raise CheckpointError(f"{run_or_checkpoint}: half-written: it has no {MANIFEST_FILE}; use another checkpoint")
+    complete = find_checkpoints(run_or_checkpoint)
+    if not complete:
+        raise CheckpointError(
+            f"{run_or_checkpoint}: holds no complete checkpoint; expected {PREFIX}STEP folders with a {MANIFEST_FILE}"
+        )
+    return complete[-1]
+
+
+def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
+    """Read what a checkpoint says about itself, and check that its files are there in their full size and, with
+    `verify`, that no byte has changed. Raises CheckpointError naming the first file that is not as it was written."""
+    manifest_path = path / MANIFEST_FILE
+    try:
+        raw = manifest_path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: is no complete checkpoint: {MANIFEST_FILE} can't be read ({error})") from error
+    manifest = _parse_manifest(manifest_path, raw)
+    for name, entry in manifest["files"].items():
+        _check_file(path / name, entry, verify)
+    if RUN_FILE not in manifest["files"]:
+        raise CheckpointError(f"{manifest_path}: lists no {RUN_FILE}, so the checkpoint does not say how it was made")
+    return Checkpoint(
+        path=path,
+        step=manifest["step"],
+        run_config=read_run_yaml(path / RUN_FILE),
+        manifest=manifest,
+        digest=hashlib.sha256(raw).hexdigest(),
+    )
+
+
+def prune(run_folder: Path, keep: int, best: int | None) -> list[Path]:
+    """Remove all but the `keep` latest checkpoints and the one of step `best`; returns what was removed."""
+    others = [path for path in find_checkpoints(run_folder) if _step_of(path) != best]
+    removed = others[: max(len(others) - keep, 0)]
+    for path in removed:
+        # Renamed first: a crash halfway must not leave a checkpoint that looks complete and is not.
+        hidden = _hidden(path, "removed")
+        os.rename(path, hidden)
+        shutil.rmtree(hidden)
+    return removed
+
+
+def remove_leftovers(run_folder: Path) -> None:
+    """Remove what crashed writers left behind. Only for the owner of the run's lock."""
+    for path in run_folder.iterdir():
+        if _HIDDEN.fullmatch(path.name):
+            shutil.rmtree(path)
+
+
+@contextmanager
+def lock_run(run_folder: Path) -> Iterator[None]:
+    """Own a run folder, created if missing, until leaving; raises CheckpointError while another process owns it.
+
+    The lock is the operating system's (flock), so that a killed owner holds nothing back.
+    """
+    run_folder.mkdir(parents=True, exist_ok=True)
+    with open(run_folder / LOCK_FILE, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise CheckpointError(
+                f"{run_folder}: in use by another process ({file.read().strip() or 'unknown'}); wait for it to end, or "
+                "choose another folder"
+            ) from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
+def write_run_yaml(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write `config`, nested plain data, to run.yaml in `folder`."""
+    text = yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    (folder / RUN_FILE).write_text(text, encoding="utf-8")
+
+
+def read_run_yaml(path: Path) -> dict[str, Any]:
+    """The content of a run.yaml, given the file or its folder; plain data only. Raises CheckpointError."""
+    path = path / RUN_FILE if path.is_dir() else path
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: can't be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a mapping of keys to values, not {type(content).__name__}")
+    return content
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that some YAML reader takes for a number: the task id 5117e062 is 5.117e+65 to YAML 1.2."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    try:
+        float(text)
+        style = "'"
+    except ValueError:
+        style = None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def _write_manifest(folder: Path, step: int, origin: Origin) -> None:
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    }
+    content = {
+        "format": _FORMAT,
+        "step": step,
+        **dataclasses.asdict(origin),
+        "versions": _versions(),
+        "files": files,
+    }
+    (folder / MANIFEST_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        # A checkout on the path that was not installed has no version.
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _parse_manifest(path: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        manifest = json.loads(raw)
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: is damaged: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise CheckpointError(f"{path}: is not a manifest of format {_FORMAT}, the only one this version reads")
+    kinds = {"step": int, "files": dict, "versions": dict}
+    kinds |= {"base_model": str, "base_fingerprint": str, "data_fingerprint": str, "seed": int}
+    for name, kind in kinds.items():
+        if not isinstance(manifest.get(name), kind):
+            raise CheckpointError(f"{path}: is damaged: {name} is missing or not of type {kind.__name__}")
+    for name, entry in manifest["files"].items():
+        # Names are joined to the folder's path, so they may not lead out of it.
+        if Path(name).name != name:
+            raise CheckpointError(f"{path}: lists {name}, which is not a plain file name")
+        if not isinstance(entry, dict) or {"size", "sha256"} - entry.keys():
+            raise CheckpointError(f"{path}: is damaged: {name} needs size and sha256")
+    return manifest
+
+
+def _check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing; the manifest beside it lists it. Use another checkpoint")
+    size = path.stat().st_size
+    if size != entry["size"]:
+        raise CheckpointError(f"{path}: has {size} bytes, was written with {entry['size']}. Use another checkpoint")
+    if verify and _sha256(path) != entry["sha256"]:
+        raise CheckpointError(f"{path}: was changed: its sha256 is not the manifest's. Use another checkpoint")
+
+
+def _step_of(path: Path) -> int | None:
+    match = re.fullmatch(rf"{PREFIX}(\d+)", path.name)
+    return int(match.group(1)) if match else None
+
+
+def _hidden(target: Path, kind: str) -> Path:
+    return target.with_name(f".{target.name}.{kind}-{os.getpid()}")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

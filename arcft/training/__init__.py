@@ -1,0 +1,1 @@
+"""Training: batches of examples in, checkpoints out. Knows token ids and labels, no grids."""

@@ -1,0 +1,62 @@
+"""Cross entropy at the supervised tokens, and logits nowhere else."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+
+import peft
+import torch
+from torch import nn
+
+from arcft.text.tokens import IGNORED, Example
+
+
+def summed_cross_entropy(
+    model: nn.Module, batch: Mapping[str, torch.Tensor], *, keep_logits: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed cross entropy (float32, nats) of the supervised tokens of `batch`, and how many they are (int64).
+
+    `batch` holds `labels` ([batch, length], not shifted, IGNORED where unsupervised) and the model's inputs. With
+    `keep_logits` the head runs only in columns where some row is supervised: the vocabulary is by far the widest layer
+    and most tokens belong to prompts.
+    """
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    targets = batch["labels"][:, 1:]
+    columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
+    if keep_logits:
+        logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
+    else:
+        logits = model(**inputs, use_cache=False).logits[:, columns]
+    targets = targets[:, columns]
+    supervised = targets != IGNORED
+    loss = nn.functional.cross_entropy(logits[supervised].float(), targets[supervised], reduction="sum")
+    return loss, supervised.sum()
+
+
+def can_keep_logits(model: nn.Module) -> bool:
+    """Whether the model's forward pass takes `logits_to_keep`, as most causal models of transformers do."""
+    base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
+
+
+@torch.no_grad()
+def mean_loss(
+    model: nn.Module,
+    examples: Sequence[Example],
+    collate: Callable[[Sequence[Example]], Mapping[str, torch.Tensor]],
+    *,
+    batch_size: int,
+    keep_logits: bool,
+) -> float:
+    """The mean cross entropy (nats) over all supervised tokens of `examples`, whatever the batch size."""
+    device = next(model.parameters()).device
+    # Examples of one length waste no computation on padding; the longest first, so that memory fails early.
+    by_length = sorted(examples, key=lambda example: len(example.input_ids), reverse=True)
+    total, count = 0.0, 0
+    for start in range(0, len(by_length), batch_size):
+        batch = {name: tensor.to(device) for name, tensor in collate(by_length[start : start + batch_size]).items()}
+        loss, tokens = summed_cross_entropy(model, batch, keep_logits=keep_logits)
+        total += loss.item()
+        count += int(tokens)
+    return total / count

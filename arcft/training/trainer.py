@@ -1,0 +1,268 @@
+"""The training loop: transformers' Trainer with our loss, schedule, optimizer, evaluation and checkpoints."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any, cast
+
+import peft
+import torch
+from torch import nn
+from torch.utils.data import Dataset, SequentialSampler
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import TrainOutput
+
+from arcft import checkpoints
+from arcft.config.optimizer import OptimizerConfig
+from arcft.config.scheduler import SchedulerConfig
+from arcft.errors import ArcftError
+from arcft.text.tokens import Example
+from arcft.training.arguments import TrainingError
+from arcft.training.batches import Positions, collate
+from arcft.training.flow import FlowCallback
+from arcft.training.loss import can_keep_logits, mean_loss, summed_cross_entropy
+from arcft.training.optimizers import build_optimizer
+from arcft.training.saving import Saving, load_weights, save_weights
+from arcft.training.schedulers import make_factor
+from arcft.training.stopping import StopRequest
+
+STATE_FILE = "trainer_state.json"
+LOOP_FILE = "loop_state.json"
+
+# Loss scaling doubles and halves around what float16 can hold; a scale this low means that no scale helps.
+_SMALLEST_SCALE = 2.0**-10
+
+
+class NonFiniteError(ArcftError):
+    """A loss or gradient that is infinite or not a number; raised before the step that would spoil the weights."""
+
+
+class ArcftTrainer(Trainer):
+    """Trains on a stream of examples, item after item in the stream's own order.
+
+    The loss is the mean over all supervised tokens of an optimizer step, however they are split into batches. Losses
+    and gradient norms are finite or end the run before the step. Checkpoints are atomic, and training from one goes on
+    as if it had never stopped: to the bit on a CPU in float32.
+
+    Every `eval_steps` and at the end, `eval_loss` is the mean over the supervised tokens of `eval_dataset`, and
+    `more_metrics(model, step)` may add to it, e.g. from generated answers (under the trainer's autocast; names are
+    logged as `eval_NAME`). The best checkpoint is that of the highest `best_metric`, of these the one with the lowest
+    `eval_loss`; it is saved at once and never rotated away. Evaluation leaves the random numbers of training alone.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: PreTrainedModel | peft.PeftModel,
+        args: TrainingArguments,
+        train_dataset: Dataset[Example],
+        eval_dataset: Sequence[Example] | None,
+        pad_id: int,
+        optimizer_config: OptimizerConfig,
+        scheduler_config: SchedulerConfig,
+        eval_steps: int,
+        saving: Saving,
+        positions: Positions | None = None,
+        more_metrics: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
+        best_metric: str | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
+        stop: StopRequest | None = None,
+    ) -> None:
+        self.optimizer_config = optimizer_config
+        self.scheduler_config = scheduler_config
+        self.eval_steps = eval_steps
+        self.saving = saving
+        self.more_metrics = more_metrics
+        self.best_metric = best_metric
+        self.stop = stop or StopRequest()
+        self.evaluation_due = False
+        """Whether the run was stopped at a step whose evaluation was left to be done on resuming."""
+        self._best_rank: tuple[float, float] | None = None
+        self._resumed_from: Path | None = None
+        self.trained_model = model
+        self.eval_examples = eval_dataset or []
+        self._keep_logits = can_keep_logits(model)
+        self._collate = functools.partial(collate, pad_id=pad_id, positions=positions)
+        _check_length(train_dataset, args)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=self._collate,
+            train_dataset=train_dataset,
+            callbacks=[FlowCallback(self), *callbacks],
+        )
+        # Prints every log as a dictionary.
+        self.remove_callback(PrinterCallback)
+        # Our loss divides by the number of supervised tokens of the whole step, whatever the model's own would do.
+        self.model_accepts_loss_kwargs = True
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(str(self.args.output_dir))
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint so far; None before the first evaluation."""
+        return self.state.best_global_step
+
+    def train(self, resume_from_checkpoint: str | Path | None = None) -> TrainOutput:  # type: ignore[override]
+        """Train to `max_steps`, or until asked to stop; goes on from a checkpoint of this run where one is given.
+
+        After a stop `state.global_step` is below `state.max_steps`, `stop.reason` says why, and the last checkpoint
+        is of that step. Raises NonFiniteError.
+        """
+        self._resumed_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint=None if self._resumed_from is None else str(self._resumed_from))
+
+    # What is optimised
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            self.optimizer = build_optimizer(self.trained_model, self.optimizer_config, self.args.learning_rate)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The configured factor of the learning rate, step by step."""
+        if self.lr_scheduler is None:
+            factor = make_factor(self.scheduler_config, num_training_steps)
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or cast(torch.optim.Optimizer, self.optimizer), factor
+            )
+            # Without this mark a second call of train() would go on with the first one's schedule.
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """This batch's share of the mean over the supervised tokens of the whole step."""
+        total, count = summed_cross_entropy(model, inputs, keep_logits=self._keep_logits)
+        loss = total / (count if num_items_in_batch is None else num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise NonFiniteError(self._not_finite("loss", loss))
+        # Gradients are averaged over processes, and the count was summed over them.
+        return loss * self.accelerator.num_processes
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        norm = super()._clip_grad_norm(model)
+        scaler = self.accelerator.scaler
+        # With loss scaling, gradients that overflow are expected: the scaler skips the step and lowers the scale.
+        if not torch.isfinite(norm) and (scaler is None or scaler.get_scale() < _SMALLEST_SCALE):
+            raise NonFiniteError(self._not_finite("gradient norm", norm))
+        return norm
+
+    def _not_finite(self, what: str, value: torch.Tensor) -> str:
+        return (
+            f"step {self.state.global_step + 1}: the {what} is {value.item()}, so the step was not taken; lower "
+            f"training.learning_rate={self.args.learning_rate}, or compute in float32 (training.dtype=float32). "
+            "The checkpoints so far are good to resume from"
+        )
+
+    def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
+        """Not counted: it would walk over all parameters for every batch."""
+        return 0
+
+    def _get_train_sampler(self, train_dataset: Dataset[Example] | None = None) -> SequentialSampler:
+        # The stream is shuffled already, and resuming is a jump to an index.
+        return SequentialSampler(cast(Sized, train_dataset or self.train_dataset))
+
+    # What is measured
+
+    @property
+    def can_evaluate(self) -> bool:
+        return bool(self.eval_examples) or self.more_metrics is not None
+
+    def evaluate(  # type: ignore[override]
+        self, eval_dataset: Sequence[Example] | None = None, ignore_keys: list[str] | None = None
+    ) -> dict[str, float]:
+        """Log and return `eval_loss` (nats per supervised token) and what `more_metrics` adds."""
+        started = time.monotonic()
+        examples = self.eval_examples if eval_dataset is None else eval_dataset
+        metrics: dict[str, float] = {}
+        self.trained_model.eval()
+        kept_random = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
+        with kept_random, torch.no_grad(), self.accelerator.autocast():
+            if examples:
+                metrics["eval_loss"] = mean_loss(
+                    self.trained_model,
+                    examples,
+                    self._collate,
+                    batch_size=self.args.per_device_eval_batch_size,
+                    keep_logits=self._keep_logits,
+                )
+            if self.more_metrics is not None:
+                more = self.more_metrics(self.trained_model, self.state.global_step)
+                metrics |= {f"eval_{name}": value for name, value in more.items()}
+        metrics["eval_seconds"] = time.monotonic() - started
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _determine_best_metric(self, metrics: Mapping[str, float], trial: Any = None) -> bool:
+        score = 0.0 if self.best_metric is None else metrics.get(f"eval_{self.best_metric}", 0.0)
+        rank = (score, -metrics.get("eval_loss", 0.0))
+        if self._best_rank is not None and rank <= self._best_rank:
+            return False
+        self._best_rank = rank
+        self.state.best_metric = score
+        self.state.best_global_step = self.state.global_step
+        # The best weights are kept even where no checkpoint is due.
+        self.control.should_save = True
+        return True
+
+    # What is saved
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        step = self.state.global_step
+        with checkpoints.writing(self.run_folder, step, self.saving.origin) as folder:
+            save_weights(self.trained_model, folder)
+            self.saving.tokenizer.save_pretrained(folder)
+            checkpoints.write_run_yaml(folder, self.saving.run_config)
+            self._save_optimizer_and_scheduler(str(folder))
+            self._save_scaler(str(folder))
+            self._save_rng_state(str(folder))
+            self.state.save_to_json(str(folder / STATE_FILE))
+            (folder / LOOP_FILE).write_text(json.dumps(self._loop_state()), encoding="utf-8")
+        checkpoints.prune(self.run_folder, self.saving.save_total_limit, self.best_step)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_weights(self.trained_model, Path(resume_from_checkpoint))
+
+    def _loop_state(self) -> dict[str, Any]:
+        return {
+            # The losses since the last log, so that the next one covers the same steps as without a stop.
+            "loss_since_log": self._tr_loss.item(),
+            "loss_before": self._total_loss_scalar,
+            "logged_step": self._globalstep_last_logged,
+            "best_rank": self._best_rank,
+            "evaluation_due": self.evaluation_due,
+        }
+
+    def restore_loop_state(self) -> None:
+        """Called once the loop has set up its own state, where the run goes on from a checkpoint."""
+        if self._resumed_from is None:
+            return
+        state = json.loads((self._resumed_from / LOOP_FILE).read_text(encoding="utf-8"))
+        self._tr_loss = torch.tensor(state["loss_since_log"], device=self.args.device)
+        self._total_loss_scalar = state["loss_before"]
+        self._globalstep_last_logged = state["logged_step"]
+        self._best_rank = None if state["best_rank"] is None else tuple(state["best_rank"])
+        if state["evaluation_due"]:
+            self._determine_best_metric(self.evaluate())
+
+
+def _check_length(train_dataset: Dataset[Example], args: TrainingArguments) -> None:
+    length = len(cast(Sized, train_dataset))
+    needed = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
+    if length < needed:
+        raise TrainingError(f"the stream has {length} examples, the run takes {needed}")
