@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 IGNORED = -100
 """The label of a token that is not supervised, as PyTorch's cross entropy has it."""
 
+LOSS_ON = ("completion", "all", "from_second_output")
+
 # Stands for the answer while a chat template is rendered: templates may trim white space off what they are given.
 _ANSWER = "arcft-answer"
 # Some templates write today's date; a prompt must read the same on the day of training and on the day of inference.
@@ -70,6 +72,8 @@ class Tokenization:
         TokenizationError where template or tokenizer lack what is needed: an open last turn, an end token, character
         offsets for from_second_output.
         """
+        if loss_on not in LOSS_ON:
+            raise TokenizationError(f"training.loss_on={loss_on}: one of {', '.join(LOSS_ON)}")
         self.tokenizer = tokenizer
         self.loss_on = loss_on
         self.has_template = chat_template == "auto" and tokenizer.chat_template is not None
@@ -157,8 +161,9 @@ class Tokenization:
                 strftime_now=_TODAY.strftime,
             )
         except (jinja2.TemplateError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
             raise TokenizationError(
-                f"the tokenizer's chat template can't be used: {error}; use prompt.chat_template=never"
+                f"the tokenizer's chat template can't be used: {reason}; use prompt.chat_template=never"
             ) from error
 
     def _finds_system(self) -> bool:
