@@ -85,6 +85,16 @@ def test_one_permutation_of_colors_has_to_serve_all_pairs() -> None:
     assert task_fingerprint(chained, up_to_symmetry=False) != task_fingerprint(recolored, up_to_symmetry=False)
 
 
+def test_many_demonstrations_that_look_alike_are_compared_in_time() -> None:
+    def task(colors: list[int], test: int) -> Task:
+        pairs = [Pair(as_grid([[color]]), as_grid([[color]])) for color in colors]
+        return Task("t", tuple(pairs), (Pair(as_grid([[test, 0]])),))
+
+    first, second, third = task(list(range(10)), 7), task([3, 1, 4, 5, 9, 2, 6, 8, 7, 0], 2), task([0] * 10, 7)
+    fingerprints = [task_fingerprint(each, up_to_symmetry=True) for each in (first, second, third)]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
 def test_pairs_that_moved_between_demonstrations_and_tests_are_found() -> None:
     one, two, three = (Pair(as_grid([[0, 1], [color, 0]]), as_grid([[color]])) for color in (2, 3, 4))
     other = Pair(as_grid([[5, 5, 5]]), as_grid([[6]]))

@@ -122,10 +122,13 @@ def _canonical_colors(texts: list[_Text]) -> bytes:
     alone = sorted((header, _number_colors(cells, b"")[0], cells) for header, cells in texts)
     canonical = b""
     # Each way of going on: the colours numbered so far, and the texts that are still to come in this group.
-    numberings = {b""}
+    ways: list[tuple[bytes, tuple[bytes, ...]]] = [(b"", ())]
+    done = 0
     for (header, _), group in itertools.groupby(alone, key=lambda text: text[:2]):
         members = tuple(cells for _, _, cells in group)
-        ways = {(numbering, members) for numbering in numberings}
+        done += len(members)
+        later = b"".join(cells for _, _, cells in alone[done:])
+        ways = [(numbering, members) for numbering, _ in ways]
         for _ in members:
             steps = [
                 (*_number_colors(rest[index], numbering), rest[:index] + rest[index + 1 :])
@@ -134,9 +137,23 @@ def _canonical_colors(texts: list[_Text]) -> bytes:
             ]
             smallest = min(cells for cells, _, _ in steps)
             canonical += header + smallest
-            ways = {(numbering, rest) for cells, numbering, rest in steps if cells == smallest}
-        numberings = {numbering for numbering, _ in ways}
+            ways = _distinct([(numbering, rest) for cells, numbering, rest in steps if cells == smallest], later)
     return canonical
+
+
+def _distinct(ways: list[tuple[bytes, tuple[bytes, ...]]], later: bytes) -> list[tuple[bytes, tuple[bytes, ...]]]:
+    """One of each set of ways that go on alike: where a colour does not come again, its number does not matter.
+
+    Without this, ten texts of one colour each could be followed in 10! ways.
+    """
+    if len(ways) == 1:
+        return ways
+    distinct = {}
+    for numbering, rest in ways:
+        again = set(later + b"".join(rest))
+        numbers = tuple(color if color in again else None for color in numbering)
+        distinct[numbers, tuple(sorted(rest))] = (numbering, rest)
+    return list(distinct.values())
 
 
 def _number_colors(cells: bytes, numbered: bytes) -> tuple[bytes, bytes]:
@@ -187,7 +204,7 @@ def _table(report: Overlap, a_name: str, b_name: str, shown: int = 8) -> Iterabl
     last: IdPairs = ()
     for kind, ids in kinds.items():
         yield f"{kind:50}{len({a_id for a_id, _ in ids}):6}{len({b_id for _, b_id in ids}):6}"
-        if ids != last:
+        if ids and ids != last:
             names = " ".join(a_id if a_id == b_id else f"{a_id}={b_id}" for a_id, b_id in ids[:shown])
             yield f"    {names}" + (f" and {len(ids) - shown} more (--json lists all)" if len(ids) > shown else "")
         last = ids
