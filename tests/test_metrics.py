@@ -119,3 +119,13 @@ def test_mean_and_standard_error() -> None:
     assert math.isnan(error)
     with pytest.raises(ValueError, match="no values"):
         mean_and_error([])
+
+
+def test_standard_errors_over_tasks() -> None:
+    tasks = [task("t", TRUTH), task("u", TRUTH), task("v", TRUTH), task("w", TRUTH)]
+    predictions = [answer(TRUTH), answer(None, "u")]
+    errors = score_tasks(tasks, predictions, vote_tasks(tasks, predictions)).standard_errors()
+    assert tuple(errors) == METRICS
+    # One of four solved: sample variance 4/3 * 1/4 * 3/4 = 1/4, so the error is sqrt(1/4 / 4) = 1/4.
+    assert errors["vote_2"] == pytest.approx(0.25)
+    assert Scores({}, {}).standard_errors() == {}

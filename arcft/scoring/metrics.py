@@ -33,6 +33,10 @@ class Scores:
     metrics: dict[str, float]
     tasks: dict[str, dict[str, float]]
 
+    def standard_errors(self) -> dict[str, float]:
+        """The standard error of each of `metrics` over tasks; NaN with one task."""
+        return {name: mean_and_error([task[name] for task in self.tasks.values()])[1] for name in self.metrics}
+
 
 def score_test(truth: Grid, predictions: Sequence[Prediction], voted: Sequence[Grid]) -> dict[str, float]:
     """Score the k predictions of one test, and the grids `voted` from them, against the true output.

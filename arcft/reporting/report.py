@@ -1,0 +1,45 @@
+"""The report of an evaluation: report.html for reading, summary.png for a slide."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from arcft.arc.task import Task
+from arcft.reporting.curves import Curves, curves_svg
+from arcft.reporting.outcomes import sorted_results
+from arcft.reporting.page import page
+from arcft.reporting.summary import write_summary
+from arcft.scoring.metrics import Scores
+from arcft.scoring.predictions import Prediction, group_by_test
+from arcft.scoring.voting import Attempts
+
+REPORT_FILE = "report.html"
+SUMMARY_FILE = "summary.png"
+
+
+def write_report(
+    folder: Path,
+    *,
+    title: str,
+    scores: Scores | None,
+    tasks: Sequence[Task],
+    predictions: Sequence[Prediction],
+    attempts: Attempts,
+    run: Mapping[str, Any],
+    curves: Curves | None,
+) -> None:
+    """Write report.html (one self-contained file) and summary.png (1920 x 1080) into `folder`.
+
+    `scores` is None where no answer is known; `run` is plain data shown as a table; `curves` is the training history
+    where there is one. PredictionError where the predictions don't belong to the tasks.
+    """
+    results = sorted_results(tasks, scores, group_by_test(tasks, predictions), attempts)
+    svg = curves_svg(curves) if curves is not None else ""
+    document = page(title=title, scores=scores, results=results, run=run, curves_svg=svg)
+    partial = folder / (REPORT_FILE + ".partial")
+    partial.write_text(document, encoding="utf-8")
+    os.replace(partial, folder / REPORT_FILE)
+    write_summary(folder / SUMMARY_FILE, title, scores, results, curves)

@@ -1,0 +1,133 @@
+"""One picture of an evaluation, for a slide: headline metrics, how the tasks ended, a curve, and some of the tasks."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from PIL import Image, ImageDraw
+
+from arcft.reporting.curves import Curves, curves_png
+from arcft.reporting.mosaic import FAINT, INK, PAPER, columns_and_rows, draw_tiles, fit_box, font, tiles_of_task
+from arcft.reporting.outcomes import OUTCOMES, Result
+from arcft.reporting.words import HEADLINES, count, describe, percent, plus_minus
+from arcft.scoring.metrics import Scores
+
+Item = TypeVar("Item")
+
+WIDTH, HEIGHT = 1920, 1080
+EDGE = 56
+
+
+def draw_summary(title: str, scores: Scores | None, results: Sequence[Result], curves: Curves | None) -> Image.Image:
+    """An RGB picture of 1920 x 1080 pixels."""
+    picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((EDGE, 44), shorten(draw, title, 40, WIDTH - 2 * EDGE), fill=INK, font=font(40, bold=True))
+    words = describe(results)
+    if scores and len(scores.tasks) > 1:
+        words += "; ± is the standard error over tasks"
+    draw.text((EDGE, 100), words, fill=FAINT, font=font(22))
+    top = 158
+    if scores and scores.metrics:
+        _draw_headlines(draw, scores, top)
+        top += 132
+    _draw_bar(draw, results, top)
+    top += 92
+    left = EDGE
+    if curves is not None and not curves.is_empty:
+        _paste_curves(picture, curves, left, top, 540, HEIGHT - EDGE - top)
+        left += 540 + 48
+    _draw_examples(picture, results, left, top, WIDTH - EDGE - left, HEIGHT - 30 - top)
+    return picture
+
+
+def write_summary(
+    path: Path, title: str, scores: Scores | None, results: Sequence[Result], curves: Curves | None
+) -> None:
+    """Write `draw_summary` as a PNG."""
+    draw_summary(title, scores, results, curves).save(path, optimize=True)
+
+
+def shorten(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
+    """`text`, cut with an ellipsis where it would be wider than `width` pixels."""
+    shortened = text
+    while draw.textlength(shortened, font=font(size, bold=True)) > width:
+        text = text[:-1]
+        shortened = text + "…"
+    return shortened
+
+
+def _draw_headlines(draw: ImageDraw.ImageDraw, scores: Scores, top: int) -> None:
+    errors = scores.standard_errors()
+    step = (WIDTH - 2 * EDGE) / len(HEADLINES)
+    for number, (name, words) in enumerate(HEADLINES.items()):
+        left = EDGE + number * step
+        value = percent(scores.metrics[name])
+        draw.text((left, top), value, fill=INK, font=font(46, bold=True))
+        after = left + draw.textlength(value, font=font(46, bold=True)) + 10
+        draw.text((after, top + 25), plus_minus(errors[name]), fill=FAINT, font=font(20))
+        draw.text((left, top + 60), words, fill=INK, font=font(19))
+        draw.text((left, top + 85), name, fill=FAINT, font=font(15))
+
+
+def _draw_bar(draw: ImageDraw.ImageDraw, results: Sequence[Result], top: int) -> None:
+    counts = Counter(result.outcome for result in results)
+    shown = [outcome for outcome in OUTCOMES if counts[outcome]]
+    left, legend = float(EDGE), float(EDGE)
+    for outcome in shown:
+        width = (WIDTH - 2 * EDGE) * counts[outcome] / len(results)
+        draw.rectangle((left, top, left + max(width - 2, 1), top + 22), fill=outcome.color)
+        left += width
+        draw.rectangle((legend, top + 40, legend + 13, top + 53), fill=outcome.color)
+        words = f"{counts[outcome]:,} {outcome.name}"
+        draw.text((legend + 21, top + 35), words, fill=INK, font=font(18))
+        legend += 21 + draw.textlength(words, font=font(18)) + 34
+
+
+def _paste_curves(picture: Image.Image, curves: Curves, left: int, top: int, width: int, height: int) -> None:
+    drawn = Image.open(io.BytesIO(curves_png(curves, pixel_size=(width, height), stacked=True))).convert("RGB")
+    picture.paste(drawn, (left, top))
+
+
+def _draw_examples(
+    picture: Image.Image, results: Sequence[Result], left: int, top: int, width: int, height: int
+) -> None:
+    """Tests that were solved and tests that were not, in equal parts as far as there are so many."""
+    tiles = [tile for result in results for tile in tiles_of_task(result.task, result.attempts)]
+    if not tiles:
+        return
+    num_panels = max(len(tile.panels) for tile in tiles)
+    # Where only some answers are known, these are the ones to look at: they have a panel more.
+    tiles = [tile for tile in tiles if len(tile.panels) == num_panels]
+    note_height = 34
+    area = (width, height - note_height)
+    box, room = fit_box(len(tiles), num_panels, area, smallest=104, largest=520)
+    right = [tile for tile in tiles if tile.panels[-1].right]
+    rest = [tile for tile in tiles if not tile.panels[-1].right]
+    num_right = min(len(right), max(room - len(rest), -(-room // 2)))
+    chosen = evenly(right, num_right) + evenly(rest, room - num_right)
+    if len(chosen) == len(tiles):
+        note = count(len(tiles), "test")
+    elif right and rest:
+        note = (
+            f"{num_right} of {len(right):,} solved and {len(chosen) - num_right} of {len(rest):,} other tests, "
+            "evenly from the best to the worst"
+        )
+    else:
+        note = f"{len(chosen)} of {len(tiles):,} tests"
+    ImageDraw.Draw(picture).text((left, top), note, fill=FAINT, font=font(17))
+    columns, _ = columns_and_rows(num_panels, box, area)
+    picture.paste(draw_tiles(chosen, box, columns, area=area), (left, top + note_height))
+
+
+def evenly(items: Sequence[Item], number: int) -> list[Item]:
+    """`number` of the items (all, if there are fewer), in order and evenly spaced from the first to the last."""
+    if number >= len(items):
+        return list(items)
+    if number == 1:
+        return [items[0]]
+    return [items[round(index * (len(items) - 1) / (number - 1))] for index in range(number)]
