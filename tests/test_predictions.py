@@ -34,7 +34,7 @@ FULL = Prediction(
     seed=7,
     error=None,
 )
-NONE = Prediction(task_id="007bbfb7", test_index=0, grid=None, text="?", error="no fence")
+NONE = Prediction(task_id="007bbfb7", test_index=0, grid=None, text="half \ud800 a pair", error="no fence")
 
 
 def one_test_task(task_id: str = "a", tests: int = 1) -> Task:
@@ -121,6 +121,8 @@ def test_an_invalid_answer_counts_as_none_and_says_why(grid: Any, error: str | N
         ({"test_index": 0.0}, "test_index=0.0: must be a whole number, at least 0"),
         ({"test_index": None}, "test_index=null: must be a whole number, counted from 0"),
         ({"logprob": float("nan")}, "logprob=nan: must be a number"),
+        ({"logprob": float("-inf")}, "logprob=-inf: must be a number"),
+        ({"logprob": 10**400}, "logprob=10+: must be a number"),
         ({"num_tokens": -3}, "num_tokens=-3: must be a whole number, at least 0"),
         ({"text": 5}, "text=5: must be text, or null"),
         ({"transform": []}, r"transform=\[\]: must be an object, or null"),

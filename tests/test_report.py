@@ -160,6 +160,11 @@ def test_text_of_strangers_is_escaped(tmp_path: Path) -> None:
     assert "default-src 'none'" in html
 
 
+def test_text_that_is_no_unicode_is_shown_all_the_same(tmp_path: Path) -> None:
+    prediction = Prediction(task_id="a", test_index=0, grid=None, text="half \ud800 a pair")
+    assert "half ? a pair" in write(tmp_path, [task("a")], [prediction])
+
+
 def test_without_known_answers(tmp_path: Path) -> None:
     tasks = [task("a", None), task("b", None)]
     html = write(tmp_path, tasks, answers("a", NEAR), curves=None)

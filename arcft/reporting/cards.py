@@ -75,7 +75,7 @@ def _test(result: Result, index: int, pair: Pair, *, drawn: bool) -> str:
     parts.append(f'<p class="note">{number}{_votes(predictions, pair.output)}</p>')
     if not attempts and predictions:
         parts.append(_unanswered(predictions[0]))
-    return f'<section class="test row" style="display:block">{"".join(parts)}</section>'
+    return f'<section class="test">{"".join(parts)}</section>'
 
 
 def _figure(caption: str, content: str) -> str:

@@ -32,6 +32,25 @@ FAMILIES: dict[str, dict[str, str]] = {
 }
 LOSSES = {"train_loss": ("training", "#8c8c8c"), "eval_loss": ("validation", "#d55e00")}
 
+# A colour that nothing else uses, replaced by CSS's currentColor in SVG.
+_SENTINEL = "#010203"
+_DOTS_PER_INCH = 120
+_STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "arcft",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.facecolor": "none",
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "grid.alpha": 0.15,
+    "grid.linewidth": 0.8,
+}
+_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
+
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
@@ -82,7 +101,7 @@ def curves_svg(curves: Curves) -> str:
     """The curves as an <svg> element to put into HTML, in the text colour of its surroundings; "" if there are none."""
     if curves.is_empty:
         return ""
-    svg = _render(curves, "svg", size=(4.6 * len(_panels(curves)), 3.0), ink=_SENTINEL).decode()
+    svg = _render(curves, "svg", size=(4.6 * len(panel_titles(curves)), 3.0), ink=_SENTINEL).decode()
     # Who drew it and when is of no use here, and its addresses look as if something were fetched.
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     return svg.replace(_SENTINEL, "currentColor").replace("'DejaVu Sans'", "system-ui, sans-serif")
@@ -92,29 +111,9 @@ def curves_png(curves: Curves, *, pixel_size: tuple[int, int] | None = None, sta
     """The curves as a PNG on white, by default as wide as they have panels; `stacked` puts these below each other."""
     if curves.is_empty:
         raise ValueError("no curves to draw")
-    width, height = pixel_size or (560 * len(_panels(curves)), 400)
+    width, height = pixel_size or (560 * len(panel_titles(curves)), 400)
     size = (width / _DOTS_PER_INCH, height / _DOTS_PER_INCH)
     return _render(curves, "png", size=size, ink="#333333", stacked=stacked)
-
-
-# A colour that nothing else uses, replaced by CSS's currentColor in SVG.
-_SENTINEL = "#010203"
-_DOTS_PER_INCH = 120
-_STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "arcft",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.facecolor": "none",
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "grid.alpha": 0.15,
-    "grid.linewidth": 0.8,
-}
-_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -129,7 +128,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             yield line
 
 
-def _panels(curves: Curves) -> list[str]:
+def panel_titles(curves: Curves) -> list[str]:
     """Titles of the panels that have something to show."""
     families = [title for title, names in FAMILIES.items() if any(curves.metrics.get(name) for name in names)]
     return (["Loss"] if curves.train_loss or curves.eval_loss else []) + families
@@ -140,7 +139,7 @@ def _render(curves: Curves, kind: str, *, size: tuple[float, float], ink: str, s
     import matplotlib
     from matplotlib.figure import Figure
 
-    panels = _panels(curves)
+    panels = panel_titles(curves)
     rows, columns = (len(panels), 1) if stacked else (1, len(panels))
     style: Any = _STYLE | dict.fromkeys(_INKED, ink)
     buffer = io.BytesIO()

@@ -40,6 +40,7 @@ def write_report(
     svg = curves_svg(curves) if curves is not None else ""
     document = page(title=title, scores=scores, results=results, run=run, curves_svg=svg)
     partial = folder / (REPORT_FILE + ".partial")
-    partial.write_text(document, encoding="utf-8")
+    # A model's text may hold half of a surrogate pair, which no file can.
+    partial.write_text(document, encoding="utf-8", errors="replace")
     os.replace(partial, folder / REPORT_FILE)
     write_summary(folder / SUMMARY_FILE, title, scores, results, curves)

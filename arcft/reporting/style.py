@@ -33,7 +33,8 @@ a { color: inherit; }
 .strip { display: flex; flex-wrap: wrap; gap: 3px; }
 .strip a { width: 15px; height: 15px; border-radius: 2px; }
 .strip a:hover, .strip a:focus { outline: 2px solid var(--ink); }
-.curves svg { width: 100%; max-width: 1200px; height: auto; margin-top: 12px; }
+.curves { overflow-x: auto; }
+.curves svg { max-width: max(100%, 720px); height: auto; margin-top: 12px; }
 .task {
   background: var(--card); border: 1px solid var(--edge); border-left: 5px solid var(--outcome); border-radius: 8px;
   margin: 14px 0; padding: 14px 18px 16px; content-visibility: auto; contain-intrinsic-size: auto 420px;
@@ -42,7 +43,7 @@ a { color: inherit; }
 .row { display: flex; flex-wrap: wrap; gap: 14px 28px; margin-top: 12px; align-items: flex-start; }
 .pair { display: flex; gap: 8px; align-items: center; }
 .pair::before { content: attr(data-number); color: var(--faint); font-size: 12px; align-self: flex-start; }
-.test { border-top: 1px solid var(--edge); padding-top: 10px; }
+.test { border-top: 1px solid var(--edge); margin-top: 12px; padding-top: 2px; }
 figure { margin: 0; }
 figcaption { font-size: 13px; white-space: nowrap; }
 .good { color: #15915b; font-weight: 600; }

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from PIL import Image, ImageDraw
 
-from arcft.reporting.curves import Curves, curves_png
+from arcft.reporting.curves import Curves, curves_png, panel_titles
 from arcft.reporting.mosaic import FAINT, INK, PAPER, columns_and_rows, draw_tiles, fit_box, font, tiles_of_task
 from arcft.reporting.outcomes import OUTCOMES, Result
 from arcft.reporting.words import HEADLINES, count, describe, percent, plus_minus
@@ -20,6 +20,7 @@ Item = TypeVar("Item")
 
 WIDTH, HEIGHT = 1920, 1080
 EDGE = 56
+MOST_CURVE_HEIGHT = 380
 
 
 def draw_summary(title: str, scores: Scores | None, results: Sequence[Result], curves: Curves | None) -> Image.Image:
@@ -89,8 +90,9 @@ def _draw_bar(draw: ImageDraw.ImageDraw, results: Sequence[Result], top: int) ->
 
 
 def _paste_curves(picture: Image.Image, curves: Curves, left: int, top: int, width: int, height: int) -> None:
-    drawn = Image.open(io.BytesIO(curves_png(curves, pixel_size=(width, height), stacked=True))).convert("RGB")
-    picture.paste(drawn, (left, top))
+    height = min(height, MOST_CURVE_HEIGHT * len(panel_titles(curves)))
+    drawn = Image.open(io.BytesIO(curves_png(curves, pixel_size=(width, height), stacked=True)))
+    picture.paste(drawn.convert("RGB"), (left, top))
 
 
 def _draw_examples(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -113,7 +114,7 @@ def read_predictions(path: Path | str, *, allow_torn: bool = False) -> list[Pred
         where = f"{path}, line {number}"
         try:
             values = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 if allow_torn:
                     break
@@ -141,7 +142,7 @@ def open_for_append(path: Path | str) -> TextIO:
 
 def append_prediction(file: TextIO, prediction: Prediction) -> None:
     """Write one line and flush it, so that a run that is killed later has not lost it."""
-    file.write(json.dumps(prediction.to_json(), ensure_ascii=False, allow_nan=False) + "\n")
+    file.write(json.dumps(prediction.to_json(), allow_nan=False) + "\n")
     file.flush()
 
 
@@ -195,7 +196,9 @@ def _number(
     if value is None:
         return None
     kinds = int if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value) or value < least:
+    is_number = isinstance(value, kinds) and not isinstance(value, bool)
+    # Integers can be too large to be computed with as floats; this refuses them together with NaN and infinity.
+    if not is_number or not (whole or abs(value) <= sys.float_info.max) or value < least:
         rule = ("a whole number" if whole else "a number") + (f", at least {least}" if least > -math.inf else "")
         raise PredictionError(f"{where}: {key}={value!r}: must be {rule}, or null")
     return value
