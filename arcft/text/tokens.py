@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import logging
@@ -85,10 +86,9 @@ class Tokenization:
         self._template_has_system = self.has_template and self._finds_system()
         self._begin_ids = [] if self.has_template else self._plain_begin()
         self.end_id = self._find_end()
-        self.end_ids = [self.end_id]
+        end_of_text = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self.end_ids: list[int] = list(dict.fromkeys([self.end_id, *end_of_text]))
         """The ids that stop generation: the end of the turn, and the end of text."""
-        if tokenizer.eos_token_id is not None and tokenizer.eos_token_id != self.end_id:
-            self.end_ids.append(tokenizer.eos_token_id)
         self._borders_to_check = _BORDERS_CHECKED
 
     def prompt_text(self, system: str, user: str, opener: str) -> str:
@@ -247,7 +247,7 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
     saved whole. Any token will do because padding stands right of all that is read, or is masked, and has no label.
     The tokenizer is left as it is.
     """
-    ends = Tokenization(tokenizer).end_ids
+    ends = _all_ends(tokenizer)
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in ends:
         return tokenizer.pad_token_id
     names = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -259,3 +259,14 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in ends:
         return tokenizer.unk_token_id
     return max(token for _, token in names if token not in ends and token not in special)
+
+
+def _all_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """What ends a turn with the chat template or without."""
+    ends = set()
+    kinds: tuple[Literal["auto", "never"], ...] = ("auto", "never")
+    for chat_template in kinds:
+        # Which of the two a run uses is checked where it is used.
+        with contextlib.suppress(TokenizationError):
+            ends |= set(Tokenization(tokenizer, chat_template=chat_template).end_ids)
+    return ends
