@@ -78,16 +78,18 @@ def test_the_workflow_runs_what_developers_run() -> None:
 
 
 def test_no_code_is_evaluated_or_unpickled() -> None:
+    picklers = {"pickle", "dill", "cloudpickle", "marshal", "shelve"}
     refused = []
     for path in sorted((ROOT / "arcft").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("eval", "exec"):
-                refused.append(f"{path.relative_to(ROOT)}:{node.lineno}: {node.func.id}")
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            if isinstance(node, ast.ImportFrom):
-                names.append(node.module or "")
-            if {"pickle", "dill", "cloudpickle", "marshal", "shelve"} & {name.partition(".")[0] for name in names}:
-                refused.append(f"{path.relative_to(ROOT)}:{node.lineno}: unpickles")
+            match node:
+                case ast.Call(func=ast.Name(id="eval" | "exec" as name)):
+                    refused.append(f"{path.relative_to(ROOT)}:{node.lineno}: {name}")
+                case ast.Import(names=aliases):
+                    found = picklers & {alias.name.partition(".")[0] for alias in aliases}
+                    refused += [f"{path.relative_to(ROOT)}:{node.lineno}: {name}" for name in found]
+                case ast.ImportFrom(module=str(module)) if module.partition(".")[0] in picklers:
+                    refused.append(f"{path.relative_to(ROOT)}:{node.lineno}: {module}")
     assert refused == []
 
 
