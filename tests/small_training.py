@@ -144,7 +144,7 @@ class Run:
     logs: LogRecorder
 
 
-def small_run(folder: Path, model: Any = None, **changes: Any) -> Run:
+def small_run(folder: Path, model: Any = None, device: torch.device = CPU, **changes: Any) -> Run:
     """A trainer on an adapted small model. `changes` are those of the training config, or of the trainer itself."""
     logs = LogRecorder()
     of_trainer = {"eval_dataset", "more_metrics", "best_metric", "callbacks", "stop", "optimizer_config", "positions"}
@@ -152,7 +152,7 @@ def small_run(folder: Path, model: Any = None, **changes: Any) -> Run:
     config = training_config(**changes)
     trainer = ArcftTrainer(
         model=adapted_model() if model is None else model,
-        args=make_training_arguments(config, folder, CPU),
+        args=make_training_arguments(config, folder, device),
         train_dataset=CopyStream(),
         pad_id=PAD,
         scheduler_config=SchedulerConfig(name="cosine", warmup_ratio=0.2, min_lr_ratio=0.1),

@@ -170,8 +170,8 @@ def _load_gguf(path: Path, options: dict[str, Any]) -> PreTrainedModel:
 
 def _quantization(name: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
     # A mixture of experts is routed by its `gate`, and errors in the logits hurt most: these stay as they are.
-    # The dot keeps `gate_proj` out of the pattern's reach.
-    kept = ["lm_head", ".gate"]
+    # Names match by their end: the dot leaves the large `gate_proj` of dense layers to be quantised.
+    kept = ["lm_head", ".gate", ".shared_expert_gate"]
     if name == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return transformers.BitsAndBytesConfig(

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class FlowCallback(TrainerCallback):
-    """Comes after transformers' DefaultFlowCallback, which decides about logs and checkpoints."""
+    """Comes after all others: transformers' own decides about logs and checkpoints, any may ask to stop."""
 
     def __init__(self, trainer: ArcftTrainer) -> None:
         self.trainer = trainer

@@ -13,7 +13,7 @@ import peft
 import torch
 from torch import nn
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from arcft import checkpoints
@@ -93,7 +93,7 @@ class ArcftTrainer(Trainer):
             args=args,
             data_collator=self._collate,
             train_dataset=train_dataset,
-            callbacks=[FlowCallback(self), *callbacks],
+            callbacks=[*callbacks, FlowCallback(self)],
         )
         # Prints every log as a dictionary.
         self.remove_callback(PrinterCallback)
@@ -116,7 +116,17 @@ class ArcftTrainer(Trainer):
         is of that step. Raises NonFiniteError.
         """
         self._resumed_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint=None if self._resumed_from is None else str(self._resumed_from))
+        if self._resumed_from is None:
+            return super().train()
+        state = TrainerState.load_from_json(str(self._resumed_from / STATE_FILE))
+        if state.global_step < self.args.max_steps:
+            return super().train(resume_from_checkpoint=str(self._resumed_from))
+        # Finished: Trainer would take another step before it looks at the limit.
+        load_weights(self.trained_model, self._resumed_from)
+        self.state = state
+        return TrainOutput(
+            state.global_step, _read_loop_state(self._resumed_from)["loss_before"] / state.global_step, {}
+        )
 
     # What is optimised
 
@@ -238,6 +248,15 @@ class ArcftTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_weights(self.trained_model, Path(resume_from_checkpoint))
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise checkpoints.CheckpointError(
+                f"{checkpoint}: its optimizer state does not fit this run ({error}); resume with the optimizer that "
+                "the run was started with"
+            ) from error
+
     def _loop_state(self) -> dict[str, Any]:
         return {
             # The losses since the last log, so that the next one covers the same steps as without a stop.
@@ -252,13 +271,17 @@ class ArcftTrainer(Trainer):
         """Called once the loop has set up its own state, where the run goes on from a checkpoint."""
         if self._resumed_from is None:
             return
-        state = json.loads((self._resumed_from / LOOP_FILE).read_text(encoding="utf-8"))
+        state = _read_loop_state(self._resumed_from)
         self._tr_loss = torch.tensor(state["loss_since_log"], device=self.args.device)
         self._total_loss_scalar = state["loss_before"]
         self._globalstep_last_logged = state["logged_step"]
         self._best_rank = None if state["best_rank"] is None else tuple(state["best_rank"])
         if state["evaluation_due"]:
             self._determine_best_metric(self.evaluate())
+
+
+def _read_loop_state(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / LOOP_FILE).read_text(encoding="utf-8"))
 
 
 def _check_length(train_dataset: Dataset[Example], args: TrainingArguments) -> None:
