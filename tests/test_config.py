@@ -99,9 +99,18 @@ def test_all_problems_are_told_at_once() -> None:
             "scheduler.num_cycles=4 has no effect with scheduler=linear; use scheduler=cosine_with_restarts",
         ),
         (["scheduler=cosine_with_restarts", "scheduler.decay=0"], "scheduler.decay=0.0: above 0, at most 1"),
-        (["inference.temperature=1"], "inference.temperature=1.0 has no effect with inference=greedy; use inference=sample"),
-        (["tracking=none", "tracking.mode=online"], "tracking.mode=online has no effect with tracking=none; use tracking=wandb"),
-        (["model=local"], "model.path is not set: give a hub id, a folder or a .gguf file, e.g. model.path=/models/my-model"),
+        (
+            ["inference.temperature=1"],
+            "inference.temperature=1.0 has no effect with inference=greedy; use inference=sample",
+        ),
+        (
+            ["tracking=none", "tracking.mode=online"],
+            "tracking.mode=online has no effect with tracking=none; use tracking=wandb",
+        ),
+        (
+            ["model=local"],
+            "model.path is not set: give a hub id, a folder or a .gguf file, e.g. model.path=/models/my-model",
+        ),
         (["optimizer.momentum=0.9"], "optimizer.momentum=0.9 has no effect with optimizer=adamw; use optimizer=muon"),
         (
             ["data=kaggle"],
@@ -112,9 +121,15 @@ def test_all_problems_are_told_at_once() -> None:
             "data.task_ids[0]=5.117e+65: expected text, not float; YAML read the id as a number: quote it, "
             "e.g. \"data.task_ids=['007bbfb7']\"",
         ),
-        (["training.max_time=soon"], "training.max_time=soon: write hours, minutes and seconds with their letters, e.g. 90s, 45m, 11h30m"),
+        (
+            ["training.max_time=soon"],
+            "training.max_time=soon: write hours, minutes and seconds with their letters, e.g. 90s, 45m, 11h30m",
+        ),
         (["prompt.test=nothing"], "prompt.test: the placeholder {input} is missing"),
-        (["prompt.demonstration='{input}{outptu}'"], "prompt.demonstration: unknown placeholder {outptu}; known here: {input}, {number}, {output}"),
+        (
+            ["prompt.demonstration='{input}{outptu}'"],
+            "prompt.demonstration: unknown placeholder {outptu}; known here: {input}, {number}, {output}",
+        ),
         (["data=held_out"], "data=held_out belongs to evaluate.py; train.py needs a set of tasks, e.g. data=arc1"),
     ],
 )
@@ -130,7 +145,10 @@ def test_a_wrong_value_is_refused_with_its_remedy(overrides: list[str], message:
             ["checkpoint=a", "predictions=b"],
             "give exactly one of checkpoint=, model=, predictions=, resume= (checkpoint= and predictions= given)",
         ),
-        (["predictions=b"], "predictions= needs the tasks they answer: add data=arc1, data=kaggle data.path=TASKS.json, ..."),
+        (
+            ["predictions=b"],
+            "predictions= needs the tasks they answer: add data=arc1, data=kaggle data.path=TASKS.json, ...",
+        ),
         (["model=tiny", "adapters=x"], "adapters= needs checkpoint=: the run that the adapters were started from"),
     ],
 )
@@ -142,7 +160,10 @@ def test_evaluate_takes_exactly_one_subject(overrides: list[str], message: str) 
 
 def test_an_unknown_key_is_answered_with_the_nearest_one() -> None:
     with pytest.raises(schema.ConfigError) as caught:
-        check_overrides(["lora.rank=3", "training.max_step=1", "encoder.grid.base=x", "lora.r=3,4", "hydra.verbose=true"], TrainConfig)
+        check_overrides(
+            ["lora.rank=3", "training.max_step=1", "encoder.grid.base=x", "lora.r=3,4", "hydra.verbose=true"],
+            TrainConfig,
+        )
     assert len(caught.value.problems) == 2
     assert caught.value.problems[1] == (
         "training.max_step: there is no such key; did you mean training.max_steps or training.max_time?"

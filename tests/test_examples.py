@@ -288,7 +288,7 @@ def draw_nothing(task: Task, rng: np.random.Generator) -> Transform:
 def stream_of(
     builder: ExampleBuilder, tasks: Sequence[Task | PairPool], *, seed: int = 0, augment: bool = True, **options: Any
 ) -> ExampleStream:
-    settings: dict[str, Any] = {"length": 40, "view": "test", "demonstrations": None, "input_from_inputs": 0.0}
+    settings: dict[str, Any] = {"length": 40, "view": "test", "input_from_inputs": 0.0}
     sampler = TaskSampler([(1.0, tasks)], seed=seed)
     draw = draw_all if augment else draw_nothing
     return ExampleStream(sampler, draw, builder, seed=seed, **(settings | options))
@@ -349,14 +349,12 @@ def test_input_from_inputs(tiny: PreTrainedTokenizerBase) -> None:
 
 
 def test_pools_give_tasks_of_drawn_pairs(tiny: PreTrainedTokenizerBase) -> None:
-    pool = PairPool("pool", tuple(Pair(as_grid([[color]]), as_grid([[color, color]])) for color in range(10)))
+    pool = PairPool("pool", tuple(Pair(as_grid([[color]]), as_grid([[color, color]])) for color in range(10)), 2)
     builder = builder_of(tiny)
-    stream = stream_of(builder, [pool], demonstrations=2, augment=False)
+    stream = stream_of(builder, [pool], augment=False)
     texts = [decoded(builder, stream[k].input_ids) for k in range(40)]
     assert all(re.fullmatch(r"<.begin.>(Input\n(\d)\nOutput\n\2\2(\n|<.end.>)){3}", text) for text in texts)
     assert len(set(texts)) > 30
-    with pytest.raises(TaskError, match="task pool: many pairs, but the number of demonstrations is not set"):
-        stream_of(builder, [pool])[0]
 
 
 def test_check_returns_what_is_too_long(tiny: PreTrainedTokenizerBase) -> None:

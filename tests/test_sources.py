@@ -92,8 +92,8 @@ def test_a_folder_of_tasks(tmp_path: Path) -> None:
 
 
 def test_sets_of_many_pairs(tmp_path: Path) -> None:
-    (pool,) = load_pairs(write(tmp_path / "pairs.json", {"a": [PAIR, {"input": [[9]], "output": [[8]]}]}))
-    assert pool == PairPool("a", (Pair(as_grid([[1, 2]]), as_grid([[3]])), Pair(as_grid([[9]]), as_grid([[8]]))))
+    (pool,) = load_pairs(write(tmp_path / "pairs.json", {"a": [PAIR, {"input": [[9]], "output": [[8]]}]}), 1)
+    assert pool == PairPool("a", (Pair(as_grid([[1, 2]]), as_grid([[3]])), Pair(as_grid([[9]]), as_grid([[8]]))), 1)
 
 
 def with_pair(pair: Any, which: str = "train") -> dict[str, Any]:
@@ -197,10 +197,10 @@ def test_broken_pairs_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "pairs.json"
     write(path, {"a": [PAIR]})
     with pytest.raises(TaskError, match="task a: a list of at least 2 pairs is expected, a demonstration and a test"):
-        load_pairs(path)
+        load_pairs(path, 1)
     write(path, {"a": [PAIR, {"input": [[1]], "output": [[-1]]}]})
     with pytest.raises(TaskError, match="task a, pair 2, output: colour -1 at row 1, column 1"):
-        load_pairs(path)
+        load_pairs(path, 1)
 
 
 def test_tasks_are_selected_by_id_in_the_order_asked_for(tmp_path: Path) -> None:

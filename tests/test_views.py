@@ -53,20 +53,20 @@ def test_leave_one_out_asks_for_each_demonstration_once_and_never_for_the_test()
 
 
 def test_tasks_drawn_from_a_pool_use_different_pairs_and_reach_all() -> None:
-    pool = PairPool("p", tuple(pair(color) for color in range(6)))
+    pool = PairPool("p", tuple(pair(color) for color in range(6)), 3)
     rng = np.random.default_rng(0)
     tests = set()
     for _ in range(200):
-        task = draw_task(pool, 3, rng)
+        task = draw_task(pool, rng)
         assert task.id == "p"
         assert (len(task.train), len(task.test)) == (3, 1)
         assert len(set(task.train + task.test)) == 4
         tests.add(task.test[0])
     assert tests == set(pool.pairs)
-    assert len(draw_task(pool, 5, rng).train) == 5
-    with pytest.raises(TaskError, match=r"p: 6 pairs are too few for 6 demonstrations and a test; lower .* at most 5"):
-        draw_task(pool, 6, rng)
-    assert draw_task(pool, 3, np.random.default_rng(5)) == draw_task(pool, 3, np.random.default_rng(5))
+    assert len(draw_task(PairPool("p", pool.pairs, 5), rng).train) == 5
+    with pytest.raises(TaskError, match=r"task p: data.demonstrations=6, but of 6 pairs 1 to 5 can be demonstrations"):
+        PairPool("p", pool.pairs, 6)
+    assert draw_task(pool, np.random.default_rng(5)) == draw_task(pool, np.random.default_rng(5))
 
 
 def test_demonstrations_are_dropped_from_the_end_until_one_is_left() -> None:

@@ -27,11 +27,18 @@ class PairPool:
 
     id: str
     pairs: tuple[Pair, ...]
+    demonstrations: int
+    """How many demonstrations a drawn task has, beside one test."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pairs", tuple(self.pairs))
         if len(self.pairs) < 2:
             raise TaskError(f"task {self.id}: {len(self.pairs)} pairs; a demonstration and a test take at least 2")
+        if not 1 <= self.demonstrations < len(self.pairs):
+            raise TaskError(
+                f"task {self.id}: data.demonstrations={self.demonstrations}, but of {len(self.pairs)} pairs 1 to "
+                f"{len(self.pairs) - 1} can be demonstrations, for one is the test"
+            )
 
 
 class _HasId(Protocol):
@@ -86,15 +93,16 @@ def load_folder(path: str | Path) -> list[Task]:
     return [task_from_json(file.stem, read_object(file, "with train and test"), str(file)) for file in files]
 
 
-def load_pairs(path: str | Path) -> list[PairPool]:
-    """A JSON file `{id: [{input, output}, ...]}` of many pairs a task, in its order."""
+def load_pairs(path: str | Path, demonstrations: int) -> list[PairPool]:
+    """A JSON file `{id: [{input, output}, ...]}` of many pairs a task, in its order; `demonstrations` of them are drawn
+    for each example, beside a test."""
     path = Path(path)
     pools = []
     for task_id, values in read_object(path, "of lists of pairs by task id").items():
         where = f"{path}: task {task_id}"
         if not isinstance(values, list) or len(values) < 2:
             raise TaskError(f"{where}: a list of at least 2 pairs is expected, a demonstration and a test")
-        pools.append(PairPool(task_id, tuple(pairs_from_json(values, f"{where}, pair"))))
+        pools.append(PairPool(task_id, tuple(pairs_from_json(values, f"{where}, pair")), demonstrations))
     return pools
 
 

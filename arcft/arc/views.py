@@ -58,14 +58,9 @@ def leave_one_out(task: Task) -> list[Task]:
     ]
 
 
-def draw_task(pool: PairPool, demonstrations: int, rng: np.random.Generator) -> Task:
-    """A task of so many demonstrations and one test, all different pairs of the pool."""
-    if demonstrations + 1 > len(pool.pairs):
-        raise TaskError(
-            f"{pool.id}: {len(pool.pairs)} pairs are too few for {demonstrations} demonstrations and a test; "
-            f"lower demonstrations to at most {len(pool.pairs) - 1}"
-        )
-    drawn = [pool.pairs[index] for index in rng.choice(len(pool.pairs), size=demonstrations + 1, replace=False)]
+def draw_task(pool: PairPool, rng: np.random.Generator) -> Task:
+    """A task of the pool's number of demonstrations and one test, all different pairs of the pool."""
+    drawn = [pool.pairs[index] for index in rng.choice(len(pool.pairs), size=pool.demonstrations + 1, replace=False)]
     return Task(pool.id, train=tuple(drawn[:-1]), test=(drawn[-1],))
 
 

