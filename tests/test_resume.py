@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -129,6 +130,23 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
         )
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         new_run(tmp_path / "other", small_model()).trainer.train(tmp_path / "muon" / "checkpoint-4")
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    new_run(tmp_path, max_steps=4).trainer.train()
+    checkpoint = tmp_path / "checkpoint-4"
+    run = new_run(tmp_path)
+    for key, what in (("base_fingerprint", "base model"), ("data_fingerprint", "tasks")):
+        origin = dataclasses.replace(run.trainer.saving.origin, **{key: "other"})
+        run.trainer.saving = dataclasses.replace(run.trainer.saving, origin=origin)
+        with pytest.raises(CheckpointError, match=f"another {what} than this run has now"):
+            run.trainer.train(checkpoint)
+        run = new_run(tmp_path)
+    content = bytearray((checkpoint / "optimizer.pt").read_bytes())
+    content[1000] ^= 1
+    (checkpoint / "optimizer.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"optimizer\.pt: was changed"):
+        run.trainer.train(checkpoint)
 
 
 KILLED = """

@@ -116,8 +116,8 @@ def save_adapter(model: peft.PeftModel, folder: Path) -> None:
 def merge(model: peft.PeftModel) -> PreTrainedModel:
     """The base model with the adapter added into its weights, in their dtype; `model` is used up.
 
-    Not exact below float32, and lossy on quantised weights, which are rounded again. Raises LoraError where the
-    result is not finite.
+    Not exact below float32; and 4-bit weights are rounded again, which can lose most of what a small update taught: a
+    model that is to be used in 4 bits is better left unmerged. Raises LoraError where the result is not finite.
     """
     try:
         return model.merge_and_unload(safe_merge=True)

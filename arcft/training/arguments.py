@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -25,6 +26,12 @@ def make_training_arguments(config: TrainingConfig, output_dir: Path, device: to
         raise TrainingError(
             f"training.dtype={config.dtype}: float16 is trained with loss scaling, which needs a GPU; "
             "on a CPU use training.dtype=float32 or bfloat16"
+        )
+    # Set by torchrun; TrainingArguments would wait here for the other processes.
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise TrainingError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: a run is one process on one device; start it without torchrun, "
+            "and use a multirun (-m) to fill several GPUs"
         )
     arguments = TrainingArguments(
         output_dir=str(output_dir),

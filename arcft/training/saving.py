@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from arcft.checkpoints import CheckpointError, Origin
+from arcft.checkpoints import Checkpoint, CheckpointError, Origin
 from arcft.models.lora import load_adapter_weights, save_adapter
 
 MODEL_FILE = "model.safetensors"
@@ -29,6 +29,17 @@ class Saving:
     origin: Origin
     save_total_limit: int
     """Checkpoints kept beside the best one."""
+
+
+def check_origin(checkpoint: Checkpoint, origin: Origin) -> None:
+    """Raise CheckpointError unless a run of `origin` can go on from `checkpoint` as if it had never stopped."""
+    for what, key in {"base model": "base_fingerprint", "tasks": "data_fingerprint"}.items():
+        theirs, ours = checkpoint.manifest[key], getattr(origin, key)
+        if theirs != ours:
+            raise CheckpointError(
+                f"{checkpoint.path}: was trained with another {what} than this run has now ({key} {theirs[:12]}, here "
+                f"{ours[:12]}); resume with what the run was started with, or start a new run from it with lora.start"
+            )
 
 
 def save_weights(model: PreTrainedModel | peft.PeftModel, folder: Path) -> None:

@@ -26,7 +26,7 @@ from arcft.training.batches import Positions, collate
 from arcft.training.flow import FlowCallback
 from arcft.training.loss import can_keep_logits, mean_loss, summed_cross_entropy
 from arcft.training.optimizers import build_optimizer
-from arcft.training.saving import Saving, load_weights, save_weights
+from arcft.training.saving import Saving, check_origin, load_weights, save_weights
 from arcft.training.schedulers import make_factor
 from arcft.training.stopping import StopRequest
 
@@ -113,11 +113,12 @@ class ArcftTrainer(Trainer):
         """Train to `max_steps`, or until asked to stop; goes on from a checkpoint of this run where one is given.
 
         After a stop `state.global_step` is below `state.max_steps`, `stop.reason` says why, and the last checkpoint
-        is of that step. Raises NonFiniteError.
+        is of that step. Raises NonFiniteError, and CheckpointError for a checkpoint that is damaged or another run's.
         """
         self._resumed_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
         if self._resumed_from is None:
             return super().train()
+        check_origin(checkpoints.read_checkpoint(self._resumed_from), self.saving.origin)
         state = TrainerState.load_from_json(str(self._resumed_from / STATE_FILE))
         if state.global_step < self.args.max_steps:
             return super().train(resume_from_checkpoint=str(self._resumed_from))
@@ -160,8 +161,7 @@ class ArcftTrainer(Trainer):
         loss = total / (count if num_items_in_batch is None else num_items_in_batch)
         if not torch.isfinite(loss):
             raise NonFiniteError(self._not_finite("loss", loss))
-        # Gradients are averaged over processes, and the count was summed over them.
-        return loss * self.accelerator.num_processes
+        return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         norm = super()._clip_grad_norm(model)
