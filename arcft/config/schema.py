@@ -78,7 +78,8 @@ def _convert(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     for alternative in alternatives:
         if _has_shape(alternative, value):
             return _convert_as(alternative, value, path, problems)
-    problems.append(f"{path}={value!r}: expected {_describe(kind)}, not {type(value).__name__}{_numeric_id(path, value)}")
+    expected = f"expected {_describe(kind)}, not {type(value).__name__}"
+    problems.append(f"{path}={value!r}: {expected}{_numeric_id(path, value)}")
     return None
 
 

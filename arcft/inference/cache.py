@@ -14,7 +14,7 @@ ROOM = 128
 
 class RoomyLayer(DynamicLayer):
     """As DynamicLayer, but `keys` and `values` [batch, heads, tokens, head size] are the filled front of larger
-    tensors. DynamicLayer joins old and new at every token, which on a CPU takes as long as the rest of a small model.
+    tensors. DynamicLayer joins old and new at every token; on a CPU that is a fifth of a small model's step.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -25,23 +25,20 @@ class RoomyLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **options: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.is_initialized:
-            # Nothing to keep apart from the prompt itself: a prompt of which one token is asked needs no room.
-            self.keys, self.values = super().update(key_states, value_states)
-            return self.keys, self.values
+            # A prompt that only one token is asked of needs no room.
+            return super().update(key_states, value_states)
         assert self.keys is not None
         assert self.values is not None
         filled = self.keys.shape[-2]
         length = filled + key_states.shape[-2]
-        if not self.rooms or length > self.rooms[0].shape[-2]:
+        # Where rows were selected since, keys and values are tensors of their own, and the rooms are out of date.
+        stale = not self.rooms or self.rooms[0].data_ptr() != self.keys.data_ptr()
+        if stale or length > self.rooms[0].shape[-2]:
             self.rooms = [_with_room(old, length + ROOM) for old in (self.keys, self.values)]
         for room, new in zip(self.rooms, (key_states, value_states), strict=True):
             room[..., filled:length, :] = new
         self.keys, self.values = (room[..., :length, :] for room in self.rooms)
         return self.keys, self.values
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        super().reorder_cache(beam_idx)
-        self.rooms = []
 
 
 def _with_room(old: torch.Tensor, length: int) -> torch.Tensor:

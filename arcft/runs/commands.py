@@ -91,7 +91,7 @@ def _with(stored: TrainConfig, asked: TrainConfig, explicit: dict[str, str]) -> 
 
 
 def _started(config: TrainConfig, start: str, explicit: dict[str, str]) -> TrainConfig:
-    """`config` with model, encoder, prompt and adapter of the run at `start`; the command line may not contradict it."""
+    """`config` with model, encoder, prompt and adapter of the run at `start`, which may not be contradicted."""
     run = open_checkpoint(Path(start).expanduser())
     if not run.config.lora.enabled:
         raise ConfigError(

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from peft import PeftModel
 from transformers import PreTrainedModel
 
 from arcft.arc.task import Task
@@ -24,7 +25,7 @@ class Share:
     """Tasks that one model answers."""
 
     tasks: Sequence[Task]
-    model: Callable[[], PreTrainedModel]
+    model: Callable[[], PreTrainedModel | PeftModel]
     """Called when its turn has come, so that one base model can serve several shares."""
 
     format: TextFormat

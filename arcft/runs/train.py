@@ -257,7 +257,7 @@ def _say_tasks(config: TrainConfig, prepared: Prepared) -> None:
 
 def _show_first_example(prepared: Prepared) -> None:
     example = prepared.stream[0]
-    tokens = [prepared.tokenizer.decode([token]) for token in example.input_ids]
+    tokens = [str(prepared.tokenizer.decode([token])) for token in example.input_ids]
     print_example(console, tokens, [label != IGNORED for label in example.labels])
 
 
@@ -274,6 +274,7 @@ def _say_model(config: TrainConfig, model: PreTrainedModel | PeftModel, device: 
 
 def _show_estimate(config: TrainConfig, model: PreTrainedModel | PeftModel) -> None:
     base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel)
     shape = base.config.get_text_config()
     table = Table(title="dry run: nothing was trained or written", title_justify="left", box=None, show_header=False)
     for name, value in estimate(model, config, shape.hidden_size, shape.num_hidden_layers).rows():
