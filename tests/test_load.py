@@ -115,6 +115,22 @@ def test_a_folder_without_model_or_tokenizer_is_named(tmp_path: Path) -> None:
         load_model(config_of(tmp_path / "weights.bin"), dtype=torch.float32, device=CPU)
 
 
+def test_damaged_files_are_named(folder: Path, tmp_path: Path) -> None:
+    weights, words = folder / "model.safetensors", folder / "tokenizer.json"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    words.write_text(words.read_text()[:100])
+    gguf = tmp_path / "weights.gguf"
+    write_gguf_tokenizer(gguf, "gpt2", "qwen2", ["a", "b"], [])
+    gguf.write_bytes(gguf.read_bytes()[:120])
+    for path in (folder, gguf):
+        with pytest.raises(ModelError, match=f"model.path={path}: a causal language model can't be loaded"):
+            load_model(config_of(path), dtype=torch.float32, device=CPU)
+    with pytest.raises(ModelError, match=f"model.path={folder}: a tokenizer can't be loaded"):
+        load_tokenizer(config_of(folder))
+    with pytest.raises(GgufTokenizerError, match=f"model.path={gguf}: can't be read as a GGUF file"):
+        load_tokenizer(config_of(gguf))
+
+
 def test_remote_code_needs_config_and_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(folder, trust_remote_code=True)
     monkeypatch.delenv("ARCFT_TRUST_REMOTE_CODE", raising=False)

@@ -32,7 +32,7 @@ class GgufTokenizerError(ArcftError):
 def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a GGUF file, as its model was trained with; raises GgufTokenizerError for unknown kinds."""
     metadata = _read_metadata(path)
-    kind, pieces = metadata["tokenizer.ggml.model"], metadata.get("tokenizer.ggml.pre", "default")
+    kind, pieces = metadata.get("tokenizer.ggml.model", "unknown"), metadata.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or pieces not in ("smollm", "qwen2", "llama-bpe", "gpt-2"):
         raise GgufTokenizerError(
             f"model.path={path}: its tokenizer is of the kind {kind}/{pieces}, which can't be rebuilt faithfully from "
@@ -59,9 +59,13 @@ def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    reader = gguf.GGUFReader(path)
-    wanted = (name for name in reader.fields if name.startswith("tokenizer."))
-    return {name: reader.fields[name].contents() for name in wanted}
+    try:
+        reader = gguf.GGUFReader(path)
+        wanted = (name for name in reader.fields if name.startswith("tokenizer."))
+        return {name: reader.fields[name].contents() for name in wanted}
+    # A truncated file ends in the middle of some field.
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise GgufTokenizerError(f"model.path={path}: can't be read as a GGUF file: {error}") from error
 
 
 def _byte_level_tokenizer(metadata: dict[str, Any], pieces: str) -> Tokenizer:

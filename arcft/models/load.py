@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
@@ -84,9 +86,11 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     source = resolve_path(config.tokenizer or _path(config))
     if source.endswith(".gguf"):
         return load_gguf_tokenizer(Path(source))
+    trust = _trusts_code(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=_trusts_code(config))
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust)
+    # The tokenizers library has no exceptions of its own: it raises plain ones.
+    except Exception as error:
         raise ModelError(_not_loaded(key, config.tokenizer or _path(config), "a tokenizer", error)) from error
     # Spaces before punctuation belong to the text here.
     tokenizer.clean_up_tokenization_spaces = False
@@ -108,7 +112,7 @@ def load_model(
             model = draw_random_model(config).to(device=device, dtype=dtype)  # type: ignore[call-arg]
         else:
             model = _load_pretrained(config, dtype, device)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, struct.error) as error:
         raise ModelError(_not_loaded("model.path", _path(config), "a causal language model", error)) from error
     return model.eval()
 
@@ -132,7 +136,8 @@ def base_fingerprint(config: ModelConfig, model: PreTrainedModel) -> str:
     Weight files are digested by size and 64 evenly spread blocks of 4 KiB each, which takes milliseconds for files
     of any size; random weights by drawing them again. Raises ModelError.
     """
-    architecture = {name: value for name, value in model.config.to_dict().items() if name not in _VOLATILE}
+    # Without what a class says by default, which grows with every version of transformers.
+    architecture = _without_volatile(model.config.to_diff_dict())
     digest = hashlib.sha256(json.dumps(architecture, sort_keys=True, default=str).encode())
     if config.init == "random":
         for name, tensor in draw_random_model(config).state_dict().items():
@@ -220,6 +225,12 @@ def _not_loaded(key: str, path: str, what: str, error: Exception) -> str:
         f"{key}={path} is not a local folder, and as a hub id {what} can't be fetched under that name; check the name "
         f"and the network, or give the path of a downloaded folder ({reason})"
     )
+
+
+def _without_volatile(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_volatile(entry) for name, entry in value.items() if name not in _VOLATILE}
 
 
 def _weight_files(source: str) -> list[Path]:

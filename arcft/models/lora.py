@@ -61,8 +61,6 @@ def apply_lora(
             adapted = peft.get_peft_model(model, peft_config)
         except ValueError as error:
             raise LoraError(f"lora.target_modules={config.target_modules}: {error}") from error
-    # PEFT keeps a set here, whose order, and so the bytes of the saved file, would differ from run to run.
-    peft_config.target_modules = sorted(peft_config.target_modules or ())
     _train_in_float32(adapted)
     return adapted
 
@@ -108,6 +106,10 @@ def load_adapter_weights(model: peft.PeftModel, folder: Path) -> None:
 
 def save_adapter(model: peft.PeftModel, folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors into `folder`."""
+    for config in model.peft_config.values():
+        # PEFT keeps a set, whose order, and so the bytes of the file, would differ from run to run.
+        if isinstance(config, peft.LoraConfig) and isinstance(config.target_modules, set):
+            config.target_modules = sorted(config.target_modules)
     model.save_pretrained(str(folder), save_embedding_layers=False)
     # A model card with nothing but empty headings.
     (folder / "README.md").unlink(missing_ok=True)
