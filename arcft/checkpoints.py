@@ -179,9 +179,11 @@ def lock_run(run_folder: Path) -> Iterator[None]:
 
 
 def write_run_yaml(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write `config`, nested plain data, to run.yaml in `folder`."""
+    """Write `config`, nested plain data, to run.yaml in `folder`, whole or not at all: nothing resumes without it."""
     text = yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    (folder / RUN_FILE).write_text(text, encoding="utf-8")
+    partial = folder / f"{RUN_FILE}.partial"
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, folder / RUN_FILE)
 
 
 def read_run_yaml(path: Path) -> dict[str, Any]:

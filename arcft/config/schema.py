@@ -24,6 +24,10 @@ class ConfigError(ArcftError):
         lines = problems if len(problems) == 1 else [f"{len(problems)} problems in the config:", *problems]
         super().__init__("\n  - ".join(lines) if len(problems) > 1 else lines[0])
 
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[str]]]:
+        # Launchers bring errors from other processes by pickle, which would hand the message to `problems`.
+        return ConfigError, (self.problems,)
+
 
 def from_dict(config_class: type[ConfigClass], values: dict[str, Any]) -> ConfigClass:
     """Build `config_class` from nested plain data; raise ConfigError with every unknown key, wrong type and

@@ -37,19 +37,24 @@ NOT_RECORDED = (
 class GenerationMetrics:
     """Predicts held-out tasks with the model as it is, and keeps the last outcome for the closing of the run."""
 
-    def __init__(self, form: TextFormat, tasks: Sequence[Task], config: InferenceConfig) -> None:
+    def __init__(self, form: TextFormat, tasks: Sequence[Task], config: InferenceConfig, advance: Advance) -> None:
+        """`advance` moves the training bar; here it says which task is being predicted."""
         self.tasks = list(tasks)
         self.predictions: list[Prediction] = []
         self.attempts: Attempts = {}
         self.scores = Scores(metrics={}, tasks={})
         self._form = form
         self._config = config
+        self._advance = advance
 
     def __call__(self, model: Any, step: int) -> dict[str, float]:
         """The metrics of scoring/metrics by name, for the model after `step` optimizer steps."""
         form = self._form
-        groups = predict_tasks(model, form.builder, form.prompts, form.tokenization, self.tasks, self._config)
-        self.predictions = [prediction for group in groups for prediction in group]
+        self.predictions = []
+        for number, task in enumerate(self.tasks, 1):
+            self._advance(step, f"predicting {number}/{len(self.tasks)} held-out tasks")
+            groups = predict_tasks(model, form.builder, form.prompts, form.tokenization, [task], self._config)
+            self.predictions += [prediction for group in groups for prediction in group]
         self.attempts = vote_tasks(self.tasks, self.predictions)
         self.scores = score_tasks(self.tasks, self.predictions, self.attempts)
         return self.scores.metrics
@@ -122,6 +127,7 @@ class ProgressBar(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Take over the new loss."""
+        """Show the new loss."""
         if logs and "loss" in logs:
             self._words = f"loss {logs['loss']:.3f}  lr {logs['learning_rate']:.1e}"
+            self._advance(state.global_step, self._words)

@@ -11,11 +11,12 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from arcft.checkpoints import CheckpointError, last_checkpoint, read_run_yaml
+from arcft.checkpoints import MANIFEST_FILE, RUN_FILE, CheckpointError, last_checkpoint, read_run_yaml
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import ConfigError, from_dict
 from arcft.models.backend import import_backend
 from arcft.runs import edge
+from arcft.runs.paths import absolute, with_absolute_paths
 from arcft.runs.trained import contradictions, open_checkpoint
 
 # What may change when a run is gone on with: nothing that decides its outcome.
@@ -37,11 +38,13 @@ def _train(cfg: DictConfig) -> None:
     explicit = edge.explicit_keys()
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.resume is not None:
-        folder = Path(config.resume).expanduser()
+        folder = Path(absolute(config.resume))
         stored = from_dict(TrainConfig, _stored("train", folder, explicit))
         config = dataclasses.replace(_with(stored, config, explicit), resume=str(folder))
-    elif config.lora.start is not None:
-        config = _started(config, config.lora.start, explicit)
+    else:
+        config = with_absolute_paths(config)
+        if config.lora.start is not None:
+            config = _started(config, config.lora.start, explicit)
     import_backend(config.model)
     from arcft.runs.train import train
 
@@ -71,10 +74,17 @@ def _stored(job: str, folder: Path, explicit: dict[str, str]) -> dict[str, objec
         raise ConfigError(
             [f"{key}={explicit[key]} has no effect with resume=, which keeps its config; drop it" for key in others]
         )
+    if (folder / MANIFEST_FILE).is_file():
+        raise CheckpointError(f"resume={folder}: is a checkpoint; give its run: resume={folder.parent}")
+    if not (folder / RUN_FILE).is_file():
+        what = f"holds no {RUN_FILE}, so no run was begun there" if folder.is_dir() else "there is no such folder"
+        raise CheckpointError(f"resume={folder}: {what}; give the folder of a run, e.g. outputs/{job}/...")
     stored = read_run_yaml(folder)
     if stored.get("job") != job:
         other = {"train": "evaluate.py", "evaluate": "train.py"}[job]
         raise CheckpointError(f"resume={folder}: holds no {job} run; if it is the other kind, use {other}")
+    if not isinstance(stored.get("config"), dict):
+        raise CheckpointError(f"{folder / RUN_FILE}: holds no config; was it changed by hand?")
     return dict(stored["config"])
 
 
@@ -92,18 +102,29 @@ def _with(stored: TrainConfig, asked: TrainConfig, explicit: dict[str, str]) -> 
 
 def _started(config: TrainConfig, start: str, explicit: dict[str, str]) -> TrainConfig:
     """`config` with model, encoder, prompt and adapter of the run at `start`, which may not be contradicted."""
-    run = open_checkpoint(Path(start).expanduser())
+    run = open_checkpoint(Path(start))
     if not run.config.lora.enabled:
         raise ConfigError(
             [
                 f"lora.start={start}: that run trained the whole model (lora=none); go on from it with "
-                f"model=local model.path={last_checkpoint(Path(start).expanduser())}"
+                f"model=local model.path={last_checkpoint(Path(start))}"
             ]
         )
     stored = dataclasses.replace(run.config, lora=dataclasses.replace(run.config.lora, start=start))
     problems = contradictions(explicit, config, stored, ("model", "encoder", "prompt", "lora"))
     if problems:
         raise ConfigError(problems)
+    # Where training took what the model recommends, it now is the model of `start` that recommends.
+    recommended = {
+        name: getattr(stored.model, name)
+        for name in ("learning_rate", "max_seq_length")
+        if f"training.{name}" not in explicit and getattr(config.training, name) == getattr(config.model, name)
+    }
     return dataclasses.replace(
-        config, model=stored.model, encoder=stored.encoder, prompt=stored.prompt, lora=stored.lora
+        config,
+        model=stored.model,
+        encoder=stored.encoder,
+        prompt=stored.prompt,
+        lora=stored.lora,
+        training=dataclasses.replace(config.training, **recommended),
     )

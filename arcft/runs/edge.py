@@ -50,7 +50,9 @@ def run_from_command_line(job: Callable[[DictConfig], None], config_name: str, c
     OmegaConf.register_new_resolver("pid", os.getpid, use_cache=True, replace=True)
     _failures.clear()
 
-    def guarded(cfg: DictConfig) -> None:
+    def guarded(cfg: DictConfig) -> _Failure | None:
+        # It says at every import that a kernel for 4 bits on the CPU could be had.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         try:
             job(cfg)
         except Stopped as stopped:
@@ -58,10 +60,13 @@ def run_from_command_line(job: Callable[[DictConfig], None], config_name: str, c
             # Unlike an exception, this also ends the jobs of a multirun that are still to come.
             sys.exit(stopped.exit_code)
         except ArcftError as error:
-            if wants_tracebacks or not _in_this_process():
+            if wants_tracebacks:
                 raise
-            logging.getLogger(__name__).debug("job failed", exc_info=True)
-            _report(error)
+            message = _with_job(str(error))
+            if not _in_this_process():
+                return _Failure(message)
+            _report(message)
+        return None
 
     entry = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(guarded)
     try:
@@ -71,21 +76,43 @@ def run_from_command_line(job: Callable[[DictConfig], None], config_name: str, c
     except (ArcftError, HydraException, OmegaConfBaseException) as error:
         if wants_tracebacks:
             raise
-        _report(error)
+        _report(str(error))
+    except KeyboardInterrupt:
+        print("stopped at once; what was saved is complete", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     if _failures:
         sys.exit(1)
 
 
 def _in_this_process() -> bool:
-    """Whether Hydra runs the job in the process that reports: otherwise the launcher must carry the error there."""
+    """Whether Hydra runs the job in the process that reports: otherwise the launcher carries a _Failure there."""
     launcher = str(HydraConfig.get().launcher.get("_target_", ""))
     return HydraConfig.get().mode == RunMode.RUN or launcher.endswith("BasicLauncher")
 
 
-def _report(error: BaseException) -> None:
-    _failures.append(str(error))
+def _with_job(message: str) -> str:
+    """In a multirun, `message` with the number of the job, which is also its folder."""
+    config = HydraConfig.get()
+    return message if config.mode == RunMode.RUN else f"job {config.job.num}: {message}"
+
+
+def _report(message: str) -> None:
+    _failures.append(message)
     sys.stdout.flush()
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr)
+
+
+class _Failure:
+    """What a job in another process returns in place of an exception; it is reported where it is unpickled.
+
+    Hydra raises the first exception of a multirun alone, and says nothing about the other jobs that failed.
+    """
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return _report, (self.message,)
 
 
 def check_overrides(arguments: list[str], config_class: type) -> None:
@@ -119,7 +146,8 @@ def _resumed_in_place(argv: list[str]) -> Iterator[None]:
     """With resume=FOLDER, let Hydra log into that folder instead of making a new one."""
     values = [word.removeprefix("resume=").strip("'\"") for word in argv[1:] if word.startswith("resume=")]
     folder = Path(values[-1]).expanduser() if values else None
-    if folder is None or not (folder / "run.yaml").is_file():
+    # A checkpoint holds a run.yaml too, and is never written to.
+    if folder is None or not (folder / "run.yaml").is_file() or (folder / "manifest.json").exists():
         yield
         return
     quoted = str(folder.resolve()).replace("'", "\\'")

@@ -27,6 +27,7 @@ class Estimate:
     parameters: int
     examples: int
     max_tokens: int
+    steps: int
 
     @property
     def total(self) -> int:
@@ -43,6 +44,7 @@ class Estimate:
             ("optimizer state", _gib(self.optimizer)),
             ("activations, about", _gib(self.activations)),
             ("memory, about", _gib(self.total)),
+            ("steps", f"{self.steps:,}"),
             ("examples", f"{self.examples:,}"),
             ("tokens, at most", f"{self.max_tokens / 1e6:.1f} M"),
         ]
@@ -67,6 +69,7 @@ def estimate(model: PreTrainedModel | nn.Module, config: TrainConfig, hidden_siz
         parameters=sum(parameter.numel() for parameter in parameters),
         examples=examples,
         max_tokens=examples * training.max_seq_length,
+        steps=training.max_steps,
     )
 
 

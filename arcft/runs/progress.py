@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Advance = Callable[[int, str], None]
-"""Called with how many are done, and a few words to show beside the bar."""
+"""Called with how many are done, and a few words to show beside the bar. The number may stay as it was."""
 
 
 @contextlib.contextmanager
@@ -34,12 +34,12 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Advance]:
 
 def _line_printer(title: str, total: int, done: int) -> Advance:
     tenth = max(1, total // 10)
-    next_at = done + tenth
+    printed = done
 
     def advance(count: int, words: str) -> None:
-        nonlocal next_at
-        if count >= next_at or count == total:
+        nonlocal printed
+        if count > printed and (count >= printed + tenth or count == total):
             print(f"{title} {count}/{total}  {words}".rstrip(), flush=True)
-            next_at = count + tenth
+            printed = count
 
     return advance

@@ -23,6 +23,7 @@ from arcft.config.schema import to_dict
 from arcft.models.load import base_fingerprint, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter, trainable_parameters
 from arcft.reporting.previews import grids_side_by_side, metrics_table, predictions_picture, print_example
+from arcft.reporting.words import count
 from arcft.runs.build import TextFormat, choose_device, text_format, transform_drawer
 from arcft.runs.callbacks import GenerationMetrics, ProgressBar, Recorder
 from arcft.runs.choose import CountTokens, TaskSets, data_fingerprint, task_sets
@@ -73,7 +74,7 @@ def train(config: TrainConfig, folder: Path) -> None:
     if config.preview:
         _show_first_example(prepared)
     for warning in schedule_warnings(config.scheduler, config.training.max_steps):
-        console.print(f"[yellow]note:[/] {warning}", highlight=False)
+        console.print(f"[yellow]note:[/] {warning}", highlight=False, soft_wrap=True)
     device = choose_device()
     model, fingerprint = build_model(config, device)
     _say_model(config, model, device)
@@ -179,9 +180,10 @@ def _train_and_close(
     if checkpoints:
         console.print(f"going on from {checkpoints[-1]}")
     tasks = prepared.sets.held_out[: config.training.generation_tasks]
-    generation = GenerationMetrics(prepared.form, tasks, config.inference)
     stop = StopRequest(None if config.training.max_time is None else parse_duration(config.training.max_time))
     with progress_bar("training", max_steps, start) as advance, stop_on_signals(stop.request) as received:
+        generation = GenerationMetrics(prepared.form, tasks, config.inference, advance)
+        recorder = Recorder(folder, tracker)
         trainer = ArcftTrainer(
             model=model,
             args=make_training_arguments(config.training, folder, device),
@@ -194,10 +196,14 @@ def _train_and_close(
             saving=saving,
             more_metrics=generation if tasks else None,
             best_metric=config.training.best_metric if tasks else None,
-            callbacks=[Recorder(folder, tracker), ProgressBar(advance)],
+            callbacks=[recorder, ProgressBar(advance)],
             stop=stop,
         )
         trainer.train(checkpoints[-1] if checkpoints else None)
+        if start == max_steps and trainer.can_evaluate:
+            # Nothing was left to train: predicted again for the closing, but recorded already.
+            trainer.remove_callback(recorder)
+            trainer.evaluate()
     if trainer.state.global_step < max_steps:
         message = (
             f"stopped at step {trainer.state.global_step} of {max_steps} ({stop.reason}) and saved; go on with: "
@@ -205,10 +211,8 @@ def _train_and_close(
         )
         if received:
             raise Stopped(received[0], message)
-        console.print(message)
+        console.print(message, highlight=False, soft_wrap=True)
         return
-    if start == max_steps and tasks:
-        trainer.evaluate()
     _close(config, folder, generation, trainer, tracker)
 
 
@@ -228,7 +232,7 @@ def _close(
             grids = [("input", task.test[0].input), ("true", task.test[0].output)]
             console.print(f"\n{task.id}")
             console.print(grids_side_by_side([*grids, ("predicted", attempts[0] if attempts else None)]))
-        console.print(metrics_table({f"step {step}": metrics}, title=f"{len(generation.tasks)} held-out tasks"))
+        console.print(metrics_table({f"step {step}": metrics}, title=count(len(generation.tasks), "held-out task")))
         predictions_picture(folder / PICTURE, generation.tasks, generation.attempts, SHOWN_TESTS)
         tracker.picture("preview", folder / PICTURE)
         rows = [[task, *values.values()] for task, values in generation.scores.tasks.items()]
@@ -246,13 +250,13 @@ def _say_tasks(config: TrainConfig, prepared: Prepared) -> None:
     sets = prepared.sets
     items = [item for _, group in sets.train for item in group]
     pools = sum(isinstance(item, PairPool) for item in items)
-    words = f"{len(items)} tasks to train on"
+    words = f"{count(len(items), 'task')} to train on"
     if pools:
         words += f" ({pools} of them pools of many pairs)"
     words += f", {len(sets.held_out)} held out"
     if sets.too_long:
         words += f"; {len(sets.too_long)} left out, longer than {config.training.max_seq_length} tokens"
-    console.print(words, highlight=False)
+    console.print(words, highlight=False, soft_wrap=True)
 
 
 def _show_first_example(prepared: Prepared) -> None:

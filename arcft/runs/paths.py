@@ -1,0 +1,42 @@
+"""Paths in a config, made absolute once, so that a stored config means the same from every folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TypeVar
+
+from arcft.config.data import DataConfig, SourceConfig
+from arcft.config.model import ModelConfig
+from arcft.config.run import TrainConfig
+
+Source = TypeVar("Source", DataConfig, SourceConfig)
+
+
+def absolute(path: str) -> str:
+    """`path` from the root, without `..` or a trailing slash; links stay as they are named."""
+    return os.path.abspath(Path(path).expanduser())
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """`config` with every path of a file or folder absolute; hub ids and `bundled:` names stay."""
+    data = _source_paths(config.data)
+    task_ids = absolute(data.task_ids) if isinstance(data.task_ids, str) else data.task_ids
+    data = dataclasses.replace(data, sources=[_source_paths(source) for source in data.sources], task_ids=task_ids)
+    lora = config.lora
+    if lora.start is not None:
+        lora = dataclasses.replace(lora, start=absolute(lora.start))
+    return dataclasses.replace(config, data=data, lora=lora, model=_model_paths(config.model))
+
+
+def _source_paths(source: Source) -> Source:
+    named = {name: getattr(source, name) for name in ("path", "solutions_path")}
+    return dataclasses.replace(source, **{name: absolute(path) for name, path in named.items() if path})
+
+
+def _model_paths(model: ModelConfig) -> ModelConfig:
+    named = {name: getattr(model, name) for name in ("path", "tokenizer")}
+    # What does not exist may be a hub id; if it is not, the error had better name it as it was given.
+    local = {name: path for name, path in named.items() if path and Path(path).expanduser().exists()}
+    return dataclasses.replace(model, **{name: absolute(path) for name, path in local.items()})
