@@ -178,7 +178,7 @@ def _train_and_close(
     start = int(checkpoints[-1].name.rpartition("-")[2]) if checkpoints else 0
     max_steps = config.training.max_steps
     if checkpoints:
-        console.print(f"going on from {checkpoints[-1]}")
+        console.print(f"going on from {checkpoints[-1]}", highlight=False, soft_wrap=True)
     tasks = prepared.sets.held_out[: config.training.generation_tasks]
     stop = StopRequest(None if config.training.max_time is None else parse_duration(config.training.max_time))
     with progress_bar("training", max_steps, start) as advance, stop_on_signals(stop.request) as received:
@@ -256,6 +256,8 @@ def _say_tasks(config: TrainConfig, prepared: Prepared) -> None:
     words += f", {len(sets.held_out)} held out"
     if sets.too_long:
         words += f"; {len(sets.too_long)} left out, longer than {config.training.max_seq_length} tokens"
+    if sets.leaked:
+        words += f"; {len(sets.leaked)} left out, equal to a held-out task or sharing a pair with it"
     console.print(words, highlight=False, soft_wrap=True)
 
 
@@ -273,6 +275,7 @@ def _say_model(config: TrainConfig, model: PreTrainedModel | PeftModel, device: 
         f"model {config.model.name}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained, "
         f"{dtype} on {device}",
         highlight=False,
+        soft_wrap=True,
     )
 
 

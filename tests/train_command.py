@@ -1,0 +1,114 @@
+"""The command of train.py run in this process or in one of its own, on few, small, real ARC tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcft.checkpoints import read_checkpoint
+from arcft.runs import commands
+
+ROOT = Path(__file__).resolve().parents[1]
+ARCHITECTURES = ROOT / "tests" / "architectures"
+
+# Ten small tasks of ARC-1's training set, at most 141 tokens in the minimal encoding.
+TASK_IDS = [
+    "25d8a9c8",
+    "25ff71a9",
+    "3c9b0459",
+    "5582e5ca",
+    "6150a2bd",
+    "74dd1130",
+    "a85d4709",
+    "d037b0a7",
+    "d631b094",
+    "e9afcf9a",
+]
+# Two layers of 32: a step takes a hundredth of a second.
+SMALL_MODEL = [f"model.path={ARCHITECTURES / 'qwen2'}", "model.tokenizer=bundled:tiny"]
+
+
+def ids(*names: str) -> str:
+    """The override that chooses tasks."""
+    return f"data.task_ids=[{','.join(repr(name) for name in names)}]"
+
+
+TEN_TASKS = [
+    ids(*TASK_IDS),
+    "data.held_out=2",
+    "training.max_seq_length=256",
+    "training.generation_tasks=2",
+    "inference.predictions_per_test=2",
+    "inference.max_new_tokens=24",
+]
+QUIET = ["tracking=none", "preview=false"]
+QUICK = [
+    *SMALL_MODEL,
+    *TEN_TASKS,
+    *QUIET,
+    "training.max_steps=6",
+    "training.per_device_train_batch_size=2",
+    "training.logging_steps=2",
+    "training.eval_steps=3",
+    "training.save_steps=4",
+]
+
+
+def run_train(folder: Path, *overrides: str) -> int:
+    """Run the command in this process, with its results in `folder`; returns its exit code."""
+    place = [] if any(word.startswith("resume=") for word in overrides) else [f"hydra.run.dir='{folder}'"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", *overrides, *place])
+        # The command sets it; an earlier one in this process must not count as the user's wish.
+        patch.delenv("HYDRA_FULL_ERROR", raising=False)
+        try:
+            commands.train()
+        except SystemExit as end:
+            return end.code if isinstance(end.code, int) else 1
+    return 0
+
+
+def start_train(*overrides: str, cwd: Path, **environment: str) -> subprocess.Popen[str]:
+    """Start train.py as a process of its own, on one thread."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *overrides],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Wait for the end; exit code, stdout, stderr."""
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def history(folder: Path) -> list[dict[str, Any]]:
+    """The recorded values, without how long they took."""
+    lines = map(json.loads, (folder / "history.jsonl").read_text(encoding="utf-8").splitlines())
+    return [{name: value for name, value in line.items() if name != "eval_seconds"} for line in lines]
+
+
+def recorded(folder: Path, name: str) -> list[float]:
+    """One value's course."""
+    return [line[name] for line in history(folder) if name in line]
+
+
+def files_of(checkpoint: Path) -> dict[str, str]:
+    """sha256 of every file of a verified checkpoint, but of what holds times."""
+    files = read_checkpoint(checkpoint).manifest["files"]
+    return {name: entry["sha256"] for name, entry in files.items() if name != "trainer_state.json"}
+
+
+def tree(folder: Path) -> set[str]:
+    """Every file below `folder`."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
