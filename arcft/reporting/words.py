@@ -22,11 +22,11 @@ DEFINITIONS = {
     "correct_pixels": "right cells; none if the size is wrong",
     "correct_size": "predictions of the right size",
     "max_correct_pixels": "right cells of the best prediction",
-    "any_correct_size": "tests with a prediction of the right size",
+    "any_correct_size": "tests with a grid of the right size",
     "pass_n": "tests solved by any prediction",
     "unanswered": "predictions without a valid grid",
     "vote_1": "tests solved by the first attempt",
-    "vote_2": "tests solved by one of the two attempts",
+    "vote_2": "tests solved by either of two attempts",
 }
 
 

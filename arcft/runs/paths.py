@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from arcft.config.data import DataConfig, SourceConfig
 from arcft.config.model import ModelConfig
-from arcft.config.run import TrainConfig
+from arcft.config.run import EvaluateConfig, TrainConfig
 
 Source = TypeVar("Source", DataConfig, SourceConfig)
 
@@ -21,22 +21,38 @@ def absolute(path: str) -> str:
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """`config` with every path of a file or folder absolute; hub ids and `bundled:` names stay."""
-    data = _source_paths(config.data)
-    task_ids = absolute(data.task_ids) if isinstance(data.task_ids, str) else data.task_ids
-    data = dataclasses.replace(data, sources=[_source_paths(source) for source in data.sources], task_ids=task_ids)
     lora = config.lora
     if lora.start is not None:
         lora = dataclasses.replace(lora, start=absolute(lora.start))
-    return dataclasses.replace(config, data=data, lora=lora, model=_model_paths(config.model))
+    return dataclasses.replace(config, data=_data_paths(config.data), lora=lora, model=_model_paths(config.model))
+
+
+def evaluation_with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
+    """The same for an evaluation; a pattern is made absolute as it is."""
+    named = {name: getattr(config, name) for name in ("checkpoint", "adapters")}
+    paths: dict[str, Any] = {name: absolute(path) for name, path in named.items() if path is not None}
+    if config.predictions is not None:
+        files = [config.predictions] if isinstance(config.predictions, str) else config.predictions
+        paths["predictions"] = [absolute(file) for file in files]
+    model = _model_paths(config.model) if config.model is not None else None
+    return dataclasses.replace(config, data=_data_paths(config.data), model=model, **paths)
+
+
+def _data_paths(data: DataConfig) -> DataConfig:
+    data = _source_paths(data)
+    task_ids = absolute(data.task_ids) if isinstance(data.task_ids, str) else data.task_ids
+    return dataclasses.replace(data, sources=[_source_paths(source) for source in data.sources], task_ids=task_ids)
 
 
 def _source_paths(source: Source) -> Source:
     named = {name: getattr(source, name) for name in ("path", "solutions_path")}
-    return dataclasses.replace(source, **{name: absolute(path) for name, path in named.items() if path})
+    paths: dict[str, Any] = {name: absolute(path) for name, path in named.items() if path}
+    return dataclasses.replace(source, **paths)
 
 
 def _model_paths(model: ModelConfig) -> ModelConfig:
     named = {name: getattr(model, name) for name in ("path", "tokenizer")}
     # What does not exist may be a hub id; if it is not, the error had better name it as it was given.
     local = {name: path for name, path in named.items() if path and Path(path).expanduser().exists()}
-    return dataclasses.replace(model, **{name: absolute(path) for name, path in local.items()})
+    paths: dict[str, Any] = {name: absolute(path) for name, path in local.items()}
+    return dataclasses.replace(model, **paths)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -17,7 +17,9 @@ from arcft.inference.predict import predict_tasks
 from arcft.runs.build import TextFormat
 from arcft.runs.edge import Stopped, stop_on_signals
 from arcft.runs.progress import progress_bar
+from arcft.runs.results import write_predictions
 from arcft.scoring.predictions import Prediction, TestKey, append_prediction, open_for_append, read_predictions
+from arcft.scoring.voting import vote
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,8 @@ class Share:
     """Called when its turn has come, so that one base model can serve several shares."""
 
     format: TextFormat
+    identity: str
+    """What the model is: a checkpoint's digest, or the digest of a base model's config."""
 
 
 def count_prompts(tasks: Sequence[Task], config: InferenceConfig) -> int:
@@ -46,6 +50,8 @@ def predict_shares(
     """
     predictions = _kept(path, config.predictions_per_test)
     done = {(prediction.task_id, prediction.test_index) for prediction in predictions}
+    tally = Tally([task for share in shares for task in share.tasks])
+    tally.add(predictions)
     total = count_prompts([task for share in shares for task in share.tasks], config)
     with (
         open_for_append(path) as file,
@@ -68,10 +74,45 @@ def predict_shares(
                 for prediction in group:
                     append_prediction(file, prediction)
                 predictions += group
-                advance(len(predictions), _answered(predictions))
+                tally.add(group)
+                advance(len(predictions), tally.words())
                 if received:
                     raise Stopped(received[0], f"stopped; go on with: python evaluate.py resume={resume}")
     return predictions
+
+
+class Tally:
+    """What to show beside the bar: tests solved so far, where answers are known, valid grids, and the speed."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._truths = {
+            (task.id, index): pair.output
+            for task in tasks
+            for index, pair in enumerate(task.test)
+            if pair.output is not None
+        }
+        self._known = self._solved = self._predictions = self._grids = self._tokens = 0
+        self._seconds = 0.0
+
+    def add(self, predictions: Sequence[Prediction]) -> None:
+        """Count the predictions of whole tests."""
+        groups: dict[TestKey, list[Prediction]] = {}
+        for prediction in predictions:
+            groups.setdefault((prediction.task_id, prediction.test_index), []).append(prediction)
+            self._predictions += 1
+            self._grids += prediction.grid is not None
+            self._tokens += prediction.num_tokens or 0
+            self._seconds += prediction.seconds or 0.0
+        for key, group in groups.items():
+            if key in self._truths:
+                self._known += 1
+                self._solved += any(np.array_equal(self._truths[key], grid) for grid in vote(group))
+
+    def words(self) -> str:
+        """For example `3/12 solved, 88% grids, 610 tokens/s`; a test is solved by one of two attempts."""
+        solved = [f"{self._solved}/{self._known} solved"] if self._known else []
+        grids = f"{self._grids / max(self._predictions, 1):.0%} grids"
+        return ", ".join([*solved, grids, f"{self._tokens / max(self._seconds, 1e-9):.0f} tokens/s"])
 
 
 def _kept(path: Path, per_test: int) -> list[Prediction]:
@@ -81,16 +122,5 @@ def _kept(path: Path, per_test: int) -> list[Prediction]:
     found = read_predictions(path, allow_torn=True)
     counts: Counter[TestKey] = Counter((prediction.task_id, prediction.test_index) for prediction in found)
     kept = [prediction for prediction in found if counts[prediction.task_id, prediction.test_index] >= per_test]
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for prediction in kept:
-            append_prediction(file, prediction)
-    os.replace(partial, path)
+    write_predictions(path, kept)
     return kept
-
-
-def _answered(predictions: Sequence[Prediction]) -> str:
-    valid = sum(prediction.grid is not None for prediction in predictions)
-    tokens = sum(prediction.num_tokens or 0 for prediction in predictions)
-    seconds = sum(prediction.seconds or 0.0 for prediction in predictions)
-    return f"{valid} grids, {tokens / max(seconds, 1e-9):.0f} tokens/s"

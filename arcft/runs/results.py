@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from arcft.arc.task import Task
+from arcft.checkpoints import RUN_FILE
 from arcft.reporting.curves import Curves, curves_png
 from arcft.reporting.report import REPORT_FILE, SUMMARY_FILE, write_report
 from arcft.scoring.metrics import Scores, score_tasks
-from arcft.scoring.predictions import Prediction
+from arcft.scoring.predictions import Prediction, append_prediction
 from arcft.scoring.submission import write_submission
 from arcft.scoring.voting import vote_tasks
 
@@ -21,6 +23,11 @@ METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
 SUBMISSION_FILE = "submission.json"
 INDEX_FILE = "evaluations.jsonl"
+SWEEP_FILE = "sweep.json"
+SWEEP_PICTURE = "sweep.png"
+
+# metrics.json comes last when they are written or copied: with it an evaluation is complete.
+FILES = (PREDICTIONS_FILE, SUBMISSION_FILE, REPORT_FILE, SUMMARY_FILE, METRICS_FILE)
 
 
 def write_results(
@@ -60,35 +67,47 @@ def write_json(path: Path, values: Any) -> None:
     os.replace(partial, path)
 
 
+def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Write a predictions file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for prediction in predictions:
+            append_prediction(file, prediction)
+    os.replace(partial, path)
+
+
 def find_evaluation(run_folder: Path, key: str) -> Path | None:
     """The folder of a finished evaluation under the same `key`, if the index of `run_folder` knows one."""
     index = run_folder / INDEX_FILE
     if not index.is_file():
         return None
-    for line in reversed(index.read_text(encoding="utf-8").splitlines()):
+    for line in reversed(index.read_text(encoding="utf-8", errors="replace").splitlines()):
         try:
             entry = json.loads(line)
-        except ValueError:
+            folder = Path(entry["folder"])
+        except (ValueError, KeyError, TypeError):
             continue  # cut off by a crash
-        if entry.get("key") == key and (Path(entry["folder"]) / METRICS_FILE).is_file():
-            return Path(entry["folder"])
+        if entry.get("key") == key and all((folder / name).is_file() for name in FILES):
+            return folder
     return None
 
 
 def record_evaluation(run_folder: Path, key: str, checkpoint: str, folder: Path) -> None:
-    """Add a finished evaluation to the index of `run_folder`; a run that can't be written to is left alone."""
-    entry = {"key": key, "checkpoint": checkpoint, "folder": str(folder.resolve())}
-    try:
-        with (run_folder / INDEX_FILE).open("a", encoding="utf-8") as index:
-            index.write(json.dumps(entry) + "\n")
-    except OSError:
+    """Add a finished evaluation to the index of `run_folder`.
+
+    A run that can't be written to is left alone, and so is a folder that is no run: where a checkpoint was copied to.
+    """
+    if not (run_folder / RUN_FILE).is_file():
         return
+    entry = {"key": key, "checkpoint": checkpoint, "folder": str(folder.resolve())}
+    with contextlib.suppress(OSError), (run_folder / INDEX_FILE).open("a", encoding="utf-8") as index:
+        index.write(json.dumps(entry) + "\n")
 
 
 def reuse_evaluation(found: Path, folder: Path) -> Scores:
-    """Copy a finished evaluation's files into `folder`; return its scores."""
+    """Copy a finished evaluation's files into `folder`, if it is another one; return its scores."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (PREDICTIONS_FILE, SUBMISSION_FILE, REPORT_FILE, SUMMARY_FILE, METRICS_FILE):
+    for name in FILES:
         if found.resolve() != folder.resolve():
             shutil.copyfile(found / name, folder / name)
     stored = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
@@ -100,11 +119,11 @@ def write_sweep(folder: Path, curves: Curves, metrics: Mapping[str, Mapping[str,
 
     `metrics` are by checkpoint, in order of step. Returns the plot's path.
     """
-    write_json(folder / "sweep.json", {name: dict(values) for name, values in metrics.items()})
+    write_json(folder / SWEEP_FILE, {name: dict(values) for name, values in metrics.items()})
     steps = {int(name.rpartition("-")[2]): values for name, values in metrics.items()} if by_step else {}
     curves = curves.with_metrics(steps)
     if curves.is_empty:
         return None
-    plot = folder / "sweep.png"
+    plot = folder / SWEEP_PICTURE
     plot.write_bytes(curves_png(curves))
     return plot

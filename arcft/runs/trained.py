@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ PATTERN = "*?["
 
 
 def is_pattern(text: str) -> bool:
-    """Whether `text` has a wildcard, so that it names several folders."""
-    return any(sign in text for sign in PATTERN)
+    """Whether `text` has a wildcard and is no folder itself, so that it may name several."""
+    return any(sign in text for sign in PATTERN) and not Path(text).exists()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +30,14 @@ class TrainedRun:
     """Ids by use: `train`, `held_out`, and `adapted_to` for a run that learned tasks from their demonstrations."""
 
     @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.checkpoint.path.parent
+
+    @property
     def name(self) -> str:
-        """For titles: run folder and checkpoint."""
-        return f"{self.checkpoint.path.parent.name}/{self.checkpoint.path.name}"
+        """Short, for titles and tables."""
+        return self.checkpoint.path.name
 
 
 def open_checkpoint(path: Path) -> TrainedRun:
@@ -46,32 +52,32 @@ def open_checkpoint(path: Path) -> TrainedRun:
 
 
 def matching_checkpoints(pattern: str) -> list[Path]:
-    """The checkpoints that `checkpoint=` names: those of a pattern in order of step, or the last one of a run."""
+    """The checkpoints that `checkpoint=` names: for each matching run its last one, each matching checkpoint itself;
+    by run, then by step. What a pattern matches beside them is passed over, half-written ones too."""
     if not is_pattern(pattern):
-        return [last_checkpoint(Path(pattern).expanduser())]
+        return [last_checkpoint(Path(pattern))]
     found = matching_folders("checkpoint", pattern)
     checkpoints = []
     for folder in found:
-        complete = (
-            find_checkpoints(folder.parent) if folder.name.startswith("checkpoint-") else find_checkpoints(folder)
-        )
-        checkpoints += [path for path in complete if folder in (path, path.parent)]
+        siblings, own = find_checkpoints(folder.parent), find_checkpoints(folder)
+        checkpoints += [folder] if folder in siblings else own[-1:]
     if not checkpoints:
         raise CheckpointError(f"checkpoint={pattern}: none of the {len(found)} matches is a complete checkpoint")
-    unique = {path.resolve(): path for path in checkpoints}
-    return sorted(unique.values(), key=lambda path: (str(path.parent), int(path.name.rpartition("-")[2])))
+    return sorted(checkpoints, key=lambda path: (str(path.parent), int(path.name.rpartition("-")[2])))
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each path, its own with as many of its parents as it takes to tell it from the others."""
+    common = os.path.commonpath([path.parent for path in paths])
+    return ["_".join(path.relative_to(common).parts) for path in paths]
 
 
 def matching_folders(key: str, pattern: str) -> list[Path]:
-    """The folders that `key=pattern` matches, sorted; CheckpointError when there is none."""
-    path = Path(pattern).expanduser()
-    anchor = Path(path.anchor) if path.is_absolute() else Path()
-    relative = path.relative_to(anchor) if path.is_absolute() else path
-    found = sorted(match for match in anchor.glob(str(relative)) if match.is_dir())
+    """The folders that the absolute `pattern` matches, sorted; CheckpointError when there is none."""
+    path = Path(pattern)
+    found = sorted(match for match in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if match.is_dir())
     if not found:
-        raise CheckpointError(
-            f"{key}={pattern}: no folder matches (from {Path.cwd()}); quote the pattern for the shell"
-        )
+        raise CheckpointError(f"{key}={pattern}: no folder matches; quote the pattern for the shell")
     return found
 
 
@@ -95,6 +101,8 @@ def contradictions(explicit: Iterable[str], asked: Any, stored: Any, groups: Seq
     problems = []
     for group in groups:
         if not any(key.partition(".")[0] == group for key in explicit):
+            continue
+        if getattr(asked, group) is None:
             continue
         wanted, kept = to_dict(getattr(asked, group)), to_dict(getattr(stored, group))
         for name, value in wanted.items():

@@ -1,0 +1,275 @@
+"""From an evaluation's config to what it evaluates: models with the tasks that each answers, read and checked.
+
+Nothing is written here, so what is wrong is told before a file exists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from arcft import __version__
+from arcft.arc.task import Task
+from arcft.checkpoints import RUN_FILE, CheckpointError, find_checkpoints
+from arcft.config.run import EvaluateConfig
+from arcft.config.schema import ConfigError, to_dict
+from arcft.models.load import load_tokenizer
+from arcft.runs.build import TextFormat, config_digest, text_format
+from arcft.runs.choose import chosen_tasks, data_fingerprint, default_held_out, narrowed, tasks_of_run
+from arcft.runs.leaks import trained_on
+from arcft.runs.predict import Share
+from arcft.runs.restore import ModelHost, restored_format, restored_tokenizer
+from arcft.runs.trained import (
+    TrainedRun,
+    contradictions,
+    distinct_names,
+    is_pattern,
+    matching_checkpoints,
+    matching_folders,
+    open_checkpoint,
+)
+from arcft.scoring.predictions import Prediction, group_by_test, read_predictions
+
+console = Console()
+OWN_FORMAT = ("encoder", "prompt")
+"""Groups of the config that a checkpoint brings along."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One thing that is evaluated: it gets one score, one submission and one report."""
+
+    name: str
+    """Short, for tables and progress bars."""
+
+    title: str
+    """For report and picture."""
+
+    tasks: list[Task]
+    shares: list[Share]
+    predictions: list[Prediction] | None = None
+    """Made elsewhere; there are no shares then."""
+
+    key: str
+    """Equal for two evaluations that come to the same: of the same models, tasks and choices."""
+
+    about: dict[str, Any]
+    """Where it comes from, for metrics.json and the report."""
+
+    run: TrainedRun | None = None
+    """Set where one checkpoint answers everything: its history is shown, and its index knows this evaluation."""
+
+
+def find_subjects(config: EvaluateConfig, explicit: Sequence[str]) -> list[Subject]:
+    """What `config`, its paths absolute, names: one subject, or for a pattern of checkpoints one each.
+
+    `explicit` are the keys that the user set by hand: they may not contradict a checkpoint.
+    """
+    finder = _Finder(config, explicit)
+    if config.predictions is not None:
+        return [finder.predictions()]
+    if config.model is not None:
+        return [finder.base_model()]
+    if config.adapters is not None:
+        return [finder.adapters()]
+    return finder.checkpoints()
+
+
+class _Finder:
+    def __init__(self, config: EvaluateConfig, explicit: Sequence[str]) -> None:
+        self.config = config
+        self.explicit = explicit
+        self.host = ModelHost(config.inference)
+        self._formats: dict[str, TextFormat] = {}
+
+    def predictions(self) -> Subject:
+        """Files made elsewhere; several are voted over together."""
+        files = self.config.predictions or []
+        files = [files] if isinstance(files, str) else files
+        predictions = [prediction for file in files for prediction in read_predictions(file)]
+        tasks = chosen_tasks(self.config.data, None)
+        group_by_test(tasks, predictions)  # raises where they don't belong together
+        name = Path(files[0]).name if len(files) == 1 else f"{len(files)} files"
+        content = config_digest({"predictions": [prediction.to_json() for prediction in predictions]})
+        return self._subject(
+            name, "Predictions of " + name, [], {"predictions": files}, tasks=tasks, predictions=predictions, of=content
+        )
+
+    def base_model(self) -> Subject:
+        """A model as it is."""
+        config, model = self.config, self.config.model
+        assert model is not None
+        if config.encoder is None or config.prompt is None:
+            raise ConfigError([f"model={model.name} names no encoder or prompt: add encoder=... prompt=..."])
+        tokenizer = load_tokenizer(model)
+        length = config.inference.max_seq_length or model.max_seq_length
+        form = text_format(config.encoder, config.prompt, tokenizer, max_seq_length=length, drop_demonstrations=True)
+        if config.data.source == "held_out":
+            held_out = default_held_out(form.builder.num_tokens, model.max_seq_length)
+            tasks = narrowed(held_out, config.data, form.builder.num_tokens)
+        else:
+            tasks = chosen_tasks(config.data, form.builder.num_tokens)
+        identity = config_digest({name: to_dict(getattr(config, name)) for name in ("model", *OWN_FORMAT)})
+        share = Share(tasks, lambda: self.host.base(model), form, identity)
+        about = {"model": model.name, "path": str(model.path)}
+        return self._subject(model.name, f"{model.name}, as it is", [share], about)
+
+    def checkpoints(self) -> list[Subject]:
+        """One checkpoint, or each that a pattern matches."""
+        paths = matching_checkpoints(str(self.config.checkpoint))
+        runs = [open_checkpoint(path) for path in paths]
+        subjects = []
+        notes: dict[tuple[Path, str], list[str]] = {}
+        for name, run in zip(distinct_names(paths), runs, strict=True):
+            self._refuse_contradictions(run)
+            tasks = self._tasks_for(run)
+            known = (run.folder, data_fingerprint(tasks))
+            if known not in notes:
+                notes[known] = self._say_what_was_trained_on(run, tasks)
+            about = {**_about(run), "trained_on": len(notes[known])}
+            title = f"{run.config.model.name}, {name}"
+            subjects.append(self._subject(name, title, [self._share(run, tasks)], about, run=run))
+        return subjects
+
+    def adapters(self) -> Subject:
+        """Each adapter answers the tasks it was adapted to, the checkpoint itself answers the rest."""
+        if is_pattern(str(self.config.checkpoint)):
+            raise ConfigError([f"checkpoint={self.config.checkpoint}: with adapters= it names one run or checkpoint"])
+        start = open_checkpoint(Path(str(self.config.checkpoint)))
+        self._refuse_contradictions(start)
+        num_tokens = self._format(start).builder.num_tokens
+        adapted = self._adapted_tasks(start)
+        if self.config.data.source == "held_out":
+            tasks = narrowed([task for _, task in adapted.values()], self.config.data, num_tokens)
+        else:
+            tasks = chosen_tasks(self.config.data, num_tokens)
+        answering: dict[Path, tuple[TrainedRun, list[Task]]] = {}
+        for task in tasks:
+            run = adapted[task.id][0] if task.id in adapted else start
+            answering.setdefault(run.checkpoint.path, (run, []))[1].append(task)
+        # The checkpoint last, for then the base model takes up one adapter after the other.
+        rest = answering.pop(start.checkpoint.path, (start, []))
+        if rest[1]:
+            console.print(f"{len(rest[1])} of {len(tasks)} tasks have no adapter: the checkpoint answers them")
+        shares = [self._share(run, own) for run, own in [*answering.values(), rest] if own]
+        about = _about(start) | {
+            "adapters": {run.checkpoint.path.as_posix(): [task.id for task in own] for run, own in answering.values()},
+            "trained_on": len(self._say_what_was_trained_on(start, tasks)),
+        }
+        title = f"{start.config.model.name}, {start.name} and {len(answering)} adapters"
+        return self._subject("adapters", title, shares, about)
+
+    def _adapted_tasks(self, start: TrainedRun) -> dict[str, tuple[TrainedRun, Task]]:
+        """By task id, the adapter for it and the task."""
+        adapted: dict[str, tuple[TrainedRun, Task]] = {}
+        for adapter in self._adapters(start):
+            for task in tasks_of_run(adapter):
+                if task.id in adapted:
+                    raise CheckpointError(
+                        f"adapters: {adapted[task.id][0].folder} and {adapter.folder} were both adapted to task "
+                        f"{task.id}; narrow the pattern, or evaluate them apart and vote over both with predictions="
+                    )
+                adapted[task.id] = (adapter, task)
+        return adapted
+
+    def _adapters(self, start: TrainedRun) -> list[TrainedRun]:
+        adapters = []
+        for folder in matching_folders("adapters", str(self.config.adapters)):
+            if not (folder / RUN_FILE).is_file():
+                continue
+            if not find_checkpoints(folder) and folder not in find_checkpoints(folder.parent):
+                console.print(f"[yellow]note:[/] {folder} has no complete checkpoint; passed over", soft_wrap=True)
+                continue
+            adapter = open_checkpoint(folder)
+            if not adapter.tasks.get("adapted_to"):
+                raise CheckpointError(f"adapters: {folder} was not adapted to tasks; make one with data=leave_one_out")
+            groups = (*OWN_FORMAT, "model")
+            problems = contradictions(groups, adapter.config, start.config, groups)
+            if problems:
+                raise CheckpointError(
+                    f"adapters: {folder} does not belong to {start.checkpoint.path}: {'; '.join(problems)}"
+                )
+            adapters.append(adapter)
+        if not adapters:
+            raise CheckpointError(f"adapters={self.config.adapters}: no match is a training run with a checkpoint")
+        return adapters
+
+    def _refuse_contradictions(self, run: TrainedRun) -> None:
+        problems = contradictions(self.explicit, self.config, run.config, OWN_FORMAT)
+        if problems:
+            raise ConfigError(problems)
+
+    def _share(self, run: TrainedRun, tasks: list[Task]) -> Share:
+        return Share(tasks, lambda: self.host.restored(run), self._format(run), run.checkpoint.digest)
+
+    def _format(self, run: TrainedRun) -> TextFormat:
+        """Made once for all runs that write alike: hundreds of adapters have the same tokenizer."""
+        length = self.config.inference.max_seq_length or run.config.training.max_seq_length
+        files: Mapping[str, Any] = run.checkpoint.manifest["files"]
+        tokenizer = {name: entry["sha256"] for name, entry in files.items() if "token" in name or "template" in name}
+        parts = {name: to_dict(getattr(run.config, name)) for name in OWN_FORMAT}
+        key = config_digest({**parts, "tokenizer": tokenizer, "loss_on": run.config.training.loss_on, "length": length})
+        if key not in self._formats:
+            self._formats[key] = restored_format(run, restored_tokenizer(run), length)
+        return self._formats[key]
+
+    def _tasks_for(self, run: TrainedRun) -> list[Task]:
+        num_tokens = self._format(run).builder.num_tokens
+        if self.config.data.source == "held_out":
+            return narrowed(tasks_of_run(run), self.config.data, num_tokens)
+        return chosen_tasks(self.config.data, num_tokens)
+
+    def _say_what_was_trained_on(self, run: TrainedRun, tasks: Sequence[Task]) -> list[str]:
+        seen = trained_on(run, tasks)
+        if seen:
+            console.print(
+                f"[yellow]note:[/] {len(seen)} of {len(tasks)} tasks were trained on ({', '.join(seen[:5])}"
+                f"{', ...' if len(seen) > 5 else ''}): their scores say how well they are remembered",
+                highlight=False,
+            )
+        return seen
+
+    def _subject(
+        self,
+        name: str,
+        title: str,
+        shares: list[Share],
+        about: dict[str, Any],
+        *,
+        tasks: list[Task] | None = None,
+        predictions: list[Prediction] | None = None,
+        run: TrainedRun | None = None,
+        of: str = "",
+    ) -> Subject:
+        inference = to_dict(self.config.inference)
+        # Decides how fast it goes, and not what comes out.
+        del inference["batch_size"]
+        answers = [[share.identity, data_fingerprint(share.tasks)] for share in shares]
+        tasks = [task for share in shares for task in share.tasks] if tasks is None else tasks
+        key = {"answers": answers or [[of, data_fingerprint(tasks)]], "selection": to_dict(self.config.selection)}
+        if shares:
+            key["inference"] = inference
+            about = about | {"inference": {name: value for name, value in inference.items() if value is not None}}
+        return Subject(
+            name=name,
+            title=title,
+            tasks=tasks,
+            shares=shares,
+            predictions=predictions,
+            key=config_digest(key),
+            about={"arcft": __version__, **about},
+            run=run,
+        )
+
+
+def _about(run: TrainedRun) -> dict[str, Any]:
+    return {
+        "model": run.config.model.name,
+        "checkpoint": str(run.checkpoint.path),
+        "digest": run.checkpoint.digest,
+        "step": run.checkpoint.step,
+    }
