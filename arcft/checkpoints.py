@@ -2,7 +2,7 @@
 
 A checkpoint is written into a hidden sibling, flushed to disk and renamed to `checkpoint-STEP`, so that a crash at any
 moment leaves the older checkpoints as they were. `manifest.json` is written last and names every file with its size
-and sha256. Imports no torch: what is checked here must be checkable before anything is loaded.
+and sha256, and its own. Imports no torch: what is checked here must be checkable before anything is loaded.
 """
 
 from __future__ import annotations
@@ -126,8 +126,6 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
     manifest = _parse_manifest(manifest_path, raw)
     for name, entry in manifest["files"].items():
         _check_file(path / name, entry, verify)
-    if RUN_FILE not in manifest["files"]:
-        raise CheckpointError(f"{manifest_path}: lists no {RUN_FILE}, so the checkpoint does not say how it was made")
     return Checkpoint(
         path=path,
         step=manifest["step"],
@@ -227,7 +225,14 @@ def _write_manifest(folder: Path, step: int, origin: Origin) -> None:
         "versions": _versions(),
         "files": files,
     }
+    content["sha256"] = manifest_digest(content)
     (folder / MANIFEST_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """sha256 over all entries of a manifest but its own `sha256`, whatever their order."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _versions() -> dict[str, str]:
@@ -259,6 +264,10 @@ def _parse_manifest(path: Path, raw: bytes) -> dict[str, Any]:
             raise CheckpointError(f"{path}: lists {name}, which is not a plain file name")
         if not isinstance(entry, dict) or {"size", "sha256"} - entry.keys():
             raise CheckpointError(f"{path}: is damaged: {name} needs size and sha256")
+    if RUN_FILE not in manifest["files"]:
+        raise CheckpointError(f"{path}: lists no {RUN_FILE}, so the checkpoint does not say how it was made")
+    if manifest.get("sha256") != manifest_digest(manifest):
+        raise CheckpointError(f"{path}: was changed: its sha256 is not the one in it. Use another checkpoint")
     return manifest
 
 
