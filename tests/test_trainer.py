@@ -324,6 +324,18 @@ def test_adapters_on_a_quantised_model_train_save_and_merge(tmp_path: Path, quan
     assert mean_loss(merge(model), EVALUATION, run.trainer._collate, **options) == pytest.approx(own, rel=5e-2)
 
 
+def test_an_evaluation_does_not_stop_a_4_bit_model_from_learning(tmp_path: Path) -> None:
+    small_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path)
+    config = ModelConfig(name="q", path=str(tmp_path), quantization="nf4")
+    model = apply_lora(load_model(config, dtype=torch.bfloat16, device=CPU), lora_config(dropout=0.0), [], seed=0)
+    ids = torch.arange(8).reshape(1, 8)
+    with torch.no_grad():
+        model.eval()(input_ids=ids)
+    model.train()(input_ids=ids, labels=ids).loss.backward()
+    gradients = [weight.grad for name, weight in model.named_parameters() if "lora_B" in name]
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
+
+
 @pytest.mark.slow
 def test_a_real_model_from_gguf_trains_saves_and_loads(smollm2_gguf: Path, tmp_path: Path) -> None:
     config = ModelConfig(name="smollm2", path=str(smollm2_gguf))

@@ -36,6 +36,9 @@ class ModelConfig:
     max_seq_length: int = 4096
     """Recommended context in tokens; training.max_seq_length takes it unless set."""
 
+    loss_on: Literal["completion", "all", "from_second_output"] = "completion"
+    """Recommended labels; training.loss_on takes it unless set."""
+
     attn_implementation: str = "sdpa"
     """As in transformers: sdpa, eager, flash_attention_2, ..."""
 

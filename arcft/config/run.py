@@ -47,6 +47,11 @@ class TrainConfig:
     def problems(self) -> Iterator[str]:
         if self.data.source == "held_out":
             yield "data=held_out belongs to evaluate.py; train.py needs a set of tasks, e.g. data=arc1"
+        if self.model.quantization != "none" and not self.lora.enabled:
+            yield (
+                f"model.quantization={self.model.quantization} with lora=none: quantised weights can't be trained; "
+                "use lora=default, or model.quantization=none"
+            )
         limit = self.data.max_tokens
         if limit is not None and limit > self.training.max_seq_length and not self.training.drop_demonstrations:
             yield (

@@ -160,9 +160,22 @@ def _load_pretrained(config: ModelConfig, dtype: torch.dtype, device: torch.devi
         return _load_gguf(Path(source), options)
     if config.quantization != "none":
         options["quantization_config"] = _quantization(config.quantization, dtype)
-    return AutoModelForCausalLM.from_pretrained(
+    model = AutoModelForCausalLM.from_pretrained(
         source, use_safetensors=True, trust_remote_code=_trusts_code(config), **options
     )
+    if config.quantization == "nf4":
+        _keep_gradients(model)
+    return model
+
+
+def _keep_gradients(model: PreTrainedModel) -> None:
+    """Keep bitsandbytes 0.50 from repacking 4-bit weights at the first forward pass in evaluation mode, as it does on
+    CPUs with AVX512-BF16: the packed product has no gradient, so an adapter would silently stop learning."""
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _load_gguf(path: Path, options: dict[str, Any]) -> PreTrainedModel:
