@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_training import lora_config, small_model, small_run
+from small_training import lora_config, optimizer_config, small_model, small_run
 
 from arcft.config.model import ModelConfig
 from arcft.inference.decoder import decode
@@ -32,7 +32,8 @@ def test_adapters_learn_on_every_base_with_every_optimizer(tmp_path: Path, quant
     config = ModelConfig(name="base", path=str(tmp_path / "base"), quantization=quantization)  # type: ignore[arg-type]
     base = load_model(config, dtype=torch.bfloat16, device=choose_device())
     model = apply_lora(base, lora_config(dropout=0.0), [], seed=0)
-    run = small_run(tmp_path, model, dtype="bfloat16", device=choose_device(), max_steps=30, optimizer=optimizer)
+    chosen = optimizer_config(optimizer)
+    run = small_run(tmp_path, model, dtype="bfloat16", device=choose_device(), max_steps=30, optimizer_config=chosen)
     run.trainer.train()
     losses = run.logs.of("loss")
     assert sum(losses[-5:]) < sum(losses[:5])
