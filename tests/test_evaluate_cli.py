@@ -21,7 +21,10 @@ from evaluate_command import (
     write_answers,
     write_challenges,
 )
+from offline_runs import read_runs
 from train_command import ids
+
+from arcft.scoring.metrics import METRICS
 
 pytestmark = pytest.mark.slow
 
@@ -172,6 +175,23 @@ def test_one_message_for_each_mistake(run: Path, tmp_path: Path) -> None:
 
 
 NONE_HELD_OUT = "data.held_out=0"
+
+
+def test_a_sweep_is_one_wandb_run_with_metrics_against_training_step(run: Path, tmp_path: Path) -> None:
+    few = [word for word in SHORT if not word.startswith("tracking")]
+    evaluate(tmp_path, f"checkpoint={run}/checkpoint-*", *few)
+    folder = only_folder(tmp_path)
+    (recorded,) = read_runs(folder)
+    assert recorded.exit_code == 0
+    assert recorded.config["checkpoint"] == f"{run}/checkpoint-*"
+    metrics = {name: run_json(folder / name)["metrics"] for name in ("checkpoint-4", "checkpoint-6")}
+    logged = [entry for entry in recorded.history if "eval/vote_2" in entry]
+    assert [entry["step"] for entry in logged] == [4, 6]
+    assert [entry["eval/unanswered"] for entry in logged] == [values["unanswered"] for values in metrics.values()]
+    table = recorded.table("checkpoints")
+    assert table["columns"] == ["checkpoint", *METRICS]
+    assert table["data"] == [[name, *values.values()] for name, values in metrics.items()]
+    assert recorded.picture("sweep").read_bytes() == (folder / "sweep.png").read_bytes()
 
 
 def test_what_cannot_be_gone_on_with(run: Path, tmp_path: Path) -> None:

@@ -399,9 +399,10 @@ def test_scoring_what_was_trained_on_says_so(run: Path, tmp_path: Path, capsys: 
     note = f"note: 2 of 3 tasks were trained on ({learned[0]}, {learned[1]}): their scores say how well"
     assert note in " ".join(capsys.readouterr().out.split())
     assert run_json(folder)["run"]["trained_on"] == 2
-    adapted = evaluated(tmp_path / "sweep", f"checkpoint={run}/checkpoint-*", *chosen)
+    assert "<p><b>2 of 3 tasks were trained on</b></p>" in (folder / "report.html").read_text(encoding="utf-8")
+    sweep = evaluated(tmp_path / "sweep", f"checkpoint={run}/checkpoint-*", *chosen)
     assert capsys.readouterr().out.count("were trained on") == 1
-    assert run_json(adapted / "checkpoint-4")["run"]["trained_on"] == 2
+    assert run_json(sweep / "checkpoint-4")["run"]["trained_on"] == 2
 
 
 def test_a_task_is_known_again_under_another_id_and_through_the_run_an_adapter_came_from(
@@ -480,11 +481,11 @@ def test_what_is_beside_the_bar_counts_tests_solved_in_two_attempts() -> None:
     tasks = arc_tasks("evaluation", "be03b35f", "6ea4a07e")
     hidden = dataclasses.replace(tasks[0], id="unknown", test=(dataclasses.replace(tasks[0].test[0], output=None),))
     tally = predict_module.Tally([*tasks, hidden])
-    assert tally.words() == "0% grids, 0 tokens/s"
+    assert tally.words() == "0% grids"
     tally.add(made("be03b35f", 0, [[9]], [[8]], as_list(tasks[0].test[0].output), as_list(tasks[0].test[0].output)))
     tally.add(made("6ea4a07e", 0, [[9]], [[8]], as_list(tasks[1].test[0].output)))
     tally.add(made("unknown", 0, None))
-    assert tally.words() == "1/2 solved, 88% grids, 10 tokens/s"
+    assert tally.words() == "1/2 solved, 88% grids"
 
 
 def made(task_id: str, test_index: int, *grids: list[list[int]] | None) -> list[Prediction]:

@@ -146,7 +146,7 @@ def _render(curves: Curves, kind: str, *, size: tuple[float, float], ink: str, s
     # Some settings are looked up when an axis is made, others when the file is written.
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
-        for axes, title in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
+        for axes, title in zip(figure.subplots(rows, columns, squeeze=False, sharex=True).flat, panels, strict=True):
             axes.set_title(title, fontweight="bold")
             if not stacked or title == panels[-1]:
                 axes.set_xlabel("training step")

@@ -23,11 +23,18 @@ _SECURITY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def page(
-    *, title: str, scores: Scores | None, results: Sequence[Result], run: Mapping[str, Any], curves_svg: str
+    *,
+    title: str,
+    scores: Scores | None,
+    results: Sequence[Result],
+    run: Mapping[str, Any],
+    curves_svg: str,
+    note: str = "",
 ) -> str:
     """The whole document. `results` are all tasks, sorted; `curves_svg` is empty where there are no curves."""
     sections = [
         f"<h1>{escape(title)}</h1><p class='faint'>{escape(describe(results))}</p>",
+        f"<p><b>{escape(note)}</b></p>" if note else "",
         _headlines(scores) if scores and scores.metrics else _no_metrics(),
         _overview(results),
         _curves(curves_svg),
@@ -83,7 +90,10 @@ def _overview(results: Sequence[Result]) -> str:
 
 
 def _curves(svg: str) -> str:
-    return f"<h2>Training</h2><div class='curves'>{svg}</div>" if svg else ""
+    if not svg:
+        return ""
+    words = "Losses, and metrics on tasks held out of training, as they were while the model was trained."
+    return f"<h2>Training</h2><p class='faint'>{words}</p><div class='curves'>{svg}</div>"
 
 
 def _tasks(results: Sequence[Result]) -> Iterator[str]:

@@ -21,10 +21,13 @@ Item = TypeVar("Item")
 WIDTH, HEIGHT = 1920, 1080
 EDGE = 56
 MOST_CURVE_HEIGHT = 380
+WARNING = "#b3261e"
 
 
-def draw_summary(title: str, scores: Scores | None, results: Sequence[Result], curves: Curves | None) -> Image.Image:
-    """An RGB picture of 1920 x 1080 pixels."""
+def draw_summary(
+    title: str, scores: Scores | None, results: Sequence[Result], curves: Curves | None, note: str = ""
+) -> Image.Image:
+    """An RGB picture of 1920 x 1080 pixels; `note` is what nobody should overlook who reads the scores."""
     picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((EDGE, 44), shorten(draw, title, 40, WIDTH - 2 * EDGE), fill=INK, font=font(40, bold=True))
@@ -32,6 +35,8 @@ def draw_summary(title: str, scores: Scores | None, results: Sequence[Result], c
     if scores and len(scores.tasks) > 1:
         words += "; ± is the standard error over tasks"
     draw.text((EDGE, 100), words, fill=FAINT, font=font(22))
+    if note:
+        draw.text((WIDTH - EDGE, 100), note, fill=WARNING, font=font(22, bold=True), anchor="ra")
     top = 158
     if scores and scores.metrics:
         _draw_headlines(draw, scores, top)
@@ -40,17 +45,18 @@ def draw_summary(title: str, scores: Scores | None, results: Sequence[Result], c
     top += 92
     left = EDGE
     if curves is not None and not curves.is_empty:
-        _paste_curves(picture, curves, left, top, 540, HEIGHT - EDGE - top)
+        draw.text((left, top), "while it was trained; metrics on held-out tasks", fill=FAINT, font=font(17))
+        _paste_curves(picture, curves, left, top + 34, 540, HEIGHT - EDGE - top - 34)
         left += 540 + 48
     _draw_examples(picture, results, left, top, WIDTH - EDGE - left, HEIGHT - 30 - top)
     return picture
 
 
 def write_summary(
-    path: Path, title: str, scores: Scores | None, results: Sequence[Result], curves: Curves | None
+    path: Path, title: str, scores: Scores | None, results: Sequence[Result], curves: Curves | None, note: str = ""
 ) -> None:
     """Write `draw_summary` as a PNG."""
-    draw_summary(title, scores, results, curves).save(path, optimize=True)
+    draw_summary(title, scores, results, curves, note).save(path, optimize=True)
 
 
 def shorten(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:

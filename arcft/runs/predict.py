@@ -82,7 +82,7 @@ def predict_shares(
 
 
 class Tally:
-    """What to show beside the bar: tests solved so far, where answers are known, valid grids, and the speed."""
+    """What to show beside the bar: tests solved so far, where answers are known, and how many predictions are grids."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._truths = {
@@ -91,8 +91,7 @@ class Tally:
             for index, pair in enumerate(task.test)
             if pair.output is not None
         }
-        self._known = self._solved = self._predictions = self._grids = self._tokens = 0
-        self._seconds = 0.0
+        self._known = self._solved = self._predictions = self._grids = 0
 
     def add(self, predictions: Sequence[Prediction]) -> None:
         """Count the predictions of whole tests."""
@@ -101,18 +100,15 @@ class Tally:
             groups.setdefault((prediction.task_id, prediction.test_index), []).append(prediction)
             self._predictions += 1
             self._grids += prediction.grid is not None
-            self._tokens += prediction.num_tokens or 0
-            self._seconds += prediction.seconds or 0.0
         for key, group in groups.items():
             if key in self._truths:
                 self._known += 1
                 self._solved += any(np.array_equal(self._truths[key], grid) for grid in vote(group))
 
     def words(self) -> str:
-        """For example `3/12 solved, 88% grids, 610 tokens/s`; a test is solved by one of two attempts."""
-        solved = [f"{self._solved}/{self._known} solved"] if self._known else []
+        """For example `3/12 solved, 88% grids`; a test is solved by one of two attempts."""
         grids = f"{self._grids / max(self._predictions, 1):.0%} grids"
-        return ", ".join([*solved, grids, f"{self._tokens / max(self._seconds, 1e-9):.0f} tokens/s"])
+        return f"{self._solved}/{self._known} solved, {grids}" if self._known else grids
 
 
 def _kept(path: Path, per_test: int) -> list[Prediction]:

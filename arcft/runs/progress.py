@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 Advance = Callable[[int, str], None]
 """Called with how many are done, and a few words to show beside the bar. The number may stay as it was."""
@@ -22,9 +23,9 @@ def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Advance]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        TimeElapsedColumn(table_column=Column(min_width=7)),  # where it is narrow, the bar gives way
         TextColumn("<"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(table_column=Column(min_width=7)),
         TextColumn("{task.fields[words]}"),
     )
     with Progress(*columns) as progress:

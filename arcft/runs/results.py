@@ -14,6 +14,7 @@ from arcft.arc.task import Task
 from arcft.checkpoints import RUN_FILE
 from arcft.reporting.curves import Curves, curves_png
 from arcft.reporting.report import REPORT_FILE, SUMMARY_FILE, write_report
+from arcft.reporting.words import count
 from arcft.scoring.metrics import Scores, score_tasks
 from arcft.scoring.predictions import Prediction, append_prediction
 from arcft.scoring.submission import write_submission
@@ -41,8 +42,10 @@ def write_results(
 ) -> Scores:
     """Vote, score, and write metrics.json (last, as the sign of completion), submission.json and the report.
 
-    Metrics are empty where no answer is known; the other files are written all the same.
+    Metrics are empty where no answer is known; the other files are written all the same. `run` is written into
+    metrics.json and the report; where it counts tasks under `trained_on`, report and picture open with that.
     """
+    seen = run.get("trained_on", 0)
     attempts = vote_tasks(tasks, predictions)
     scores = score_tasks(tasks, predictions, attempts)
     write_submission(folder / SUBMISSION_FILE, tasks, attempts)
@@ -55,6 +58,7 @@ def write_results(
         attempts=attempts,
         run=dict(run),
         curves=curves,
+        note=f"{seen} of {count(len(tasks), 'task')} {'was' if seen == 1 else 'were'} trained on" if seen else "",
     )
     write_json(folder / METRICS_FILE, {"metrics": scores.metrics, "tasks": scores.tasks, "run": dict(run)})
     return scores
