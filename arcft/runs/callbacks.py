@@ -131,3 +131,7 @@ class ProgressBar(TrainerCallback):
         if logs and "loss" in logs:
             self._words = f"loss {logs['loss']:.3f}  lr {logs['learning_rate']:.1e}"
             self._advance(state.global_step, self._words)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Show the loss again in place of what was predicted."""
+        self._advance(state.global_step, self._words)

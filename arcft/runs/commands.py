@@ -117,7 +117,7 @@ def _started(config: TrainConfig, start: str, explicit: dict[str, str]) -> Train
     # Where training took what the model recommends, it now is the model of `start` that recommends.
     recommended = {
         name: getattr(stored.model, name)
-        for name in ("learning_rate", "max_seq_length")
+        for name in ("learning_rate", "max_seq_length", "loss_on")
         if f"training.{name}" not in explicit and getattr(config.training, name) == getattr(config.model, name)
     }
     return dataclasses.replace(

@@ -76,7 +76,8 @@ def run_from_command_line(job: Callable[[DictConfig], None], config_name: str, c
     except (ArcftError, HydraException, OmegaConfBaseException) as error:
         if wants_tracebacks:
             raise
-        _report(str(error))
+        # Hydra ends some messages with every folder that it looked into.
+        _report(str(error).partition("\nConfig search path")[0].rstrip())
     except KeyboardInterrupt:
         print("stopped at once; what was saved is complete", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,6 +19,14 @@ Source = TypeVar("Source", DataConfig, SourceConfig)
 def absolute(path: str) -> str:
     """`path` from the root, without `..` or a trailing slash; links stay as they are named."""
     return os.path.abspath(Path(path).expanduser())
+
+
+def override(key: str, path: str | Path) -> str:
+    """`key=path` to be typed in a shell, quoted where the shell or Hydra would take the path apart."""
+    if re.fullmatch(r"[\w./:@%+-]+", str(path)):
+        return f"{key}={path}"
+    quoted = str(path).replace("'", "\\'")
+    return shlex.quote(f"{key}='{quoted}'")
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:

@@ -9,32 +9,30 @@ from typing import Any
 import torch
 from peft import PeftModel
 from rich.console import Console
-from rich.table import Table
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from arcft import __version__
-from arcft.arc.sources import PairPool, TaskSampler
+from arcft.arc.sources import TaskSampler
 from arcft.arc.task import Task
 from arcft.arc.views import leave_one_out, test_problem
 from arcft.checkpoints import Origin, find_checkpoints, lock_run, remove_leftovers, write_run_yaml
 from arcft.config.duration import parse_duration
 from arcft.config.run import TrainConfig
 from arcft.config.schema import to_dict
-from arcft.models.load import base_fingerprint, load_model, load_tokenizer, resolve_dtype
-from arcft.models.lora import apply_lora, load_adapter, trainable_parameters
-from arcft.reporting.previews import grids_side_by_side, metrics_table, predictions_picture, print_example
-from arcft.reporting.words import count
+from arcft.models.load import ModelError, base_fingerprint, load_model, load_tokenizer, resolve_dtype
+from arcft.models.lora import apply_lora, load_adapter
 from arcft.runs.build import TextFormat, choose_device, text_format, transform_drawer
 from arcft.runs.callbacks import GenerationMetrics, ProgressBar, Recorder
 from arcft.runs.choose import CountTokens, TaskSets, data_fingerprint, task_sets
+from arcft.runs.closing import close_run
 from arcft.runs.edge import Stopped, stop_on_signals
-from arcft.runs.estimate import estimate
+from arcft.runs.opening import say_model, say_tasks, show_estimate, show_first_example
+from arcft.runs.paths import override
 from arcft.runs.progress import progress_bar
-from arcft.runs.results import METRICS_FILE, write_json
 from arcft.runs.tracked import tracked
 from arcft.runs.trained import check_base, open_checkpoint
 from arcft.text.examples import ExampleStream
-from arcft.text.tokens import IGNORED, Example, choose_pad_token
+from arcft.text.tokens import Example, choose_pad_token
 from arcft.tracking import Tracker
 from arcft.training.arguments import make_training_arguments
 from arcft.training.saving import Saving
@@ -43,8 +41,6 @@ from arcft.training.stopping import StopRequest
 from arcft.training.trainer import ArcftTrainer
 
 console = Console()
-PICTURE = "preview.png"
-SHOWN_TESTS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,16 +66,18 @@ class Prepared:
 def train(config: TrainConfig, folder: Path) -> None:
     """Train as `config` says, everything in `folder`; goes on from its last checkpoint where config.resume is set."""
     prepared = prepare(config)
-    _say_tasks(config, prepared)
+    say_tasks(prepared.sets, _max_tokens(config))
     if config.preview:
-        _show_first_example(prepared)
+        show_first_example(prepared.stream, prepared.tokenizer)
     for warning in schedule_warnings(config.scheduler, config.training.max_steps):
         console.print(f"[yellow]note:[/] {warning}", highlight=False, soft_wrap=True)
     device = choose_device()
+    arguments = make_training_arguments(config.training, folder, device)
     model, fingerprint = build_model(config, device)
-    _say_model(config, model, device)
+    _check_vocabulary(config, prepared, model)
+    say_model(config, model, device)
     if config.dry_run:
-        _show_estimate(config, model)
+        show_estimate(config, model)
         return
     values = to_dict(dataclasses.replace(config, resume=None))
     stored = {"arcft": __version__, "job": "train", "config": values, "tasks": prepared.tasks}
@@ -98,7 +96,7 @@ def train(config: TrainConfig, folder: Path) -> None:
             origin=origin,
             save_total_limit=config.training.save_total_limit,
         )
-        _train_and_close(config, folder, prepared, model, device, saving, tracker)
+        _train_and_close(config, folder, prepared, model, arguments, saving, tracker)
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -113,12 +111,7 @@ def prepare(config: TrainConfig) -> Prepared:
         drop_demonstrations=training.drop_demonstrations,
         loss_on=training.loss_on,
     )
-    limits = [config.data.max_tokens, None if training.drop_demonstrations else training.max_seq_length]
-    sets = task_sets(
-        config.data,
-        _count_tokens(form, config.data.view),
-        min((limit for limit in limits if limit is not None), default=None),
-    )
+    sets = task_sets(config.data, _count_tokens(form, config.data.view), _max_tokens(config))
     stream = ExampleStream(
         TaskSampler(sets.train, seed=training.seed),
         transform_drawer(config.augmentation),
@@ -130,6 +123,12 @@ def prepare(config: TrainConfig) -> Prepared:
     )
     stream.check()
     return Prepared(tokenizer, form, sets, stream, _held_out_examples(form, sets.held_out))
+
+
+def _max_tokens(config: TrainConfig) -> int | None:
+    """How long a task may be."""
+    limits = [config.data.max_tokens, None if config.training.drop_demonstrations else config.training.max_seq_length]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _count_tokens(form: TextFormat, view: str) -> CountTokens:
@@ -165,12 +164,27 @@ def build_model(config: TrainConfig, device: torch.device) -> tuple[PreTrainedMo
     return adapted, fingerprint
 
 
+def _check_vocabulary(config: TrainConfig, prepared: Prepared, model: PreTrainedModel | PeftModel) -> None:
+    """Raise ModelError where the tokenizer is not the model's: it writes tokens that the model has no embedding for.
+
+    Looks at what is used: some models' tokenizers have tokens more, for pictures, than the model has embeddings.
+    """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    rows = base.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    highest = max(*prepared.stream[0].input_ids, *prepared.form.tokenization.end_ids)
+    if highest >= rows:
+        raise ModelError(
+            f"model.tokenizer={config.model.tokenizer or config.model.path}: writes token {highest}, but the model at "
+            f"{config.model.path} has embeddings for {rows} tokens only; give the tokenizer that belongs to it"
+        )
+
+
 def _train_and_close(
     config: TrainConfig,
     folder: Path,
     prepared: Prepared,
     model: PreTrainedModel | PeftModel,
-    device: torch.device,
+    arguments: TrainingArguments,
     saving: Saving,
     tracker: Tracker,
 ) -> None:
@@ -178,7 +192,7 @@ def _train_and_close(
     start = int(checkpoints[-1].name.rpartition("-")[2]) if checkpoints else 0
     max_steps = config.training.max_steps
     if checkpoints:
-        console.print(f"going on from {checkpoints[-1]}", highlight=False, soft_wrap=True)
+        console.print(f"going on from {checkpoints[-1]}", highlight=False, markup=False, soft_wrap=True)
     tasks = prepared.sets.held_out[: config.training.generation_tasks]
     stop = StopRequest(None if config.training.max_time is None else parse_duration(config.training.max_time))
     with progress_bar("training", max_steps, start) as advance, stop_on_signals(stop.request) as received:
@@ -186,7 +200,7 @@ def _train_and_close(
         recorder = Recorder(folder, tracker)
         trainer = ArcftTrainer(
             model=model,
-            args=make_training_arguments(config.training, folder, device),
+            args=arguments,
             train_dataset=prepared.stream,  # type: ignore[arg-type]
             eval_dataset=prepared.held_out_examples,
             pad_id=choose_pad_token(prepared.tokenizer),
@@ -207,83 +221,10 @@ def _train_and_close(
     if trainer.state.global_step < max_steps:
         message = (
             f"stopped at step {trainer.state.global_step} of {max_steps} ({stop.reason}) and saved; go on with: "
-            f"python train.py resume={folder}"
+            f"python train.py {override('resume', folder)}"
         )
         if received:
             raise Stopped(received[0], message)
-        console.print(message, highlight=False, soft_wrap=True)
+        console.print(message, highlight=False, markup=False, soft_wrap=True)
         return
-    _close(config, folder, generation, trainer, tracker)
-
-
-def _close(
-    config: TrainConfig, folder: Path, generation: GenerationMetrics, trainer: ArcftTrainer, tracker: Tracker
-) -> None:
-    """The closing table, a picture of predicted against true grids, and what to type next."""
-    step, best = trainer.state.global_step, trainer.best_step
-    history = trainer.state.log_history
-    losses = {name: entry[name] for entry in history for name in ("loss", "eval_loss") if name in entry}
-    metrics = generation.scores.metrics
-    write_json(folder / METRICS_FILE, {"step": step, "best_step": best, **losses, "metrics": metrics})
-    tracker.summary({"best_step": best, **{f"final/{name}": value for name, value in (losses | metrics).items()}})
-    if metrics:
-        for task in generation.tasks[:2]:
-            attempts = generation.attempts.get((task.id, 0), ())
-            grids = [("input", task.test[0].input), ("true", task.test[0].output)]
-            console.print(f"\n{task.id}")
-            console.print(grids_side_by_side([*grids, ("predicted", attempts[0] if attempts else None)]))
-        console.print(metrics_table({f"step {step}": metrics}, title=count(len(generation.tasks), "held-out task")))
-        predictions_picture(folder / PICTURE, generation.tasks, generation.attempts, SHOWN_TESTS)
-        tracker.picture("preview", folder / PICTURE)
-        rows = [[task, *values.values()] for task, values in generation.scores.tasks.items()]
-        tracker.table("tasks", ["task", *metrics], rows)
-        console.print(f"predicted and true grids: [bold]{folder / PICTURE}[/]", highlight=False, soft_wrap=True)
-    console.print(", ".join(f"{name} {value:.3f}" for name, value in losses.items()), highlight=False)
-    if tracker.where:
-        console.print(f"W&B: {tracker.where}", highlight=False, soft_wrap=True)
-    kept = f"checkpoint-{step}" + (f", best {config.training.best_metric} in checkpoint-{best}" if best else "")
-    console.print(f"checkpoints in [bold]{folder}[/] ({kept}). Next:", highlight=False, soft_wrap=True)
-    console.print(f"  python evaluate.py checkpoint={folder}", style="bold", highlight=False, soft_wrap=True)
-
-
-def _say_tasks(config: TrainConfig, prepared: Prepared) -> None:
-    sets = prepared.sets
-    items = [item for _, group in sets.train for item in group]
-    pools = sum(isinstance(item, PairPool) for item in items)
-    words = f"{count(len(items), 'task')} to train on"
-    if pools:
-        words += f" ({pools} of them pools of many pairs)"
-    words += f", {len(sets.held_out)} held out"
-    if sets.too_long:
-        words += f"; {len(sets.too_long)} left out, longer than {config.training.max_seq_length} tokens"
-    if sets.leaked:
-        words += f"; {len(sets.leaked)} left out, equal to a held-out task or sharing a pair with it"
-    console.print(words, highlight=False, soft_wrap=True)
-
-
-def _show_first_example(prepared: Prepared) -> None:
-    example = prepared.stream[0]
-    tokens = [str(prepared.tokenizer.decode([token])) for token in example.input_ids]
-    print_example(console, tokens, [label != IGNORED for label in example.labels])
-
-
-def _say_model(config: TrainConfig, model: PreTrainedModel | PeftModel, device: torch.device) -> None:
-    total = sum(parameter.numel() for parameter in model.parameters())
-    trained = trainable_parameters(model)
-    dtype = str(resolve_dtype(config.training.dtype, device)).removeprefix("torch.")
-    console.print(
-        f"model {config.model.name}: {total / 1e6:.2f} M parameters, {trained / 1e6:.2f} M trained, "
-        f"{dtype} on {device}",
-        highlight=False,
-        soft_wrap=True,
-    )
-
-
-def _show_estimate(config: TrainConfig, model: PreTrainedModel | PeftModel) -> None:
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(base, PreTrainedModel)
-    shape = base.config.get_text_config()
-    table = Table(title="dry run: nothing was trained or written", title_justify="left", box=None, show_header=False)
-    for name, value in estimate(model, config, shape.hidden_size, shape.num_hidden_layers).rows():
-        table.add_row(name, value)
-    console.print(table)
+    close_run(config, folder, generation, trainer, tracker)
