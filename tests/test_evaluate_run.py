@@ -180,6 +180,21 @@ def test_a_sweep_takes_over_what_was_evaluated_singly_and_knows_itself(
     assert len(asked) == 3
 
 
+def test_half_written_checkpoints_are_passed_over_by_a_pattern_and_refused_by_name(run: Path, tmp_path: Path) -> None:
+    half_written = run / "checkpoint-9"
+    shutil.copytree(run / "checkpoint-6", half_written)
+    (half_written / "manifest.json").unlink()
+    try:
+        sweep = evaluated(tmp_path / "sweep", f"checkpoint='{run}/checkpoint-[69]'")
+        message = refusal(tmp_path / "evaluation", f"checkpoint={half_written}")
+        nothing = refusal(tmp_path / "evaluation", f"checkpoint={run}/checkpoint-9*")
+    finally:
+        shutil.rmtree(half_written)
+    assert list(json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))) == ["checkpoint-6"]
+    assert message == f"{half_written}: half-written: it has no manifest.json; use another checkpoint"
+    assert nothing == f"checkpoint={run}/checkpoint-9*: none of the 1 matches is a complete checkpoint"
+
+
 def test_a_run_whose_index_cannot_be_written_is_evaluated_all_the_same(run: Path, tmp_path: Path) -> None:
     (run / "evaluations.jsonl").mkdir()
     try:
@@ -427,6 +442,16 @@ def test_a_task_is_known_again_under_another_id_and_through_the_run_an_adapter_c
         tmp_path / "3", f"checkpoint={start}", f"adapters={tmp_path}/adapters/*", *asked, "inference.max_new_tokens=1"
     )
     assert "1 of 2 tasks were trained on (070dd51e)" in capsys.readouterr().out
+
+
+def test_a_run_on_a_mix_is_evaluated_on_what_it_kept_from_every_source(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(tmp_path / "run", "data=mix", "training.max_steps=1", "training.generation_tasks=0")
+    folder = evaluated(tmp_path / "evaluation", f"checkpoint={run}")
+    assert set(run_json(folder)["tasks"]) == set(held_out(run))
+    assert run_json(folder)["run"]["trained_on"] == 0
+    assert "trained on (" not in capsys.readouterr().out
 
 
 def test_encoder_and_prompt_are_the_checkpoints_own(run: Path, tmp_path: Path) -> None:

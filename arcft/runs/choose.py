@@ -108,6 +108,9 @@ def leaking_ids(items: Iterable[Task | PairPool], held_out: Iterable[Task]) -> s
     Sets hold the same task under several names: ARC-1's training task 40853293 is its evaluation task 070dd51e. Pools
     of many pairs are told by their ids alone.
     """
+    held_out = list(held_out)
+    if not held_out:
+        return set()
     shared = overlap((item for item in items if isinstance(item, Task)), held_out)
     return {train_id for train_id, _ in shared.tasks_up_to_symmetry + shared.pairs_up_to_symmetry}
 
