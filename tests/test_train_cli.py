@@ -228,6 +228,18 @@ def test_a_run_killed_while_it_is_starting_can_be_started_again(undisturbed: Pat
 # What is seen
 
 
+def test_nothing_is_said_that_is_not_ours(tmp_path: Path) -> None:
+    whole = [*QUICK, "lora=none", "training.num_workers=1", "training.gradient_checkpointing=true"]
+    process = start_train(*whole, f"hydra.run.dir={tmp_path / 'whole'}", cwd=tmp_path, TOKENIZERS_PARALLELISM="")
+    assert finish(process)[::2] == (0, "")
+    model = [f"model.path={tmp_path / 'whole' / 'checkpoint-6'}", "model.init=pretrained", "model.tokenizer=null"]
+    process = start_train(*QUICK, *model, "training.dtype=bfloat16", cwd=tmp_path, TOKENIZERS_PARALLELISM="")
+    code, out, err = finish(process)
+    # A large model takes its time to load, and transformers shows how far it is.
+    assert (code, re.sub(r"\n?Loading weights:[^\n]*\n?", "", err)) == (0, "")
+    assert "bfloat16 on cpu" in out
+
+
 def test_the_bar_says_what_is_being_done(tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers.utils.logging import disable_progress_bar
 
 from arcft import __version__
 from arcft.arc.sources import TaskSampler
@@ -195,6 +196,8 @@ def _train_and_close(
         console.print(f"going on from {checkpoints[-1]}", highlight=False, markup=False, soft_wrap=True)
     tasks = prepared.sets.held_out[: config.training.generation_tasks]
     stop = StopRequest(None if config.training.max_time is None else parse_duration(config.training.max_time))
+    # transformers would draw a bar of its own into ours for every whole model that is saved.
+    disable_progress_bar()
     with progress_bar("training", max_steps, start) as advance, stop_on_signals(stop.request) as received:
         generation = GenerationMetrics(prepared.form, tasks, config.inference, advance)
         recorder = Recorder(folder, tracker)
