@@ -120,7 +120,8 @@ class DataConfig:
 
     def as_source(self) -> SourceConfig:
         """The single source that this is, when it is neither a mix nor held_out."""
-        assert self.source != "mix" and self.source != "held_out"
+        assert self.source != "mix"
+        assert self.source != "held_out"
         return SourceConfig(
             source=self.source,
             version=self.version,

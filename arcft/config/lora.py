@@ -17,7 +17,7 @@ class LoraConfig:
     """Rank. The learned update is scaled by alpha / r, or alpha / sqrt(r) with use_rslora."""
 
     alpha: float | None = None
-    """Scale numerator. If it is fixed in a sweep over r, the scale changes with r; alpha='${lora.r}' holds the scale."""
+    """Scale numerator. If it is fixed in a sweep over r, the scale changes with r; alpha='${lora.r}' holds it."""
 
     dropout: float | None = None
     """Probability that an input feature of the adapter is dropped."""
