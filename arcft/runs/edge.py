@@ -22,6 +22,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from arcft.checkpoints import MANIFEST_FILE, RUN_FILE, CheckpointError, read_run_yaml
 from arcft.config import schema
 from arcft.errors import ArcftError
 
@@ -71,7 +72,7 @@ def run_from_command_line(job: Callable[[DictConfig], None], config_name: str, c
     entry = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(guarded)
     try:
         check_overrides(sys.argv[1:], config_class)
-        with _resumed_in_place(sys.argv):
+        with _resumed_in_place(sys.argv, config_name):
             entry()
     except (ArcftError, HydraException, OmegaConfBaseException) as error:
         if wants_tracebacks:
@@ -143,17 +144,26 @@ def _parsed(arguments: list[str]) -> list[Any]:
 
 
 @contextlib.contextmanager
-def _resumed_in_place(argv: list[str]) -> Iterator[None]:
+def _resumed_in_place(argv: list[str], job: str) -> Iterator[None]:
     """With resume=FOLDER, let Hydra log into that folder instead of making a new one."""
     values = [word.removeprefix("resume=").strip("'\"") for word in argv[1:] if word.startswith("resume=")]
     folder = Path(values[-1]).expanduser() if values else None
-    # A checkpoint holds a run.yaml too, and is never written to.
-    if folder is None or not (folder / "run.yaml").is_file() or (folder / "manifest.json").exists():
+    if folder is None or not _can_be_resumed(folder, job):
         yield
         return
     quoted = str(folder.resolve()).replace("'", "\\'")
     argv += [f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
     yield
+
+
+def _can_be_resumed(folder: Path, job: str) -> bool:
+    """Whether `folder` is a run of this kind; another one, or a checkpoint, is not written to."""
+    if not (folder / RUN_FILE).is_file() or (folder / MANIFEST_FILE).exists():
+        return False
+    try:
+        return read_run_yaml(folder).get("job") == job
+    except CheckpointError:
+        return False
 
 
 def plain_config(cfg: DictConfig) -> dict[str, Any]:
