@@ -101,7 +101,7 @@ def test_models(option: str) -> None:
 
 @pytest.mark.parametrize("option", options("encoder"))
 def test_encoders(option: str) -> None:
-    prepared = prepare(train_config(f"encoder={option}", *TASKS))
+    prepared = prepare(train_config(f"encoder={option}", "training.loss_on=completion", *TASKS))
     for task in real_tasks(*TASK_IDS):
         text = prepared.form.prompts.render(test_problem(task, 0))
         assert np.array_equal(prepared.form.prompts.parse(text.completion), task.test[0].output)
