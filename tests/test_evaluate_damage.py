@@ -18,6 +18,7 @@ from arcft.checkpoints import CheckpointError, manifest_digest
 from arcft.config.model import ModelConfig
 from arcft.errors import ArcftError
 from arcft.models.load import draw_random_model
+from arcft.scoring.predictions import read_predictions
 
 TRAINER_FILES = ("optimizer.pt", "rng_state.pth", "scheduler.pt", "trainer_state.json", "loop_state.json")
 
@@ -131,11 +132,22 @@ def test_another_base_model_under_the_same_path_is_refused(copy: Path, base: Pat
 
 
 def test_a_base_model_that_is_gone_is_named(copy: Path, base: Path, tmp_path: Path) -> None:
+    evaluated(tmp_path / "before", f"checkpoint={copy}")
+    (copy / "evaluations.jsonl").unlink()
     moved = base.rename(base.with_name("moved"))
     try:
-        assert f"model.path={base}: there is no such file or folder" in refusal(
-            tmp_path / "evaluation", f"checkpoint={copy}"
-        )
+        message = refusal(tmp_path / "evaluation", f"checkpoint={copy}")
+        assert f"model.path={base}: there is no such file or folder" in message
+        assert message.endswith("If it lies elsewhere now: base_model=DIR")
+        # Found where it was moved to, it is the same model.
+        evaluated(tmp_path / "after", f"checkpoint={copy}", f"base_model={moved}")
+        before, after = (read_predictions(tmp_path / name / "predictions.jsonl") for name in ("before", "after"))
+        assert [prediction.logprob for prediction in after] == [prediction.logprob for prediction in before]
+        original = (moved / "model.safetensors").read_bytes()
+        change_byte(moved / "model.safetensors")
+        message = refusal(tmp_path / "wrong", f"checkpoint={copy}", f"base_model={moved}", "inference.seed=1")
+        (moved / "model.safetensors").write_bytes(original)
+        assert "other weights under the same name" in message
     finally:
         moved.rename(base)
 

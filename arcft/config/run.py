@@ -79,6 +79,10 @@ class EvaluateConfig:
     checkpoint: str | None = None
     """A run (its last complete checkpoint), a checkpoint, or a pattern that matches several."""
 
+    base_model: str | None = None
+    """With checkpoint: where its base model lies on this machine, if not where it was trained; the fingerprint decides
+    whether it is the same."""
+
     adapters: str | None = None
     """With checkpoint: a pattern of runs adapted to single tasks; each predicts the tasks it was adapted to."""
 
@@ -108,6 +112,8 @@ class EvaluateConfig:
                     yield f"{name}= has no effect without model=; a checkpoint brings its own"
         if self.adapters is not None and self.checkpoint is None:
             yield "adapters= needs checkpoint=: the run that the adapters were started from"
+        if self.base_model is not None and self.checkpoint is None:
+            yield f"base_model={self.base_model} has no effect without checkpoint=; with model= use model.path"
         if self.predictions is not None and self.data.source == "held_out":
             yield "predictions= needs the tasks they answer: add data=arc1, data=kaggle data.path=TASKS.json, ..."
         if self.data.held_out:

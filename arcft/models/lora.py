@@ -69,6 +69,8 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> pe
     """Put the adapter saved in `folder` on `model`; raises LoraError where it does not fit, or is no LoRA adapter."""
     peft_config = _read_config(folder)
     peft_config.inference_mode = not trainable
+    # Or PEFT warns that the base lies elsewhere than in training; whether it is the same, its fingerprint tells.
+    peft_config.base_model_name_or_path = None
     # The initial values are drawn and then overwritten; nobody else's random numbers may shift by that.
     with _seeded(0):
         try:

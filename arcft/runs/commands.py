@@ -111,6 +111,9 @@ def _started(config: TrainConfig, start: str, explicit: dict[str, str]) -> Train
             ]
         )
     stored = dataclasses.replace(run.config, lora=dataclasses.replace(run.config.lora, start=start))
+    if "model.path" in explicit:
+        # The same base model may lie elsewhere now; its fingerprint will tell.
+        stored = dataclasses.replace(stored, model=dataclasses.replace(stored.model, path=config.model.path))
     problems = contradictions(explicit, config, stored, ("model", "encoder", "prompt", "lora"))
     if problems:
         raise ConfigError(problems)

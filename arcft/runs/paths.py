@@ -45,6 +45,8 @@ def evaluation_with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
         files = [config.predictions] if isinstance(config.predictions, str) else config.predictions
         paths["predictions"] = [absolute(file) for file in files]
     model = _model_paths(config.model) if config.model is not None else None
+    if config.base_model is not None and Path(config.base_model).expanduser().exists():
+        paths["base_model"] = absolute(config.base_model)
     return dataclasses.replace(config, data=_data_paths(config.data), model=model, **paths)
 
 

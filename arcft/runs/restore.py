@@ -8,10 +8,11 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from arcft.checkpoints import CheckpointError
 from arcft.config.inference import InferenceConfig
 from arcft.config.model import ModelConfig
 from arcft.config.schema import to_dict
-from arcft.models.load import base_fingerprint, load_model, load_tokenizer, resolve_dtype
+from arcft.models.load import ModelError, base_fingerprint, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import CONFIG_FILE as ADAPTER_CONFIG
 from arcft.models.lora import load_adapter, load_adapter_weights
 from arcft.runs.build import TextFormat, choose_device, text_format
@@ -60,7 +61,12 @@ class ModelHost:
         identity = to_dict(run.config.model)
         if self._model is None or self._base != identity:
             self._forget()
-            self._model = self.base(run.config.model)
+            try:
+                self._model = self.base(run.config.model)
+            except ModelError as error:
+                raise CheckpointError(
+                    f"{folder}: its base model can't be loaded: {error}. If it lies elsewhere now: base_model=DIR"
+                ) from error
             self._fingerprint = base_fingerprint(run.config.model, self._model)
             self._base = identity
         check_base(run, self._fingerprint, str(run.config.model.path))

@@ -121,7 +121,7 @@ class _Finder:
     def checkpoints(self) -> list[Subject]:
         """One checkpoint, or each that a pattern matches."""
         paths = matching_checkpoints(str(self.config.checkpoint))
-        runs = [open_checkpoint(path) for path in paths]
+        runs = [open_checkpoint(path, self.config.base_model) for path in paths]
         subjects = []
         notes: dict[tuple[Path, str], list[str]] = {}
         for name, run in zip(distinct_names(paths), runs, strict=True):
@@ -139,7 +139,7 @@ class _Finder:
         """Each adapter answers the tasks it was adapted to, the checkpoint itself answers the rest."""
         if is_pattern(str(self.config.checkpoint)):
             raise ConfigError([f"checkpoint={self.config.checkpoint}: with adapters= it names one run or checkpoint"])
-        start = open_checkpoint(Path(str(self.config.checkpoint)))
+        start = open_checkpoint(Path(str(self.config.checkpoint)), self.config.base_model)
         self._refuse_contradictions(start)
         num_tokens = self._format(start).builder.num_tokens
         adapted = self._adapted(start)
@@ -184,7 +184,7 @@ class _Finder:
             if not find_checkpoints(folder) and folder not in find_checkpoints(folder.parent):
                 console.print(f"[yellow]note:[/] {folder} has no complete checkpoint; passed over", soft_wrap=True)
                 continue
-            adapter = open_checkpoint(folder)
+            adapter = open_checkpoint(folder, self.config.base_model)
             if not adapter.tasks.get("adapted_to"):
                 raise CheckpointError(f"adapters: {folder} was not adapted to tasks; make one with data=leave_one_out")
             groups = (*OWN_FORMAT, "model")

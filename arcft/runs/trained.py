@@ -40,14 +40,19 @@ class TrainedRun:
         return self.checkpoint.path.name
 
 
-def open_checkpoint(path: Path) -> TrainedRun:
-    """Verify the checkpoint at `path` (for a run: its last complete one) and read its config as data."""
+def open_checkpoint(path: Path, base_model: str | None = None) -> TrainedRun:
+    """Verify the checkpoint at `path` (for a run: its last complete one) and read its config as data.
+
+    `base_model` is where its base model lies now, if not where it was trained.
+    """
     checkpoint = read_checkpoint(last_checkpoint(path))
     try:
         config = from_dict(TrainConfig, checkpoint.run_config["config"])
         tasks = dict(checkpoint.run_config["tasks"])
     except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{checkpoint.path / 'run.yaml'}: not the config of a training run: {error}") from error
+    if base_model is not None:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=base_model))
     return TrainedRun(checkpoint, config, tasks)
 
 
