@@ -132,9 +132,9 @@ def measure_data(prepared: Prepared, count: int) -> dict[str, float]:
         times = [time.perf_counter()]
         problem = test_problem(stream.draw(task, np.random.default_rng(k)).apply(task), 0)
         times.append(time.perf_counter())
-        text = prepared.form.prompts.render(problem)
+        text = prepared.builder.prompts.render(problem)
         times.append(time.perf_counter())
-        prepared.form.tokenization.example(text.system, text.user, text.opener, text.completion, text.output_spans)
+        prepared.builder.tokenization.example(text.system, text.user, text.opener, text.completion, text.output_spans)
         times.append(time.perf_counter())
         for part, duration in zip(parts, np.diff(times), strict=True):
             parts[part] += float(duration)

@@ -103,8 +103,8 @@ def test_models(option: str) -> None:
 def test_encoders(option: str) -> None:
     prepared = prepare(train_config(f"encoder={option}", "training.loss_on=completion", *TASKS))
     for task in real_tasks(*TASK_IDS):
-        text = prepared.form.prompts.render(test_problem(task, 0))
-        assert np.array_equal(prepared.form.prompts.parse(text.completion), task.test[0].output)
+        text = prepared.builder.prompts.render(test_problem(task, 0))
+        assert np.array_equal(prepared.builder.prompts.parse(text.completion), task.test[0].output)
     example = prepared.stream[0]
     assert set(example.labels[: example.prompt_length]) == {IGNORED}
     assert example.labels[example.prompt_length :] == example.input_ids[example.prompt_length :]
@@ -114,7 +114,7 @@ def test_encoders(option: str) -> None:
 def test_prompts(option: str) -> None:
     prepared = prepare(train_config(f"prompt={option}", *TASKS))
     problem = test_problem(real_tasks(*TASK_IDS)[0], 0)
-    example, prompt = prepared.form.builder.example(problem), prepared.form.builder.prompt(problem)
+    example, prompt = prepared.builder.example(problem), prepared.builder.prompt(problem)
     assert example is not None
     assert example.input_ids[: example.prompt_length] == prompt
     # The words around the grids are the tiny vocabulary's own: nothing is spelled byte by byte.
@@ -225,10 +225,10 @@ def test_inference_and_selection(option: str) -> None:
     short = ["inference.max_new_tokens=3", "inference.predictions_per_test=3"]
     config = train_config(f"inference={option}", *short, *SMALL_MODEL, *TASKS)
     assert config.selection.name in options("selection")
-    form = prepare(config).form
+    builder = prepare(config).builder
     model, _ = build_model(config, CPU)
     tasks = real_tasks(*TASK_IDS[:2])
-    groups = list(predict_tasks(model, form.builder, form.prompts, form.tokenization, tasks, config.inference))
+    groups = list(predict_tasks(model, builder, tasks, config.inference))
     assert [len(group) for group in groups] == [3] * sum(len(task.test) for task in tasks)
     assert all(prediction.num_tokens <= 3 for group in groups for prediction in group)
     assert set(vote_tasks(tasks, [prediction for group in groups for prediction in group])) == {

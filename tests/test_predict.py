@@ -85,8 +85,6 @@ def predict(
     groups = predict_tasks(
         model,
         builder,
-        builder.prompts,
-        builder.tokenization,
         tasks,
         config,
         **options,  # type: ignore[arg-type]
@@ -269,7 +267,7 @@ def test_answers_are_turned_back_into_the_tests_own_orientation_and_colours(
 ) -> None:
     model, task, config = memorised
     asked = augmented_prompts(builder, task, 0, config)
-    predictions = predict_prompts(model, builder.prompts, builder.tokenization, asked, config)
+    predictions = predict_prompts(model, builder, asked, config)
     truth = task.test[0].output
     assert truth is not None
     for prediction in predictions:

@@ -90,6 +90,25 @@ def test_a_resumed_run_is_the_whole_run(tmp_path: Path, at: list[int], make: Any
     assert comparable(parts[-1].trainer.state.log_history)[:-1] == comparable(whole.trainer.state.log_history)[:-1]
 
 
+@pytest.mark.parametrize("at", [4, STEPS])
+def test_an_evaluation_that_was_broken_off_is_done_on_resuming(tmp_path: Path, at: int) -> None:
+    whole = new_run(tmp_path / "whole")
+    whole.trainer.train()
+    first = new_run(tmp_path / "parts", more_metrics=lambda model, step: None if step == at else score(model, step))
+    first.trainer.train()
+    assert (first.trainer.state.global_step, first.trainer.evaluation_due) == (at, True)
+    assert not any(log["step"] == at and "eval_loss" in log for log in first.logs.logs)
+    second = new_run(tmp_path / "parts")
+    second.trainer.train(last_checkpoint(tmp_path / "parts"))
+    assert not second.trainer.evaluation_due
+    logs = [log for run in (first, second) for log in comparable(run.logs.logs) if "train_loss" not in log]
+    assert logs == [log for log in comparable(whole.logs.logs) if "train_loss" not in log]
+    assert second.trainer.best_step == whole.trainer.best_step
+    if at < STEPS:
+        last = f"checkpoint-{STEPS}"
+        assert files_of(tmp_path / "parts" / last) == files_of(tmp_path / "whole" / last)
+
+
 def test_workers_may_change_on_resuming(tmp_path: Path) -> None:
     whole = new_run(tmp_path / "whole")
     whole.trainer.train()

@@ -29,7 +29,6 @@ from arcft.inference.decoder import Completion, decode
 from arcft.scoring.predictions import Prediction, TestKey
 from arcft.text.encoders import GridParseError
 from arcft.text.examples import ExampleBuilder
-from arcft.text.prompts import PromptBuilder
 from arcft.text.tokens import Tokenization
 
 TOO_LONG = "the prompt does not fit the context, even with one demonstration; raise inference.max_seq_length"
@@ -57,8 +56,6 @@ class AugmentedPrompt:
 def predict_tasks(
     model: PreTrainedModel | PeftModel,
     builder: ExampleBuilder,
-    prompts: PromptBuilder,
-    tokenization: Tokenization,
     tasks: Sequence[Task],
     config: InferenceConfig,
     *,
@@ -73,7 +70,7 @@ def predict_tasks(
         for test_index in range(len(task.test)):
             if (task.id, test_index) not in done:
                 asked = augmented_prompts(builder, task, test_index, config)
-                yield predict_prompts(model, prompts, tokenization, asked, config)
+                yield predict_prompts(model, builder, asked, config)
 
 
 def augmented_prompts(
@@ -102,8 +99,7 @@ def augmented_prompts(
 
 def predict_prompts(
     model: PreTrainedModel | PeftModel,
-    prompts: PromptBuilder,
-    tokenization: Tokenization,
+    builder: ExampleBuilder,
     asked: Sequence[AugmentedPrompt],
     config: InferenceConfig,
 ) -> list[Prediction]:
@@ -121,10 +117,10 @@ def predict_prompts(
         places = fitting[start : start + config.batch_size]
         batch = [asked[place] for place in places]
         before = time.perf_counter()
-        completions = _decode(model, tokenization, batch, config)
+        completions = _decode(model, builder.tokenization, batch, config)
         seconds = (time.perf_counter() - before) / len(batch)
         for place, prompt, completion in zip(places, batch, completions, strict=True):
-            predictions[place] = _read(prompts, tokenization, prompt, completion, seconds, config)
+            predictions[place] = _read(builder, prompt, completion, seconds, config)
     return [predictions[place] for place in range(len(asked))]
 
 
@@ -172,8 +168,7 @@ def _decode(
 
 
 def _read(
-    prompts: PromptBuilder,
-    tokenization: Tokenization,
+    builder: ExampleBuilder,
     prompt: AugmentedPrompt,
     completion: Completion,
     seconds: float,
@@ -181,10 +176,10 @@ def _read(
 ) -> Prediction:
     """The completion as a grid in the test's own orientation and colours, or why it is none."""
     grid, error = None, None
-    text = tokenization.decode(completion.token_ids)
+    text = builder.tokenization.decode(completion.token_ids)
     if completion.finished:
         try:
-            grid = prompt.transform.invert(prompts.parse(text))
+            grid = prompt.transform.invert(builder.prompts.parse(text))
         except GridParseError as reason:
             error = str(reason)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -18,23 +17,13 @@ from arcft.arc.transforms import Transform, draw_transform
 from arcft.config.augmentation import AugmentationConfig
 from arcft.config.encoder import EncoderConfig
 from arcft.config.prompt import PromptConfig
-from arcft.text.encoders import GridEncoder, build_encoder
+from arcft.text.encoders import build_encoder
 from arcft.text.examples import ExampleBuilder, check_uneven_tokens
 from arcft.text.prompts import PromptBuilder
 from arcft.text.tokens import Tokenization
 
 
-@dataclasses.dataclass(frozen=True)
-class TextFormat:
-    """How one run writes tasks as tokens; training, prediction and adaptation share it."""
-
-    encoder: GridEncoder
-    prompts: PromptBuilder
-    tokenization: Tokenization
-    builder: ExampleBuilder
-
-
-def text_format(
+def example_builder(
     encoder_config: EncoderConfig,
     prompt_config: PromptConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -42,7 +31,7 @@ def text_format(
     max_seq_length: int,
     drop_demonstrations: bool = False,
     loss_on: str = "completion",
-) -> TextFormat:
+) -> ExampleBuilder:
     """Build encoder, prompt and tokenisation; raise ArcftError where the tokenizer merges cells."""
     encoder = build_encoder(encoder_config.grid)
     check_uneven_tokens(
@@ -50,10 +39,7 @@ def text_format(
     )
     prompts = PromptBuilder(prompt_config, encoder)
     tokenization = Tokenization(tokenizer, chat_template=prompt_config.chat_template, loss_on=loss_on)
-    builder = ExampleBuilder(
-        prompts, tokenization, max_seq_length=max_seq_length, drop_demonstrations=drop_demonstrations
-    )
-    return TextFormat(encoder, prompts, tokenization, builder)
+    return ExampleBuilder(prompts, tokenization, max_seq_length=max_seq_length, drop_demonstrations=drop_demonstrations)
 
 
 def transform_drawer(config: AugmentationConfig) -> Callable[[Task, np.random.Generator], Transform]:

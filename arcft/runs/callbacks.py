@@ -16,12 +16,13 @@ from arcft.arc.task import Task
 from arcft.config.inference import InferenceConfig
 from arcft.inference.predict import predict_tasks
 from arcft.reporting.curves import HISTORY_FILE, METRIC_PREFIX
-from arcft.runs.build import TextFormat
 from arcft.runs.progress import Advance
 from arcft.scoring.metrics import Scores, score_tasks
 from arcft.scoring.predictions import Prediction
 from arcft.scoring.voting import Attempts, vote_tasks
+from arcft.text.examples import ExampleBuilder
 from arcft.tracking import Tracker
+from arcft.training.stopping import StopRequest
 
 # What transformers adds to its logs that is neither a loss nor a metric of ours.
 NOT_RECORDED = (
@@ -37,23 +38,33 @@ NOT_RECORDED = (
 class GenerationMetrics:
     """Predicts held-out tasks with the model as it is, and keeps the last outcome for the closing of the run."""
 
-    def __init__(self, form: TextFormat, tasks: Sequence[Task], config: InferenceConfig, advance: Advance) -> None:
+    def __init__(
+        self,
+        builder: ExampleBuilder,
+        tasks: Sequence[Task],
+        config: InferenceConfig,
+        advance: Advance,
+        stop: StopRequest,
+    ) -> None:
         """`advance` moves the training bar; here it says which task is being predicted."""
         self.tasks = list(tasks)
         self.predictions: list[Prediction] = []
         self.attempts: Attempts = {}
         self.scores = Scores(metrics={}, tasks={})
-        self._form = form
+        self._builder = builder
         self._config = config
         self._advance = advance
+        self._stop = stop
 
-    def __call__(self, model: Any, step: int) -> dict[str, float]:
-        """The metrics of scoring/metrics by name, for the model after `step` optimizer steps."""
-        form = self._form
+    def __call__(self, model: Any, step: int) -> dict[str, float] | None:
+        """The metrics of scoring/metrics by name, for the model after `step` optimizer steps; None when it was asked to
+        stop before all tasks were predicted."""
         self.predictions = []
         for number, task in enumerate(self.tasks, 1):
+            if self._stop.reason is not None:
+                return None
             self._advance(step, f"predicting {number}/{len(self.tasks)} held-out tasks")
-            groups = predict_tasks(model, form.builder, form.prompts, form.tokenization, [task], self._config)
+            groups = predict_tasks(model, self._builder, [task], self._config)
             self.predictions += [prediction for group in groups for prediction in group]
         self.attempts = vote_tasks(self.tasks, self.predictions)
         self.scores = score_tasks(self.tasks, self.predictions, self.attempts)

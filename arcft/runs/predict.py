@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from arcft.arc.task import Task
 from arcft.config.inference import InferenceConfig
 from arcft.inference.predict import predict_tasks
-from arcft.runs.build import TextFormat
 from arcft.runs.edge import Stopped, stop_on_signals
 from arcft.runs.progress import progress_bar
 from arcft.runs.results import write_predictions
 from arcft.scoring.predictions import Prediction, TestKey, append_prediction, open_for_append, read_predictions
 from arcft.scoring.voting import vote
+from arcft.text.examples import ExampleBuilder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Share:
     model: Callable[[], PreTrainedModel | PeftModel]
     """Called when its turn has come, so that one base model can serve several shares."""
 
-    format: TextFormat
+    builder: ExampleBuilder
     identity: str
     """What the model is: a checkpoint's digest, or the digest of a base model's config."""
 
@@ -62,15 +62,7 @@ def predict_shares(
             if all((task.id, index) in done for task in share.tasks for index in range(len(task.test))):
                 continue
             model = share.model()
-            for group in predict_tasks(
-                model,
-                share.format.builder,
-                share.format.prompts,
-                share.format.tokenization,
-                share.tasks,
-                config,
-                done=done,
-            ):
+            for group in predict_tasks(model, share.builder, share.tasks, config, done=done):
                 for prediction in group:
                     append_prediction(file, prediction)
                 predictions += group

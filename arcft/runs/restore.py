@@ -15,8 +15,9 @@ from arcft.config.schema import to_dict
 from arcft.models.load import ModelError, base_fingerprint, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import CONFIG_FILE as ADAPTER_CONFIG
 from arcft.models.lora import load_adapter, load_adapter_weights
-from arcft.runs.build import TextFormat, choose_device, text_format
+from arcft.runs.build import choose_device, example_builder
 from arcft.runs.trained import TrainedRun, check_base
+from arcft.text.examples import ExampleBuilder
 
 
 def restored_tokenizer(run: TrainedRun) -> PreTrainedTokenizerBase:
@@ -24,9 +25,9 @@ def restored_tokenizer(run: TrainedRun) -> PreTrainedTokenizerBase:
     return load_tokenizer(ModelConfig(name=run.config.model.name, path=str(run.checkpoint.path)))
 
 
-def restored_format(run: TrainedRun, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> TextFormat:
+def restored_builder(run: TrainedRun, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> ExampleBuilder:
     """The run's own encoder and prompt, for prompts of up to `max_seq_length` tokens, demonstrations dropped to fit."""
-    return text_format(
+    return example_builder(
         run.config.encoder,
         run.config.prompt,
         tokenizer,

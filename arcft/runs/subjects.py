@@ -18,11 +18,11 @@ from arcft.checkpoints import RUN_FILE, CheckpointError, find_checkpoints
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError, to_dict
 from arcft.models.load import load_tokenizer
-from arcft.runs.build import TextFormat, config_digest, text_format
+from arcft.runs.build import config_digest, example_builder
 from arcft.runs.choose import chosen_tasks, data_fingerprint, default_held_out, narrowed, tasks_named, tasks_of_run
 from arcft.runs.leaks import trained_on
 from arcft.runs.predict import Share
-from arcft.runs.restore import ModelHost, restored_format, restored_tokenizer
+from arcft.runs.restore import ModelHost, restored_builder, restored_tokenizer
 from arcft.runs.trained import (
     TrainedRun,
     contradictions,
@@ -33,6 +33,7 @@ from arcft.runs.trained import (
     open_checkpoint,
 )
 from arcft.scoring.predictions import Prediction, group_by_test, read_predictions
+from arcft.text.examples import ExampleBuilder
 
 console = Console()
 OWN_FORMAT = ("encoder", "prompt")
@@ -84,7 +85,7 @@ class _Finder:
         self.config = config
         self.explicit = explicit
         self.host = ModelHost(config.inference)
-        self._formats: dict[str, TextFormat] = {}
+        self._builders: dict[str, ExampleBuilder] = {}
 
     def predictions(self) -> Subject:
         """Files made elsewhere; several are voted over together."""
@@ -107,14 +108,16 @@ class _Finder:
             raise ConfigError([f"model={model.name} names no encoder or prompt: add encoder=... prompt=..."])
         tokenizer = load_tokenizer(model)
         length = config.inference.max_seq_length or model.max_seq_length
-        form = text_format(config.encoder, config.prompt, tokenizer, max_seq_length=length, drop_demonstrations=True)
+        builder = example_builder(
+            config.encoder, config.prompt, tokenizer, max_seq_length=length, drop_demonstrations=True
+        )
         if config.data.source == "held_out":
-            held_out = default_held_out(form.builder.num_tokens, model.max_seq_length)
-            tasks = narrowed(held_out, config.data, form.builder.num_tokens)
+            held_out = default_held_out(builder.num_tokens, model.max_seq_length)
+            tasks = narrowed(held_out, config.data, builder.num_tokens)
         else:
-            tasks = chosen_tasks(config.data, form.builder.num_tokens)
+            tasks = chosen_tasks(config.data, builder.num_tokens)
         identity = config_digest({name: to_dict(getattr(config, name)) for name in ("model", *OWN_FORMAT)})
-        share = Share(tasks, lambda: self.host.base(model), form, identity)
+        share = Share(tasks, lambda: self.host.base(model), builder, identity)
         about = {"model": model.name, "path": str(model.path)}
         return self._subject(model.name, f"{model.name}, as it is", [share], about)
 
@@ -141,7 +144,7 @@ class _Finder:
             raise ConfigError([f"checkpoint={self.config.checkpoint}: with adapters= it names one run or checkpoint"])
         start = open_checkpoint(Path(str(self.config.checkpoint)), self.config.base_model)
         self._refuse_contradictions(start)
-        num_tokens = self._format(start).builder.num_tokens
+        num_tokens = self._builder(start).num_tokens
         adapted = self._adapted(start)
         if self.config.data.source == "held_out":
             tasks = narrowed(_tasks_of_runs(adapted), self.config.data, num_tokens)
@@ -204,21 +207,21 @@ class _Finder:
             raise ConfigError(problems)
 
     def _share(self, run: TrainedRun, tasks: list[Task]) -> Share:
-        return Share(tasks, lambda: self.host.restored(run), self._format(run), run.checkpoint.digest)
+        return Share(tasks, lambda: self.host.restored(run), self._builder(run), run.checkpoint.digest)
 
-    def _format(self, run: TrainedRun) -> TextFormat:
+    def _builder(self, run: TrainedRun) -> ExampleBuilder:
         """Made once for all runs that write alike: hundreds of adapters have the same tokenizer."""
         length = self.config.inference.max_seq_length or run.config.training.max_seq_length
         files: Mapping[str, Any] = run.checkpoint.manifest["files"]
         tokenizer = {name: entry["sha256"] for name, entry in files.items() if "token" in name or "template" in name}
         parts = {name: to_dict(getattr(run.config, name)) for name in OWN_FORMAT}
         key = config_digest({**parts, "tokenizer": tokenizer, "loss_on": run.config.training.loss_on, "length": length})
-        if key not in self._formats:
-            self._formats[key] = restored_format(run, restored_tokenizer(run), length)
-        return self._formats[key]
+        if key not in self._builders:
+            self._builders[key] = restored_builder(run, restored_tokenizer(run), length)
+        return self._builders[key]
 
     def _tasks_for(self, run: TrainedRun) -> list[Task]:
-        num_tokens = self._format(run).builder.num_tokens
+        num_tokens = self._builder(run).num_tokens
         if self.config.data.source == "held_out":
             return narrowed(tasks_of_run(run), self.config.data, num_tokens)
         return chosen_tasks(self.config.data, num_tokens)

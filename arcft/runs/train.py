@@ -22,7 +22,7 @@ from arcft.config.run import TrainConfig
 from arcft.config.schema import to_dict
 from arcft.models.load import ModelError, base_fingerprint, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
-from arcft.runs.build import TextFormat, choose_device, text_format, transform_drawer
+from arcft.runs.build import choose_device, example_builder, transform_drawer
 from arcft.runs.callbacks import GenerationMetrics, ProgressBar, Recorder
 from arcft.runs.choose import CountTokens, TaskSets, data_fingerprint, task_sets
 from arcft.runs.closing import close_run
@@ -32,7 +32,7 @@ from arcft.runs.paths import override
 from arcft.runs.progress import progress_bar
 from arcft.runs.tracked import tracked
 from arcft.runs.trained import check_base, open_checkpoint
-from arcft.text.examples import ExampleStream
+from arcft.text.examples import ExampleBuilder, ExampleStream
 from arcft.text.tokens import Example, choose_pad_token
 from arcft.tracking import Tracker
 from arcft.training.arguments import make_training_arguments
@@ -49,7 +49,7 @@ class Prepared:
     """Everything a run needs but the model."""
 
     tokenizer: PreTrainedTokenizerBase
-    form: TextFormat
+    builder: ExampleBuilder
     sets: TaskSets
     stream: ExampleStream
     held_out_examples: list[Example]
@@ -104,7 +104,7 @@ def prepare(config: TrainConfig) -> Prepared:
     """Tokenizer, text format, task sets and the stream of examples; raises ArcftError for what can't be trained on."""
     tokenizer = load_tokenizer(config.model)
     training = config.training
-    form = text_format(
+    builder = example_builder(
         config.encoder,
         config.prompt,
         tokenizer,
@@ -112,18 +112,18 @@ def prepare(config: TrainConfig) -> Prepared:
         drop_demonstrations=training.drop_demonstrations,
         loss_on=training.loss_on,
     )
-    sets = task_sets(config.data, _count_tokens(form, config.data.view), _max_tokens(config))
+    sets = task_sets(config.data, _count_tokens(builder, config.data.view), _max_tokens(config))
     stream = ExampleStream(
         TaskSampler(sets.train, seed=training.seed),
         transform_drawer(config.augmentation),
-        form.builder,
+        builder,
         length=training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps,
         seed=training.seed,
         view=config.data.view,
         input_from_inputs=config.augmentation.input_from_inputs,
     )
     stream.check()
-    return Prepared(tokenizer, form, sets, stream, _held_out_examples(form, sets.held_out))
+    return Prepared(tokenizer, builder, sets, stream, _held_out_examples(builder, sets.held_out))
 
 
 def _max_tokens(config: TrainConfig) -> int | None:
@@ -132,18 +132,18 @@ def _max_tokens(config: TrainConfig) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _count_tokens(form: TextFormat, view: str) -> CountTokens:
+def _count_tokens(builder: ExampleBuilder, view: str) -> CountTokens:
     """Tokens that a task takes as it is learned: its longest test, or the shortest of its demonstrations in turn."""
     if view == "test":
-        return form.builder.num_tokens
-    return lambda task: min(form.builder.num_tokens(left_out) for left_out in leave_one_out(task))
+        return builder.num_tokens
+    return lambda task: min(builder.num_tokens(left_out) for left_out in leave_one_out(task))
 
 
-def _held_out_examples(form: TextFormat, tasks: list[Task]) -> list[Example]:
+def _held_out_examples(builder: ExampleBuilder, tasks: list[Task]) -> list[Example]:
     problems = [
         test_problem(task, index) for task in tasks for index, pair in enumerate(task.test) if pair.output is not None
     ]
-    examples = [form.builder.example(problem) for problem in problems]
+    examples = [builder.example(problem) for problem in problems]
     return [example for example in examples if example is not None]
 
 
@@ -172,7 +172,7 @@ def _check_vocabulary(config: TrainConfig, prepared: Prepared, model: PreTrained
     """
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     rows = base.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    highest = max(*prepared.stream[0].input_ids, *prepared.form.tokenization.end_ids)
+    highest = max(*prepared.stream[0].input_ids, *prepared.builder.tokenization.end_ids)
     if highest >= rows:
         raise ModelError(
             f"model.tokenizer={config.model.tokenizer or config.model.path}: writes token {highest}, but the model at "
@@ -199,7 +199,7 @@ def _train_and_close(
     # transformers would draw a bar of its own into ours for every whole model that is saved.
     disable_progress_bar()
     with progress_bar("training", max_steps, start) as advance, stop_on_signals(stop.request) as received:
-        generation = GenerationMetrics(prepared.form, tasks, config.inference, advance)
+        generation = GenerationMetrics(prepared.builder, tasks, config.inference, advance, stop)
         recorder = Recorder(folder, tracker)
         trainer = ArcftTrainer(
             model=model,
@@ -217,11 +217,11 @@ def _train_and_close(
             stop=stop,
         )
         trainer.train(checkpoints[-1] if checkpoints else None)
-        if start == max_steps and trainer.can_evaluate:
+        if start == max_steps and tasks and not generation.predictions:
             # Nothing was left to train: predicted again for the closing, but recorded already.
             trainer.remove_callback(recorder)
             trainer.evaluate()
-    if trainer.state.global_step < max_steps:
+    if trainer.state.global_step < max_steps or trainer.evaluation_due:
         message = (
             f"stopped at step {trainer.state.global_step} of {max_steps} ({stop.reason}) and saved; go on with: "
             f"python train.py {override('resume', folder)}"

@@ -50,8 +50,9 @@ class ArcftTrainer(Trainer):
 
     Every `eval_steps` and at the end, `eval_loss` is the mean over the supervised tokens of `eval_dataset`, and
     `more_metrics(model, step)` may add to it, e.g. from generated answers (under the trainer's autocast; names are
-    logged as `eval_NAME`). The best checkpoint is that of the highest `best_metric`, of these the one with the lowest
-    `eval_loss`; it is saved at once and never rotated away. Evaluation leaves the random numbers of training alone.
+    logged as `eval_NAME`); it returns None when it was asked to stop, and the evaluation is then due on resuming. The
+    best checkpoint is that of the highest `best_metric`, of these the one with the lowest `eval_loss`; it is saved at
+    once and never rotated away. Evaluation leaves the random numbers of training alone.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class ArcftTrainer(Trainer):
         eval_steps: int,
         saving: Saving,
         positions: Positions | None = None,
-        more_metrics: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
+        more_metrics: Callable[[nn.Module, int], Mapping[str, float] | None] | None = None,
         best_metric: str | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         stop: StopRequest | None = None,
@@ -80,7 +81,7 @@ class ArcftTrainer(Trainer):
         self.best_metric = best_metric
         self.stop = stop or StopRequest()
         self.evaluation_due = False
-        """Whether the run was stopped at a step whose evaluation was left to be done on resuming."""
+        """Whether the run was stopped at a step whose evaluation is left to be done on resuming."""
         self._best_rank: tuple[float, float] | None = None
         self._resumed_from: Path | None = None
         self.trained_model = model
@@ -125,9 +126,9 @@ class ArcftTrainer(Trainer):
         # Finished: Trainer would take another step before it looks at the limit.
         load_weights(self.trained_model, self._resumed_from)
         self.state = state
-        return TrainOutput(
-            state.global_step, _read_loop_state(self._resumed_from)["loss_before"] / state.global_step, {}
-        )
+        loop_state = _read_loop_state(self._resumed_from)
+        self._restore_best_and_evaluate(loop_state)
+        return TrainOutput(state.global_step, loop_state["loss_before"] / state.global_step, {})
 
     # What is optimised
 
@@ -212,13 +213,23 @@ class ArcftTrainer(Trainer):
                 )
             if self.more_metrics is not None:
                 more = self.more_metrics(self.trained_model, self.state.global_step)
+                if more is None:
+                    return self._break_off_evaluation()
                 metrics |= {f"eval_{name}": value for name, value in more.items()}
         metrics["eval_seconds"] = time.monotonic() - started
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _break_off_evaluation(self) -> dict[str, float]:
+        self.evaluation_due = True
+        self.control.should_save = True
+        self.control.should_training_stop = True
+        return {}
+
     def _determine_best_metric(self, metrics: Mapping[str, float], trial: Any = None) -> bool:
+        if self.evaluation_due:
+            return False
         score = 0.0 if self.best_metric is None else metrics.get(f"eval_{self.best_metric}", 0.0)
         rank = (score, -metrics.get("eval_loss", 0.0))
         if self._best_rank is not None and rank <= self._best_rank:
@@ -275,8 +286,12 @@ class ArcftTrainer(Trainer):
         self._tr_loss = torch.tensor(state["loss_since_log"], device=self.args.device)
         self._total_loss_scalar = state["loss_before"]
         self._globalstep_last_logged = state["logged_step"]
-        self._best_rank = None if state["best_rank"] is None else tuple(state["best_rank"])
-        if state["evaluation_due"]:
+        self._restore_best_and_evaluate(state)
+
+    def _restore_best_and_evaluate(self, loop_state: Mapping[str, Any]) -> None:
+        """Know the best checkpoint again, and make up for an evaluation that a stop broke off."""
+        self._best_rank = None if loop_state["best_rank"] is None else tuple(loop_state["best_rank"])
+        if loop_state["evaluation_due"]:
             self._determine_best_metric(self.evaluate())
 
 
