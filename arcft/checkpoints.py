@@ -115,9 +115,11 @@ def last_checkpoint(run_or_checkpoint: Path) -> Path:
     return complete[-1]
 
 
-def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
-    """Read what a checkpoint says about itself, and check that its files are there in their full size and, with
-    `verify`, that no byte has changed. Raises CheckpointError naming the first file that is not as it was written."""
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read what a checkpoint says about itself, and check that its files are there and that no byte has changed.
+
+    Raises CheckpointError naming the first file that is not as it was written.
+    """
     manifest_path = path / MANIFEST_FILE
     try:
         raw = manifest_path.read_bytes()
@@ -125,7 +127,7 @@ def read_checkpoint(path: Path, *, verify: bool = True) -> Checkpoint:
         raise CheckpointError(f"{path}: is no complete checkpoint: {MANIFEST_FILE} can't be read ({error})") from error
     manifest = _parse_manifest(manifest_path, raw)
     for name, entry in manifest["files"].items():
-        _check_file(path / name, entry, verify)
+        _check_file(path / name, entry)
     return Checkpoint(
         path=path,
         step=manifest["step"],
@@ -271,13 +273,13 @@ def _parse_manifest(path: Path, raw: bytes) -> dict[str, Any]:
     return manifest
 
 
-def _check_file(path: Path, entry: Mapping[str, Any], verify: bool) -> None:
+def _check_file(path: Path, entry: Mapping[str, Any]) -> None:
     if not path.is_file():
         raise CheckpointError(f"{path}: is missing; the manifest beside it lists it. Use another checkpoint")
     size = path.stat().st_size
     if size != entry["size"]:
         raise CheckpointError(f"{path}: has {size} bytes, was written with {entry['size']}. Use another checkpoint")
-    if verify and _sha256(path) != entry["sha256"]:
+    if _sha256(path) != entry["sha256"]:
         raise CheckpointError(f"{path}: was changed: its sha256 is not the manifest's. Use another checkpoint")
 
 

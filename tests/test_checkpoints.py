@@ -55,7 +55,7 @@ def test_a_checkpoint_is_sealed_and_read(tmp_path: Path) -> None:
         "seed": 3,
     }
     assert {"python", "torch", "transformers", "peft"} <= manifest["versions"].keys()
-    assert checkpoint.digest == read_checkpoint(path, verify=False).digest
+    assert checkpoint.digest == read_checkpoint(path).digest
     assert checkpoint.digest != read_checkpoint(write(tmp_path, 21)).digest
 
 
@@ -136,10 +136,9 @@ def test_every_changed_byte_is_found(tmp_path: Path) -> None:
     weights.write_bytes(b"weightz")
     with pytest.raises(CheckpointError, match=r"weights\.bin: was changed"):
         read_checkpoint(path)
-    read_checkpoint(path, verify=False)
     weights.write_bytes(b"weight")
     with pytest.raises(CheckpointError, match=r"weights\.bin: has 6 bytes, was written with 7"):
-        read_checkpoint(path, verify=False)
+        read_checkpoint(path)
     weights.unlink()
     with pytest.raises(CheckpointError, match=r"weights\.bin: is missing"):
         read_checkpoint(path)
