@@ -60,7 +60,8 @@ def apply_lora(
         try:
             adapted = peft.get_peft_model(model, peft_config)
         except ValueError as error:
-            raise LoraError(f"lora.target_modules={config.target_modules}: {error}") from error
+            keys = ", ".join(f"lora.{name}={getattr(config, name)}" for name in ("target_modules", "init_lora_weights"))
+            raise LoraError(f"{keys}: {error}") from error
     _train_in_float32(adapted)
     return adapted
 
