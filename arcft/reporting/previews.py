@@ -54,6 +54,7 @@ def print_example(console: Console, tokens: Sequence[str], labels_mask: Sequence
     console.print(
         f"[bold]The first training example[/]: {count(len(tokens), 'token')}; learned are {how}, {learned:,}",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(text, highlight=False)
 
