@@ -123,7 +123,7 @@ def test_another_base_model_under_the_same_path_is_refused(copy: Path, base: Pat
     finally:
         weights.write_bytes(original)
     assert message.startswith(f"{copy / 'checkpoint-2'}: trained on {base} with fingerprint ")
-    assert "other weights under the same name" in message
+    assert "so it is another model" in message
     weights.rename(base / "away")
     try:
         assert f"model.path={base}" in refusal(tmp_path / "other", f"checkpoint={copy}")
@@ -147,7 +147,7 @@ def test_a_base_model_that_is_gone_is_named(copy: Path, base: Path, tmp_path: Pa
         change_byte(moved / "model.safetensors")
         message = refusal(tmp_path / "wrong", f"checkpoint={copy}", f"base_model={moved}", "inference.seed=1")
         (moved / "model.safetensors").write_bytes(original)
-        assert "other weights under the same name" in message
+        assert "so it is another model" in message
     finally:
         moved.rename(base)
 
@@ -156,7 +156,7 @@ def test_the_dry_run_finds_a_wrong_base_model(copy: Path, base: Path, tmp_path: 
     original = (base / "model.safetensors").read_bytes()
     change_byte(base / "model.safetensors")
     try:
-        with pytest.raises(CheckpointError, match="other weights under the same name"):
+        with pytest.raises(CheckpointError, match="so it is another model"):
             evaluated(tmp_path / "evaluation", f"checkpoint={copy}", "dry_run=true")
     finally:
         (base / "model.safetensors").write_bytes(original)

@@ -92,8 +92,8 @@ def check_base(run: TrainedRun, fingerprint: str, base_name: str) -> None:
     if fingerprint != expected:
         raise CheckpointError(
             f"{run.checkpoint.path}: trained on {run.checkpoint.manifest['base_model']} with fingerprint "
-            f"{expected[:12]}, but {base_name} has {fingerprint[:12]} here: other weights under the same name; "
-            "get the base model that the run was started from"
+            f"{expected[:12]}, but {base_name} has {fingerprint[:12]} here, so it is another model; "
+            "get the one that the run was started from"
         )
 
 
