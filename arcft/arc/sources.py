@@ -226,7 +226,8 @@ def _unknown_id(task_id: str, known: Iterable[str]) -> str:
     if _number(task_id) is not None:
         same = [candidate for candidate in known if _number(task_id) in (_number(candidate), _octal(candidate))]
         meant = f" (it may be {' or '.join(same[:3])})" if same else ""
-        return f"data.task_ids: {task_id} is the text of a number, and no task's id{meant}; {QUOTING}"
+        elsewhere = "" if same else "; if it was quoted, the task is in another set or split"
+        return f"data.task_ids: {task_id} is the text of a number, and no task's id{meant}; {QUOTING}{elsewhere}"
     near = difflib.get_close_matches(task_id, known, n=3, cutoff=0.0)
     return f"data.task_ids: no task has the id {task_id!r}; the nearest are {', '.join(near)}"
 
