@@ -94,7 +94,7 @@ def arc_tasks(split: Any, *task_ids: str) -> list[Task]:
 
 def evaluation_tasks() -> list[str]:
     """Overrides that choose four small tasks, five tests, of ARC-1's evaluation set."""
-    return ["data=arc1", "data.split=evaluation", "data.held_out=0", ids(*SMALL_EVALUATION_TASKS)]
+    return ["data=arc1", "data.split=evaluation", ids(*SMALL_EVALUATION_TASKS)]
 
 
 def write_challenges(path: Path, tasks: list[Task]) -> None:

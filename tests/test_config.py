@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from arcft.config import schema
 from arcft.config.duration import DurationError, parse_duration
 from arcft.config.run import EvaluateConfig, TrainConfig
-from arcft.runs.edge import check_overrides, config_folder
+from arcft.runs.edge import config_folder, let_unknown_keys_in
 
 GROUPS = sorted(path.name for path in config_folder().iterdir() if path.is_dir() and path.name != "local")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((config_folder() / group).glob("*.yaml"))]
@@ -158,16 +158,24 @@ def test_evaluate_takes_exactly_one_subject(overrides: list[str], message: str) 
     assert message in caught.value.problems
 
 
-def test_an_unknown_key_is_answered_with_the_nearest_one() -> None:
-    with pytest.raises(schema.ConfigError) as caught:
-        check_overrides(
-            ["lora.rank=3", "training.max_step=1", "encoder.grid.base=x", "lora.r=3,4", "hydra.verbose=true"],
-            TrainConfig,
-        )
-    assert len(caught.value.problems) == 2
-    assert caught.value.problems[1] == (
-        "training.max_step: there is no such key; did you mean training.max_steps or training.max_time?"
-    )
+def test_unknown_keys_reach_the_validation_with_all_else_that_is_wrong() -> None:
+    typed = [
+        "lora.rank=3",
+        "training.max_step=1,2",
+        "lora.r=0",
+        "encoder.grid.base=x",
+        "hydra.verbose=true",
+        "-m",
+        "+x=1",
+    ]
+    let_in = ["+lora.rank=3", "+training.max_step=1,2", *typed[2:]]
+    assert let_unknown_keys_in(typed, TrainConfig) == let_in
+    assert refusal("+lora.rank=3", "+training.max_step=1", "lora.r=0", "+encodr=minimal") == [
+        "encodr: there is no such key; did you mean encoder?",
+        "lora.rank: there is no such key; did you mean lora.r or lora.use_dora?",
+        "lora.r=0: the rank must be at least 1; to train without an adapter use lora=none",
+        "training.max_step: there is no such key; did you mean training.max_steps or training.max_time?",
+    ]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("45m", 2700), ("11h30m", 41400), ("1h0m0.5s", 3600.5)])

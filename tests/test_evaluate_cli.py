@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 SHORT = ["inference.predictions_per_test=2", "inference.max_new_tokens=8", "tracking=none"]
 # Some seconds of predicting, so that there is a middle to be stopped in.
 LONG = ["inference.predictions_per_test=4", "inference.max_new_tokens=120", "tracking=none", "inference.batch_size=1"]
-DATA = ["data=arc1", "data.split=evaluation", "data.held_out=0", "data.max_tokens=200"]
+DATA = ["data=arc1", "data.split=evaluation", "data.max_tokens=200"]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_the_commands_of_the_readme(run: Path, tmp_path: Path) -> None:
     challenges = tmp_path / "test_challenges.json"
     write_challenges(challenges, arc_tasks("evaluation", *SMALL_EVALUATION_TASKS))
     made = write_answers(tmp_path / "made.jsonl", {(SMALL_EVALUATION_TASKS[0], 0): [[[1]]]})
-    kaggle = ["data=kaggle", f"data.path={challenges}", "tracking=none", "data.held_out=0"]
+    kaggle = ["data=kaggle", f"data.path={challenges}", "tracking=none"]
     out = evaluate(tmp_path / place("made", tmp_path), f"predictions=[{made},{made}]", *kaggle)
     assert "no answers are known" in out
     assert {path.name for path in only_folder(tmp_path / "made").iterdir()} >= FILES

@@ -41,6 +41,7 @@ GOLDEN = Path(__file__).parent / "golden" / "main_job.json"
 MAIN_JOB = [
     *TEN_TASKS,
     *QUIET,
+    "training.max_seq_length=512",
     "training.max_steps=40",
     "training.per_device_train_batch_size=4",
     "training.logging_steps=5",

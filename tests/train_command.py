@@ -52,6 +52,7 @@ QUICK = [
     *SMALL_MODEL,
     *TEN_TASKS,
     *QUIET,
+    "encoder=minimal",
     "training.max_steps=6",
     "training.loss_on=completion",
     "training.per_device_train_batch_size=2",

@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
+LossOn = Literal["completion", "all", "from_second_output"]
+"""What is supervised: the answer, the whole text, or the outputs from the second demonstration on."""
+
 
 @dataclasses.dataclass(kw_only=True)
 class ModelConfig:
@@ -36,7 +39,7 @@ class ModelConfig:
     max_seq_length: int = 4096
     """Recommended context in tokens; training.max_seq_length takes it unless set."""
 
-    loss_on: Literal["completion", "all", "from_second_output"] = "completion"
+    loss_on: LossOn = "completion"
     """Recommended labels; training.loss_on takes it unless set."""
 
     attn_implementation: str = "sdpa"
@@ -54,6 +57,8 @@ class ModelConfig:
             return
         if self.init == "random" and self.quantization != "none":
             yield f"model.quantization={self.quantization} has no effect on random weights; use model.quantization=none"
+        if self.init == "pretrained" and self.seed != 0:
+            yield f"model.seed={self.seed} has no effect with model.init=pretrained; drop it, or use model.init=random"
         if self.path.endswith(".gguf"):
             if self.init == "random":
                 yield "model.init=random needs a folder or hub id with a config.json, not a .gguf file"

@@ -58,6 +58,12 @@ class TrainConfig:
                 f"data.max_tokens={limit} is above training.max_seq_length={self.training.max_seq_length}: such tasks "
                 "would be kept and then skipped; raise training.max_seq_length or set training.drop_demonstrations=true"
             )
+        limit = self.inference.max_seq_length
+        if limit is not None and limit > self.training.max_seq_length:
+            yield (
+                f"inference.max_seq_length={limit} is above training.max_seq_length={self.training.max_seq_length}, "
+                "and while training no more is read; drop it, or raise training.max_seq_length"
+            )
 
 
 @dataclasses.dataclass(kw_only=True)

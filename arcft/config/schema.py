@@ -16,6 +16,10 @@ from arcft.errors import ArcftError
 ConfigClass = TypeVar("ConfigClass")
 
 
+_INVALID = object()
+"""In place of a value that could not be converted."""
+
+
 class ConfigError(ArcftError):
     """Everything that is wrong with a config, one line a problem."""
 
@@ -31,7 +35,7 @@ class ConfigError(ArcftError):
 
 def from_dict(config_class: type[ConfigClass], values: dict[str, Any]) -> ConfigClass:
     """Build `config_class` from nested plain data; raise ConfigError with every unknown key, wrong type and
-    broken rule. A group's rules are checked where its own keys and types are right."""
+    broken rule. Rules are checked where all the values that they are about have the right type."""
     problems: list[str] = []
     config = _convert_fields(config_class, values, "", problems)
     if problems:
@@ -73,18 +77,19 @@ def unknown_key(key: str, known: typing.Iterable[str]) -> str:
 
 
 def _convert(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
-    """`value` as `kind`, appending to `problems` what does not fit (the return value is then meaningless)."""
+    """`value` as `kind`, or _INVALID after appending to `problems` what does not fit."""
     alternatives = _alternatives(kind)
     if value is None:
-        if type(None) not in alternatives:
-            problems.append(f"{path}: must not be null; expected {_describe(kind)}")
-        return None
+        if type(None) in alternatives:
+            return None
+        problems.append(f"{path}: must not be null; expected {_describe(kind)}")
+        return _INVALID
     for alternative in alternatives:
         if _has_shape(alternative, value):
             return _convert_as(alternative, value, path, problems)
     expected = f"expected {_describe(kind)}, not {type(value).__name__}"
     problems.append(f"{path}={value!r}: {expected}{_numeric_id(path, value)}")
-    return None
+    return _INVALID
 
 
 def _convert_as(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
@@ -92,21 +97,23 @@ def _convert_as(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
     if dataclasses.is_dataclass(kind):
         return _convert_fields(typing.cast(type, kind), value, path, problems)
     if origin is typing.Literal:
-        if value not in typing.get_args(kind):
-            problems.append(f"{path}={value}: one of {', '.join(map(str, typing.get_args(kind)))}")
-        return value
+        if value in typing.get_args(kind):
+            return value
+        problems.append(f"{path}={value}: one of {', '.join(map(str, typing.get_args(kind)))}")
+        return _INVALID
     if origin is list:
         (item,) = typing.get_args(kind)
-        return [_convert(item, element, f"{path}[{number}]", problems) for number, element in enumerate(value)]
+        items = [_convert(item, element, f"{path}[{number}]", problems) for number, element in enumerate(value)]
+        return _INVALID if _INVALID in items else items
     if origin is dict:
         _, item = typing.get_args(kind)
-        return {key: _convert(item, element, f"{path}.{key}", problems) for key, element in value.items()}
+        entries = {key: _convert(item, element, f"{path}.{key}", problems) for key, element in value.items()}
+        return _INVALID if _INVALID in entries.values() else entries
     return float(value) if kind is float else value
 
 
 def _convert_fields(config_class: type, value: dict[str, Any], path: str, problems: list[str]) -> Any:
     prefix = f"{path}." if path else ""
-    before = len(problems)
     hints = typing.get_type_hints(config_class)
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     for key in value:
@@ -118,8 +125,9 @@ def _convert_fields(config_class: type, value: dict[str, Any], path: str, proble
             converted[name] = _convert(hints[name], value[name], prefix + name, problems)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             problems.append(f"{prefix}{name}: is missing; expected {_describe(hints[name])}")
-    if len(problems) > before:
-        return None
+            converted[name] = _INVALID
+    if _INVALID in converted.values():
+        return _INVALID
     config = config_class(**converted)
     if isinstance(getattr(config_class, "problems", None), types.FunctionType):
         problems += config.problems()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from arcft.config.duration import DurationError, parse_duration
+from arcft.config.model import LossOn
 
 BEST_METRICS = ("accuracy", "correct_pixels", "correct_size", "max_correct_pixels", "pass_n", "vote_1", "vote_2")
 
@@ -31,7 +32,7 @@ class TrainingConfig:
     drop_demonstrations: bool
     """Shorten an example that is too long by leaving demonstrations out, the last first, instead of skipping it."""
 
-    loss_on: Literal["completion", "all", "from_second_output"]
+    loss_on: LossOn
     """Supervise the answer, the whole text, or the outputs from the second demonstration on."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"]

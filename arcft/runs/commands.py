@@ -56,7 +56,7 @@ def _evaluate(cfg: DictConfig) -> None:
     explicit = edge.explicit_keys()
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.resume is not None:
-        folder = Path(config.resume).expanduser()
+        folder = Path(absolute(config.resume))
         config = from_dict(EvaluateConfig, _stored("evaluate", folder, explicit))
         explicit = {}
     if config.model is not None:

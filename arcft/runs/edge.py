@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -74,7 +74,7 @@ def run_from_command_line(job: Callable[[DictConfig], None], config_name: str, c
 
     entry = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(guarded)
     try:
-        check_overrides(sys.argv[1:], config_class)
+        sys.argv[1:] = let_unknown_keys_in(sys.argv[1:], config_class)
         with _resumed_in_place(sys.argv, config_name):
             entry()
     except (ArcftError, HydraException, OmegaConfBaseException) as error:
@@ -120,30 +120,23 @@ class _Failure:
         return _report, (self.message,)
 
 
-def check_overrides(arguments: list[str], config_class: type) -> None:
-    """Raise ConfigError for all keys on the command line that no option has, with the nearest that exist.
+def let_unknown_keys_in(arguments: list[str], config_class: type) -> list[str]:
+    """The command line with a `+` before every key that no option has.
 
-    Hydra would advise to add such a key with `+`, which a validated config refuses.
+    Hydra would stop at the first of them and advise the `+`. So they reach the validation, which tells everything
+    that is wrong at once, with the keys that are nearest.
     """
     known = schema.known_keys(config_class)
-    problems = []
-    for override in _parsed(arguments):
-        key = override.key_or_group
-        if key.startswith(HYDRA_ONLY) or override.is_delete() or "@" in key:
-            continue
-        parents = [key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1)]
-        if key not in known and not any(known.get(parent, False) for parent in parents):
-            problems.append(schema.unknown_key(key, known))
-    if problems:
-        raise schema.ConfigError(problems)
+    return ["+" + word if _is_unknown(word, known) else word for word in arguments]
 
 
-def _parsed(arguments: list[str]) -> list[Any]:
-    words = [word for word in arguments if not word.startswith("-") and re.match(r"[+~]*[A-Za-z_]", word)]
-    try:
-        return list(OverridesParser.create().parse_overrides([word for word in words if "=" in word]))
-    except OverrideParseException:
-        return []  # hydra.main reports it, with the place
+def _is_unknown(word: str, known: Mapping[str, bool]) -> bool:
+    if not re.match(r"[A-Za-z_][\w./]*=", word):
+        return False
+    key = word.partition("=")[0]
+    parents = [key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1)]
+    free_form = any(known.get(parent, False) for parent in parents)
+    return key not in known and not free_form and not key.startswith(HYDRA_ONLY)
 
 
 @contextlib.contextmanager

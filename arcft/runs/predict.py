@@ -15,6 +15,7 @@ from arcft.arc.task import Task
 from arcft.config.inference import InferenceConfig
 from arcft.inference.predict import predict_tasks
 from arcft.runs.edge import Stopped, stop_on_signals
+from arcft.runs.paths import override
 from arcft.runs.progress import progress_bar
 from arcft.runs.results import write_predictions
 from arcft.scoring.predictions import Prediction, TestKey, append_prediction, open_for_append, read_predictions
@@ -69,7 +70,7 @@ def predict_shares(
                 tally.add(group)
                 advance(len(predictions), tally.words())
                 if received:
-                    raise Stopped(received[0], f"stopped; go on with: python evaluate.py resume={resume}")
+                    raise Stopped(received[0], f"stopped; go on with: python evaluate.py {override('resume', resume)}")
     return predictions
 
 
