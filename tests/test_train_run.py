@@ -199,7 +199,7 @@ def test_a_dry_run_writes_nothing_but_hydras_folder(tmp_path: Path, capsys: pyte
     shown = capsys.readouterr().out
     assert "The first training example" in shown
     assert "dry run: nothing was trained or written" in shown
-    for row in (r"steps +40", r"examples +160", r"tokens, at most +0\.0 M", r"memory, about +[\d.]+ MiB"):
+    for row in (r"steps +40", r"examples +160", r"tokens, at most +0\.1 M", r"memory, about +[\d.]+ MiB"):
         assert re.search(row, shown), row
 
 
