@@ -13,17 +13,21 @@ import torch
 from test_config import GROUPS, OPTIONS, train_config
 from test_train_run import real_tasks, write_kaggle
 from train_command import ARCHITECTURES, SMALL_MODEL, TASK_IDS, ids
+from transformers import ByT5Tokenizer
 
 from arcft.arc.task import Task
 from arcft.arc.views import test_problem
+from arcft.checkpoints import Checkpoint
 from arcft.inference.predict import predict_tasks
 from arcft.models.lora import trainable_parameters
-from arcft.runs.build import transform_drawer
+from arcft.runs.build import example_builder, transform_drawer
 from arcft.runs.choose import task_sets
 from arcft.runs.estimate import estimate
+from arcft.runs.restore import restored_builder
 from arcft.runs.train import Prepared, build_model, prepare
+from arcft.runs.trained import TrainedRun
 from arcft.scoring.voting import vote_tasks
-from arcft.text.tokens import IGNORED
+from arcft.text.tokens import IGNORED, TokenizationError
 from arcft.tracking import NoTracker, start_tracker
 from arcft.training.optimizers import MuonWithAdamW, build_optimizer
 from arcft.training.schedulers import make_factor
@@ -108,6 +112,18 @@ def test_encoders(option: str) -> None:
     example = prepared.stream[0]
     assert set(example.labels[: example.prompt_length]) == {IGNORED}
     assert example.labels[example.prompt_length :] == example.input_ids[example.prompt_length :]
+
+
+def test_a_tokenizer_without_offsets_will_do_for_what_was_trained_with_them(tmp_path: Path) -> None:
+    config = train_config("encoder=minimal", "training.loss_on=from_second_output", *TASKS)
+    slow = ByT5Tokenizer()
+    with pytest.raises(TokenizationError, match=r"needs a tokenizer that reports character offsets"):
+        example_builder(config.encoder, config.prompt, slow, max_seq_length=4096, loss_on=config.training.loss_on)
+    checkpoint = Checkpoint(path=tmp_path, step=1, run_config={}, manifest={}, digest="")
+    run = TrainedRun(checkpoint, config, {})
+    (task,) = real_tasks(TASK_IDS[0])
+    # Inference has prompts and no labels.
+    assert restored_builder(run, slow, 4096).prompt(test_problem(task, 0))
 
 
 @pytest.mark.parametrize("option", options("prompt"))

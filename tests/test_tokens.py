@@ -155,11 +155,6 @@ def test_nothing_to_learn_is_an_error(load: Load, name: str) -> None:
             Tokenization(load(name), loss_on=loss_on).example("", USER, OPENER, "", SPANS)
 
 
-def test_an_unknown_kind_of_loss_is_refused(load: Load) -> None:
-    with pytest.raises(TokenizationError, match=r"training\.loss_on=outputs: one of completion, all, from_second_"):
-        Tokenization(load("tiny"), loss_on="outputs")
-
-
 @pytest.mark.parametrize("name", REAL)
 def test_never_writes_plain_turns(load: Load, name: str) -> None:
     tokenization = Tokenization(load(name), chat_template="never")

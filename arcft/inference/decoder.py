@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -17,9 +17,7 @@ from transformers import PreTrainedModel
 
 from arcft.errors import ArcftError
 from arcft.inference.cache import make_cache
-
-Positions = Callable[[list[int]], list[int]]
-"""Position ids of a list of token ids. A token's position may depend on the tokens before it, never on later ones."""
+from arcft.text.tokens import Positions
 
 
 class DecodingError(ArcftError):

@@ -78,7 +78,7 @@ def augmented_prompts(
 ) -> list[AugmentedPrompt]:
     """The prompts for test `test_index` (from 0) of `task`: the first as it is, the others varied.
 
-    More of them begin with the same ones: the first 8 of 16 are the 8.
+    Asking for more keeps the earlier ones: the first 8 of 16 are those of 8.
     """
     rng = np.random.default_rng(_seed(config.seed, task.id, test_index))
     transforms = deal_transforms(

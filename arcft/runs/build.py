@@ -16,6 +16,7 @@ from arcft.arc.task import Task
 from arcft.arc.transforms import Transform, draw_transform
 from arcft.config.augmentation import AugmentationConfig
 from arcft.config.encoder import EncoderConfig
+from arcft.config.model import LossOn
 from arcft.config.prompt import PromptConfig
 from arcft.text.encoders import build_encoder
 from arcft.text.examples import ExampleBuilder, check_uneven_tokens
@@ -30,7 +31,7 @@ def example_builder(
     *,
     max_seq_length: int,
     drop_demonstrations: bool = False,
-    loss_on: str = "completion",
+    loss_on: LossOn = "completion",
 ) -> ExampleBuilder:
     """Build encoder, prompt and tokenisation; raise ArcftError where the tokenizer merges cells."""
     encoder = build_encoder(encoder_config.grid)

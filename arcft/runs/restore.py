@@ -33,7 +33,6 @@ def restored_builder(run: TrainedRun, tokenizer: PreTrainedTokenizerBase, max_se
         tokenizer,
         max_seq_length=max_seq_length,
         drop_demonstrations=True,
-        loss_on=run.config.training.loss_on,
     )
 
 

@@ -215,7 +215,7 @@ class _Finder:
         files: Mapping[str, Any] = run.checkpoint.manifest["files"]
         tokenizer = {name: entry["sha256"] for name, entry in files.items() if "token" in name or "template" in name}
         parts = {name: to_dict(getattr(run.config, name)) for name in OWN_FORMAT}
-        key = config_digest({**parts, "tokenizer": tokenizer, "loss_on": run.config.training.loss_on, "length": length})
+        key = config_digest({**parts, "tokenizer": tokenizer, "length": length})
         if key not in self._builders:
             self._builders[key] = restored_builder(run, restored_tokenizer(run), length)
         return self._builders[key]

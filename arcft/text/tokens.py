@@ -7,12 +7,13 @@ import dataclasses
 import datetime
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from arcft.config.model import LossOn
 from arcft.errors import ArcftError
 
 logger = logging.getLogger(__name__)
@@ -20,7 +21,9 @@ logger = logging.getLogger(__name__)
 IGNORED = -100
 """The label of a token that is not supervised, as PyTorch's cross entropy has it."""
 
-LOSS_ON = ("completion", "all", "from_second_output")
+Positions = Callable[[list[int]], list[int]]
+"""Position ids of a list of token ids, for formats whose positions jump. A token's position may depend on the tokens
+before it, never on later ones."""
 
 # Stands for the answer while a chat template is rendered: templates may trim white space off what they are given.
 _ANSWER = "arcft-answer"
@@ -64,7 +67,7 @@ class Tokenization:
         tokenizer: PreTrainedTokenizerBase,
         *,
         chat_template: Literal["auto", "never"] = "auto",
-        loss_on: str = "completion",
+        loss_on: LossOn = "completion",
     ) -> None:
         """Prepare the tokenizer, which is left as it is.
 
@@ -73,8 +76,6 @@ class Tokenization:
         TokenizationError where template or tokenizer lack what is needed: an open last turn, an end token, character
         offsets for from_second_output.
         """
-        if loss_on not in LOSS_ON:
-            raise TokenizationError(f"training.loss_on={loss_on}: one of {', '.join(LOSS_ON)}")
         self.tokenizer = tokenizer
         self.loss_on = loss_on
         self.has_template = chat_template == "auto" and tokenizer.chat_template is not None

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from arcft.text.tokens import IGNORED, Example
-
-Positions = Callable[[list[int]], list[int]]
-"""Gives each token of a sequence its position, for formats whose positions jump."""
+from arcft.text.tokens import IGNORED, Example, Positions
 
 
 def collate(examples: Sequence[Example], pad_id: int, positions: Positions | None = None) -> dict[str, torch.Tensor]:

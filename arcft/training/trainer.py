@@ -20,9 +20,9 @@ from arcft import checkpoints
 from arcft.config.optimizer import OptimizerConfig
 from arcft.config.scheduler import SchedulerConfig
 from arcft.errors import ArcftError
-from arcft.text.tokens import Example
+from arcft.text.tokens import Example, Positions
 from arcft.training.arguments import TrainingError
-from arcft.training.batches import Positions, collate
+from arcft.training.batches import collate
 from arcft.training.flow import FlowCallback
 from arcft.training.loss import can_keep_logits, mean_loss, summed_cross_entropy
 from arcft.training.optimizers import build_optimizer
