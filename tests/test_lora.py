@@ -1,4 +1,4 @@
-"""Adapters: seeded, saved and loaded to the bit, refused where they do not fit, merged."""
+"""Adapters: seeded, saved and loaded to the bit, refused where they do not fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from arcft.models.lora import (
     apply_lora,
     load_adapter,
     load_adapter_weights,
-    merge,
     save_adapter,
     trainable_parameters,
 )
@@ -119,25 +118,6 @@ def test_adapters_are_float32_for_training_and_the_bases_dtype_for_use(tmp_path:
     frozen = load_adapter(small_model().bfloat16(), tmp_path, trainable=False)
     assert {p.dtype for p in frozen.parameters()} == {torch.bfloat16}
     assert logits(frozen).dtype == torch.bfloat16
-
-
-def test_a_merged_model_computes_the_same(tmp_path: Path) -> None:
-    model = shaken(adapted_model())
-    expected = logits(model)
-    merged = merge(model)
-    assert not isinstance(merged, peft.PeftModel)
-    assert torch.allclose(logits(merged), expected, atol=1e-5)
-    assert not any("lora" in name for name, _ in merged.named_parameters())
-    merged.save_pretrained(tmp_path)
-    assert torch.allclose(logits(type(merged).from_pretrained(tmp_path)), expected, atol=1e-5)
-
-
-def test_a_merge_that_is_not_finite_is_refused() -> None:
-    model = shaken(adapted_model())
-    with torch.no_grad():
-        next(p for name, p in model.named_parameters() if "lora_B" in name).fill_(torch.inf)
-    with pytest.raises(LoraError, match="can't be merged"):
-        merge(model)
 
 
 @pytest.mark.slow

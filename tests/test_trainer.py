@@ -31,7 +31,7 @@ from arcft.checkpoints import find_checkpoints, read_checkpoint
 from arcft.config.model import ModelConfig
 from arcft.config.scheduler import SchedulerConfig
 from arcft.models.load import load_model
-from arcft.models.lora import apply_lora, load_adapter, merge
+from arcft.models.lora import apply_lora, load_adapter
 from arcft.training.arguments import TrainingError, make_training_arguments
 from arcft.training.batches import collate
 from arcft.training.loss import mean_loss
@@ -304,7 +304,7 @@ def test_full_fine_tuning_saves_the_whole_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_adapters_on_a_quantised_model_train_save_and_merge(tmp_path: Path, quantization: str) -> None:
+def test_adapters_on_a_quantised_model_train_and_save(tmp_path: Path, quantization: str) -> None:
     # Blocks of nf4 hold 64 weights of one row.
     small_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
     config = ModelConfig(name="q", path=str(tmp_path / "base"), quantization=quantization)
@@ -320,8 +320,6 @@ def test_adapters_on_a_quantised_model_train_save_and_merge(tmp_path: Path, quan
     options = {"batch_size": 4, "keep_logits": True}
     own = mean_loss(run.trainer.trained_model.eval(), EVALUATION, run.trainer._collate, **options)
     assert mean_loss(model, EVALUATION, run.trainer._collate, **options) == pytest.approx(own, rel=1e-3)
-    # Merging rounds the weights again.
-    assert mean_loss(merge(model), EVALUATION, run.trainer._collate, **options) == pytest.approx(own, rel=5e-2)
 
 
 def test_an_evaluation_does_not_stop_a_4_bit_model_from_learning(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,7 @@ from arcft.arc.task import MAX_SIDE, NUM_COLORS, Grid, Pair, Task, TaskError, as
 
 
 class Transform(Named):
-    """A pure map from tasks to tasks; `to_dict` and `transform_from_dict` take it to a file and back."""
+    """A pure map from tasks to tasks; `to_dict` writes it to a file."""
 
     @abc.abstractmethod
     def apply(self, task: Task) -> Task:
@@ -188,43 +188,6 @@ class Chain(Transform):
         for transform in reversed(self.transforms):
             grid = transform.invert(grid)
         return grid
-
-
-_TRANSFORMS: tuple[type[Named], ...] = (
-    *(Identity, Geometric, ColorPermutation, PairOrder, SwapTrainTest, Composition, Chain),
-    *(Padding, Upscale, Mirror),
-)
-
-
-def transform_from_dict(values: Mapping[str, Any]) -> Transform:
-    """Read back what `to_dict` wrote. The data may come from a stranger's file: TaskError on anything else."""
-    try:
-        transform = _named_from_dict(values)
-    except RecursionError:
-        raise TaskError("a transform is nested too deeply; a chain need not hold chains") from None
-    if not isinstance(transform, Transform):
-        raise TaskError(f"transform {transform.name} changes one grid, not a task; it belongs into a composition")
-    return transform
-
-
-def _named_from_dict(values: Any) -> Named:
-    if not isinstance(values, Mapping):
-        raise TaskError(f"a transform is an object with a name, not {values!r}")
-    kinds = {kind.name: kind for kind in _TRANSFORMS}
-    kind = kinds.get(str(values.get("name")))
-    if kind is None:
-        raise TaskError(f"transform name={values.get('name')!r}: one of {', '.join(kinds)}")
-    fields = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    given = {key: value for key, value in values.items() if key != "name"}
-    if set(given) != set(fields):
-        raise TaskError(f"transform {kind.name} has the fields [{', '.join(fields)}], not [{', '.join(given)}]")
-    if kind is Composition:
-        given["operation"] = _named_from_dict(given["operation"])
-    elif kind is Chain:
-        if not isinstance(given["transforms"], Sequence):
-            raise TaskError(f"chain.transforms={given['transforms']!r}: a list of transforms")
-        given["transforms"] = tuple(_named_from_dict(part) for part in given["transforms"])
-    return kind(**given)
 
 
 def draw_transform(

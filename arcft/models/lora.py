@@ -1,4 +1,4 @@
-"""Adapters: making one, saving and loading one in PEFT's own format, merging one into its base.
+"""Adapters: making one, saving and loading one in PEFT's own format.
 
 What is trained is always float32 (the optimizer's small updates vanish in bfloat16); frozen weights keep the dtype
 they were loaded in. So a trainable model with 16-bit base weights runs under autocast; a loaded one that is not
@@ -116,18 +116,6 @@ def save_adapter(model: peft.PeftModel, folder: Path) -> None:
     model.save_pretrained(str(folder), save_embedding_layers=False)
     # A model card with nothing but empty headings.
     (folder / "README.md").unlink(missing_ok=True)
-
-
-def merge(model: peft.PeftModel) -> PreTrainedModel:
-    """The base model with the adapter added into its weights, in their dtype; `model` is used up.
-
-    Not exact below float32; and 4-bit weights are rounded again, which can lose most of what a small update taught: a
-    model that is to be used in 4 bits is better left unmerged. Raises LoraError where the result is not finite.
-    """
-    try:
-        return model.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise LoraError(f"the adapter can't be merged: {error}") from error
 
 
 def trainable_parameters(model: nn.Module) -> int:
