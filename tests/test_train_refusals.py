@@ -49,11 +49,19 @@ NESTED_WRONGLY = f"{{_target_: arcft.text.encoders.ReplaceNumberEncoder, base: {
         (["+encoder.grid.separator=x"], ["separator"]),
         (
             ["training.max_seq_length=20"],
-            ["400 of 400 tasks take more than 20 tokens", "training.max_seq_length"],
+            ["400 of 400 tasks, more than 90%, take more than 20 tokens", "training.max_seq_length"],
         ),
         (
             ["training.max_seq_length=20", "training.drop_demonstrations=true"],
             ["too long for training.max_seq_length=20; raise training.max_seq_length"],
+        ),
+        (
+            ["inference.max_seq_length=641"],
+            ["inference.max_seq_length=641 is above training.max_seq_length=640", "drop it, or raise training.max_seq"],
+        ),
+        (
+            ["model.init=pretrained", "model.seed=3"],
+            ["model.seed=3 has no effect with model.init=pretrained; drop it, or use model.init=random"],
         ),
         (["data.held_out=400"], ["data.held_out=400 of", "leaves 0 to train on"]),
         (["data=kaggle", "data.path=/no/tasks.json"], ["/no/tasks.json"]),

@@ -80,9 +80,9 @@ def task_sets(config: DataConfig, num_tokens: CountTokens, max_tokens: int | Non
     fitting = [item for item in everything if item.id not in too_long]
     if len(too_long) > 0.9 * len(everything):
         raise TaskError(
-            f"{len(too_long)} of {len(everything)} tasks take more than {max_tokens} tokens as this run writes them "
-            f"(prompt and answer); raise training.max_seq_length (or data.max_tokens), choose a shorter encoder or "
-            "prompt, or set training.drop_demonstrations=true"
+            f"{len(too_long)} of {len(everything)} tasks, more than 90%, take more than {max_tokens} tokens as this "
+            "run writes them (prompt and answer); raise training.max_seq_length (or data.max_tokens), choose a shorter "
+            "encoder or prompt, or set training.drop_demonstrations=true"
         )
     chosen = select_tasks(fitting, task_ids=None, limit=config.limit, seed=config.seed)
     train_items, held_out_items = split_held_out(chosen, config.held_out, config.seed)
