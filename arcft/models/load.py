@@ -16,7 +16,14 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from arcft.config.model import ModelConfig
@@ -117,11 +124,18 @@ def load_model(
     return model.eval()
 
 
+def load_architecture(config: ModelConfig) -> PretrainedConfig:
+    """The config.json at `config.path`, or what a GGUF file says in its place; errors are transformers' own."""
+    source = resolve_path(_path(config))
+    if source.endswith(".gguf"):
+        return AutoConfig.from_pretrained(Path(source).parent, gguf_file=Path(source).name)
+    return AutoConfig.from_pretrained(source, trust_remote_code=_trusts_code(config))
+
+
 def draw_random_model(config: ModelConfig) -> PreTrainedModel:
     """A model of the architecture at `config.path`, weights drawn from `config.seed`; float32 on the CPU."""
-    source = resolve_path(_path(config))
+    architecture = load_architecture(config)
     trust = _trusts_code(config)
-    architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         return AutoModelForCausalLM.from_config(

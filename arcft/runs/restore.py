@@ -36,6 +36,13 @@ def restored_builder(run: TrainedRun, tokenizer: PreTrainedTokenizerBase, max_se
     )
 
 
+def base_model(run: TrainedRun) -> ModelConfig:
+    """What is loaded to restore `run`: its base model, or the checkpoint itself where it holds a whole one."""
+    if run.config.lora.enabled:
+        return run.config.model
+    return ModelConfig(name=run.config.model.name, path=str(run.checkpoint.path))
+
+
 class ModelHost:
     """Holds one base model and puts a checkpoint's adapter on it; the base is loaded again only when it differs."""
 
@@ -56,8 +63,7 @@ class ModelHost:
         folder = run.checkpoint.path
         if not run.config.lora.enabled:
             self._forget()
-            whole = ModelConfig(name=run.config.model.name, path=str(folder))
-            return load_model(whole, dtype=self._dtype, device=self._device)
+            return load_model(base_model(run), dtype=self._dtype, device=self._device)
         identity = to_dict(run.config.model)
         if self._model is None or self._base != identity:
             self._forget()

@@ -17,12 +17,13 @@ from arcft.arc.task import Task
 from arcft.checkpoints import RUN_FILE, CheckpointError, find_checkpoints
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError, to_dict
+from arcft.models.limits import refuse_beyond, stored_position_limit
 from arcft.models.load import load_tokenizer
 from arcft.runs.build import config_digest, example_builder
 from arcft.runs.choose import chosen_tasks, data_fingerprint, default_held_out, narrowed, tasks_named, tasks_of_run
 from arcft.runs.leaks import trained_on
 from arcft.runs.predict import Share
-from arcft.runs.restore import ModelHost, restored_builder, restored_tokenizer
+from arcft.runs.restore import ModelHost, base_model, restored_builder, restored_tokenizer
 from arcft.runs.trained import (
     TrainedRun,
     contradictions,
@@ -108,6 +109,12 @@ class _Finder:
             raise ConfigError([f"model={model.name} names no encoder or prompt: add encoder=... prompt=..."])
         tokenizer = load_tokenizer(model)
         length = config.inference.max_seq_length or model.max_seq_length
+        refuse_beyond(
+            stored_position_limit(model),
+            key="inference.max_seq_length" if config.inference.max_seq_length else "model.max_seq_length",
+            value=length,
+            path=str(model.path),
+        )
         builder = example_builder(
             config.encoder, config.prompt, tokenizer, max_seq_length=length, drop_demonstrations=True
         )
@@ -217,6 +224,10 @@ class _Finder:
         parts = {name: to_dict(getattr(run.config, name)) for name in OWN_FORMAT}
         key = config_digest({**parts, "tokenizer": tokenizer, "length": length})
         if key not in self._builders:
+            if length > run.config.training.max_seq_length:
+                limit = stored_position_limit(base_model(run))
+                path = str(run.config.model.path)
+                refuse_beyond(limit, key="inference.max_seq_length", value=length, path=path)
             self._builders[key] = restored_builder(run, restored_tokenizer(run), length)
         return self._builders[key]
 
