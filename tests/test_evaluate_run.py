@@ -457,8 +457,9 @@ def test_a_run_on_a_mix_is_evaluated_on_what_it_kept_from_every_source(
 def test_encoder_and_prompt_are_the_checkpoints_own(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "evaluation"
     message = refusal(folder, f"checkpoint={run}", "encoder=shape", "prompt=short")
-    assert "encoder.grid={'_target_': 'arcft.text.encoders.GridShapeEncoder'" in message
-    assert "contradicts the checkpoint's {'_target_': 'arcft.text.encoders.MinimalGridEncoder'}" in message
+    assert (
+        "encoder.grid=GridShapeEncoder(MinimalGridEncoder()) contradicts the checkpoint's MinimalGridEncoder(); drop it"
+    ) in message
     assert "prompt.system=" in message
     evaluated(folder, f"checkpoint={run}", "encoder=minimal", "prompt=grid_only")
     assert answers(folder) == answers(evaluated(tmp_path / "own", f"checkpoint={run}"))

@@ -25,7 +25,7 @@ from train_command import (
     QUICK,
     QUIET,
     ROOT,
-    files_of,
+    assert_same_run,
     finish,
     history,
     run_train,
@@ -137,13 +137,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def same(folder: Path, undisturbed: Path) -> None:
-    assert history(folder) == history(undisturbed)
-    mine, theirs = files_of(folder / "checkpoint-60"), files_of(undisturbed / "checkpoint-60")
-    assert {name for name in mine if mine[name] != theirs[name]} <= {"run.yaml"}
-    assert (folder / "metrics.json").read_text() == (undisturbed / "metrics.json").read_text()
-
-
 def wait_for(process: Popen[str], folder: Path, steps: int) -> None:
     """Until a checkpoint of at least `steps` steps is complete, or the process has ended."""
     for _ in range(6000):
@@ -173,7 +166,7 @@ def test_a_signal_stops_in_good_order(undisturbed: Path, tmp_path: Path, number:
     code, out, err = finish(start_train(f"resume={given}", cwd=tmp_path))
     assert (code, err) == (0, "")
     assert f"going on from {tmp_path / 'run' / f'checkpoint-{step}'}" in out
-    same(tmp_path / "run", undisturbed)
+    assert_same_run(tmp_path / "run", undisturbed)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -208,7 +201,7 @@ def test_a_run_survives_being_killed_at_any_moment(undisturbed: Path, tmp_path: 
     assert reached == sorted(reached), f"seed {seed}"
     code, _, err = finish(start_train("resume=run", cwd=tmp_path))
     assert (code, err) == (0, ""), f"seed {seed}"
-    same(folder, undisturbed)
+    assert_same_run(folder, undisturbed)
     # Nothing half-written stays behind.
     assert not [name for name in tree(folder) if "partial" in name or "replaced" in name or "removed" in name]
 
@@ -222,7 +215,7 @@ def test_a_run_killed_while_it_is_starting_can_be_started_again(undisturbed: Pat
     finish(process)
     code, _, err = finish(start_train("resume=run", cwd=tmp_path))
     assert (code, err) == (0, "")
-    same(folder, undisturbed)
+    assert_same_run(folder, undisturbed)
 
 
 # What is seen

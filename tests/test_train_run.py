@@ -23,6 +23,7 @@ from train_command import (
     QUIET,
     TASK_IDS,
     TEN_TASKS,
+    assert_same_run,
     files_of,
     history,
     ids,
@@ -474,7 +475,16 @@ def test_the_rank_is_that_of_the_start(tmp_path: Path) -> None:
         ("lora=rslora", "lora.use_rslora=True contradicts the checkpoint's False; drop it"),
         ("prompt.answer=Answer", "prompt.answer=Answer contradicts the checkpoint's Output\n; drop it"),
         ("model.seed=5", "model.seed=5 contradicts the checkpoint's 0; drop it"),
-        ("encoder=shape_row", "encoder.grid={'_target_': 'arcft.text.encoders.GridShapeEncoder'"),
+        (
+            "encoder=shape_row",
+            "encoder.grid=GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder(), start=1)) "
+            "contradicts the checkpoint's MinimalGridEncoder(); drop it",
+        ),
+        (
+            "encoder=separator",
+            "encoder.grid=GridShapeEncoder(GridWithSeparationEncoder(separator='|')) "
+            "contradicts the checkpoint's MinimalGridEncoder(); drop it",
+        ),
     ],
 )
 def test_the_start_may_not_be_contradicted(
@@ -533,16 +543,6 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def same_as_whole(folder: Path, whole: Path) -> None:
-    """Hold a run that was stopped to the one that was not: history, adapter, optimizer, all but times."""
-    assert history(folder) == history(whole)
-    mine, theirs = files_of(folder / "checkpoint-9"), files_of(whole / "checkpoint-9")
-    assert {name for name in mine if mine[name] != theirs[name]} <= {"run.yaml"}
-    assert adapter(folder) == adapter(whole)
-    metrics, expected = (json.loads((path / "metrics.json").read_text()) for path in (folder, whole))
-    assert metrics == expected
-
-
 def test_a_time_limit_stops_saves_and_says_how_to_go_on(
     whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -561,7 +561,7 @@ def test_a_time_limit_stops_saves_and_says_how_to_go_on(
     assert find_checkpoints(folder)[-1].name == "checkpoint-2"
     assert run_train(folder, f"resume={folder}", "training.max_time=10m") == 0
     assert f"going on from {folder / 'checkpoint-2'}" in capsys.readouterr().out
-    same_as_whole(folder, whole_run)
+    assert_same_run(folder, whole_run)
     assert stored_config(folder)["training"]["max_time"] == "10m"
 
 
@@ -578,7 +578,7 @@ def test_going_on_from_any_checkpoint_is_as_if_never_stopped(whole_run: Path, tm
         file.write('{"step": 9, "lo')
     (folder / ".checkpoint-9.partial-123").mkdir()
     assert run_train(folder, f"resume={folder}") == 0
-    same_as_whole(folder, whole_run)
+    assert_same_run(folder, whole_run)
     assert not (folder / ".checkpoint-9.partial-123").exists()
 
 
@@ -588,7 +588,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_again(whole_ru
     (folder / "run.yaml").write_bytes((whole_run / "run.yaml").read_bytes())
     (folder / "history.jsonl").write_text('{"step": 2, "loss": 9.0}\n')
     assert run_train(folder, f"resume={folder}") == 0
-    same_as_whole(folder, whole_run)
+    assert_same_run(folder, whole_run)
 
 
 def test_a_complete_run_is_closed_again_and_not_trained(

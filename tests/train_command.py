@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from arcft.checkpoints import read_checkpoint
+from arcft.checkpoints import last_checkpoint, read_checkpoint
 from arcft.runs import commands
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,6 +109,16 @@ def files_of(checkpoint: Path) -> dict[str, str]:
     """sha256 of every file of a verified checkpoint, but of what holds times."""
     files = read_checkpoint(checkpoint).manifest["files"]
     return {name: entry["sha256"] for name, entry in files.items() if name != "trainer_state.json"}
+
+
+def assert_same_run(folder: Path, whole: Path) -> None:
+    """Hold a run that was stopped to the one that was not: history, weights, optimizer, scores, all but times."""
+    assert history(folder) == history(whole)
+    last = last_checkpoint(whole).name
+    mine, theirs = files_of(folder / last), files_of(whole / last)
+    assert {name for name in mine if mine[name] != theirs[name]} <= {"run.yaml"}
+    assert mine.keys() == theirs.keys()
+    assert (folder / "metrics.json").read_text() == (whole / "metrics.json").read_text()
 
 
 def tree(folder: Path) -> set[str]:

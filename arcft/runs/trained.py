@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,5 +114,19 @@ def contradictions(explicit: Iterable[str], asked: Any, stored: Any, groups: Seq
             if value != kept[name] and any(
                 key == group or f"{key}.".startswith(f"{group}.{name}.") for key in explicit
             ):
-                problems.append(f"{group}.{name}={value} contradicts the checkpoint's {kept[name]}; drop it")
+                problems.append(
+                    f"{group}.{name}={_shown(value)} contradicts the checkpoint's {_shown(kept[name])}; drop it"
+                )
     return problems
+
+
+def _shown(value: Any) -> Any:
+    """An encoder's nested nodes as the call that builds it; anything else as it is."""
+    if not isinstance(value, Mapping) or "_target_" not in value:
+        return value
+    arguments = [
+        f"{_shown(part)}" if isinstance(part, Mapping) else f"{name}={part!r}"
+        for name, part in value.items()
+        if name != "_target_"
+    ]
+    return f"{str(value['_target_']).rpartition('.')[2]}({', '.join(arguments)})"
