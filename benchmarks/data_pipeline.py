@@ -30,6 +30,7 @@ from arcft.arc.task import Task
 from arcft.arc.views import test_problem
 from arcft.config.run import TrainConfig
 from arcft.config.schema import from_dict
+from arcft.models.limits import embedding_rows
 from arcft.runs.build import choose_device
 from arcft.runs.edge import config_folder
 from arcft.runs.train import Prepared, build_model, prepare
@@ -121,7 +122,6 @@ def measure_data(prepared: Prepared, count: int) -> dict[str, float]:
     stream = prepared.stream
     for k in range(WARM_UP):
         stream[k]
-    stream.skipped = 0
     start = time.perf_counter()
     tokens = sum(len(stream[k].input_ids) for k in range(WARM_UP, WARM_UP + count))
     seconds = time.perf_counter() - start
@@ -146,7 +146,6 @@ def measure_data(prepared: Prepared, count: int) -> dict[str, float]:
         "data_ms_per_example": 1000 * seconds / count,
         # Measured apart, with draws of their own, so they only nearly add up to the whole.
         **{f"{part}_ms_per_example": 1000 * duration / count for part, duration in parts.items()},
-        "redraws_per_example": stream.skipped / count,
     }
 
 
@@ -155,7 +154,7 @@ def measure_steps(config: TrainConfig, prepared: Prepared, device: torch.device,
     model, _ = build_model(config, device)
     model.train()
     optimizer = build_optimizer(model, config.optimizer, config.training.learning_rate)
-    pad_id = choose_pad_token(prepared.tokenizer)
+    pad_id = choose_pad_token(prepared.tokenizer, embedding_rows(model))
     dtype = model.dtype
     arithmetic: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if dtype != torch.float32:
@@ -188,7 +187,6 @@ def print_table(rows: Sequence[dict[str, Any]], machine: str) -> None:
         "  augment": ("augment_ms_per_example", "{:.2f}"),
         "  encode": ("encode_ms_per_example", "{:.2f}"),
         "  tokenise": ("tokenise_ms_per_example", "{:.2f}"),
-        "redraws an example": ("redraws_per_example", "{:.2f}"),
         "examples a step": ("examples_per_step", "{}"),
         "a training step, s": ("step_seconds", "{:.3f}"),
         "data's share of a step": ("data_share_of_step", "{:.2%}"),

@@ -25,7 +25,7 @@ from arcft.arc.views import Problem, input_from_inputs, test_problem
 from arcft.config.prompt import PromptConfig
 from arcft.text.encoders import GridEncoder, MinimalGridEncoder, build_encoder
 from arcft.text.evenness import ALTERNATIVES, UnevenTokensError, check_uneven_tokens
-from arcft.text.examples import ExampleBuilder, ExampleStream, LengthError, longest_answer_tokens
+from arcft.text.examples import ExampleBuilder, ExampleStream, LengthError, Trial, longest_answer_tokens
 from arcft.text.prompts import PromptBuilder
 from arcft.text.tokens import IGNORED, Tokenization, TokenizationError
 
@@ -299,7 +299,6 @@ def test_items_are_a_pure_function_of_seed_and_index(tiny: PreTrainedTokenizerBa
     stream = stream_of(builder, arc_tasks(), input_from_inputs=0.3)
     assert len(stream) == 40
     forwards = [stream[k] for k in range(40)]
-    assert stream.skipped > 0
     again = stream_of(builder, arc_tasks(), input_from_inputs=0.3, length=50)
     assert [again[k] for k in reversed(range(40))] == forwards[::-1]
     other = stream_of(builder, arc_tasks(), input_from_inputs=0.3, seed=1)
@@ -362,8 +361,23 @@ def test_check_returns_what_is_too_long(tiny: PreTrainedTokenizerBase) -> None:
     builder = builder_of(tiny, max_seq_length=1024)
     expected = {task.id for task in tasks if builder.num_tokens(task) > 1024}
     assert 0 < len(expected) < 18
-    assert set(stream_of(builder, tasks).check()) == expected
-    assert stream_of(builder_of(tiny), tasks).check() == []
+    trial = stream_of(builder, tasks).check()
+    assert (trial.tried, set(trial.too_long)) == (20, expected)
+    assert stream_of(builder_of(tiny), tasks).check() == Trial(20, [])
+
+
+def test_check_returns_no_task_of_which_a_part_fits(tiny: PreTrainedTokenizerBase) -> None:
+    small, large = Pair(as_grid([[1]]), as_grid([[2]])), Pair(as_grid([[1]]), as_grid(np.zeros((30, 30), int)))
+    tasks = [Task("both", (small, large), TASK.test), Task("large", (large, large), TASK.test)]
+    shorter = builder_of(tiny, max_seq_length=500, drop_demonstrations=True)
+    assert stream_of(shorter, tasks).check() == Trial(2, ["large"])
+    # Shown the small pair, the answer is too long; shown the large one, the prompt is.
+    with pytest.raises(LengthError, match=r"2 of 2 tasks"):
+        stream_of(shorter, tasks, view="leave_one_out").check()
+    tasks = [Task("one", (small, small, large), TASK.test), *tasks]
+    assert stream_of(shorter, tasks, view="leave_one_out").check().too_long == ["large", "both"]
+    pool = PairPool("pool", (large,) * 3, 2)
+    assert stream_of(shorter, [pool, TASK], augment=False).check() == Trial(2, [])
 
 
 def test_check_refuses_a_context_that_is_too_short_for_almost_all(tiny: PreTrainedTokenizerBase) -> None:
@@ -374,14 +388,13 @@ def test_check_refuses_a_context_that_is_too_short_for_almost_all(tiny: PreTrain
     with pytest.raises(LengthError, match="10 of 11 tasks, more than 90%, are too long for") as caught:
         stream.check()
     assert "raise training.max_seq_length or set training.drop_demonstrations=true" in str(caught.value)
-    assert len(stream_of(builder, [*small, *large[:9]]).check()) == 9
+    assert len(stream_of(builder, [*small, *large[:9]]).check().too_long) == 9
 
 
 def test_a_stream_of_nothing_that_fits_ends(tiny: PreTrainedTokenizerBase) -> None:
     stream = stream_of(builder_of(tiny, max_seq_length=10, drop_demonstrations=True), [TASK], augment=False)
     with pytest.raises(LengthError, match="1000 draws for example 0 were too long for training"):
         stream[0]
-    assert stream.skipped == 1000
 
 
 def test_tasks_that_teach_nothing_are_named(tiny: PreTrainedTokenizerBase) -> None:
@@ -389,7 +402,7 @@ def test_tasks_that_teach_nothing_are_named(tiny: PreTrainedTokenizerBase) -> No
     unknown = Task("unknown", TASK.train, TASK.test[1:])
     with pytest.raises(TaskError, match=r"task unknown: no test output is known.*data\.view=leave_one_out"):
         stream_of(builder, [unknown]).check()
-    assert stream_of(builder, [unknown], view="leave_one_out").check() == []
+    assert stream_of(builder, [unknown], view="leave_one_out").check() == Trial(1, [])
     single = Task("single", TASK.train[:1], TASK.test[:1])
     with pytest.raises(TaskError, match="task single: one demonstration only"):
         stream_of(builder, [single], view="leave_one_out").check()

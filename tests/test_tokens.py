@@ -12,7 +12,7 @@ import pytest
 import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from arcft.text.tokens import IGNORED, Example, Tokenization, TokenizationError, choose_pad_token
+from arcft.text.tokens import IGNORED, Example, Tokenization, TokenizationError, choose_pad_token, token_texts
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ["qwen2_5", "llama3", "gemma3", "smollm2", "gpt2"]
@@ -99,7 +99,7 @@ def test_special_tokens_inside_an_answer_stay_visible(load: Load) -> None:
 def test_padding_is_never_an_end(load: Load, name: str) -> None:
     tokenizer = load(name)
     size = len(tokenizer)
-    pad = choose_pad_token(tokenizer)
+    pad = choose_pad_token(tokenizer, size)
     assert tokenizer.convert_ids_to_tokens(pad) == PADS[name]
     assert pad not in Tokenization(tokenizer).end_ids
     assert pad not in Tokenization(tokenizer, chat_template="never").end_ids
@@ -111,7 +111,48 @@ def test_a_base_model_whose_pad_token_is_its_end_token(load: Load) -> None:
     tokenizer.eos_token = tokenizer.pad_token
     tokenizer.chat_template = None
     assert Tokenization(tokenizer).end_ids == [tokenizer.pad_token_id]
-    assert tokenizer.convert_ids_to_tokens(choose_pad_token(tokenizer)) == "<|vision_pad|>"
+    assert tokenizer.convert_ids_to_tokens(choose_pad_token(tokenizer, len(tokenizer))) == "<|vision_pad|>"
+
+
+@pytest.mark.parametrize(("name", "pad"), [("llama3", "<|reserved_special_token_0|>"), ("gpt2", "Ġgazed")])
+def test_a_pad_token_beyond_the_embeddings_is_passed_over(load: Load, name: str, pad: str) -> None:
+    tokenizer = copy.deepcopy(load(name))
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == rows
+    assert tokenizer.convert_ids_to_tokens(choose_pad_token(tokenizer, rows)) == pad
+    assert choose_pad_token(tokenizer, rows + 1) == rows
+
+
+def test_named_unknown_and_ordinary_tokens_beyond_the_embeddings_are_passed_over(load: Load) -> None:
+    tokenizer = copy.deepcopy(load("gpt2"))
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"unk_token": "<unk>", "additional_special_tokens": ["<reserved>"]})
+    tokenizer.add_tokens(["ordinary"])
+    assert tokenizer.convert_ids_to_tokens(choose_pad_token(tokenizer, len(tokenizer))) == "<reserved>"
+    assert choose_pad_token(tokenizer, rows) < rows
+
+
+@pytest.mark.parametrize("name", ["tiny", *REAL])
+def test_texts_of_tokens_are_their_text_together(load: Load, name: str) -> None:
+    tokenizer = load(name)
+    # Symbols of three and four bytes, which most tokenizers spread over several tokens; a space at the beginning.
+    ids = tokenizer.encode(" Grid\n🟥🟦 ąć÷Ě , 12 ñòĞ\n⬛ é end", add_special_tokens=False)
+    texts = token_texts(tokenizer, ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == tokenizer.decode(ids)
+    assert "\ufffd" not in "".join(texts)
+    assert texts[-1].endswith("d")
+
+
+def test_bytes_that_are_no_character_stay_so(load: Load) -> None:
+    tokenizer = load("tiny")
+    symbol = tokenizer.encode("🟥", add_special_tokens=False)
+    assert len(symbol) == 4
+    (one,) = tokenizer.encode("1", add_special_tokens=False)
+    assert token_texts(tokenizer, [*symbol, one]) == ["", "", "", "🟥", "1"]
+    assert token_texts(tokenizer, [one, *symbol[:2]]) == ["1", "", "\ufffd"]
+    assert token_texts(tokenizer, []) == []
 
 
 @pytest.mark.parametrize("name", ["tiny", *REAL])
@@ -219,7 +260,7 @@ def test_templates_that_cannot_be_used(load: Load, template: str, message: str) 
     with pytest.raises(TokenizationError, match=message):
         Tokenization(with_template(load, template))
     assert Tokenization(with_template(load, template), chat_template="never").prompt_ids("", "1", "")
-    assert choose_pad_token(with_template(load, template)) == 0
+    assert choose_pad_token(with_template(load, template), 448) == 0
 
 
 def test_a_template_that_rewrites_the_user_cannot_supervise_outputs(load: Load) -> None:
@@ -266,7 +307,7 @@ def test_the_tokenizer_is_left_as_it_is(load: Load) -> None:
     tokenizer = load("llama3")
     before = (tokenizer.pad_token, tokenizer.eos_token, tokenizer.chat_template, len(tokenizer))
     Tokenization(tokenizer, loss_on="all").example("Solve.", USER, OPENER, COMPLETION)
-    choose_pad_token(tokenizer)
+    choose_pad_token(tokenizer, len(tokenizer))
     assert (tokenizer.pad_token, tokenizer.eos_token, tokenizer.chat_template, len(tokenizer)) == before
 
 

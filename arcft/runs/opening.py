@@ -16,10 +16,11 @@ from arcft.reporting.previews import print_example
 from arcft.reporting.words import count
 from arcft.runs.choose import TaskSets
 from arcft.runs.estimate import estimate
-from arcft.text.examples import ExampleStream
-from arcft.text.tokens import IGNORED
+from arcft.text.examples import ExampleStream, Trial
+from arcft.text.tokens import IGNORED, token_texts
 
 console = Console()
+SHOWN_IDS = 10
 
 
 def say_tasks(sets: TaskSets, max_tokens: int | None) -> None:
@@ -37,11 +38,26 @@ def say_tasks(sets: TaskSets, max_tokens: int | None) -> None:
     console.print(words, highlight=False, soft_wrap=True)
 
 
+def say_skipped(trial: Trial, held_out_skipped: int, max_seq_length: int) -> None:
+    """Which tasks fit only where an augmentation shortens them, and how many held-out tests give no loss."""
+    notes = []
+    if trial.too_long:
+        ids = ", ".join(trial.too_long[:SHOWN_IDS]) + (", ..." if len(trial.too_long) > SHOWN_IDS else "")
+        notes.append(
+            f"{len(trial.too_long)} of {count(trial.tried, 'task')} tried do not fit, even with one demonstration; "
+            f"others are learned in their place: {ids}"
+        )
+    if held_out_skipped:
+        notes.append(f"left out of eval_loss, too long: {count(held_out_skipped, 'held-out test')}")
+    for note in notes:
+        words = f"[yellow]note:[/] training.max_seq_length={max_seq_length}: {note}"
+        console.print(words, highlight=False, soft_wrap=True)
+
+
 def show_first_example(stream: ExampleStream, tokenizer: PreTrainedTokenizerBase) -> None:
     """The first training example, its learned tokens in colour."""
     example = stream[0]
-    tokens = [str(tokenizer.decode([token])) for token in example.input_ids]
-    print_example(console, tokens, [label != IGNORED for label in example.labels])
+    print_example(console, token_texts(tokenizer, example.input_ids), [label != IGNORED for label in example.labels])
 
 
 def say_model(config: TrainConfig, model: PreTrainedModel | PeftModel, device: torch.device) -> None:

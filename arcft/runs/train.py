@@ -20,6 +20,7 @@ from arcft.checkpoints import Origin, find_checkpoints, lock_run, remove_leftove
 from arcft.config.duration import parse_duration
 from arcft.config.run import TrainConfig
 from arcft.config.schema import to_dict
+from arcft.models.limits import embedding_rows, position_limit, refuse_beyond
 from arcft.models.load import ModelError, base_fingerprint, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
 from arcft.runs.build import choose_device, example_builder, transform_drawer
@@ -27,12 +28,12 @@ from arcft.runs.callbacks import GenerationMetrics, ProgressBar, Recorder
 from arcft.runs.choose import CountTokens, TaskSets, data_fingerprint, task_sets
 from arcft.runs.closing import close_run
 from arcft.runs.edge import Stopped, stop_on_signals
-from arcft.runs.opening import say_model, say_tasks, show_estimate, show_first_example
+from arcft.runs.opening import say_model, say_skipped, say_tasks, show_estimate, show_first_example
 from arcft.runs.paths import override
 from arcft.runs.progress import progress_bar
 from arcft.runs.tracked import tracked
 from arcft.runs.trained import check_base, open_checkpoint
-from arcft.text.examples import ExampleBuilder, ExampleStream
+from arcft.text.examples import ExampleBuilder, ExampleStream, Trial
 from arcft.text.tokens import Example, choose_pad_token
 from arcft.tracking import Tracker
 from arcft.training.arguments import make_training_arguments
@@ -53,6 +54,10 @@ class Prepared:
     sets: TaskSets
     stream: ExampleStream
     held_out_examples: list[Example]
+    held_out_skipped: int
+    """Held-out tests that do not fit, and give no loss."""
+
+    trial: Trial
 
     @property
     def tasks(self) -> dict[str, Any]:
@@ -68,6 +73,7 @@ def train(config: TrainConfig, folder: Path) -> None:
     """Train as `config` says, everything in `folder`; goes on from its last checkpoint where config.resume is set."""
     prepared = prepare(config)
     say_tasks(prepared.sets, _max_tokens(config))
+    say_skipped(prepared.trial, prepared.held_out_skipped, config.training.max_seq_length)
     if config.preview:
         show_first_example(prepared.stream, prepared.tokenizer)
     for warning in schedule_warnings(config.scheduler, config.training.max_steps):
@@ -76,6 +82,12 @@ def train(config: TrainConfig, folder: Path) -> None:
     arguments = make_training_arguments(config.training, folder, device)
     model, fingerprint = build_model(config, device)
     _check_vocabulary(config, prepared, model)
+    refuse_beyond(
+        position_limit(model.config),
+        key="training.max_seq_length",
+        value=config.training.max_seq_length,
+        path=str(config.model.path),
+    )
     say_model(config, model, device)
     if config.dry_run:
         show_estimate(config, model)
@@ -122,8 +134,10 @@ def prepare(config: TrainConfig) -> Prepared:
         view=config.data.view,
         input_from_inputs=config.augmentation.input_from_inputs,
     )
-    stream.check()
-    return Prepared(tokenizer, builder, sets, stream, _held_out_examples(builder, sets.held_out))
+    trial = stream.check()
+    held_out = _held_out_examples(builder, sets.held_out)
+    fitting = [example for example in held_out if example is not None]
+    return Prepared(tokenizer, builder, sets, stream, fitting, len(held_out) - len(fitting), trial)
 
 
 def _max_tokens(config: TrainConfig) -> int | None:
@@ -139,12 +153,11 @@ def _count_tokens(builder: ExampleBuilder, view: str) -> CountTokens:
     return lambda task: min(builder.num_tokens(left_out) for left_out in leave_one_out(task))
 
 
-def _held_out_examples(builder: ExampleBuilder, tasks: list[Task]) -> list[Example]:
+def _held_out_examples(builder: ExampleBuilder, tasks: list[Task]) -> list[Example | None]:
     problems = [
         test_problem(task, index) for task in tasks for index, pair in enumerate(task.test) if pair.output is not None
     ]
-    examples = [builder.example(problem) for problem in problems]
-    return [example for example in examples if example is not None]
+    return [builder.example(problem) for problem in problems]
 
 
 def build_model(config: TrainConfig, device: torch.device) -> tuple[PreTrainedModel | PeftModel, str]:
@@ -170,8 +183,7 @@ def _check_vocabulary(config: TrainConfig, prepared: Prepared, model: PreTrained
 
     Looks at what is used: some models' tokenizers have tokens more, for pictures, than the model has embeddings.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    rows = base.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    rows = embedding_rows(model)
     highest = max(*prepared.stream[0].input_ids, *prepared.builder.tokenization.end_ids)
     if highest >= rows:
         raise ModelError(
@@ -206,7 +218,7 @@ def _train_and_close(
             args=arguments,
             train_dataset=prepared.stream,  # type: ignore[arg-type]
             eval_dataset=prepared.held_out_examples,
-            pad_id=choose_pad_token(prepared.tokenizer),
+            pad_id=choose_pad_token(prepared.tokenizer, embedding_rows(model)),
             optimizer_config=config.optimizer,
             scheduler_config=config.scheduler,
             eval_steps=config.training.eval_steps,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -100,6 +102,15 @@ class ExampleBuilder:
         return self.tokenization.example(text.system, text.user, text.opener, text.completion, text.output_spans)
 
 
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """Which of the tasks that were tried before training do not fit the context as they are."""
+
+    tried: int
+    too_long: list[str]
+    """Ids."""
+
+
 class ExampleStream:
     """Augmented examples as a map-style dataset in which item k is a pure function of (seed, k).
 
@@ -126,8 +137,6 @@ class ExampleStream:
         self.seed = seed
         self.view = view
         self.input_from_inputs = input_from_inputs
-        self.skipped = 0
-        """Draws that were too long, and drawn again. Counted in this process only, not in workers."""
 
     def __len__(self) -> int:
         return self.length
@@ -142,49 +151,52 @@ class ExampleStream:
             example = self.builder.example(self._problem(self._task(item, rng), rng))
             if example is not None:
                 return example
-            self.skipped += 1
         raise LengthError(f"{ATTEMPTS} draws for example {k} were {self._remedy()}")
 
-    def check(self) -> list[str]:
-        """Try up to 200 tasks without augmentation; return the ids of those that do not fit.
+    def check(self) -> Trial:
+        """Try up to 200 tasks without augmentation.
 
-        Raise LengthError if more than 90% don't, and TaskError for a task that has nothing to learn from.
+        Of a set of many pairs, which other draws may make fit, no id is returned. Raise LengthError if more than 90%
+        don't fit, and TaskError for a task that has nothing to learn from.
         """
-        too_long = []
-        tasks = list(self._distinct_tasks())
-        for task in tasks[:CHECKED_TASKS]:
-            answered = (test_problem(task, index) for index in _answered(task))
-            if all(self.builder.example(problem) is None for problem in answered):
-                too_long.append(task.id)
-        checked = min(len(tasks), CHECKED_TASKS)
-        if len(too_long) > MAX_TOO_LONG * checked:
-            raise LengthError(
-                f"{len(too_long)} of {checked} tasks, more than {MAX_TOO_LONG:.0%}, are {self._remedy()} "
-                f"(for example {', '.join(too_long[:3])})"
-            )
-        return too_long
-
-    def _distinct_tasks(self) -> Iterator[Task]:
+        tried, too_long = 0, []
         rng = np.random.default_rng([_STREAM, self.seed])
+        for item in itertools.islice(self._distinct_items(), CHECKED_TASKS):
+            tried += 1
+            problems = (test_problem(task, index) for task in self._views(item, rng) for index in _answered(task))
+            if all(self.builder.example(problem) is None for problem in problems):
+                too_long.append(item)
+        if len(too_long) > MAX_TOO_LONG * tried:
+            raise LengthError(
+                f"{len(too_long)} of {tried} tasks, more than {MAX_TOO_LONG:.0%}, are {self._remedy()} "
+                f"(for example {', '.join(item.id for item in too_long[:3])})"
+            )
+        return Trial(tried, [item.id for item in too_long if isinstance(item, Task)])
+
+    def _distinct_items(self) -> Iterator[Task | PairPool]:
         seen = set()
         for k in range(20 * CHECKED_TASKS):
             item = self.sampler.item(k)
             if item.id not in seen:
                 seen.add(item.id)
-                yield self._task(item, rng)
+                yield item
 
     def _task(self, item: Task | PairPool, rng: np.random.Generator) -> Task:
+        views = self._views(item, rng)
+        return views[rng.integers(len(views))] if len(views) > 1 else views[0]
+
+    def _views(self, item: Task | PairPool, rng: np.random.Generator) -> list[Task]:
+        """The tasks that `item` is learned as, in turn; of a pool, a drawn one."""
         if isinstance(item, PairPool):
-            return draw_task(item, rng)
+            return [draw_task(item, rng)]
         if self.view == "leave_one_out":
-            views = leave_one_out(item)
-            return views[rng.integers(len(views))]
+            return leave_one_out(item)
         if not _answered(item):
             raise TaskError(
                 f"task {item.id}: no test output is known, so there is nothing to learn; "
                 "use data.view=leave_one_out to learn from its demonstrations"
             )
-        return item
+        return [item]
 
     def _problem(self, task: Task, rng: np.random.Generator) -> Problem:
         task = self.draw(task, rng).apply(task)

@@ -30,6 +30,8 @@ _ANSWER = "arcft-answer"
 # Some templates write today's date; a prompt must read the same on the day of training and on the day of inference.
 _TODAY = datetime.datetime(2024, 7, 26)
 _BORDERS_CHECKED = 16
+# What decoders write for bytes that are no character, or not yet one.
+_UNFINISHED = "\ufffd"
 _PADDING_NAMES = (
     re.compile(r"[<\[].*pad.*[>\]]", re.IGNORECASE),
     re.compile(r"[<\[].*(reserved|unused|extra|placeholder|dummy).*[>\]]", re.IGNORECASE),
@@ -240,26 +242,51 @@ class Tokenization:
         ]
 
 
-def choose_pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    """The text that each token adds to those before it; together they are the text of `ids`.
+
+    Where a character's bytes are spread over several tokens, the last of them has it, and the others have "".
+    """
+    texts = []
+    begun = known = 0
+    for end in range(1, len(ids) + 1):
+        # Decoded behind the tokens before them: at the beginning, many decoders take a space away.
+        before, text = (
+            str(tokenizer.decode(ids[begun:until], clean_up_tokenization_spaces=False)) for until in (known, end)
+        )
+        if text.endswith(_UNFINISHED) and end < len(ids):
+            texts.append("")
+            continue
+        texts.append(text[len(before) :])
+        begun, known = known, end
+    return texts
+
+
+def choose_pad_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
     """The id of a token to pad with that never ends a turn, or a model could not learn to stop.
 
     It is the tokenizer's own pad token if that will do, else one that is named for padding or reserved, else the
-    unknown token, else the last ordinary one. None is ever added: that would resize the embeddings, which are then
-    saved whole. Any token will do because padding stands right of all that is read, or is masked, and has no label.
-    The tokenizer is left as it is.
+    unknown token, else the last ordinary one; always one of the first `rows`, which the model has embeddings for, as
+    many a pad token was added beyond them. None is ever added: that would resize the embeddings, which are then saved
+    whole. Any token will do because padding stands right of all that is read, or is masked, and has no label. The
+    tokenizer is left as it is.
     """
     ends = _all_ends(tokenizer)
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in ends:
+    names = sorted(
+        ((name, token) for name, token in tokenizer.get_vocab().items() if token < rows and token not in ends),
+        key=lambda item: item[1],
+    )
+    usable = {token for _, token in names}
+    if tokenizer.pad_token_id in usable:
         return tokenizer.pad_token_id
-    names = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     for pattern in _PADDING_NAMES:
         for name, token in names:
-            if token not in ends and pattern.fullmatch(name):
+            if pattern.fullmatch(name):
                 return token
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in ends:
+    if tokenizer.unk_token_id in usable:
         return tokenizer.unk_token_id
-    return max(token for _, token in names if token not in ends and token not in special)
+    return max(usable - special)
 
 
 def _all_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
