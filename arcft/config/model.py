@@ -39,6 +39,9 @@ class ModelConfig:
     max_seq_length: int = 4096
     """Recommended context in tokens; training.max_seq_length takes it unless set."""
 
+    max_task_tokens: int | None = None
+    """Recommended data.max_tokens for training: longer tasks are left out; null for all that fit the context."""
+
     loss_on: LossOn = "completion"
     """Recommended labels; training.loss_on takes it unless set."""
 

@@ -123,8 +123,12 @@ def _started(config: TrainConfig, start: str, explicit: dict[str, str]) -> Train
         for name in ("learning_rate", "max_seq_length", "loss_on")
         if f"training.{name}" not in explicit and getattr(config.training, name) == getattr(config.model, name)
     }
+    data = config.data
+    if "data.max_tokens" not in explicit and data.max_tokens == config.model.max_task_tokens:
+        data = dataclasses.replace(data, max_tokens=stored.model.max_task_tokens)
     return dataclasses.replace(
         config,
+        data=data,
         model=stored.model,
         encoder=stored.encoder,
         prompt=stored.prompt,

@@ -119,7 +119,7 @@ class _Finder:
             config.encoder, config.prompt, tokenizer, max_seq_length=length, drop_demonstrations=True
         )
         if config.data.source == "held_out":
-            held_out = default_held_out(builder.num_tokens, model.max_seq_length)
+            held_out = default_held_out(builder.num_tokens, model.max_task_tokens or model.max_seq_length)
             tasks = narrowed(held_out, config.data, builder.num_tokens)
         else:
             tasks = chosen_tasks(config.data, builder.num_tokens)
