@@ -93,6 +93,16 @@ def test_all_problems_are_told_at_once() -> None:
     ("overrides", "message"),
     [
         (["lora.r=0"], "lora.r=0: the rank must be at least 1; to train without an adapter use lora=none"),
+        (["lora.target_modules=q_proj"], "lora.target_modules=q_proj: write a list, [q_proj], or all-linear"),
+        (["lora.target_modules=[]"], "lora.target_modules=[]: name at least one linear layer, or use all-linear"),
+        (
+            ["lora.init_lora_weights=loftq"],
+            "lora.init_lora_weights=loftq: one of true, false, gaussian, pissa, olora, orthogonal",
+        ),
+        (
+            ["lora.init_lora_weights=eva"],
+            "lora.init_lora_weights=eva: one of true, false, gaussian, pissa, olora, orthogonal",
+        ),
         (["lora=none", "lora.r=16"], "lora.r=16 has no effect with lora=none; drop it, or use lora=default"),
         (
             ["scheduler.num_cycles=4"],

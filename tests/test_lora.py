@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_training import TRAIN_MODULES, VOCABULARY, adapted_model, lora_config, small_model
 
+from arcft.config.lora import INITIAL_WEIGHTS
 from arcft.models.lora import (
     LoraError,
     apply_lora,
@@ -58,6 +59,14 @@ def test_a_fresh_adapter_depends_on_its_seed_alone() -> None:
     assert all("lora_A" in name for name in different)
     torch.manual_seed(1)
     assert torch.equal(torch.rand(1), after), "the caller's random numbers were moved"
+
+
+@pytest.mark.parametrize("initial", INITIAL_WEIGHTS)
+def test_every_initialisation_that_the_config_takes(initial: bool | str) -> None:
+    assert not list(lora_config(init_lora_weights=initial).problems())
+    changed = float((logits(adapted_model(init_lora_weights=initial)) - logits(small_model())).abs().max())
+    # Only two random factors move the model. (PiSSA and OLoRA take what they begin with off the base.)
+    assert (changed > 1e-3) == (initial is False)
 
 
 def test_a_fresh_adapter_changes_nothing_yet() -> None:

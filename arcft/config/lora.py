@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+INITIAL_WEIGHTS: tuple[bool | str, ...] = (True, False, "gaussian", "pissa", "olora", "orthogonal")
+"""The values of init_lora_weights. PEFT's others need data, packages or settings that nothing here gives them."""
+
 
 @dataclasses.dataclass(kw_only=True)
 class LoraConfig:
@@ -32,7 +35,7 @@ class LoraConfig:
     """Weight-decomposed adaptation (Liu et al. 2024)."""
 
     init_lora_weights: bool | str | None = None
-    """As in PEFT: true (B is zero), gaussian, pissa, olora, ..."""
+    """As in PEFT: true (B is zero), false (both random), gaussian, pissa, olora or orthogonal."""
 
     start: str | None = None
     """A trained run or checkpoint to go on from: its adapter is loaded, its model, encoder and prompt are taken."""
@@ -53,5 +56,14 @@ class LoraConfig:
             yield f"lora.alpha={self.alpha}: must be above 0, or the adapter has no effect"
         if self.dropout is not None and not 0 <= self.dropout < 1:
             yield f"lora.dropout={self.dropout}: a probability from 0 to below 1"
+        yield from self._target_problems()
+        if self.init_lora_weights is not None and self.init_lora_weights not in INITIAL_WEIGHTS:
+            known = ", ".join(str(value).lower() for value in INITIAL_WEIGHTS)
+            yield f"lora.init_lora_weights={self.init_lora_weights}: one of {known}"
+
+    def _target_problems(self) -> Iterator[str]:
         if isinstance(self.target_modules, list) and not self.target_modules:
             yield "lora.target_modules=[]: name at least one linear layer, or use all-linear"
+        # PEFT takes any other text for a regular expression.
+        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
+            yield f"lora.target_modules={self.target_modules}: write a list, [{self.target_modules}], or all-linear"
