@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -164,6 +165,13 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
         load_adapter_weights(apply_lora(small_model(), lora_config(), [], seed=0), tmp_path)
 
 
+@pytest.fixture(scope="module")
+def plain_adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    save_adapter(adapted_model(), folder)
+    return folder
+
+
 def test_damaged_adapters_are_refused(tmp_path: Path) -> None:
     save_adapter(adapted_model(), tmp_path)
     file, settings = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
@@ -175,11 +183,63 @@ def test_damaged_adapters_are_refused(tmp_path: Path) -> None:
     file.write_bytes(b"\x00" * 40)
     with pytest.raises(LoraError, match=r"adapter_model\.safetensors: can't be read"):
         load_adapter(small_model(), tmp_path, trainable=True)
-    for bad, message in [
-        ("{", "can't be read"),
-        ('{"peft_type": "PROMPT_TUNING"}', "no plain LoRA adapter"),
-        (json.dumps(json.loads(text) | {"megatron_config": {}, "megatron_core": "os"}), "no plain LoRA adapter"),
-    ]:
-        settings.write_text(bad)
-        with pytest.raises(LoraError, match=message):
+    for bad in ["{", "\xff", "[" * 100_000, text[:-2]]:
+        settings.write_text(bad, encoding="latin-1")
+        with pytest.raises(LoraError, match=r"adapter_config\.json: can't be read"):
             load_adapter(small_model(), tmp_path, trainable=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "PROMPT_TUNING"}, "is no plain LoRA adapter: it has no peft_type LORA"),
+        ({"peft_type": None}, "is no plain LoRA adapter: it has no peft_type LORA"),
+        ({"megatron_config": {}, "megatron_core": "os"}, 'is no plain LoRA adapter: megatron_core="os"'),
+        ({"megatron_config": {"a": 1}}, 'is no plain LoRA adapter: megatron_config={"a": 1}'),
+        ({"auto_mapping": {"parent_library": "os"}}, "is no plain LoRA adapter: auto_mapping="),
+        ({"eva_config": {"rho": 2.0}}, "is no plain LoRA adapter: eva_config="),
+        ({"corda_config": {"cache_file": "/tmp/x"}}, "is no plain LoRA adapter: corda_config="),
+        ({"runtime_config": {"ephemeral_gpu_offload": True}}, "is no plain LoRA adapter: runtime_config="),
+        ({"loftq_config": {"loftq_bits": 4}}, "is no plain LoRA adapter: loftq_config="),
+        ({"alora_invocation_tokens": [1]}, r"is no plain LoRA adapter: alora_invocation_tokens=\[1\]"),
+        ({"rank_pattern": {"q_proj": 8}}, "is no plain LoRA adapter: rank_pattern="),
+        ({"not_yet_invented": "os"}, 'is no plain LoRA adapter: not_yet_invented="os"'),
+        ({"r": "x"}, 'r="x" is not a value that a LoRA adapter can have'),
+        ({"r": 0}, "r=0 is not a value"),
+        ({"r": True}, "r=true is not a value"),
+        ({"lora_alpha": None}, "lora_alpha=null is not a value"),
+        ({"lora_dropout": []}, r"lora_dropout=\[\] is not a value"),
+        ({"target_modules": None}, "target_modules=null is not a value"),
+        ({"target_modules": [3]}, r"target_modules=\[3\] is not a value"),
+        ({"target_modules": "("}, "the adapter does not fit this base model: missing \\)"),
+        ({"modules_to_save": "lm_head"}, 'modules_to_save="lm_head" is not a value'),
+        ({"use_dora": 1}, "use_dora=1 is not a value"),
+        ({"task_type": "SEQ_CLS"}, 'task_type="SEQ_CLS" is not a value'),
+        ({"init_lora_weights": "loftq"}, 'init_lora_weights="loftq" is not a value'),
+        ({"init_lora_weights": ["eva"]}, r'init_lora_weights=\["eva"\] is not a value'),
+    ],
+)
+def test_what_is_no_plain_adapter_is_refused_by_its_file(
+    plain_adapter: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    shutil.copytree(plain_adapter, tmp_path, dirs_exist_ok=True)
+    settings = tmp_path / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | changes))
+    with pytest.raises(LoraError, match=rf"^{settings}: {message}"):
+        load_adapter(small_model(), tmp_path, trainable=True)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", '"LORA"', "{}"])
+def test_a_config_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
+    settings = tmp_path / "adapter_config.json"
+    settings.write_text(content)
+    with pytest.raises(LoraError, match=rf"^{settings}: is no plain LoRA adapter: it has no peft_type LORA$"):
+        load_adapter(small_model(), tmp_path, trainable=True)
+
+
+def test_the_classes_that_unsloth_names_are_not_saved(tmp_path: Path) -> None:
+    model = adapted_model()
+    model.peft_config["default"].auto_mapping = {"parent_library": "transformers", "unsloth_fixed": True}
+    save_adapter(model, tmp_path)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["auto_mapping"] is None
+    load_adapter(small_model(), tmp_path, trainable=True)

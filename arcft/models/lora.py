@@ -8,7 +8,8 @@ trainable has the base's dtype throughout, and needs none.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from arcft.config.lora import LoraConfig
+from arcft.config.lora import INITIAL_WEIGHTS, LoraConfig
 from arcft.errors import ArcftError
 
 CONFIG_FILE = "adapter_config.json"
@@ -70,14 +71,12 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> pe
     """Put the adapter saved in `folder` on `model`; raises LoraError where it does not fit, or is no LoRA adapter."""
     peft_config = _read_config(folder)
     peft_config.inference_mode = not trainable
-    # Or PEFT warns that the base lies elsewhere than in training; whether it is the same, its fingerprint tells.
-    peft_config.base_model_name_or_path = None
     # The initial values are drawn and then overwritten; nobody else's random numbers may shift by that.
     with _seeded(0):
         try:
             adapted = peft.get_peft_model(model, peft_config, autocast_adapter_dtype=trainable)
-        except (ValueError, RuntimeError) as error:
-            raise LoraError(f"{folder}: the adapter does not fit this base model: {error}") from error
+        except (TypeError, ValueError, ImportError, RuntimeError, re.error) as error:
+            raise LoraError(f"{folder / CONFIG_FILE}: the adapter does not fit this base model: {error}") from error
     if trainable:
         # Before the weights are read: a detour by the base's 16 bits would round them.
         _train_in_float32(adapted)
@@ -114,6 +113,11 @@ def save_adapter(model: peft.PeftModel, folder: Path) -> None:
         if isinstance(config, peft.LoraConfig) and isinstance(config.target_modules, set):
             config.target_modules = sorted(config.target_modules)
     model.save_pretrained(str(folder), save_embedding_layers=False)
+    # unsloth names the model's class and module, which no adapter needs and none that is loaded may have.
+    path = folder / CONFIG_FILE
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if content.get("auto_mapping") is not None:
+        path.write_text(json.dumps(content | {"auto_mapping": None}, indent=2, sort_keys=True), encoding="utf-8")
     # A model card with nothing but empty headings.
     (folder / "README.md").unlink(missing_ok=True)
 
@@ -127,15 +131,56 @@ def _read_config(folder: Path) -> peft.LoraConfig:
     path = folder / CONFIG_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LoraError(f"{path}: can't be read: {error}") from error
-    # `megatron_core` names a Python module that PEFT would import.
-    if content.get("peft_type") != "LORA" or content.get("megatron_config") is not None:
-        raise LoraError(f"{path}: is no plain LoRA adapter (peft_type={content.get('peft_type')})")
+    if not isinstance(content, dict) or content.get("peft_type") != "LORA":
+        raise LoraError(f"{path}: is no plain LoRA adapter: it has no peft_type LORA")
+    defaults = vars(peft.LoraConfig())
+    for name, value in content.items():
+        if name in _PLAIN:
+            if not _PLAIN[name](value):
+                raise LoraError(f"{path}: {name}={_short(value)} is not a value that a LoRA adapter can have")
+        # Anything else is another method, or names what is to be imported.
+        elif name not in _UNUSED and value and value != defaults.get(name):
+            raise LoraError(f"{path}: is no plain LoRA adapter: {name}={_short(value)}")
     try:
-        return peft.LoraConfig.from_pretrained(str(folder))
-    except (TypeError, ValueError) as error:
+        return peft.LoraConfig(**{name: content[name] for name in _PLAIN if name in content})
+    except (TypeError, ValueError, ImportError) as error:
         raise LoraError(f"{path}: is not valid: {error}") from error
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value)[:80]
+
+
+# What is taken over from an adapter's file, and what its values may be.
+_PLAIN: dict[str, Callable[[Any], bool]] = {
+    "task_type": lambda value: value in (None, "CAUSAL_LM"),
+    "r": lambda value: type(value) is int and value > 0,
+    "lora_alpha": lambda value: _is_number(value) and value > 0,
+    "lora_dropout": lambda value: _is_number(value) and 0 <= value < 1,
+    "target_modules": lambda value: isinstance(value, str) or _is_names(value),
+    "modules_to_save": lambda value: value is None or _is_names(value),
+    "use_rslora": _is_bool,
+    "use_dora": _is_bool,
+    "fan_in_fan_out": _is_bool,
+    "ensure_weight_tying": _is_bool,
+    "init_lora_weights": lambda value: isinstance(value, bool | str) and value in INITIAL_WEIGHTS,
+}
+# Says where the adapter comes from; nothing here reads it.
+_UNUSED = ("peft_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode")
 
 
 def _check_names(model: PreTrainedModel, key: str, wanted: Sequence[str]) -> None:
