@@ -56,7 +56,7 @@ NESTED_WRONGLY = f"{{_target_: arcft.text.encoders.ReplaceNumberEncoder, base: {
             ["too long for training.max_seq_length=20; raise training.max_seq_length"],
         ),
         (
-            ["inference.max_seq_length=641"],
+            ["training.max_seq_length=640", "inference.max_seq_length=641"],
             ["inference.max_seq_length=641 is above training.max_seq_length=640", "drop it, or raise training.max_seq"],
         ),
         (
