@@ -6,6 +6,7 @@ the config's own seed, so that they are the same base model on every device and 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -13,8 +14,11 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import httpx
+import huggingface_hub
 import torch
 import transformers
+from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -34,6 +38,7 @@ from arcft.models.gguf_tokenizer import load_gguf_tokenizer
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = "bundled:"
 
+_HUB_SECONDS = 5
 _BLOCKS = 64
 _BLOCK_BYTES = 4096
 
@@ -95,7 +100,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         return load_gguf_tokenizer(Path(source))
     trust = _trusts_code(config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust, **_hub_options(source))
     # The tokenizers library has no exceptions of its own: it raises plain ones.
     except Exception as error:
         raise ModelError(_not_loaded(key, config.tokenizer or _path(config), "a tokenizer", error)) from error
@@ -129,7 +134,7 @@ def load_architecture(config: ModelConfig) -> PretrainedConfig:
     source = resolve_path(_path(config))
     if source.endswith(".gguf"):
         return AutoConfig.from_pretrained(Path(source).parent, gguf_file=Path(source).name)
-    return AutoConfig.from_pretrained(source, trust_remote_code=_trusts_code(config))
+    return AutoConfig.from_pretrained(source, trust_remote_code=_trusts_code(config), **_hub_options(source))
 
 
 def draw_random_model(config: ModelConfig) -> PreTrainedModel:
@@ -175,7 +180,7 @@ def _load_pretrained(config: ModelConfig, dtype: torch.dtype, device: torch.devi
     if config.quantization != "none":
         options["quantization_config"] = _quantization(config.quantization, dtype)
     model = AutoModelForCausalLM.from_pretrained(
-        source, use_safetensors=True, trust_remote_code=_trusts_code(config), **options
+        source, use_safetensors=True, trust_remote_code=_trusts_code(config), **options, **_hub_options(source)
     )
     if config.quantization == "nf4":
         _keep_gradients(model)
@@ -234,6 +239,22 @@ def _path(config: ModelConfig) -> str:
     return config.path
 
 
+def _hub_options(source: str) -> dict[str, Any]:
+    """What to load `source`, a local folder or a hub id, with: without a network, only what was downloaded before."""
+    return {} if Path(source).exists() or _can_reach_hub() else {"local_files_only": True}
+
+
+@functools.cache
+def _can_reach_hub() -> bool:
+    """Asked once, as huggingface_hub would try each file for half a minute, with a warning at each attempt."""
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=_HUB_SECONDS)
+    # Whatever the hub answers, it is there.
+    except (httpx.TransportError, OfflineModeIsEnabled):
+        return False
+    return True
+
+
 def _trusts_code(config: ModelConfig) -> bool:
     if config.trust_remote_code and os.environ.get("ARCFT_TRUST_REMOTE_CODE") != "1":
         raise ModelError(
@@ -266,13 +287,13 @@ def _weight_files(source: str) -> list[Path]:
     single, index = "model.safetensors", "model.safetensors.index.json"
     for name in (single, index):
         # Finds a file in a folder or in the hub's cache; None where there is none.
-        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **_hub_options(source))
         if found is None:
             continue
         if name == single:
             return [Path(found)]
         shards = sorted(set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values()))
-        return [Path(str(cached_file(source, shard))) for shard in shards]
+        return [Path(str(cached_file(source, shard, **_hub_options(source)))) for shard in shards]
     raise ModelError(f"model.path={source}: it holds no {single}; weights in other formats are not read")
 
 
