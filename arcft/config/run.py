@@ -52,12 +52,6 @@ class TrainConfig:
                 f"model.quantization={self.model.quantization} with lora=none: quantised weights can't be trained; "
                 "use lora=default, or model.quantization=none"
             )
-        limit = self.data.max_tokens
-        if limit is not None and limit > self.training.max_seq_length and not self.training.drop_demonstrations:
-            yield (
-                f"data.max_tokens={limit} is above training.max_seq_length={self.training.max_seq_length}: such tasks "
-                "would be kept and then skipped; raise training.max_seq_length or set training.drop_demonstrations=true"
-            )
         limit = self.inference.max_seq_length
         if limit is not None and limit > self.training.max_seq_length:
             yield (

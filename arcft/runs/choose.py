@@ -180,5 +180,5 @@ def tasks_named(run: TrainedRun, ids: Sequence[str]) -> list[Task]:
 
 def default_held_out(num_tokens: CountTokens, max_tokens: int) -> list[Task]:
     """What train.py's default data would keep for validation: so a base model is measured on the same tasks."""
-    values = OmegaConf.to_container(OmegaConf.load(config_folder() / "data" / "arc1.yaml"))
+    values = OmegaConf.to_container(OmegaConf.load(config_folder() / "data" / "arc1.yaml"), resolve=True)
     return task_sets(from_dict(DataConfig, values), num_tokens, max_tokens).held_out  # type: ignore[arg-type]

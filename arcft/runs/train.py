@@ -18,6 +18,7 @@ from arcft.arc.task import Task
 from arcft.arc.views import leave_one_out, test_problem
 from arcft.checkpoints import Origin, find_checkpoints, lock_run, remove_leftovers, write_run_yaml
 from arcft.config.duration import parse_duration
+from arcft.config.inference import InferenceConfig
 from arcft.config.run import TrainConfig
 from arcft.config.schema import to_dict
 from arcft.models.limits import embedding_rows, position_limit, refuse_beyond
@@ -146,6 +147,12 @@ def _max_tokens(config: TrainConfig) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
+def _generation_config(config: TrainConfig) -> InferenceConfig:
+    """Held-out tasks are no longer than `data.max_tokens`, and a young model would fill any room."""
+    room = config.inference.max_seq_length or config.data.max_tokens
+    return dataclasses.replace(config.inference, max_seq_length=room)
+
+
 def _count_tokens(builder: ExampleBuilder, view: str) -> CountTokens:
     """Tokens that a task takes as it is learned: its longest test, or the shortest of its demonstrations in turn."""
     if view == "test":
@@ -211,7 +218,7 @@ def _train_and_close(
     # transformers would draw a bar of its own into ours for every whole model that is saved.
     disable_progress_bar()
     with progress_bar("training", max_steps, start) as advance, stop_on_signals(stop.request) as received:
-        generation = GenerationMetrics(prepared.builder, tasks, config.inference, advance, stop)
+        generation = GenerationMetrics(prepared.builder, tasks, _generation_config(config), advance, stop)
         recorder = Recorder(folder, tracker)
         trainer = ArcftTrainer(
             model=model,
