@@ -82,7 +82,7 @@ def hub(tmp_path: Path) -> Iterator[ThreadingHTTPServer]:
 def loaded(endpoint: str, home: Path, *names: str) -> list[str]:
     """What a process says that loads `names` from the hub at `endpoint`."""
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
-    settings |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1", "PYTHONPATH": ":".join(sys.path)}
+    settings |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "localhost", "PYTHONPATH": ":".join(sys.path)}
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", LOAD, *names],
         env=os.environ | settings,
@@ -98,7 +98,7 @@ def loaded(endpoint: str, home: Path, *names: str) -> list[str]:
 
 @pytest.mark.slow
 def test_a_model_is_fetched_and_then_there_without_a_network(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
-    endpoint = f"http://127.0.0.1:{hub.server_port}"
+    endpoint = f"http://localhost:{hub.server_port}"
     fetched = loaded(endpoint, tmp_path / "home", "owner/small", "owner/other")
     served = ModelConfig(name="m", path=str(tmp_path / "served"))
     assert fetched[0] == base_fingerprint(served, load_model(served, dtype=torch.float32, device=CPU))
@@ -113,6 +113,6 @@ def test_a_model_is_fetched_and_then_there_without_a_network(hub: ThreadingHTTPS
 
 def test_without_a_hub_the_message_comes_at_once(tmp_path: Path) -> None:
     begun = time.monotonic()
-    (message,) = loaded("http://127.0.0.1:9", tmp_path, "owner/small")
+    (message,) = loaded("http://localhost:9", tmp_path, "owner/small")
     assert message.startswith("model.path=owner/small is not a local folder, and as a hub id a tokenizer can't be")
     assert time.monotonic() - begun < 30
