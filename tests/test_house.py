@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from importlinter import cli
 
 import arcft
 
@@ -25,8 +25,12 @@ def tracked_files() -> list[Path]:
     return [path for name in done.stdout.split("\0") if name and (path := ROOT / name).is_file()]
 
 
-def test_the_floors_hold(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True) == 0, capsys.readouterr().out
+def test_the_floors_hold() -> None:
+    # In a process of its own, as it silences every logger of the one it runs in, and other tests read them.
+    program = "import sys; from importlinter import cli; sys.exit(cli.lint_imports(no_cache=True))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 broken" in done.stdout
 
 
 def test_every_room_is_on_a_floor() -> None:
