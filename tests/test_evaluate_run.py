@@ -425,8 +425,9 @@ def test_a_task_is_known_again_under_another_id_and_through_the_run_an_adapter_c
 ) -> None:
     quick = ["training.max_steps=1", "training.generation_tasks=0"]
     start = trained(
-        tmp_path / "start", *quick, ids("40853293", "25d8a9c8"), "data.held_out=0", "training.max_seq_length=4096"
-    )
+        tmp_path / "start", *quick, ids("40853293", "25d8a9c8"), "data.held_out=0", "data.max_tokens=null",
+        "training.max_seq_length=4096",
+    )  # fmt: skip
     asked = ["data=arc1", "data.split=evaluation", ids("070dd51e", "66e6c45b")]
     evaluated(tmp_path / "1", f"checkpoint={start}", *asked, "inference.max_new_tokens=1")
     assert "1 of 2 tasks were trained on (070dd51e)" in capsys.readouterr().out
