@@ -164,13 +164,13 @@ def test_one_message_for_each_mistake(run: Path, tmp_path: Path) -> None:
     )
     missing = tmp_path / "missing.json"
     assert str(missing) in refused(tmp_path, f"checkpoint={run}", "data=kaggle", f"data.path={missing}", NONE_HELD_OUT)
-    assert "nothing.jsonl: No such file" in refused(tmp_path, "predictions=nothing.jsonl", *DATA[:3])
+    assert "nothing.jsonl: No such file" in refused(tmp_path, "predictions=nothing.jsonl", *DATA[:2])
     other = write_answers(tmp_path / "other.jsonl", {("007bbfb7", 0): [[[1]]]})
     assert "none of the 1 predictions is for one of the 400 tasks" in refused(
-        tmp_path, f"predictions={other}", *DATA[:3]
+        tmp_path, f"predictions={other}", *DATA[:2]
     )
     other.write_bytes(other.read_bytes()[:-9])
-    assert f"{other}, line 1: the last line is cut off" in refused(tmp_path, f"predictions={other}", *DATA[:3])
+    assert f"{other}, line 1: the last line is cut off" in refused(tmp_path, f"predictions={other}", *DATA[:2])
     assert "contradicts the checkpoint's" in refused(tmp_path, f"checkpoint={run}", "encoder=shape")
 
 
