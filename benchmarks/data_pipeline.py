@@ -104,7 +104,7 @@ def smollm2_overrides(path: str | None, quick: bool, folder: Path) -> tuple[list
     if path is not None:
         return [*overrides, f"model.path='{Path(path).resolve()}'"], f"weights of {Path(path).name}"
     SMOLLM2.save_pretrained(folder)
-    overrides += [f"model.path='{folder}'", "+model.init=random", "+model.tokenizer=bundled:tiny"]
+    overrides += [f"model.path='{folder}'", "model.init=random", "model.tokenizer=bundled:tiny"]
     return overrides, "random weights, the tiny model's tokenizer"
 
 
