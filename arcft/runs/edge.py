@@ -74,9 +74,8 @@ def run_from_command_line(job: Callable[[DictConfig], None], config_name: str, c
 
     entry = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(guarded)
     try:
-        sys.argv[1:] = let_unknown_keys_in(sys.argv[1:], config_class)
-        with _resumed_in_place(sys.argv, config_name):
-            entry()
+        sys.argv[1:] = _resumed_in_place(let_unknown_keys_in(sys.argv[1:], config_class), config_name)
+        entry()
     except (ArcftError, HydraException, OmegaConfBaseException) as error:
         if wants_tracebacks:
             raise
@@ -139,17 +138,14 @@ def _is_unknown(word: str, known: Mapping[str, bool]) -> bool:
     return key not in known and not free_form and not key.startswith(HYDRA_ONLY)
 
 
-@contextlib.contextmanager
-def _resumed_in_place(argv: list[str], job: str) -> Iterator[None]:
-    """With resume=FOLDER, let Hydra log into that folder instead of making a new one."""
-    values = [word.removeprefix("resume=").strip("'\"") for word in argv[1:] if word.startswith("resume=")]
+def _resumed_in_place(arguments: list[str], job: str) -> list[str]:
+    """The command line, which with resume=FOLDER lets Hydra log into that folder instead of making a new one."""
+    values = [word.removeprefix("resume=").strip("'\"") for word in arguments if word.startswith("resume=")]
     folder = Path(values[-1]).expanduser() if values else None
     if folder is None or not _can_be_resumed(folder, job):
-        yield
-        return
+        return arguments
     quoted = str(folder.resolve()).replace("'", "\\'")
-    argv += [f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
-    yield
+    return [*arguments, f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
 
 
 def _can_be_resumed(folder: Path, job: str) -> bool:

@@ -81,8 +81,10 @@ class ModelHost:
             load_adapter_weights(self._model, folder)
             return self._model
         if isinstance(self._model, PeftModel):
-            # An adapter of another shape: its wrappers can't be taken off exactly, so the base is loaded anew.
-            self._model = self.base(run.config.model)
+            # An adapter of another shape: its wrappers can't be taken off exactly, so the base is loaded anew. The old
+            # one goes first, for a large model does not fit twice.
+            self._forget()
+            self._model, self._base = self.base(run.config.model), identity
         self._model = load_adapter(self._model, folder, trainable=False)
         self._adapter = adapter
         return self._model
