@@ -16,6 +16,7 @@ from arcft.config.prompt import PromptConfig
 from arcft.config.scheduler import SchedulerConfig
 from arcft.config.tracking import TrackingConfig
 from arcft.config.training import TrainingConfig
+from arcft.config.ttft import TtftConfig
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -68,6 +69,12 @@ class EvaluateConfig:
     inference: InferenceConfig
     selection: SelectionConfig
     tracking: TrackingConfig
+    ttft: TtftConfig
+    """Whether the model is adapted to the tasks before it predicts them."""
+
+    lora: LoraConfig
+    augmentation: AugmentationConfig
+    """For ttft: a fresh adapter, and how its examples are varied."""
 
     model: ModelConfig | None = None
     """A base model as it is, with its recommended encoder and prompt."""
