@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arcft.arc.task import Task
+from arcft.reporting.adaptation import Adaptation
 from arcft.reporting.curves import Curves, curves_svg
 from arcft.reporting.outcomes import sorted_results
 from arcft.reporting.page import page
@@ -31,6 +32,7 @@ def write_report(
     run: Mapping[str, Any],
     curves: Curves | None,
     note: str = "",
+    adaptation: Adaptation | None = None,
 ) -> None:
     """Write report.html (one self-contained file) and summary.png (1920 x 1080) into `folder`.
 
