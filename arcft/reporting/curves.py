@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import io
+import functools
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arcft.reporting.charts import Panel, charts_png, charts_svg
 from arcft.scoring.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -31,25 +31,6 @@ FAMILIES: dict[str, dict[str, str]] = {
     "Grids": {"correct_size": "#cc79a7", "correct_pixels": "#d55e00", "unanswered": "#8c8c8c"},
 }
 LOSSES = {"train_loss": ("training", "#8c8c8c"), "eval_loss": ("validation", "#d55e00")}
-
-# A colour that nothing else uses, replaced by CSS's currentColor in SVG.
-_SENTINEL = "#010203"
-_DOTS_PER_INCH = 120
-_STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "arcft",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.facecolor": "none",
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "grid.alpha": 0.15,
-    "grid.linewidth": 0.8,
-}
-_INKED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,19 +82,14 @@ def curves_svg(curves: Curves) -> str:
     """The curves as an <svg> element to put into HTML, in the text colour of its surroundings; "" if there are none."""
     if curves.is_empty:
         return ""
-    svg = _render(curves, "svg", size=(4.6 * len(panel_titles(curves)), 3.0), ink=_SENTINEL).decode()
-    # Who drew it and when is of no use here, and its addresses look as if something were fetched.
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    return svg.replace(_SENTINEL, "currentColor").replace("'DejaVu Sans'", "system-ui, sans-serif")
+    return charts_svg(_panels(curves), share_x=True)
 
 
 def curves_png(curves: Curves, *, pixel_size: tuple[int, int] | None = None, stacked: bool = False) -> bytes:
     """The curves as a PNG on white, by default as wide as they have panels; `stacked` puts these below each other."""
     if curves.is_empty:
         raise ValueError("no curves to draw")
-    width, height = pixel_size or (560 * len(panel_titles(curves)), 400)
-    size = (width / _DOTS_PER_INCH, height / _DOTS_PER_INCH)
-    return _render(curves, "png", size=size, ink="#333333", stacked=stacked)
+    return charts_png(_panels(curves), pixel_size=pixel_size, stacked=stacked, share_x=True)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -134,33 +110,15 @@ def panel_titles(curves: Curves) -> list[str]:
     return (["Loss"] if curves.train_loss or curves.eval_loss else []) + families
 
 
-def _render(curves: Curves, kind: str, *, size: tuple[float, float], ink: str, stacked: bool = False) -> bytes:
-    """The picture as a file of this `kind`; `size` is width and height in inches."""
-    import matplotlib
-    from matplotlib.figure import Figure
+def _panels(curves: Curves) -> list[Panel]:
+    return [Panel(title, "training step", functools.partial(_draw, curves, title)) for title in panel_titles(curves)]
 
-    panels = panel_titles(curves)
-    rows, columns = (len(panels), 1) if stacked else (1, len(panels))
-    style: Any = _STYLE | dict.fromkeys(_INKED, ink)
-    buffer = io.BytesIO()
-    # Some settings are looked up when an axis is made, others when the file is written.
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
-        for axes, title in zip(figure.subplots(rows, columns, squeeze=False, sharex=True).flat, panels, strict=True):
-            axes.set_title(title, fontweight="bold")
-            if not stacked or title == panels[-1]:
-                axes.set_xlabel("training step")
-            if title == "Loss":
-                _draw_losses(axes, curves)
-            else:
-                _draw_family(axes, curves, FAMILIES[title])
-            axes.legend(
-                frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1.02, 0.97),
-                handlelength=1.2, columnspacing=1.2, handletextpad=0.5,
-            )  # fmt: skip
-        metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(buffer, format=kind, dpi=_DOTS_PER_INCH, transparent=kind == "svg", metadata=metadata)
-    return buffer.getvalue()
+
+def _draw(curves: Curves, title: str, axes: Axes) -> None:
+    if title == "Loss":
+        _draw_losses(axes, curves)
+    else:
+        _draw_family(axes, curves, FAMILIES[title])
 
 
 def _draw_losses(axes: Axes, curves: Curves) -> None:
