@@ -1,19 +1,25 @@
-"""What test-time fine-tuning did: one line a task, the scores before and after, and how these are shown."""
+"""What test-time fine-tuning did: a row for each task, and the scores before and after."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.table import Table
 
 from arcft.arc.task import Task
+from arcft.reporting.charts import charts_png
+from arcft.reporting.words import count, percent, plus_minus, points
 from arcft.scoring.metrics import METRICS, Scores, mean_and_error
 from arcft.scoring.predictions import Prediction
 from arcft.scoring.voting import Attempts, vote
+
+OF_MANY = ("max_correct_pixels", "any_correct_size", "pass_n", "vote_1", "vote_2")
+"""Metrics of all predictions of a test together, which rise with their number; the others are means over them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,10 +74,94 @@ class Adaptation:
     log: Sequence[str] = ()
     """What the user should know about the run as a whole, in order: a lowered recipe, the slots that were chosen."""
 
+    @property
+    def solved_before(self) -> Mapping[str, bool]:
+        """Whether the model as it was solved a task, for each whose answers and un-adapted predictions are known."""
+        if self.before is None:
+            return {}
+        return {task_id: metrics["vote_2"] == 1 for task_id, metrics in self.before.tasks.items()}
+
+    @property
+    def adapters(self) -> list[TaskRow]:
+        """The rows of tasks that are done, one for each adapter."""
+        return list({row.unit or row.task_id: row for row in self.rows if row.state == "done"}.values())
+
+    @property
+    def shares_adapters(self) -> bool:
+        return any(row.unit and row.unit != row.task_id for row in self.rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A metric before and after, as fractions from 0 to 1, each with its standard error over tasks; NaN for one task."""
+
+    metric: str
+    before: float
+    before_error: float
+    after: float
+    after_error: float
+    difference: float
+    difference_error: float
+    """Of the differences task by task, which is much smaller than the two errors suggest: both saw the same tasks."""
+
+
+def changes(adaptation: Adaptation) -> list[Change]:
+    """Every metric of the tasks that have both scores, in the order of METRICS; empty if one of the two is missing."""
+    before, after = adaptation.before, adaptation.after
+    common = [task_id for task_id in after.tasks if task_id in before.tasks] if before and after else []
+    if before is None or after is None or not common:
+        return []
+    found = []
+    for metric in METRICS:
+        pairs = [(before.tasks[task_id][metric], after.tasks[task_id][metric]) for task_id in common]
+        found.append(
+            Change(
+                metric,
+                *mean_and_error([first for first, _ in pairs]),
+                *mean_and_error([second for _, second in pairs]),
+                *mean_and_error([second - first for first, second in pairs]),
+            )
+        )
+    return found
+
+
+def solved_course(adaptation: Adaptation) -> list[tuple[float, int]]:
+    """Points (seconds, tasks solved by what counted then), by time, from 0 seconds on; empty if no answer is known.
+
+    Until a task is done, its un-adapted predictions count, where there are any.
+    """
+    known = [row for row in adaptation.rows if row.solved is not None]
+    if not known:
+        return []
+    before = adaptation.solved_before
+    solved = sum(before.get(row.task_id, False) for row in known)
+    course = [(0.0, solved)]
+    for seconds, row in _by_time(known):
+        solved += bool(row.solved) - before.get(row.task_id, False)
+        course.append((seconds, solved))
+    return course
+
+
+def done_course(adaptation: Adaptation) -> list[tuple[float, int]]:
+    """Points (seconds, tasks done), by time, from 0 seconds on; empty if no task was done at a known time."""
+    finished = _by_time([row for row in adaptation.rows if row.state == "done"])
+    return [(0.0, 0), *((seconds, number) for number, (seconds, _) in enumerate(finished, 1))] if finished else []
+
+
+def gained_and_lost(adaptation: Adaptation) -> tuple[list[str], list[str]]:
+    """Ids of the tasks that are solved now and were not before, and of those that were and are not."""
+    before = adaptation.solved_before
+    known = [row for row in adaptation.rows if row.solved is not None and row.task_id in before]
+    gained = [row.task_id for row in known if row.solved and not before[row.task_id]]
+    return gained, [row.task_id for row in known if before[row.task_id] and not row.solved]
+
 
 def votes_in_words(groups: Sequence[Sequence[Prediction]]) -> str:
-    """How often each grid was predicted, the attempts first, e.g. `5, 2, 1`; tests of a task stand between semicolons."""
-    raise NotImplementedError
+    """How often each grid was predicted, the attempts first, e.g. `5, 2, 1`; a semicolon stands between tests.
+
+    `groups` are the predictions of each test of a task. A test without any grid is a 0.
+    """
+    return "; ".join(", ".join(str(number) for number in _votes(group)) or "0" for group in groups)
 
 
 def before_after_table(adaptation: Adaptation, *, title: str | None = None) -> Table:
@@ -79,19 +169,88 @@ def before_after_table(adaptation: Adaptation, *, title: str | None = None) -> T
 
     Raises ValueError where one of the two is not known.
     """
-    raise NotImplementedError
+    found = changes(adaptation)
+    if not found:
+        raise ValueError("scores before and after are needed for a table of both")
+    table = Table(
+        title=title, title_justify="left", title_style="bold", caption=number_note(adaptation), caption_justify="left",
+        box=None, pad_edge=False, padding=(0, 2, 0, 0),
+    )  # fmt: skip
+    table.add_column("metric")
+    table.add_column(f"before\n{count(adaptation.predictions_before, 'prediction')}", justify="right", no_wrap=True)
+    table.add_column(f"after\n{count(adaptation.predictions_after, 'prediction')}", justify="right", no_wrap=True)
+    table.add_column("change\nin points", justify="right", no_wrap=True)
+    for change in found:
+        table.add_row(
+            change.metric,
+            f"{percent(change.before)} {plus_minus(change.before_error)}".strip(),
+            f"{percent(change.after)} {plus_minus(change.after_error)}".strip(),
+            f"{points(change.difference)} {plus_minus(change.difference_error)}".strip(),
+            style="bold" if change.metric == "vote_2" else None,
+        )
+    return table
+
+
+def number_note(adaptation: Adaptation) -> str:
+    """What to keep in mind where the two had different numbers of predictions; empty where they had not."""
+    before, after = adaptation.predictions_before, adaptation.predictions_after
+    if before == after:
+        return ""
+    names = f"{', '.join(OF_MANY[:-1])} and {OF_MANY[-1]}"
+    return (
+        f"{count(before, 'prediction')} a test before, {after:,} after: {names} rise with that number alone; "
+        "the other metrics are means over predictions and do not."
+    )
 
 
 def rows_table(adaptation: Adaptation) -> tuple[list[str], list[list[Any]]]:
     """Columns and rows for `Tracker.table`; each cell of a column is of one kind, or None."""
-    raise NotImplementedError
+    before = adaptation.solved_before
+    names = ["task", "state", "solved before", "solved", "votes", "loss first", "loss last", "steps", "failed tries"]
+    names += ["adapt seconds", "predict seconds", "finished at seconds", "reason", "notes", "adapter"]
+    rows: list[list[Any]] = [
+        [
+            row.task_id, row.state, before.get(row.task_id), row.solved, row.votes, row.loss_first, row.loss_last,
+            row.steps, row.attempts, row.adapt_seconds, row.predict_seconds, row.finished_at, row.reason,
+            "; ".join(row.notes), row.unit or row.task_id,
+        ]
+        for row in adaptation.rows
+    ]  # fmt: skip
+    return names, rows
 
 
 def adaptation_png(path: Path | str, adaptation: Adaptation) -> None:
-    """Write the charts as a PNG: tasks solved against time, and losses before and after."""
-    raise NotImplementedError
+    """Write the charts as a PNG: tasks solved (done, where no answer is known) against time, and losses."""
+    # Only here, since it brings matplotlib along.
+    from arcft.reporting.adaptation_charts import adaptation_panels
+
+    panels = adaptation_panels(adaptation)
+    if not panels:
+        raise ValueError("no task was adapted to, so there is nothing to draw")
+    Path(path).write_bytes(charts_png(panels))
 
 
 def task_picture(path: Path | str, task: Task, attempts: Attempts) -> None:
     """Write a PNG of one task: its demonstrations, and for each test input, true output if known, and two attempts."""
-    raise NotImplementedError
+    from arcft.reporting.mosaic import draw_task
+
+    groups = [attempts.get((task.id, index), ()) for index in range(len(task.test))]
+    draw_task(task, groups).save(path, optimize=True)
+
+
+def median(values: Sequence[float | None]) -> float | None:
+    """The median of the values that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _by_time(rows: Sequence[TaskRow]) -> list[tuple[float, TaskRow]]:
+    """Rows whose time is known, with it, in order."""
+    timed = [(row.finished_at, row) for row in rows if row.finished_at is not None]
+    return sorted(timed, key=lambda pair: pair[0])
+
+
+def _votes(predictions: Sequence[Prediction]) -> list[int]:
+    grids = [prediction.grid for prediction in predictions if prediction.grid is not None]
+    votes = Counter((grid.shape, grid.tobytes()) for grid in grids)
+    return [votes[grid.shape, grid.tobytes()] for grid in vote(predictions, attempts=len(predictions))]

@@ -131,6 +131,24 @@ def draw_page(tiles: Sequence[Tile], box: int = 150) -> Image.Image:
     return page
 
 
+def draw_task(task: Task, attempts: Sequence[Sequence[Grid]], box: int = 150) -> Image.Image:
+    """One task with all that belongs to it: demonstrations above, four beside each other, and a row for each test."""
+    demonstrations = [
+        Tile(f"demonstration {number}", EMPTY, [Panel("input", pair.input), Panel("output", pair.output)])
+        for number, pair in enumerate(task.train, 1)
+    ]
+    parts = [draw_tiles(demonstrations, 2 * box // 3, columns=4)] if demonstrations else []
+    parts.append(draw_tiles(tiles_of_task(task, attempts, shown=2), box, columns=1))
+    width = max(part.width for part in parts)
+    height = sum(part.height for part in parts) + MARGIN * (len(parts) - 1)
+    page = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
+    top = MARGIN
+    for part in parts:
+        page.paste(part, (MARGIN, top))
+        top += part.height + MARGIN
+    return page
+
+
 def _spread(room: int, size: int, number: int, most: int) -> int:
     """The gap between `number` things of one size that fills the room, from MARGIN to `most` pixels."""
     return min(most, max(MARGIN, (room - number * size) // max(number - 1, 1)))

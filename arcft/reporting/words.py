@@ -44,6 +44,25 @@ def plus_minus(error: float) -> str:
     return "" if math.isnan(error) else f"± {100 * error:.1f}"
 
 
+def points(difference: float) -> str:
+    """A difference of fractions in points of a hundred, with its sign."""
+    return "0" if difference == 0 else f"{100 * difference:+.1f}"
+
+
+def duration(seconds: float) -> str:
+    """A time of any length in two units at most, e.g. `0.3 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    large, small, names = (whole // 60, whole % 60, ("min", "s"))
+    if whole >= 3600:
+        minutes = round(seconds / 60)
+        large, small, names = (minutes // 60, minutes % 60, ("h", "min"))
+    return f"{large:,} {names[0]}" + (f" {small} {names[1]}" if small else "")
+
+
 def describe(results: Sequence[Result]) -> str:
     """How much was evaluated, e.g. `400 tasks, 419 tests, 8 predictions a test`."""
     tests = [len(group) for result in results for group in result.predictions]
