@@ -1,0 +1,77 @@
+"""Test-time fine-tuning as part of an evaluation: units of work, an engine or several, and what they came to."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from arcft.arc.task import Task
+from arcft.config.schema import ConfigError
+from arcft.config.ttft import TtftConfig
+from arcft.models.stacked_lora import StackedLora
+from arcft.runs.begin import Settled
+from arcft.runs.build import choose_device, transform_drawer
+from arcft.runs.choose import CountTokens
+from arcft.runs.keep import Keeper
+from arcft.runs.start import ask_builder, learn_builder, learning_rate, load_start
+from arcft.ttft.engine import Engine
+from arcft.ttft.recipe import Recipe
+from arcft.ttft.units import Unit
+
+
+def engine_factory(settled: Settled, folder: Path, recipe: Recipe | None = None) -> Callable[[], Engine]:
+    """What builds an engine, in this process or in a worker that it is sent to; see `build_engine`."""
+    return partial(build_engine, settled, folder, recipe)
+
+
+def build_engine(settled: Settled, folder: Path, recipe: Recipe | None = None) -> Engine:
+    """Load base model, adapter and text format; `folder` is the evaluation's, for adapters that are kept.
+
+    `recipe` is what an earlier engine of the same evaluation came to. Raises ArcftError where the checkpoint, its base
+    model or the adapter are not as they should be.
+    """
+    config = settled.config
+    start = load_start(settled)
+    ttft = dataclasses.replace(config.ttft, slots=slots_here(config.ttft))
+    slots = recipe.slots if recipe is not None else ttft.slots
+    return Engine(
+        StackedLora(start.adapted, slots if isinstance(slots, int) else 1),
+        learn_builder(settled, start.tokenizer),
+        ask_builder(settled, start.tokenizer),
+        config=ttft,
+        inference=config.inference,
+        draw=transform_drawer(config.augmentation),
+        input_from_inputs=config.augmentation.input_from_inputs,
+        learning_rate=learning_rate(settled),
+        pad_id=start.pad_id,
+        save=Keeper(settled, start, folder) if keeps_adapters(ttft) else None,
+        recipe=recipe,
+    )
+
+
+def slots_here(config: TtftConfig) -> int | str:
+    """What ttft.slots=null stands for: 1 on a CPU, which one task keeps busy; auto on a GPU, which it does not."""
+    if config.slots is not None:
+        return config.slots
+    return "auto" if choose_device().type == "cuda" else 1
+
+
+def keeps_adapters(config: TtftConfig) -> bool:
+    """An adapter of many tasks cost much, and is one file: it is kept in any case."""
+    return config.keep_adapters or config.name != "per_task"
+
+
+def make_units(config: TtftConfig, tasks: Sequence[Task], num_tokens: CountTokens) -> list[Unit]:
+    """The tasks as units of work: each alone, all together, or dealt into `splits` groups; ConfigError if too few."""
+    if config.name == "per_task":
+        groups = [(task.id, [task]) for task in tasks]
+    elif config.name == "whole_set":
+        groups = [("whole_set", list(tasks))]
+    else:
+        splits = config.splits or 1
+        if splits > len(tasks):
+            raise ConfigError([f"ttft.splits={splits}: there are only {len(tasks)} tasks; at most one group for each"])
+        groups = [(f"split-{number}", list(tasks[number::splits])) for number in range(splits)]
+    return [Unit(name=name, tasks=tuple(members), length=max(map(num_tokens, members))) for name, members in groups]

@@ -1,0 +1,152 @@
+"""The beginning of an evaluation that adapts, before any model library is loaded: choices checked, files on disk.
+
+With run.yaml and ledger in its folder, an evaluation that is killed while torch is still being imported can be resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from arcft import __version__
+from arcft.checkpoints import LOCK_FILE, RUN_FILE, CheckpointError, lock_run, read_run_yaml, write_run_yaml
+from arcft.config.run import EvaluateConfig
+from arcft.config.schema import ConfigError, to_dict
+from arcft.errors import ArcftError
+from arcft.runs.trained import TrainedRun, contradictions, is_pattern, open_checkpoint
+from arcft.ttft.ledger import Ledger
+
+LEDGER_FILE = "ledger.sqlite"
+GROUPS = ("ttft", "lora", "augmentation")
+"""Groups of the config that only ttft reads."""
+
+# Decides when and where it is done, and not what comes out, or is a run's own: may change on resuming.
+_FREE = ("resume", "dry_run", "tracking")
+_FREE_OF_TTFT = ("budget", "workers", "num_workers")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settled:
+    """A config in which what the checkpoint decides is written out."""
+
+    config: EvaluateConfig
+    """Its checkpoint is one checkpoint's folder, its lora the adapter's own."""
+
+    run: TrainedRun | None
+    """None with model=."""
+
+    notes: tuple[str, ...]
+    """What is done otherwise than one may think."""
+
+    @property
+    def identity(self) -> str:
+        """Of the checkpoint, byte by byte; empty with model=."""
+        return self.run.checkpoint.digest if self.run else ""
+
+
+def refuse_without_effect(config: EvaluateConfig, explicit: Sequence[str]) -> None:
+    """Raise ConfigError for keys set by hand (`explicit`) that nothing would read; all of them at once."""
+    problems = []
+    if config.ttft.name == "none":
+        mine = [key for key in explicit if key.partition(".")[0] in GROUPS and key != "ttft"]
+        problems = [f"{key}= has no effect with ttft=none; use ttft=per_task, or drop it" for key in mine]
+    elif "lora.start" in explicit:
+        problems = ["lora.start= has no effect with ttft: checkpoint= names what the adapters start from; drop it"]
+    if config.ttft.name != "none" and config.checkpoint is not None and is_pattern(config.checkpoint):
+        problems.append(
+            f"checkpoint={config.checkpoint}: ttft={config.ttft.name} goes on from one checkpoint; "
+            "for several name them: -m checkpoint=A,B"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def settle(config: EvaluateConfig, explicit: Sequence[str]) -> Settled:
+    """Read the checkpoint, and write into `config`, its paths absolute, what it decides.
+
+    Raises ConfigError where keys set by hand (`explicit`) contradict it, CheckpointError where it can't be read.
+    """
+    refuse_without_effect(config, explicit)
+    notes = []
+    run = open_checkpoint(Path(config.checkpoint), config.base_model) if config.checkpoint is not None else None
+    lora, start = config.lora, config.ttft.start
+    if run is not None and run.config.lora.enabled and start == "trained":
+        problems = contradictions(explicit, config, run.config, ("lora",))
+        if problems:
+            raise ConfigError([f"{problem}, or begin a new adapter with ttft.start=fresh" for problem in problems])
+        lora = dataclasses.replace(run.config.lora, start=None)
+    elif start == "trained":
+        what = f"model={config.model.name} has" if config.model else f"{config.checkpoint} is a whole model with"
+        notes.append(f"{what} no adapter to go on from: each begins as a fresh one")
+        start = "fresh"
+    if not lora.enabled:
+        raise ConfigError(["lora=none with ttft: an adapter is what is trained for a task; drop it"])
+    model = run.config.model if run else config.model
+    if model is not None and model.backend == "unsloth":
+        notes.append("model.backend=unsloth: ttft has layers of its own, and loads the model through transformers")
+    config = dataclasses.replace(
+        config,
+        checkpoint=str(run.checkpoint.path) if run else None,
+        lora=lora,
+        ttft=dataclasses.replace(config.ttft, start=start),
+    )
+    return Settled(config=config, run=run, notes=tuple(notes))
+
+
+def open_ledger(settled: Settled, folder: Path) -> Ledger:
+    """The ledger in `folder`, a new one if there is none; LedgerError where it belongs to another evaluation."""
+    values: dict[str, Any] = to_dict(settled.config)
+    for name in _FREE:
+        del values[name]
+    for name in _FREE_OF_TTFT:
+        del values["ttft"][name]
+    # Decides how many prompts are decoded in a pass.
+    del values["inference"]["batch_size"]
+    return Ledger.create(folder / LEDGER_FILE, {**values, "checkpoint_sha256": settled.identity})
+
+
+@contextlib.contextmanager
+def begun(settled: Settled, folder: Path) -> Iterator[None]:
+    """Write run.yaml and ledger into `folder`, unless they are there; refuse those of another evaluation.
+
+    They are taken away again where the evaluation is refused inside, before it had anything to do: nothing remains
+    that could be resumed.
+    """
+    with _owned(folder):
+        is_new = not (folder / RUN_FILE).exists()
+        if not is_new and read_run_yaml(folder).get("job") != "evaluate":
+            raise CheckpointError(f"{folder}: holds another run; choose another folder")
+        if is_new:
+            write_run_yaml(
+                folder, {"arcft": __version__, "job": "evaluate", "config": to_dict(settled.config), "keys": {}}
+            )
+        open_ledger(settled, folder).close()
+    try:
+        yield
+    except ArcftError:
+        if is_new:
+            _take_away(settled, folder)
+        raise
+
+
+@contextlib.contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    try:
+        with lock_run(folder):
+            yield
+    except OSError as error:
+        raise CheckpointError(f"{folder}: can't be written to ({error.strerror}); choose another folder") from error
+
+
+def _take_away(settled: Settled, folder: Path) -> None:
+    with lock_run(folder):
+        ledger = open_ledger(settled, folder)
+        has_units = bool(ledger.records())
+        ledger.close()
+        if has_units:
+            return
+        for path in [folder / RUN_FILE, *folder.glob(f"{LEDGER_FILE}*"), folder / LOCK_FILE]:
+            path.unlink(missing_ok=True)
