@@ -93,7 +93,7 @@ class Adaptation:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """A metric before and after, as fractions from 0 to 1, each with its standard error over tasks; NaN for one task."""
+    """A metric before and after: fractions, each with its standard error over tasks, which is NaN for one task."""
 
     metric: str
     before: float

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from arcft.reporting.adaptation import Adaptation, TaskRow, done_course, solved_course
+from arcft.reporting.adaptation import Adaptation, done_course, solved_course
 from arcft.reporting.charts import Panel, charts_svg
 from arcft.reporting.outcomes import ANSWERED, SOLVED, UNSOLVED
 
@@ -29,11 +29,15 @@ def adaptation_panels(adaptation: Adaptation) -> list[Panel]:
         level = sum(adaptation.solved_before.values()) if adaptation.before and title == "Tasks solved" else None
         points = [(seconds / size, number) for seconds, number in course]
         panels.append(Panel(title, name, functools.partial(_draw_course, points, level, color)))
-    rows = [row for row in adaptation.adapters if row.loss_first is not None and row.loss_last is not None]
-    if rows:
-        what = "adapter" if adaptation.shares_adapters else "task"
-        draw = functools.partial(_draw_losses, rows, adaptation.shares_adapters)
-        panels.append(Panel(f"Loss of each {what}", "first steps, nats per token", draw))
+    shared = adaptation.shares_adapters
+    losses = [
+        (row.loss_first, row.loss_last, None if shared else row.solved)
+        for row in adaptation.adapters
+        if row.loss_first is not None and row.loss_last is not None
+    ]
+    if losses:
+        draw = functools.partial(_draw_losses, losses)
+        panels.append(Panel(f"Loss of each {'adapter' if shared else 'task'}", "first steps, nats per token", draw))
     return panels
 
 
@@ -49,24 +53,22 @@ def _draw_course(points: Sequence[tuple[float, int]], level: int | None, color: 
     times, numbers = zip(*points, strict=True)
     if level is not None:
         axes.axhline(level, color=LEVEL, linestyle="--", linewidth=1.3, label=f"not adapted: {level:,}")
-    marker = "" if len(points) > 40 else "o"
-    axes.step(
-        times, numbers, where="post", color=color, label=f"so far: {numbers[-1]:,}", marker=marker, markersize=3.5
-    )
+    marker, label = "" if len(points) > 40 else "o", f"so far: {numbers[-1]:,}"
+    axes.step(times, numbers, where="post", color=color, label=label, marker=marker, markersize=3.5)
     top = max(*numbers, level or 0, 1)
     axes.set_ylim(-0.04 * top, 1.08 * top)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.set_xlim(left=0)
 
 
-def _draw_losses(rows: Sequence[TaskRow], shared: bool, axes: Axes) -> None:
+def _draw_losses(losses: Sequence[tuple[float, float, bool | None]], axes: Axes) -> None:
     kinds = [("solved", SOLVED.color, True), ("not solved", UNSOLVED.color, False), ("", ANSWERED.color, None)]
-    top = max(max(row.loss_first or 0.0, row.loss_last or 0.0) for row in rows) or 1.0
+    top = max(max(first, last) for first, last, _ in losses) or 1.0
     axes.plot((0, top), (0, top), color=LEVEL, linestyle="--", linewidth=1.3, label="nothing learned")
-    for label, color, solved in kinds:
-        chosen = [row for row in rows if (None if shared else row.solved) == solved]
-        firsts, lasts = [row.loss_first for row in chosen], [row.loss_last for row in chosen]
-        if chosen:
+    for label, color, kind in kinds:
+        dots = [(first, last) for first, last, solved in losses if solved == kind]
+        if dots:
+            firsts, lasts = zip(*dots, strict=True)
             axes.scatter(firsts, lasts, s=16, alpha=0.75, color=color, linewidths=0, label=label, zorder=3)
     axes.set_ylabel("last steps")
     axes.set_xlim(-0.03 * top, 1.05 * top)

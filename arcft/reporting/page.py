@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from arcft.reporting.adaptation import Adaptation
+from arcft.reporting.adaptation_section import adaptation_section, before_words
 from arcft.reporting.cards import task_card
 from arcft.reporting.outcomes import OUTCOMES, Outcome, Result
 from arcft.reporting.style import CSS
@@ -30,13 +32,17 @@ def page(
     run: Mapping[str, Any],
     curves_svg: str,
     note: str = "",
+    adaptation: Adaptation | None = None,
 ) -> str:
     """The whole document. `results` are all tasks, sorted; `curves_svg` is empty where there are no curves."""
+    before = adaptation.before if adaptation else None
+    anchors = {result.task.id: _anchor(number) for number, result in enumerate(results)}
     sections = [
         f"<h1>{escape(title)}</h1><p class='faint'>{escape(describe(results))}</p>",
         f"<p><b>{escape(note)}</b></p>" if note else "",
-        _headlines(scores) if scores and scores.metrics else _no_metrics(),
+        _headlines(scores, before) if scores and scores.metrics else _no_metrics(),
         _overview(results),
+        adaptation_section(adaptation, results, anchors) if adaptation else "",
         _curves(curves_svg),
         *_tasks(results),
         _errors(results),
@@ -53,19 +59,24 @@ def page(
     )
 
 
-def _headlines(scores: Scores) -> str:
+def _headlines(scores: Scores, before: Scores | None) -> str:
     errors = scores.standard_errors()
     names = [*HEADLINES, *(name for name in METRICS if name not in HEADLINES)]
     boxes = "".join(
         f'<div class="metric{" main" if name == "vote_2" else ""}"><b>{percent(scores.metrics[name])}</b> '
         f"<small>{plus_minus(errors[name]) or '&nbsp;'}</small><code>{name}</code>"
-        f"<small>{escape(DEFINITIONS[name])}</small></div>"
+        f"<small>{escape(DEFINITIONS[name])}</small>{_before(before, name)}</div>"
         for name in names
     )
     note = f"Means over {count(len(scores.tasks), 'task')}."
     if len(scores.tasks) > 1:
         note += " ± is the standard error over tasks."
     return f'<div class="metrics">{boxes}</div><p class="faint">{note}</p>'
+
+
+def _before(before: Scores | None, name: str) -> str:
+    words = before_words(before, name)
+    return f'<small class="before">{words}</small>' if words else ""
 
 
 def _no_metrics() -> str:

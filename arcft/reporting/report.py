@@ -37,14 +37,17 @@ def write_report(
     """Write report.html (one self-contained file) and summary.png (1920 x 1080) into `folder`.
 
     `scores` is None where no answer is known; `run` is plain data shown as a table; `curves` is the training history
-    where there is one; `note` is what nobody should overlook who reads the scores. PredictionError where the
-    predictions don't belong to the tasks.
+    where there is one; `note` is what nobody should overlook who reads the scores; `adaptation` is what test-time
+    fine-tuning did, whose scores after it are `scores`. PredictionError where the predictions don't belong to the
+    tasks.
     """
     results = sorted_results(tasks, scores, group_by_test(tasks, predictions), attempts)
     svg = curves_svg(curves) if curves is not None else ""
-    document = page(title=title, scores=scores, results=results, run=run, curves_svg=svg, note=note)
+    document = page(
+        title=title, scores=scores, results=results, run=run, curves_svg=svg, note=note, adaptation=adaptation
+    )
     partial = folder / (REPORT_FILE + ".partial")
     # A model's text may hold half of a surrogate pair, which no file can.
     partial.write_text(document, encoding="utf-8", errors="replace")
     os.replace(partial, folder / REPORT_FILE)
-    write_summary(folder / SUMMARY_FILE, title, scores, results, curves, note)
+    write_summary(folder / SUMMARY_FILE, title, scores, results, curves, note, adaptation)

@@ -67,8 +67,18 @@ figcaption { font-size: 13px; white-space: nowrap; }
 table { border-collapse: collapse; font-size: 14px; }
 th, td { text-align: left; vertical-align: top; padding: 3px 18px 3px 0; border-bottom: 1px solid var(--edge); }
 td { overflow-wrap: anywhere; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.number, th.number { text-align: right; }
 th { font-weight: 500; color: var(--faint); white-space: nowrap; }
+table.changes { margin: 14px 0 10px; }
+table.changes td { padding-left: 26px; }
+tr.main td, tr.main code { font-weight: 700; color: var(--ink); }
+small.before { color: var(--ink); margin-top: 3px; }
+details { margin-top: 14px; }
+summary { cursor: pointer; font-weight: 600; }
+.wide { overflow-x: auto; }
+.wide td { font-size: 13.5px; }
+h3.words { font: 600 16px system-ui, sans-serif; margin-top: 24px; }
 pre { margin: 6px 0 0; padding: 8px; background: var(--paper); border: 1px solid var(--edge); overflow-x: auto; }
 .task:target { outline: 2px solid var(--ink); }
 @media print { .task { break-inside: avoid; content-visibility: visible; } }

@@ -10,6 +10,9 @@ from typing import TypeVar
 
 from PIL import Image, ImageDraw
 
+from arcft.reporting.adaptation import Adaptation
+from arcft.reporting.adaptation_charts import adaptation_panels
+from arcft.reporting.charts import charts_png
 from arcft.reporting.curves import Curves, curves_png, panel_titles
 from arcft.reporting.mosaic import FAINT, INK, PAPER, columns_and_rows, draw_tiles, fit_box, font, tiles_of_task
 from arcft.reporting.outcomes import OUTCOMES, Result
@@ -25,9 +28,17 @@ WARNING = "#b3261e"
 
 
 def draw_summary(
-    title: str, scores: Scores | None, results: Sequence[Result], curves: Curves | None, note: str = ""
+    title: str,
+    scores: Scores | None,
+    results: Sequence[Result],
+    curves: Curves | None,
+    note: str = "",
+    adaptation: Adaptation | None = None,
 ) -> Image.Image:
-    """An RGB picture of 1920 x 1080 pixels; `note` is what nobody should overlook who reads the scores."""
+    """An RGB picture of 1920 x 1080 pixels; `note` is what nobody should overlook who reads the scores.
+
+    With an `adaptation` its charts are there instead of the `curves`, and each metric as it was before.
+    """
     picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((EDGE, 44), shorten(draw, title, 40, WIDTH - 2 * EDGE), fill=INK, font=font(40, bold=True))
@@ -39,24 +50,32 @@ def draw_summary(
         draw.text((WIDTH - EDGE, 100), note, fill=WARNING, font=font(22, bold=True), anchor="ra")
     top = 158
     if scores and scores.metrics:
-        _draw_headlines(draw, scores, top)
+        _draw_headlines(draw, scores, adaptation.before if adaptation else None, top)
         top += 132
     _draw_bar(draw, results, top)
     top += 92
     left = EDGE
-    if curves is not None and not curves.is_empty:
-        draw.text((left, top), "while it was trained; metrics on held-out tasks", fill=FAINT, font=font(17))
-        _paste_curves(picture, curves, left, top + 34, 540, HEIGHT - EDGE - top - 34)
-        left += 540 + 48
+    room = (540, HEIGHT - EDGE - top - 34)
+    words, charts = _charts(curves, adaptation, room)
+    if charts is not None:
+        draw.text((left, top), words, fill=FAINT, font=font(17))
+        picture.paste(charts, (left, top + 34))
+        left += room[0] + 48
     _draw_examples(picture, results, left, top, WIDTH - EDGE - left, HEIGHT - 30 - top)
     return picture
 
 
 def write_summary(
-    path: Path, title: str, scores: Scores | None, results: Sequence[Result], curves: Curves | None, note: str = ""
+    path: Path,
+    title: str,
+    scores: Scores | None,
+    results: Sequence[Result],
+    curves: Curves | None,
+    note: str = "",
+    adaptation: Adaptation | None = None,
 ) -> None:
     """Write `draw_summary` as a PNG."""
-    draw_summary(title, scores, results, curves, note).save(path, optimize=True)
+    draw_summary(title, scores, results, curves, note, adaptation).save(path, optimize=True)
 
 
 def shorten(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
@@ -68,17 +87,27 @@ def shorten(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
     return shortened
 
 
-def _draw_headlines(draw: ImageDraw.ImageDraw, scores: Scores, top: int) -> None:
+def _draw_headlines(draw: ImageDraw.ImageDraw, scores: Scores, before: Scores | None, top: int) -> None:
     errors = scores.standard_errors()
     step = (WIDTH - 2 * EDGE) / len(HEADLINES)
     for number, (name, words) in enumerate(HEADLINES.items()):
         left = EDGE + number * step
         value = percent(scores.metrics[name])
-        draw.text((left, top), value, fill=INK, font=font(46, bold=True))
-        after = left + draw.textlength(value, font=font(46, bold=True)) + 10
-        draw.text((after, top + 25), plus_minus(errors[name]), fill=FAINT, font=font(20))
+        error = plus_minus(errors[name])
+        after = left
+        if before is not None and before.metrics:
+            # Both values and an error would be wider than a column: the error goes below.
+            words_before = f"{percent(before.metrics[name])} →"
+            draw.text((left, top + 19), words_before, fill=FAINT, font=font(25))
+            after += draw.textlength(words_before, font=font(25)) + 12
+        draw.text((after, top), value, fill=INK, font=font(46, bold=True))
         draw.text((left, top + 60), words, fill=INK, font=font(19))
-        draw.text((left, top + 85), name, fill=FAINT, font=font(15))
+        if after == left:
+            after += draw.textlength(value, font=font(46, bold=True)) + 10
+            draw.text((after, top + 25), error, fill=FAINT, font=font(20))
+            draw.text((left, top + 85), name, fill=FAINT, font=font(15))
+        else:
+            draw.text((left, top + 85), f"{name} {error}", fill=FAINT, font=font(15))
 
 
 def _draw_bar(draw: ImageDraw.ImageDraw, results: Sequence[Result], top: int) -> None:
@@ -95,10 +124,24 @@ def _draw_bar(draw: ImageDraw.ImageDraw, results: Sequence[Result], top: int) ->
         legend += 21 + draw.textlength(words, font=font(18)) + 34
 
 
-def _paste_curves(picture: Image.Image, curves: Curves, left: int, top: int, width: int, height: int) -> None:
-    height = min(height, MOST_CURVE_HEIGHT * len(panel_titles(curves)))
-    drawn = Image.open(io.BytesIO(curves_png(curves, pixel_size=(width, height), stacked=True)))
-    picture.paste(drawn.convert("RGB"), (left, top))
+def _charts(
+    curves: Curves | None, adaptation: Adaptation | None, room: tuple[int, int]
+) -> tuple[str, Image.Image | None]:
+    """The charts that say most, in a picture no larger than `room`, and what they show; None without any."""
+    width, height = room
+    panels = adaptation_panels(adaptation) if adaptation else []
+    if panels:
+        size = (width, min(height, MOST_CURVE_HEIGHT * len(panels)))
+        return "test-time fine-tuning", _opened(charts_png(panels, pixel_size=size, stacked=True))
+    if curves is not None and not curves.is_empty:
+        size = (width, min(height, MOST_CURVE_HEIGHT * len(panel_titles(curves))))
+        words = "while it was trained; metrics on held-out tasks"
+        return words, _opened(curves_png(curves, pixel_size=size, stacked=True))
+    return "", None
+
+
+def _opened(png: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(png)).convert("RGB")
 
 
 def _draw_examples(
