@@ -21,14 +21,14 @@ UNITS = ((7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (0.0, 1.0, "second
 def adaptation_panels(adaptation: Adaptation) -> list[Panel]:
     """What there is to draw: nothing, the course over time, the losses, or both."""
     panels = []
-    course, title, color = solved_course(adaptation), "Tasks solved", SOLVED.color
+    course, title, label, color = solved_course(adaptation), "Tasks solved", "adapted", SOLVED.color
     if not course:
-        course, title, color = done_course(adaptation), "Tasks done", ANSWERED.color
+        course, title, label, color = done_course(adaptation), "Tasks done", "done", ANSWERED.color
     if len(course) > 1:
         size, name = next((size, name) for least, size, name in UNITS if course[-1][0] >= least)
-        level = sum(adaptation.solved_before.values()) if adaptation.before and title == "Tasks solved" else None
+        level = course[0][1] if adaptation.before is not None and label == "adapted" else None
         points = [(seconds / size, number) for seconds, number in course]
-        panels.append(Panel(title, name, functools.partial(_draw_course, points, level, color)))
+        panels.append(Panel(title, name, functools.partial(_draw_course, points, level, label, color)))
     shared = adaptation.shares_adapters
     losses = [
         (row.loss_first, row.loss_last, None if shared else row.solved)
@@ -47,14 +47,14 @@ def adaptation_svg(adaptation: Adaptation) -> str:
     return charts_svg(panels) if panels else ""
 
 
-def _draw_course(points: Sequence[tuple[float, int]], level: int | None, color: str, axes: Axes) -> None:
+def _draw_course(points: Sequence[tuple[float, int]], level: int | None, label: str, color: str, axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     times, numbers = zip(*points, strict=True)
     if level is not None:
         axes.axhline(level, color=LEVEL, linestyle="--", linewidth=1.3, label=f"not adapted: {level:,}")
-    marker, label = "" if len(points) > 40 else "o", f"so far: {numbers[-1]:,}"
-    axes.step(times, numbers, where="post", color=color, label=label, marker=marker, markersize=3.5)
+    final, marker = f"{label}: {numbers[-1]:,}", "" if len(points) > 40 else "o"
+    axes.step(times, numbers, where="post", color=color, label=final, marker=marker, markersize=3.5)
     top = max(*numbers, level or 0, 1)
     axes.set_ylim(-0.04 * top, 1.08 * top)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -64,7 +64,8 @@ def _draw_course(points: Sequence[tuple[float, int]], level: int | None, color: 
 def _draw_losses(losses: Sequence[tuple[float, float, bool | None]], axes: Axes) -> None:
     kinds = [("solved", SOLVED.color, True), ("not solved", UNSOLVED.color, False), ("", ANSWERED.color, None)]
     top = max(max(first, last) for first, last, _ in losses) or 1.0
-    axes.plot((0, top), (0, top), color=LEVEL, linestyle="--", linewidth=1.3, label="nothing learned")
+    axes.plot((0, top), (0, top), color=LEVEL, linestyle="--", linewidth=1.3)
+    axes.annotate("unchanged", (top, top), (-20, 0), textcoords="offset points", ha="right", va="top", color=LEVEL)
     for label, color, kind in kinds:
         dots = [(first, last) for first, last, solved in losses if solved == kind]
         if dots:

@@ -21,6 +21,8 @@ from arcft.scoring.metrics import Scores
 MOST_OPEN_ROWS = 20
 """A longer table of tasks is folded, so that what comes after it is not far away."""
 
+MOST_OPEN_LINKS = 12
+
 NUMERIC = {"loss", "steps", "adapting", "predicting", "done after"}
 
 
@@ -57,16 +59,18 @@ def _outcome(adaptation: Adaptation, anchors: Mapping[str, str]) -> str:
     if adaptation.shares_adapters:
         words += f", with {count(len(adaptation.adapters), 'adapter')}"
     words += f"; <b>{failed:,} failed</b>." if failed else "."
-    if adaptation.before is not None:
-        gained, lost = gained_and_lost(adaptation)
-        words += f" Solved only since: {_links(gained, anchors)}. No longer solved: {_links(lost, anchors)}."
-    return f"<p>{words}</p>"
+    gained, lost = gained_and_lost(adaptation)
+    if adaptation.before is not None and not gained and not lost:
+        words += " The same tasks are solved as before."
+    return f"<p>{words}</p>{_links('newly solved', gained, anchors)}{_links('no longer solved', lost, anchors)}"
 
 
-def _links(task_ids: Sequence[str], anchors: Mapping[str, str]) -> str:
+def _links(what: str, task_ids: Sequence[str], anchors: Mapping[str, str]) -> str:
     if not task_ids:
-        return "none"
-    return f"{len(task_ids):,} ({', '.join(_link(task_id, anchors) for task_id in task_ids)})"
+        return ""
+    opened = " open" if len(task_ids) <= MOST_OPEN_LINKS else ""
+    links = ", ".join(_link(task_id, anchors) for task_id in task_ids)
+    return f"<details class='links'{opened}><summary>{count(len(task_ids), 'task')} {what}</summary>{links}</details>"
 
 
 def _link(task_id: str, anchors: Mapping[str, str]) -> str:
@@ -76,7 +80,6 @@ def _link(task_id: str, anchors: Mapping[str, str]) -> str:
 
 def _costs(adaptation: Adaptation) -> str:
     adapters = adaptation.adapters
-    what = "an adapter" if adaptation.shares_adapters else "a task"
     words = []
     for name, seconds in (
         ("adapting", [row.adapt_seconds for row in adapters]),
@@ -88,7 +91,7 @@ def _costs(adaptation: Adaptation) -> str:
     steps = median([row.steps for row in adapters])
     if not words or steps is None:
         return ""
-    return f"<p class='faint'>Median of {what}: {', '.join(words)}, {steps:,.0f} steps.</p>"
+    return f"<p class='faint'>Median of {_each(adaptation)}: {', '.join(words)}, {steps:,.0f} steps.</p>"
 
 
 def _changes(adaptation: Adaptation) -> str:
@@ -126,10 +129,16 @@ def _charts(adaptation: Adaptation) -> str:
     svg = adaptation_svg(adaptation)
     if not svg:
         return ""
-    words = "Until a task is done its un-adapted predictions count, so the line starts where these stand. "
-    words = words if adaptation.before is not None else ""
-    words += "A dot below the dashed line is a task on which the loss fell."
+    words = ""
+    if adaptation.before is not None:
+        words += "Until a task is done its un-adapted predictions count, so the line starts where these stand. "
+    if any(row.loss_first is not None for row in adaptation.adapters):
+        words += f"A dot below the dashed line is {_each(adaptation)} whose loss fell."
     return f"<div class='curves'>{svg}</div><p class='faint'>{words}</p>"
+
+
+def _each(adaptation: Adaptation) -> str:
+    return "an adapter" if adaptation.shares_adapters else "a task"
 
 
 def _failures(rows: Sequence[TaskRow], anchors: Mapping[str, str]) -> str:
@@ -141,9 +150,9 @@ def _failures(rows: Sequence[TaskRow], anchors: Mapping[str, str]) -> str:
         for row in rows
     )
     return (
-        f"<h3 class='words'>{count(len(rows), 'task')} failed</h3>"
+        f"<details{_opened(rows)}><summary>{count(len(rows), 'task')} failed</summary>"
         "<p class='faint'>What was predicted without adapting, if anything, is handed in for them.</p>"
-        f'<table><tr><th>task</th><th class="number">tries</th><th>reason</th><th></th></tr>{body}</table>'
+        f'<table><tr><th>task</th><th class="number">tries</th><th>reason</th><th></th></tr>{body}</table></details>'
     )
 
 
@@ -158,9 +167,12 @@ def _tasks(adaptation: Adaptation, rows: Sequence[tuple[TaskRow, Result]], ancho
     body = "".join(
         "<tr>" + "".join(f"<td{kinds[name]}>{values[name]}</td>" for name in names) + "</tr>" for values in cells
     )
-    opened = " open" if len(rows) <= MOST_OPEN_ROWS else ""
     summary = f"<summary>{count(len(rows), 'task')}, in the order of this report</summary>"
-    return f"<details{opened}>{summary}<div class='wide'><table><tr>{head}</tr>{body}</table></div></details>"
+    return f"<details{_opened(rows)}>{summary}<div class='wide'><table><tr>{head}</tr>{body}</table></div></details>"
+
+
+def _opened(rows: Sequence[object]) -> str:
+    return " open" if len(rows) <= MOST_OPEN_ROWS else ""
 
 
 def _cells(row: TaskRow, result: Result, before: bool | None, anchors: Mapping[str, str]) -> dict[str, str]:

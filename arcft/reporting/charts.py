@@ -78,10 +78,11 @@ def _render(
             if not (stacked and share_x) or panel is panels[-1]:
                 axes.set_xlabel(panel.x_label)
             panel.draw(axes)
-            axes.legend(
-                frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1.02, 0.97),
-                handlelength=1.2, columnspacing=1.2, handletextpad=0.5,
-            )  # fmt: skip
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(
+                    frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1.02, 0.97),
+                    handlelength=1.2, columnspacing=1.2, handletextpad=0.5,
+                )  # fmt: skip
         metadata = {"Date": None} if kind == "svg" else None
         figure.savefig(buffer, format=kind, dpi=_DOTS_PER_INCH, transparent=kind == "svg", metadata=metadata)
     return buffer.getvalue()

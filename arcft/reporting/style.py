@@ -72,10 +72,13 @@ td.number, th.number { text-align: right; }
 th { font-weight: 500; color: var(--faint); white-space: nowrap; }
 table.changes { margin: 14px 0 10px; }
 table.changes td { padding-left: 26px; }
+td code { white-space: nowrap; }
 tr.main td, tr.main code { font-weight: 700; color: var(--ink); }
 small.before { color: var(--ink); margin-top: 3px; }
 details { margin-top: 14px; }
 summary { cursor: pointer; font-weight: 600; }
+details.links { margin: 4px 0; font-size: 14px; }
+details.links summary { font-weight: 400; }
 .wide { overflow-x: auto; }
 .wide td { font-size: 13.5px; }
 h3.words { font: 600 16px system-ui, sans-serif; margin-top: 24px; }

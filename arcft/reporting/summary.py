@@ -130,9 +130,11 @@ def _charts(
     """The charts that say most, in a picture no larger than `room`, and what they show; None without any."""
     width, height = room
     panels = adaptation_panels(adaptation) if adaptation else []
-    if panels:
+    if adaptation and panels:
+        failed = sum(row.state == "failed" for row in adaptation.rows)
+        words = "test-time fine-tuning" + (f"; {count(failed, 'task')} failed" if failed else "")
         size = (width, min(height, MOST_CURVE_HEIGHT * len(panels)))
-        return "test-time fine-tuning", _opened(charts_png(panels, pixel_size=size, stacked=True))
+        return words, _opened(charts_png(panels, pixel_size=size, stacked=True))
     if curves is not None and not curves.is_empty:
         size = (width, min(height, MOST_CURVE_HEIGHT * len(panel_titles(curves))))
         words = "while it was trained; metrics on held-out tasks"
