@@ -123,6 +123,11 @@ class EvaluateConfig:
             yield f"base_model={self.base_model} has no effect without checkpoint=; with model= use model.path"
         if self.predictions is not None and self.data.source == "held_out":
             yield "predictions= needs the tasks they answer: add data=arc1, data=kaggle data.path=TASKS.json, ..."
+        if self.ttft.name != "none":
+            if self.predictions is not None:
+                yield f"ttft={self.ttft.name} has no effect with predictions=, which no model makes here; use ttft=none"
+            if self.adapters is not None:
+                yield f"ttft={self.ttft.name} with adapters=: those were adapted already; drop one of the two"
         if self.data.held_out:
             yield f"data.held_out={self.data.held_out} has no effect in evaluate.py; set it to 0"
         if self.data.source in ("pairs", "mix"):

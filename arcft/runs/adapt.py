@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from arcft.arc.task import Task
 from arcft.config.schema import ConfigError
@@ -51,7 +52,7 @@ def build_engine(settled: Settled, folder: Path, recipe: Recipe | None = None) -
     )
 
 
-def slots_here(config: TtftConfig) -> int | str:
+def slots_here(config: TtftConfig) -> int | Literal["auto"]:
     """What ttft.slots=null stands for: 1 on a CPU, which one task keeps busy; auto on a GPU, which it does not."""
     if config.slots is not None:
         return config.slots

@@ -5,22 +5,30 @@ So a wrong key is answered at once, --help is quick, and unsloth can be imported
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
+from typing import TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from arcft.checkpoints import MANIFEST_FILE, RUN_FILE, CheckpointError, last_checkpoint, read_run_yaml
 from arcft.config.run import EvaluateConfig, TrainConfig
-from arcft.config.schema import ConfigError, from_dict
+from arcft.config.schema import ConfigError, from_dict, to_dict
 from arcft.models.backend import import_backend
 from arcft.runs import edge
-from arcft.runs.paths import absolute, with_absolute_paths
+from arcft.runs.begin import begun, refuse_without_effect, settle
+from arcft.runs.paths import absolute, evaluation_with_absolute_paths, with_absolute_paths
 from arcft.runs.trained import contradictions, open_checkpoint
 
-# What may change when a run is gone on with: nothing that decides its outcome.
-RESUMABLE = ("resume", "preview", "training.max_time", "training.num_workers", "tracking.mode")
+Config = TypeVar("Config", TrainConfig, EvaluateConfig)
+
+# What may change when a run is gone on with: nothing that decides its outcome, but how much time it has.
+RESUMABLE = {
+    "train": ("resume", "preview", "training.max_time", "training.num_workers", "tracking.mode"),
+    "evaluate": ("resume", "ttft.budget", "ttft.workers", "ttft.num_workers", "tracking.mode"),
+}
 
 
 def train() -> None:
@@ -40,7 +48,7 @@ def _train(cfg: DictConfig) -> None:
     if config.resume is not None:
         folder = Path(absolute(config.resume))
         stored = from_dict(TrainConfig, _stored("train", folder, explicit))
-        config = dataclasses.replace(_with(stored, config, explicit), resume=str(folder))
+        config = dataclasses.replace(_with(stored, config, "train", explicit), resume=str(folder))
     else:
         config = with_absolute_paths(config)
         if config.lora.start is not None:
@@ -57,19 +65,28 @@ def _evaluate(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.resume is not None:
         folder = Path(absolute(config.resume))
-        config = from_dict(EvaluateConfig, _stored("evaluate", folder, explicit))
-        explicit = {}
-    if config.model is not None:
-        import_backend(config.model)
-    from arcft.runs.evaluate import evaluate
+        stored = _with(from_dict(EvaluateConfig, _stored("evaluate", folder, explicit)), config, "evaluate", explicit)
+        # Each was right by itself; together they may not be.
+        config = from_dict(EvaluateConfig, to_dict(stored))
+        explicit = {key: text for key, text in explicit.items() if key.startswith("ttft.")}
+    refuse_without_effect(config, list(explicit))
+    if config.ttft.name == "none":
+        if config.model is not None:
+            import_backend(config.model)
+        from arcft.runs.evaluate import evaluate
 
-    evaluate(config, folder, explicit=list(explicit))
+        evaluate(config, folder, explicit=list(explicit))
+        return
+    settled = settle(evaluation_with_absolute_paths(config), list(explicit))
+    with contextlib.nullcontext() if config.dry_run else begun(settled, folder):
+        from arcft.runs.evaluate import evaluate
+
+        evaluate(settled.config, folder, explicit=list(explicit), settled=settled)
 
 
 def _stored(job: str, folder: Path, explicit: dict[str, str]) -> dict[str, object]:
     """The config in the run.yaml of `folder`, which `resume=` goes on with unchanged."""
-    allowed = RESUMABLE if job == "train" else ("resume",)
-    others = [key for key in explicit if key not in allowed and not key.startswith("hydra")]
+    others = [key for key in explicit if key not in RESUMABLE[job] and not key.startswith("hydra")]
     if others:
         raise ConfigError(
             [f"{key}={explicit[key]} has no effect with resume=, which keeps its config; drop it" for key in others]
@@ -88,9 +105,9 @@ def _stored(job: str, folder: Path, explicit: dict[str, str]) -> dict[str, objec
     return dict(stored["config"])
 
 
-def _with(stored: TrainConfig, asked: TrainConfig, explicit: dict[str, str]) -> TrainConfig:
+def _with(stored: Config, asked: Config, job: str, explicit: dict[str, str]) -> Config:
     """The stored config with what may change on resuming, where the command line set it."""
-    for key in set(RESUMABLE[1:]) & set(explicit):
+    for key in set(RESUMABLE[job]) & set(explicit) - {"resume"}:
         group, _, name = key.rpartition(".")
         if group:
             section = dataclasses.replace(getattr(stored, group), **{name: getattr(getattr(asked, group), name)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -29,6 +30,11 @@ from arcft.errors import ArcftError
 PACKAGE = Path(__file__).resolve().parents[1]
 # Switches of hydra.main that take no config keys of ours.
 HYDRA_ONLY = ("hydra.", "hydra/", "experiment", "local")
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+WAY_OUT = (
+    "Make room or get the rights to write, and go on with resume=, or choose another folder with hydra.run.dir=DIR"
+)
 
 _failures: list[str] = []
 
@@ -81,6 +87,11 @@ def run_from_command_line(job: Callable[[DictConfig], None], config_name: str, c
             raise
         # Hydra ends some messages with every folder that it looked into.
         _report(str(error).partition("\nConfig search path")[0].rstrip())
+    except OSError as error:
+        if wants_tracebacks or error.errno not in UNWRITABLE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _report(f"{where}nothing more can be written ({error.strerror}); what was saved is complete. {WAY_OUT}")
     except KeyboardInterrupt:
         print("stopped at once; what was saved is complete", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from arcft.reporting.previews import metrics_table
 from arcft.reporting.report import REPORT_FILE, SUMMARY_FILE
 from arcft.reporting.words import count
 from arcft.runs import results
+from arcft.runs.adapted_evaluation import adapt_and_score, show_plan
+from arcft.runs.begin import Settled, begun, refuse_without_effect, settle
 from arcft.runs.paths import evaluation_with_absolute_paths
 from arcft.runs.predict import count_prompts, predict_shares
 from arcft.runs.subjects import Subject, find_subjects
@@ -28,16 +31,34 @@ from arcft.tracking import Tracker
 console = Console()
 
 
-def evaluate(config: EvaluateConfig, folder: Path, *, explicit: Sequence[str] = ()) -> None:
+def evaluate(
+    config: EvaluateConfig, folder: Path, *, explicit: Sequence[str] = (), settled: Settled | None = None
+) -> None:
     """Evaluate what `config` names and write everything into `folder`; goes on where an earlier call was stopped.
 
-    `explicit` are the keys that the user set by hand: they may not contradict a checkpoint. Raises ArcftError before
-    anything is written where checkpoints, tasks or predictions are not as they should be.
+    `explicit` are the keys that the user set by hand: they may not contradict a checkpoint. `settled` is what was made
+    of the config with ttft, if that was done already. Raises ArcftError before anything is written where checkpoints,
+    tasks or predictions are not as they should be.
     """
     config = evaluation_with_absolute_paths(config)
+    refuse_without_effect(config, explicit)
+    if config.ttft.name == "none":
+        _evaluate(config, folder, explicit, None)
+        return
+    settled = settled or settle(config, explicit)
+    for note in settled.notes:
+        console.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
+    with contextlib.nullcontext() if config.dry_run else begun(settled, folder):
+        _evaluate(settled.config, folder, explicit, settled)
+
+
+def _evaluate(config: EvaluateConfig, folder: Path, explicit: Sequence[str], settled: Settled | None) -> None:
     subjects = find_subjects(config, explicit)
     if config.dry_run:
-        _show_plan(config, subjects)
+        if settled is None:
+            _show_plan(config, subjects)
+        else:
+            show_plan(settled, subjects[0], folder)
         return
     is_sweep = config.adapters is None and config.checkpoint is not None and is_pattern(config.checkpoint)
     if not is_sweep and subjects[0].run is not None:
@@ -51,6 +72,8 @@ def evaluate(config: EvaluateConfig, folder: Path, *, explicit: Sequence[str] = 
         with tracked(config.tracking, values, folder, job="evaluate") as tracker:
             if is_sweep:
                 _sweep(config, subjects, folder, tracker)
+            elif settled is not None:
+                adapt_and_score(settled, subjects[0], folder, tracker)
             else:
                 _show(subjects[0], _scores(config, subjects[0], folder, folder, tracker), folder)
             if tracker.where:
@@ -72,11 +95,14 @@ def _refuse_another(folder: Path, keys: Mapping[str, str], is_sweep: bool) -> No
     if not (folder / RUN_FILE).is_file():
         return
     stored = read_run_yaml(folder)
-    begun = stored.get("keys")
-    if not isinstance(begun, dict):
+    stored_keys = stored.get("keys")
+    if not isinstance(stored_keys, dict):
         raise CheckpointError(f"{folder}: holds another run; choose another folder")
+    if not stored_keys:
+        # It was written before anything was read, and nothing followed.
+        return
     # A sweep that goes on may find checkpoints that were saved since.
-    changed = [name for name, key in keys.items() if begun.get(name, key if is_sweep else None) != key]
+    changed = [name for name, key in keys.items() if stored_keys.get(name, key if is_sweep else None) != key]
     if changed:
         raise CheckpointError(
             f"{folder}: its evaluation of {changed[0]} was begun with another checkpoint, other tasks or another "

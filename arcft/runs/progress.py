@@ -3,44 +3,63 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
+
+BEAT = 60.0
+"""Seconds between two lines at most, with `beats`."""
 
 Advance = Callable[[int, str], None]
 """Called with how many are done, and a few words to show beside the bar. The number may stay as it was."""
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: int, done: int = 0) -> Iterator[Advance]:
-    """Show a bar of `total`; yields the function that moves it. Where output is no terminal, a line every tenth."""
+def progress_bar(title: str, total: int, done: int = 0, *, beats: bool = False) -> Iterator[Advance]:
+    """Show a bar of `total`; yields the function that moves it. Where output is no terminal, a line every tenth.
+
+    `beats`: a line every minute too, and the words say themselves how long it will take.
+    """
     if not sys.stdout.isatty():
-        yield _line_printer(title, total, done)
+        yield _line_printer(title, total, done, BEAT if beats else math.inf)
         return
-    columns = (
+    columns: list[ProgressColumn] = [
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(table_column=Column(min_width=7)),  # where it is narrow, the bar gives way
-        TextColumn("<"),
-        TimeRemainingColumn(table_column=Column(min_width=7)),
-        TextColumn("{task.fields[words]}"),
-    )
+    ]
+    if not beats:
+        columns += [TextColumn("<"), TimeRemainingColumn(table_column=Column(min_width=7))]
+    columns.append(TextColumn("{task.fields[words]}"))
     with Progress(*columns) as progress:
         bar = progress.add_task(title, total=total, completed=done, words="")
         yield lambda count, words: progress.update(bar, completed=count, words=words)
 
 
-def _line_printer(title: str, total: int, done: int) -> Advance:
+def _line_printer(title: str, total: int, done: int, beat: float) -> Advance:
     tenth = max(1, total // 10)
     printed = done
+    next_beat = time.monotonic() + beat
 
     def advance(count: int, words: str) -> None:
-        nonlocal printed
-        if count > printed and (count >= printed + tenth or count == total):
+        nonlocal printed, next_beat
+        moved = count > printed and (count >= printed + tenth or count == total)
+        if moved or time.monotonic() >= next_beat:
             print(f"{title} {count}/{total}  {words}".rstrip(), flush=True)
             printed = count
+            next_beat = time.monotonic() + beat
 
     return advance

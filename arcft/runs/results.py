@@ -12,6 +12,7 @@ from typing import Any
 
 from arcft.arc.task import Task
 from arcft.checkpoints import RUN_FILE
+from arcft.reporting.adaptation import Adaptation
 from arcft.reporting.curves import Curves, curves_png
 from arcft.reporting.report import REPORT_FILE, SUMMARY_FILE, write_report
 from arcft.reporting.words import count
@@ -39,11 +40,13 @@ def write_results(
     predictions: Sequence[Prediction],
     run: Mapping[str, Any],
     curves: Curves | None = None,
+    adaptation: Adaptation | None = None,
 ) -> Scores:
     """Vote, score, and write metrics.json (last, as the sign of completion), submission.json and the report.
 
     Metrics are empty where no answer is known; the other files are written all the same. `run` is written into
     metrics.json and the report; where it counts tasks under `trained_on`, report and picture open with that.
+    `adaptation` is what test-time fine-tuning did; its scores before are in metrics.json beside those after.
     """
     seen = run.get("trained_on", 0)
     attempts = vote_tasks(tasks, predictions)
@@ -59,8 +62,12 @@ def write_results(
         run=dict(run),
         curves=curves,
         note=f"{seen} of {count(len(tasks), 'task')} {'was' if seen == 1 else 'were'} trained on" if seen else "",
+        adaptation=adaptation,
     )
-    write_json(folder / METRICS_FILE, {"metrics": scores.metrics, "tasks": scores.tasks, "run": dict(run)})
+    content = {"metrics": scores.metrics, "tasks": scores.tasks, "run": dict(run)}
+    if adaptation is not None and adaptation.before is not None:
+        content["before"] = adaptation.before.metrics
+    write_json(folder / METRICS_FILE, content)
     return scores
 
 

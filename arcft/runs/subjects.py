@@ -268,6 +268,10 @@ class _Finder:
         if shares:
             key["inference"] = inference
             about = about | {"inference": {name: value for name, value in inference.items() if value is not None}}
+        if self.config.ttft.name != "none":
+            adapting = _what_adapts(self.config)
+            key |= adapting
+            about = about | {"ttft": {name: value for name, value in adapting["ttft"].items() if value is not None}}
         return Subject(
             name=name,
             title=title,
@@ -288,6 +292,14 @@ def _tasks_of_runs(adapted: Mapping[str, TrainedRun]) -> list[Task]:
         groups.setdefault(config_digest(to_dict(data)), (run, []))[1].append(task_id)
     tasks = {task.id: task for run, ids in groups.values() for task in tasks_named(run, ids)}
     return [tasks[task_id] for task_id in adapted]
+
+
+def _what_adapts(config: EvaluateConfig) -> dict[str, Any]:
+    """What of ttft decides the outcome: not where it is done, nor in what time."""
+    ttft = to_dict(config.ttft)
+    for name in ("budget", "workers", "num_workers"):
+        del ttft[name]
+    return {"ttft": ttft, "lora": to_dict(config.lora), "augmentation": to_dict(config.augmentation)}
 
 
 def _about(run: TrainedRun) -> dict[str, Any]:

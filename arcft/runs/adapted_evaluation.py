@@ -1,0 +1,215 @@
+"""An evaluation with test-time fine-tuning: from tasks to a ledger full of predictions, and to its files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from arcft.config.duration import parse_duration
+from arcft.errors import ArcftError
+from arcft.reporting.adaptation import adaptation_png, before_after_table, rows_table, task_picture
+from arcft.reporting.curves import read_history
+from arcft.reporting.previews import metrics_table
+from arcft.reporting.report import REPORT_FILE, SUMMARY_FILE
+from arcft.reporting.words import count
+from arcft.runs import results
+from arcft.runs.adapt import engine_factory, make_units, slots_here
+from arcft.runs.begin import Settled, open_ledger
+from arcft.runs.edge import Stopped, stop_on_signals
+from arcft.runs.outcome import Outcome, outcome_of
+from arcft.runs.paths import override
+from arcft.runs.predict import count_prompts
+from arcft.runs.progress import progress_bar
+from arcft.runs.standing import Standing
+from arcft.runs.subjects import Subject
+from arcft.scoring.metrics import Scores
+from arcft.scoring.voting import vote_tasks
+from arcft.tracking import NoTracker, Tracker
+from arcft.ttft.budget import Budget
+from arcft.ttft.engine import Engine
+from arcft.ttft.ledger import Ledger
+from arcft.ttft.queue import Queue
+from arcft.ttft.recipe import Recipe
+from arcft.ttft.units import Unit
+from arcft.ttft.workers import default_count, drain, drain_in_processes, drain_on_ray
+
+console = Console()
+
+MOST_SLOTS = 8
+"""As many as ttft.slots=auto tries."""
+
+
+class AdaptError(ArcftError):
+    """Nothing could be adapted to."""
+
+
+def show_plan(settled: Settled, subject: Subject, folder: Path) -> None:
+    """Load everything once, so that what does not fit is found, and say how much there is to do."""
+    config = settled.config
+    units = _units(settled, subject)
+    engine_factory(settled, folder)()
+    prompts = count_prompts(subject.tasks, config.inference)
+    before = sum(len(task.test) for task in subject.tasks) * config.ttft.predict_before
+    console.print(
+        f"{subject.name}: {count(len(subject.tasks), 'task')}, {count(len(units), 'adapter')} of up to "
+        f"{count(config.ttft.max_steps, 'step')}, {count(prompts, 'prompt')} and {before:,} before adapting",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print("dry run: nothing was adapted, predicted or written")
+
+
+def adapt_and_score(settled: Settled, subject: Subject, folder: Path, tracker: Tracker) -> None:
+    """Adapt and predict what the ledger in `folder` does not hold yet, and write the results.
+
+    Raises Stopped after SIGTERM or SIGINT, and AdaptError where every task failed.
+    """
+    run, step = subject.run, subject.run.checkpoint.step if subject.run else 0
+    # What was done under a budget depends on how fast the machine was.
+    found = results.find_evaluation(run.folder, subject.key) if run and settled.config.ttft.budget is None else None
+    if found:
+        where = "here" if found.resolve() == folder.resolve() else f"in {found}; copied from there"
+        console.print(f"{subject.name}: already evaluated {where}", highlight=False, soft_wrap=True)
+        scores = results.reuse_evaluation(found, folder)
+        _show(subject, scores, None, folder)
+        _track(subject, scores, None, folder, tracker, step)
+        return
+    outcome = _adapt(settled, subject, folder, tracker)
+    seconds = sum(prediction.seconds or 0.0 for prediction in outcome.predictions)
+    results.write_predictions(folder / results.PREDICTIONS_FILE, outcome.predictions)
+    scores = results.write_results(
+        folder,
+        title=f"{subject.title}, adapted",
+        tasks=subject.tasks,
+        predictions=outcome.predictions,
+        run={**subject.about, "seconds": round(seconds, 1)},
+        curves=read_history(run.folder) if run else None,
+        adaptation=outcome.adaptation,
+    )
+    if run and settled.config.ttft.budget is None and not outcome.failed:
+        results.record_evaluation(run.folder, subject.key, run.checkpoint.path.name, folder)
+    _show(subject, scores, outcome, folder)
+    _track(subject, scores, outcome, folder, tracker, step)
+    if all(row.state == "failed" for row in outcome.adaptation.rows):
+        raise AdaptError(f"not one of {count(len(subject.tasks), 'task')} could be adapted to: {outcome.failures()[0]}")
+
+
+def _units(settled: Settled, subject: Subject) -> list[Unit]:
+    return make_units(settled.config.ttft, subject.tasks, subject.shares[0].builder.num_tokens)
+
+
+def _adapt(settled: Settled, subject: Subject, folder: Path, tracker: Tracker) -> Outcome:
+    config = settled.config
+    units = _units(settled, subject)
+    with open_ledger(settled, folder) as ledger, stop_on_signals(lambda reason: None) as received:
+        ledger.recover()
+        engine = None
+        if config.ttft.workers == "local" and not ledger.records():
+            # Before there is anything in the ledger: what is refused here leaves nothing behind.
+            engine = engine_factory(settled, folder, _recipe(ledger))()
+        queue = Queue(
+            ledger,
+            units,
+            steps=config.ttft.max_steps,
+            predictions=config.inference.predictions_per_test,
+            predict_before=config.ttft.predict_before,
+            seed=config.ttft.seed,
+            budget=_budget(settled, ledger),
+        )
+        progress = queue.progress()
+        with progress_bar(subject.name, len(units), progress.done + progress.failed, beats=True) as advance:
+            standing = Standing(
+                subject.tasks,
+                queue,
+                folder,
+                tracker=tracker,
+                advance=advance,
+                elapsed=ledger.elapsed,
+                say=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+            )
+            if not queue.done:
+                drainer = _drainer(settled, folder, ledger, engine)
+                drainer(queue, stopped=lambda: bool(received), on_event=standing)
+            standing.look()
+        if received and not queue.done:
+            queue.stop()
+            queue.give_back("local")
+            raise Stopped(received[0], f"stopped; go on with: python evaluate.py {override('resume', folder)}")
+        return outcome_of(subject.tasks, ledger, queue)
+
+
+def _drainer(settled: Settled, folder: Path, ledger: Ledger, engine: Engine | None) -> Callable[..., None]:
+    """What empties a queue as ttft.workers says; `engine` is one for this process, if it was built already."""
+    factory = engine_factory(settled, folder, _recipe(ledger))
+    ttft = settled.config.ttft
+    if ttft.workers == "local":
+        return partial(drain, engine or factory())
+    return partial(drain_in_processes if ttft.workers == "processes" else drain_on_ray, factory, ttft.num_workers)
+
+
+def _budget(settled: Settled, ledger: Ledger) -> Budget | None:
+    ttft = settled.config.ttft
+    if ttft.budget is None:
+        return None
+    slots = slots_here(ttft)
+    return Budget(
+        parse_duration(ttft.budget),
+        ledger.elapsed(),
+        workers=default_count(ttft) or 1,
+        slots=slots if isinstance(slots, int) else MOST_SLOTS,
+    )
+
+
+def _recipe(ledger: Ledger) -> Recipe | None:
+    """What an earlier process of this evaluation came to, as the ledger has it; None if nothing was changed."""
+    recipes = [note.data["recipe"] for note in ledger.notes() if "recipe" in note.data]
+    return Recipe(**recipes[-1]) if recipes else None
+
+
+def _show(subject: Subject, scores: Scores, outcome: Outcome | None, folder: Path) -> None:
+    title = count(len(subject.tasks), "task")
+    if scores.metrics and outcome is not None and outcome.adaptation.before is not None:
+        console.print(before_after_table(outcome.adaptation, title=f"{subject.name}, {title}"))
+    elif scores.metrics:
+        errors = {subject.name: scores.standard_errors()} if len(scores.tasks) > 1 else None
+        console.print(metrics_table({subject.name: scores.metrics}, errors=errors, title=title))
+    else:
+        console.print(f"{subject.name}, {title}: no answers are known, so there are no metrics")
+    if outcome is not None and outcome.failed:
+        number = sum(map(len, outcome.failed.values()))
+        console.print(f"[yellow]{number} of {title} failed[/]; their predictions before adapting stand:")
+        for line in outcome.failures():
+            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"report: [bold]{folder / REPORT_FILE}[/]", highlight=False, soft_wrap=True)
+    console.print(f"submission: [bold]{folder / results.SUBMISSION_FILE}[/]", highlight=False, soft_wrap=True)
+
+
+def _track(
+    subject: Subject, scores: Scores, outcome: Outcome | None, folder: Path, tracker: Tracker, step: int
+) -> None:
+    """The whole evaluation as one W&B run."""
+    if isinstance(tracker, NoTracker):
+        return
+    tracker.log({f"eval/{name}": value for name, value in scores.metrics.items()}, step)
+    tracker.picture("eval/summary", folder / SUMMARY_FILE)
+    if outcome is None:
+        return
+    if outcome.adaptation.before is not None:
+        before = {f"before/{name}": value for name, value in outcome.adaptation.before.metrics.items()}
+        tracker.log(before, step)
+        tracker.summary(before)
+    columns, rows = rows_table(outcome.adaptation)
+    tracker.table("ttft/tasks", columns, rows)
+    attempts = vote_tasks(subject.tasks, outcome.predictions)
+    with tempfile.TemporaryDirectory() as place:
+        picture = Path(place) / "picture.png"
+        if outcome.adaptation.adapters:
+            adaptation_png(picture, outcome.adaptation)
+            tracker.picture("ttft/course", picture)
+        for task in subject.tasks:
+            task_picture(picture, task, attempts)
+            tracker.picture(f"ttft/task/{task.id}", picture)

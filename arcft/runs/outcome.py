@@ -1,0 +1,102 @@
+"""What the ledger says in the end: predictions, scores before and after, a row for each task, and what failed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from arcft.arc.task import Task
+from arcft.reporting.adaptation import Adaptation, TaskRow, votes_in_words
+from arcft.reporting.words import count
+from arcft.scoring.metrics import Scores, score_tasks
+from arcft.scoring.predictions import Prediction, group_by_test
+from arcft.scoring.voting import vote_tasks
+from arcft.ttft.ledger import Ledger, Record
+from arcft.ttft.queue import Queue
+from arcft.ttft.units import MAIN
+
+NO_TIME = "no time was left for it; raise ttft.budget, and go on with resume="
+FEW = 5
+"""Steps that the first and the last loss are means of."""
+SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """An evaluation that has adapted."""
+
+    predictions: list[Prediction]
+    """What is handed in, in the order of tasks."""
+
+    adaptation: Adaptation
+
+    @property
+    def failed(self) -> dict[str, list[str]]:
+        """Ids of the tasks that failed, by reason."""
+        reasons: dict[str, list[str]] = {}
+        for row in self.adaptation.rows:
+            if row.state == "failed":
+                reasons.setdefault(row.reason, []).append(row.task_id)
+        return reasons
+
+    def failures(self) -> list[str]:
+        """A line for each reason, with the tasks it is about."""
+        lines = []
+        for reason, ids in sorted(self.failed.items(), key=lambda entry: -len(entry[1])):
+            shown = ", ".join(ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
+            lines.append(f"{count(len(ids), 'task')} ({shown}): {reason}")
+        return lines
+
+
+def outcome_of(tasks: Sequence[Task], ledger: Ledger, queue: Queue) -> Outcome:
+    """Read everything that is worth reporting."""
+    predictions, before = queue.predictions(), queue.before()
+    after_scores, before_scores = _scores(tasks, predictions), _scores(tasks, before) if before else None
+    groups = group_by_test(tasks, predictions)
+    records = {task_id: record for record in ledger.records(MAIN) for task_id in record.task_ids}
+    rows = []
+    for task in tasks:
+        mine = [groups[task.id, index] for index in range(len(task.test))]
+        rows.append(_row(task, records[task.id], mine, after_scores))
+    adaptation = Adaptation(
+        rows=rows,
+        before=before_scores,
+        after=after_scores,
+        predictions_before=_most(tasks, before),
+        predictions_after=_most(tasks, predictions),
+        log=[note.text for note in ledger.notes()],
+    )
+    return Outcome(predictions, adaptation)
+
+
+def _row(task: Task, record: Record, groups: Sequence[Sequence[Prediction]], scores: Scores | None) -> TaskRow:
+    is_known = scores is not None and all(pair.output is not None for pair in task.test)
+    return TaskRow(
+        task_id=task.id,
+        state="done" if record.state == "done" else "failed",
+        reason="" if record.state == "done" else record.reason or NO_TIME,
+        solved=scores.tasks[task.id]["vote_2"] == 1 if scores is not None and is_known else None,
+        votes=votes_in_words(groups),
+        loss_first=_mean(record.losses[:FEW]),
+        loss_last=_mean(record.losses[-FEW:]),
+        steps=record.steps,
+        attempts=record.attempts,
+        adapt_seconds=record.adapt_seconds,
+        predict_seconds=record.predict_seconds,
+        finished_at=record.finished_at,
+        notes=record.notes,
+        unit=record.name if record.name != task.id else "",
+    )
+
+
+def _scores(tasks: Sequence[Task], predictions: Sequence[Prediction]) -> Scores | None:
+    scores = score_tasks(tasks, predictions, vote_tasks(tasks, predictions))
+    return scores if scores.metrics else None
+
+
+def _most(tasks: Sequence[Task], predictions: Sequence[Prediction]) -> int:
+    return max(map(len, group_by_test(tasks, predictions).values()), default=0)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

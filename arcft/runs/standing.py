@@ -1,0 +1,115 @@
+"""How an evaluation that adapts stands while it runs: the progress line, and a submission that is valid at any time."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from arcft.arc.task import Task
+from arcft.reporting.words import duration
+from arcft.runs.progress import Advance
+from arcft.runs.results import SUBMISSION_FILE
+from arcft.scoring.metrics import score_tasks
+from arcft.scoring.submission import write_submission
+from arcft.scoring.voting import vote_tasks
+from arcft.tracking import Tracker
+from arcft.ttft.queue import Progress, Queue
+from arcft.ttft.units import Event, Failed, Finished, Lowered, Predicted
+
+Say = Callable[[str], None]
+
+_SHARE = 0.02
+"""Of the time, that looking at all predictions may take."""
+_SECONDS = 2.0
+"""At least so long between two looks."""
+_LINE_SECONDS = 0.25
+"""At least so long between two progress lines."""
+
+
+class Standing:
+    """Called with every event once it is in the ledger; `close` writes what is the latest."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        queue: Queue,
+        folder: Path,
+        *,
+        tracker: Tracker,
+        advance: Advance,
+        elapsed: Callable[[], float],
+        say: Say,
+    ) -> None:
+        """`elapsed` says how many seconds the evaluation has taken, over all its processes; `say` prints what the user
+        should know at once."""
+        self._tasks = tasks
+        self._queue = queue
+        self._path = folder / SUBMISSION_FILE
+        self._tracker = tracker
+        self._advance = advance
+        self._elapsed = elapsed
+        self._say = say
+        self._known = any(pair.output is not None for task in tasks for pair in task.test)
+        self._solved = 0
+        self._next_look = 0.0
+        self._next_line = 0.0
+        # Valid from the first moment on, if only as a file.
+        self.look()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Lowered):
+            self._say(event.reason)
+        if isinstance(event, Failed):
+            name = event.key[1]
+            self._say(f"{name} failed: {event.reason}")
+        now = time.monotonic()
+        if isinstance(event, Predicted | Finished) and self._queue.changed and now >= self._next_look:
+            self.look()
+        if now >= self._next_line or isinstance(event, Finished | Failed):
+            self._next_line = now + _LINE_SECONDS
+            progress = self._queue.progress()
+            self._advance(progress.done + progress.failed, self.words(progress))
+
+    def look(self) -> None:
+        """Vote over what counts now, write the submission, and record how many tasks are solved."""
+        begun = time.monotonic()
+        self._queue.changed = False
+        predictions = self._queue.predictions()
+        attempts = vote_tasks(self._tasks, predictions)
+        write_submission(self._path, self._tasks, attempts)
+        if self._known:
+            scores = score_tasks(self._tasks, predictions, attempts)
+            self._solved = sum(metrics["vote_2"] == 1 for metrics in scores.tasks.values())
+            progress = self._queue.progress()
+            values = {"ttft/solved": self._solved, "ttft/done": progress.done, "ttft/failed": progress.failed}
+            self._tracker.log(values, int(self._elapsed()))
+        end = time.monotonic()
+        self._next_look = end + max(_SECONDS, (end - begun) / _SHARE)
+
+    def words(self, progress: Progress) -> str:
+        """For example `3 solved, 12m left, 3,412 tokens/s, 1.2 GB`."""
+        words = []
+        if progress.done + progress.failed == 0 and progress.predicted_before:
+            words.append(f"{progress.predicted_before} predicted as it is")
+        if progress.failed:
+            words.append(f"{progress.failed} failed")
+        if self._known:
+            words.append(f"{self._solved} solved")
+        if progress.extra:
+            words.append(f"{progress.extra} again")
+        if progress.seconds_left is not None:
+            words.append(f"{duration(progress.seconds_left)} left")
+        return ", ".join([*words, f"{progress.tokens_per_second:,.0f} tokens/s", f"{memory() / 1e9:.1f} GB"])
+
+
+def memory() -> int:
+    """The most bytes that this process has held: of the GPU if it uses one, or else of its own."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_reserved()
+    kilo = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
