@@ -23,9 +23,8 @@ LEDGER_FILE = "ledger.sqlite"
 GROUPS = ("ttft", "lora", "augmentation")
 """Groups of the config that only ttft reads."""
 
-# Decides when and where it is done, and not what comes out, or is a run's own: may change on resuming.
+# Not part of what comes out: may change on resuming.
 _FREE = ("resume", "dry_run", "tracking")
-_FREE_OF_TTFT = ("budget", "workers", "num_workers")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,13 +95,19 @@ def settle(config: EvaluateConfig, explicit: Sequence[str]) -> Settled:
     return Settled(config=config, run=run, notes=tuple(notes))
 
 
+def what_adapts(config: EvaluateConfig) -> dict[str, Any]:
+    """What of ttft decides the outcome: not where it is done, nor in what time."""
+    ttft = to_dict(config.ttft)
+    for name in ("budget", "workers", "num_workers"):
+        del ttft[name]
+    return {"ttft": ttft, "lora": to_dict(config.lora), "augmentation": to_dict(config.augmentation)}
+
+
 def open_ledger(settled: Settled, folder: Path) -> Ledger:
     """The ledger in `folder`, a new one if there is none; LedgerError where it belongs to another evaluation."""
-    values: dict[str, Any] = to_dict(settled.config)
+    values: dict[str, Any] = {**to_dict(settled.config), **what_adapts(settled.config)}
     for name in _FREE:
         del values[name]
-    for name in _FREE_OF_TTFT:
-        del values["ttft"][name]
     # Decides how many prompts are decoded in a pass.
     del values["inference"]["batch_size"]
     return Ledger.create(folder / LEDGER_FILE, {**values, "checkpoint_sha256": settled.identity})

@@ -19,6 +19,7 @@ from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError, to_dict
 from arcft.models.limits import refuse_beyond, stored_position_limit
 from arcft.models.load import load_tokenizer
+from arcft.runs.begin import what_adapts
 from arcft.runs.build import config_digest, example_builder
 from arcft.runs.choose import chosen_tasks, data_fingerprint, default_held_out, narrowed, tasks_named, tasks_of_run
 from arcft.runs.leaks import trained_on
@@ -269,7 +270,7 @@ class _Finder:
             key["inference"] = inference
             about = about | {"inference": {name: value for name, value in inference.items() if value is not None}}
         if self.config.ttft.name != "none":
-            adapting = _what_adapts(self.config)
+            adapting = what_adapts(self.config)
             key |= adapting
             about = about | {"ttft": {name: value for name, value in adapting["ttft"].items() if value is not None}}
         return Subject(
@@ -292,14 +293,6 @@ def _tasks_of_runs(adapted: Mapping[str, TrainedRun]) -> list[Task]:
         groups.setdefault(config_digest(to_dict(data)), (run, []))[1].append(task_id)
     tasks = {task.id: task for run, ids in groups.values() for task in tasks_named(run, ids)}
     return [tasks[task_id] for task_id in adapted]
-
-
-def _what_adapts(config: EvaluateConfig) -> dict[str, Any]:
-    """What of ttft decides the outcome: not where it is done, nor in what time."""
-    ttft = to_dict(config.ttft)
-    for name in ("budget", "workers", "num_workers"):
-        del ttft[name]
-    return {"ttft": ttft, "lora": to_dict(config.lora), "augmentation": to_dict(config.augmentation)}
 
 
 def _about(run: TrainedRun) -> dict[str, Any]:
