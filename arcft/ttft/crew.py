@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 START_TRIES = 2
 """A worker that has died so often before it asked for work is not replaced: its place lacks something."""
 
-DEATHS_IN_A_ROW = 12
-"""So many deaths, with no unit finished or failed in between, end the run. More than the queue needs to tell which
-unit it is that kills its workers."""
+DEATHS_IN_A_ROW = 25
+"""So many deaths, with no unit finished in between, end the run: more than the queue needs to fail one unit that kills
+its workers in every round and try."""
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,8 @@ class Crew(Generic[AnyWorker]):
         self._places: list[_Place[AnyWorker]] = []
         self._deaths = 0
         self._last_reason = ""
+        # One bug is told once, not once a worker.
+        self._told: set[str] = set()
         # Whether the queue had nothing for an idle worker, and nothing was given back since.
         self._dry = False
 
@@ -93,9 +95,15 @@ class Crew(Generic[AnyWorker]):
             for number in range(count):
                 self._places.append(_Place(number, self._begin(number)))
             while not self._finished(stopping := self._stopped()):
+                if stopping:
+                    # What is given back from now on is no death.
+                    self._queue.stop()
                 places = {place.worker.name: place for place in self._places}
                 for worker in self._ready([place.worker for place in self._places]):
                     self._serve(places[worker.name], stopping)
+            if stopping:
+                for place in self._places:
+                    self._queue.give_back(place.worker.name)
         finally:
             for place in self._places:
                 place.worker.close()
@@ -123,7 +131,9 @@ class Crew(Generic[AnyWorker]):
                     case Broken(users=True):
                         raise WorkerError(message.reason)
                     case Broken():
-                        logger.error("%s: %s", name, message.traceback.rstrip())
+                        if message.traceback not in self._told:
+                            logger.error("%s: %s", name, message.traceback.rstrip())
+                        self._told.add(message.traceback)
                         raise WorkerDied(message.reason)
                     case Ask(idle=True):
                         place.state = "idle"

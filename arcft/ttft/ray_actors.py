@@ -96,6 +96,7 @@ def _own_handler() -> Iterator[None]:
 
 
 def _cause(error: Exception) -> str:
-    """In one line; Ray's own words have many."""
+    """In one line what Ray says in many."""
     words = " ".join(str(error).split())
-    return f"{type(error).__name__}: {words[:300]}"
+    detail = words.partition("Worker exit detail: ")[2] or words
+    return f"{type(error).__name__}: {detail.partition(' Some common causes')[0][:300]}"

@@ -36,6 +36,9 @@ def drain(engine: Engine, queue: Queue, *, stopped: Callable[[], bool], on_event
     for event in engine.work(lambda near: queue.pull("local", near), stopped):
         queue.record(event, "local")
         on_event(event)
+    if stopped():
+        queue.stop()
+        queue.give_back("local")
 
 
 def drain_in_processes(
