@@ -21,6 +21,8 @@ from arcft.scoring.voting import Attempts, vote
 OF_MANY = ("max_correct_pixels", "any_correct_size", "pass_n", "vote_1", "vote_2")
 """Metrics of all predictions of a test together, which rise with their number; the others are means over them."""
 
+MOST_VOTES = 8
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskRow:
@@ -159,9 +161,10 @@ def gained_and_lost(adaptation: Adaptation) -> tuple[list[str], list[str]]:
 def votes_in_words(groups: Sequence[Sequence[Prediction]]) -> str:
     """How often each grid was predicted, the attempts first, e.g. `5, 2, 1`; a semicolon stands between tests.
 
-    `groups` are the predictions of each test of a task. A test without any grid is a 0.
+    `groups` are the predictions of each test of a task. A test without any grid is a 0; the rarest of many grids are
+    left out.
     """
-    return "; ".join(", ".join(str(number) for number in _votes(group)) or "0" for group in groups)
+    return "; ".join(_listed(_votes(group)) for group in groups)
 
 
 def before_after_table(adaptation: Adaptation, *, title: str | None = None) -> Table:
@@ -248,6 +251,11 @@ def _by_time(rows: Sequence[TaskRow]) -> list[tuple[float, TaskRow]]:
     """Rows whose time is known, with it, in order."""
     timed = [(row.finished_at, row) for row in rows if row.finished_at is not None]
     return sorted(timed, key=lambda pair: pair[0])
+
+
+def _listed(votes: Sequence[int]) -> str:
+    words = [str(number) for number in votes[:MOST_VOTES]] + ["…"] * (len(votes) > MOST_VOTES)
+    return ", ".join(words) or "0"
 
 
 def _votes(predictions: Sequence[Prediction]) -> list[int]:

@@ -77,7 +77,7 @@ tr.main td, tr.main code { font-weight: 700; color: var(--ink); }
 small.before { color: var(--ink); margin-top: 3px; }
 details { margin-top: 14px; }
 summary { cursor: pointer; font-weight: 600; }
-details.links { margin: 4px 0; font-size: 14px; }
+details.links { margin: 4px 0 8px; font-size: 14px; }
 details.links summary { font-weight: 400; }
 .wide { overflow-x: auto; }
 .wide td { font-size: 13.5px; }
