@@ -45,7 +45,9 @@ def refusal(*overrides: str) -> list[str]:
     return caught.value.problems
 
 
-@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair != ("data", "held_out")])
+@pytest.mark.parametrize(
+    ("group", "option"), [pair for pair in OPTIONS if pair != ("data", "held_out") and pair[0] != "ttft"]
+)
 def test_every_option_of_train_composes(group: str, option: str) -> None:
     config = train_config(f"{group}={option}", *EXTRA.get((group, option), []))
     assert schema.from_dict(TrainConfig, schema.to_dict(config)) == config
@@ -53,7 +55,12 @@ def test_every_option_of_train_composes(group: str, option: str) -> None:
 
 @pytest.mark.parametrize(
     ("group", "option"),
-    [pair for pair in OPTIONS if pair[0] in ("inference", "selection", "tracking") or pair == ("data", "held_out")],
+    [
+        pair
+        for pair in OPTIONS
+        if pair[0] in ("inference", "selection", "tracking", "ttft", "lora", "augmentation")
+        or pair == ("data", "held_out")
+    ],
 )
 def test_every_option_of_evaluate_composes(group: str, option: str) -> None:
     config = evaluate_config(f"{group}={option}", "checkpoint=run")
@@ -160,6 +167,37 @@ def test_a_wrong_value_is_refused_with_its_remedy(overrides: list[str], message:
             "predictions= needs the tasks they answer: add data=arc1, data=kaggle data.path=TASKS.json, ...",
         ),
         (["model=tiny", "adapters=x"], "adapters= needs checkpoint=: the run that the adapters were started from"),
+        (
+            ["predictions=b", "data=arc1", "ttft=per_task"],
+            "ttft=per_task has no effect with predictions=, which no model makes here; use ttft=none",
+        ),
+        (
+            ["checkpoint=a", "adapters=b", "ttft=whole_set"],
+            "ttft=whole_set with adapters=: those were adapted already; drop one of the two",
+        ),
+        (
+            ["checkpoint=a", "ttft=per_task", "ttft.splits=2"],
+            "ttft.splits=2 has no effect with ttft=per_task; use ttft=split",
+        ),
+        (
+            ["checkpoint=a", "ttft=split", "ttft.splits=null"],
+            "ttft.splits is null: ttft=split needs the number of groups",
+        ),
+        (
+            ["checkpoint=a", "ttft=per_task", "ttft.num_workers=2"],
+            "ttft.num_workers=2 has no effect with ttft.workers=local; use processes or ray",
+        ),
+        (
+            ["checkpoint=a", "ttft=per_task", "ttft.budget=soon"],
+            "ttft.budget=soon: write hours, minutes and seconds with their letters, e.g. 90s, 45m, 11h30m",
+        ),
+        (["checkpoint=a", "ttft=per_task", "ttft.slots=0"], "ttft.slots=0: at least 1, or auto"),
+        (["checkpoint=a", "ttft=per_task", "ttft.max_steps=0"], "ttft.max_steps=0: at least 1"),
+        (["checkpoint=a", "ttft=per_task", "ttft.learning_rate=0"], "ttft.learning_rate=0.0: above 0"),
+        (
+            ["checkpoint=a", "ttft=per_task", "ttft.slots=many"],
+            "ttft.slots=many: one of auto",
+        ),
     ],
 )
 def test_evaluate_takes_exactly_one_subject(overrides: list[str], message: str) -> None:

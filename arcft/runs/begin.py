@@ -155,3 +155,6 @@ def _take_away(settled: Settled, folder: Path) -> None:
             return
         for path in [folder / RUN_FILE, *folder.glob(f"{LEDGER_FILE}*"), folder / LOCK_FILE]:
             path.unlink(missing_ok=True)
+    # Of the command line, Hydra's own files remain.
+    with contextlib.suppress(OSError):
+        folder.rmdir()
