@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 
 from arcft.arc.sources import PairPool
-from arcft.arc.task import Grid, Pair, Task, TaskError
+from arcft.arc.task import NUM_COLORS, Grid, Pair, Task, TaskError
+from arcft.arc.transforms import SYMMETRIES, ColorPermutation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,6 +57,19 @@ def leave_one_out(task: Task) -> list[Task]:
         Task(task.id, train=task.train[:left_out] + task.train[left_out + 1 :], test=(pair,))
         for left_out, pair in enumerate(task.train)
     ]
+
+
+def variants_of_demonstration(task: Task) -> PairPool:
+    """What can be learned from a task's first demonstration alone: the pair varied is shown, and the pair asked for.
+
+    The variants are its 8 symmetries, as they are and with the colours 1 to 9 moved on by one, each once; where they
+    are all the same (one colour 0 all over), the pair itself is there twice.
+    """
+    first = Task(task.id, train=task.train[:1], test=task.train[:1])
+    shifted = ColorPermutation((0, *range(2, NUM_COLORS), 1))
+    moved = [symmetry.apply(colored) for colored in (first, shifted.apply(first)) for symmetry in SYMMETRIES]
+    different = list(dict.fromkeys(variant.train[0] for variant in moved))
+    return PairPool(task.id, tuple(different if len(different) > 1 else different * 2), demonstrations=1)
 
 
 def draw_task(pool: PairPool, rng: np.random.Generator) -> Task:

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,13 +74,13 @@ def predict_tasks(
 
 
 def augmented_prompts(
-    builder: ExampleBuilder, task: Task, test_index: int, config: InferenceConfig
+    builder: ExampleBuilder, task: Task, test_index: int, config: InferenceConfig, *, first: int = 0
 ) -> list[AugmentedPrompt]:
     """The prompts for test `test_index` (from 0) of `task`: the first as it is, the others varied.
 
-    Asking for more keeps the earlier ones: the first 8 of 16 are those of 8.
+    Asking for more keeps the earlier ones: the first 8 of 16 are those of 8, and with `first=8` the others come.
     """
-    rng = np.random.default_rng(_seed(config.seed, task.id, test_index))
+    rng = np.random.default_rng(derived_seed(config.seed, task.id, test_index))
     transforms = deal_transforms(
         task,
         config.predictions_per_test,
@@ -90,7 +90,7 @@ def augmented_prompts(
         pair_order=config.augment_pair_order,
     )
     dealt = []
-    for number, transform in enumerate(transforms):
+    for number, transform in list(enumerate(transforms))[first:]:
         problem = test_problem(transform.apply(task), test_index)
         token_ids, max_new_tokens = _fit(builder, problem, config)
         dealt.append(AugmentedPrompt(task.id, test_index, number, transform, token_ids, max_new_tokens))
@@ -104,6 +104,25 @@ def predict_prompts(
     config: InferenceConfig,
 ) -> list[Prediction]:
     """Ask `model` everything in `asked`, and return a prediction for each, in the same order."""
+    predictions = predict_places(model, builder, asked, config)
+    return [predictions[place] for place in range(len(asked))]
+
+
+def predict_places(
+    model: PreTrainedModel | PeftModel,
+    builder: ExampleBuilder,
+    asked: Sequence[AugmentedPrompt],
+    config: InferenceConfig,
+    *,
+    route: Callable[[Sequence[int]], None] | None = None,
+    until: Callable[[], bool] | None = None,
+) -> dict[int, Prediction]:
+    """Ask `model` what is in `asked`, of one test or of several, and return the predictions by place in it.
+
+    `route` is told, before a forward pass and whenever rows have left, which places in `asked` the rows of the batch
+    have: a model of several adapters chooses each row's by it. `until` is asked between batches; once it is true, what
+    has not been decoded is left out.
+    """
     predictions: dict[int, Prediction] = {}
     fitting = []
     for place, prompt in enumerate(asked):
@@ -114,14 +133,21 @@ def predict_prompts(
     # Similar lengths together need little padding, and equal ones none.
     fitting.sort(key=lambda place: len(asked[place].token_ids))
     for start in range(0, len(fitting), config.batch_size):
+        if start and until is not None and until():
+            break
         places = fitting[start : start + config.batch_size]
         batch = [asked[place] for place in places]
         before = time.perf_counter()
-        completions = _decode(model, builder.tokenization, batch, config)
+        completions = _decode(model, builder.tokenization, batch, config, _of_batch(route, places))
         seconds = (time.perf_counter() - before) / len(batch)
         for place, prompt, completion in zip(places, batch, completions, strict=True):
             predictions[place] = _read(builder, prompt, completion, seconds, config)
-    return [predictions[place] for place in range(len(asked))]
+    return predictions
+
+
+def derived_seed(*key: int | str) -> int:
+    """63 bits that depend on every part of `key`, the same on every machine (Python's own hash is salted)."""
+    return int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest()[:8], "little") >> 1
 
 
 def _fit(builder: ExampleBuilder, problem: Problem, config: InferenceConfig) -> tuple[list[int], int]:
@@ -150,10 +176,11 @@ def _decode(
     tokenization: Tokenization,
     batch: Sequence[AugmentedPrompt],
     config: InferenceConfig,
+    route: Callable[[Sequence[int]], None] | None,
 ) -> list[Completion]:
     generators = None
     if config.do_sample:
-        seeds = [_seed(config.seed, prompt.task_id, prompt.test_index, prompt.number) for prompt in batch]
+        seeds = [derived_seed(config.seed, prompt.task_id, prompt.test_index, prompt.number) for prompt in batch]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return decode(
         model,
@@ -164,7 +191,14 @@ def _decode(
         temperature=config.temperature,
         top_p=config.top_p,
         generator=generators,
+        **({} if route is None else {"route": route}),
     )
+
+
+def _of_batch(
+    route: Callable[[Sequence[int]], None] | None, places: Sequence[int]
+) -> Callable[[Sequence[int]], None] | None:
+    return None if route is None else lambda rows: route([places[row] for row in rows])
 
 
 def _read(
@@ -205,8 +239,3 @@ def _prediction(prompt: AugmentedPrompt, config: InferenceConfig, **outcome: Any
         seed=config.seed,
         **outcome,
     )
-
-
-def _seed(*key: int | str) -> int:
-    """63 bits that depend on every part of `key`, the same on every machine (Python's own hash is salted)."""
-    return int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest()[:8], "little") >> 1

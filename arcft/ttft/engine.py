@@ -1,23 +1,31 @@
-"""One resident model that adapts to unit after unit, several at once, and predicts them."""
+"""One resident model that adapts to unit after unit, several at once, and predicts them.
+
+With one slot, what comes out of a unit depends on its assignment, the checkpoint and the config, and on nothing else
+in the run: its examples are drawn from (seed, unit), its adapter begins at the same weights, and a batch of prompts
+holds one test. With more, floating-point sums differ in their last bits with what is beside it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-
-from arcft.arc.task import Task
-from arcft.arc.transforms import Transform
 from arcft.config.inference import InferenceConfig
 from arcft.config.ttft import TtftConfig
+from arcft.models.lora import LoraError
 from arcft.models.stacked_lora import StackedLora
 from arcft.text.examples import ExampleBuilder
-from arcft.ttft.recipe import Recipe
-from arcft.ttft.units import Assignment, Event, Unit
+from arcft.training.slots import SlotTrainer
+from arcft.ttft.adapting import Adapting, Save
+from arcft.ttft.answering import Answering, Seated
+from arcft.ttft.climb import Climb
+from arcft.ttft.lessons import Draw
+from arcft.ttft.recipe import Current, Recipe
+from arcft.ttft.units import Assignment, Event, Failed, Finished
 
-Save = Callable[[Unit, int, Callable[[Path], None]], str]
-"""Keeps an adapter, given the unit, its steps and what writes PEFT's files into a folder; returns where."""
+Pull = Callable[[int | None], Assignment | None]
 
 
 class Engine:
@@ -31,25 +39,159 @@ class Engine:
         *,
         config: TtftConfig,
         inference: InferenceConfig,
-        draw: Callable[[Task, np.random.Generator], Transform],
+        draw: Draw,
         input_from_inputs: float,
         learning_rate: float,
         pad_id: int,
         save: Save | None = None,
         recipe: Recipe | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """`learn` makes training examples and drops demonstrations to fit, `ask` makes prompts; `draw` draws the
         augmentation of an example, and `input_from_inputs` is the share that asks for another input. `recipe` is what
-        an earlier process had come down to, or had chosen for ttft.slots=auto."""
-        self.recipe = recipe
+        an earlier process had come down to, or had chosen for ttft.slots=auto. `clock` is what deadlines go by."""
+        on_cpu = stacked.model.device.type == "cpu"
+        slots = config.slots if config.slots is not None else (1 if on_cpu else "auto")
+        climb = Climb() if slots == "auto" and recipe is None else None
+        self._stacked = stacked
+        self._current = Current(
+            recipe
+            or Recipe(
+                slots=1 if slots == "auto" else slots,
+                gradient_checkpointing=False,
+                max_seq_length=learn.max_seq_length,
+                rank=stacked.rank,
+                batch_size=inference.batch_size,
+                merge=stacked.can_merge,
+            )
+        )
+        if self.recipe.rank < stacked.rank:
+            stacked.lower_rank(self.recipe.rank)
+        trainer = SlotTrainer(stacked, pad_id=pad_id, max_grad_norm=config.max_grad_norm)
+        trainer.gradient_checkpointing = self.recipe.gradient_checkpointing
+        self._adapting = Adapting(
+            stacked,
+            trainer,
+            learn,
+            self._current,
+            config=config,
+            draw=draw,
+            input_from_inputs=input_from_inputs,
+            learning_rate=learning_rate,
+            climb=climb,
+            save=save,
+            clock=clock,
+        )
+        together = not on_cpu and slots != 1
+        self._answering = Answering(stacked, ask, self._current, inference=inference, together=together, clock=clock)
+        self._second_try: Assignment | None = None
+        self._ready: list[Assignment] = []
+        self._exhausted = False
 
-    def work(
-        self, pull: Callable[[int | None], Assignment | None], stopped: Callable[[], bool]
-    ) -> Iterator[Event]:
+    @property
+    def recipe(self) -> Recipe:
+        """The settings that memory decides about, as they are now."""
+        return self._current.recipe
+
+    def work(self, pull: Pull, stopped: Callable[[], bool]) -> Iterator[Event]:
         """Pull assignments while slots are free, and yield what happens, until there is nothing left to do.
 
         `pull` is given the length that the next unit should be near, or None; when it gives None it is asked again
         after a unit has finished or failed. Ends within a training step or a decoded batch after `stopped`.
         """
-        raise NotImplementedError
-        yield
+        self._exhausted = False
+        try:
+            for event in self._loop(pull, stopped):
+                if isinstance(event, Finished | Failed):
+                    self._exhausted = False
+                yield event
+        finally:
+            # Whoever stopped in between gets these units again as they were.
+            self._adapting.dismiss(self._adapting.pupils)
+            self._second_try = None
+            self._ready = []
+
+    def _loop(self, pull: Pull, stopped: Callable[[], bool]) -> Iterator[Event]:
+        while not stopped():
+            yield from self._fill(pull, stopped)
+            if self._ready:
+                yield from self._answer_ready(stopped)
+                continue
+            if not self._adapting.pupils:
+                if self._exhausted:
+                    return
+                continue
+            yield from self._adapting.decide()
+            if stopped():
+                return
+            yield from self._adapting.advance()
+            yield from self._graduate(stopped)
+
+    def _fill(self, pull: Pull, stopped: Callable[[], bool]) -> Iterator[Event]:
+        """Pull until all slots are taken, or units wait that need no training and can be answered now."""
+        adapting = self._adapting
+        while not stopped() and len(adapting.pupils) < adapting.capacity:
+            if self._second_try is not None:
+                # It waits until it can be alone.
+                if not adapting.pupils:
+                    assignment, self._second_try = self._second_try, None
+                    yield from adapting.admit(assignment)
+                return
+            yield from adapting.make_room()
+            if len(adapting.pupils) >= adapting.capacity or self._exhausted:
+                return
+            near = adapting.pupils[0].assignment.unit.length if adapting.pupils else None
+            pulled = pull(near)
+            if pulled is None:
+                self._exhausted = True
+                return
+            if pulled.steps == 0 or pulled.adapter is not None:
+                self._ready.append(pulled)
+                if not self._waits_for_more(pulled):
+                    return
+            elif pulled.attempt and adapting.pupils:
+                self._second_try = pulled
+            else:
+                yield from adapting.admit(pulled)
+
+    def _waits_for_more(self, pulled: Assignment) -> bool:
+        """Whether further units may be decoded together with those that are ready: all by the adapter of the start."""
+        rows = sum(assignment.predictions for assignment in self._ready)
+        fits = rows + pulled.predictions <= self.recipe.batch_size
+        return self._answering.together and fits and all(assignment.adapter is None for assignment in self._ready)
+
+    def _answer_ready(self, stopped: Callable[[], bool]) -> Iterator[Event]:
+        """Predict the units that need no training, from a slot that is free."""
+        slot = len(self._adapting.pupils)
+        ready, self._ready = self._ready, []
+        saved = [assignment for assignment in ready if assignment.adapter is not None]
+        unadapted = [assignment for assignment in ready if assignment.adapter is None]
+        if unadapted:
+            self._stacked.reset(slot)
+            for assignment in unadapted:
+                yield self._adapting.started(assignment)
+            yield from self._answering.answer([Seated(assignment, slot) for assignment in unadapted], stopped)
+        for assignment in saved:
+            yield from self._answer_saved(assignment, slot, stopped)
+
+    def _answer_saved(self, assignment: Assignment, slot: int, stopped: Callable[[], bool]) -> Iterator[Event]:
+        assert assignment.adapter is not None
+        try:
+            self._stacked.load(slot, Path(assignment.adapter))
+        except LoraError as error:
+            # It can be made again, from the same examples.
+            again = dataclasses.replace(assignment, adapter=None)
+            yield from self._adapting.admit(again, (f"adapted again, as its adapter can't be used: {error}",))
+            return
+        yield self._adapting.started(assignment)
+        yield from self._answering.answer([Seated(assignment, slot)], stopped)
+
+    def _graduate(self, stopped: Callable[[], bool]) -> Iterator[Event]:
+        """Predict the units whose training has ended, then give their slots away."""
+        ended = []
+        for pupil, adapted in self._adapting.hand_over():
+            ended.append(pupil)
+            yield adapted
+        if ended:
+            yield from self._answering.answer([Seated(pupil.assignment, pupil.slot) for pupil in ended], stopped)
+            self._adapting.dismiss(ended)

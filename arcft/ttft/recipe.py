@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+
+import torch
 
 LOWEST_RANK = 8
 
@@ -23,9 +26,22 @@ class Recipe:
     rank: int
     """Of the adapters."""
 
+    batch_size: int
+    """Prompts that are decoded together."""
+
+    merge: bool
+    """Whether an adapter may be merged into the base weights to predict."""
+
+
+@dataclasses.dataclass
+class Current:
+    """The recipe that the parts of an engine go by; replaced as a whole."""
+
+    recipe: Recipe
+
 
 def lower(recipe: Recipe, *, shortest: int) -> Recipe | None:
-    """The next recipe that takes less memory; None at the end.
+    """The next recipe whose training takes less memory; None at the end.
 
     First what changes nothing but the speed: half the slots, down to one, then activations computed twice. Then the
     context, three quarters at a time, but never below `shortest` tokens, and last the rank, halved down to 8.
@@ -39,3 +55,24 @@ def lower(recipe: Recipe, *, shortest: int) -> Recipe | None:
     if recipe.rank // 2 >= LOWEST_RANK:
         return dataclasses.replace(recipe, rank=recipe.rank // 2)
     return None
+
+
+def difference(old: Recipe, new: Recipe) -> str:
+    """What has changed, in words: `slots 4 -> 2`."""
+    before, after = dataclasses.asdict(old), dataclasses.asdict(new)
+    return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or this machine had no memory left; PyTorch's CPU allocator has no error class of its own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+
+
+def free_memory() -> None:
+    """Give back what a pass that ran out of memory has left behind; to be called when its error is forgotten."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,365 @@
+"""Training of the units that are in the engine's slots: admitted, stepped together, ended, each at its own time."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from arcft.config.scheduler import SchedulerConfig
+from arcft.config.ttft import TtftConfig
+from arcft.inference.predict import derived_seed
+from arcft.models.stacked_lora import StackedLora
+from arcft.text.examples import ExampleBuilder, LengthError
+from arcft.text.tokens import Example
+from arcft.training.schedulers import make_factor
+from arcft.training.slots import SlotStep, SlotTrainer
+from arcft.ttft.climb import Climb
+from arcft.ttft.lessons import Draw, Lessons, prepare_lessons, shortened
+from arcft.ttft.recipe import Current, Recipe, difference, free_memory, is_out_of_memory, lower
+from arcft.ttft.units import MAIN, Adapted, Assignment, Event, Failed, Lowered, Started, Stepped, Unit
+
+logger = logging.getLogger(__name__)
+
+SECOND_TRY_RATE = 0.5
+SECOND_TRY_CONTEXT = 0.75
+SHARE_OF_TRAINING = 0.5
+"""Of the time to a deadline; the rest is for predictions."""
+
+Save = Callable[[Unit, int, Callable[[Path], None]], str]
+"""Keeps an adapter, given the unit, its steps and what writes PEFT's files into a folder; returns where."""
+
+
+@dataclasses.dataclass(eq=False)
+class Pupil:
+    """A unit in a slot."""
+
+    assignment: Assignment
+    slot: int
+    lessons: Lessons
+    train_until: float | None
+    tokens: int = 0
+    seconds: float = 0.0
+    begun: bool = False
+    """Whether the slot holds it: one that waits for its first pass has only its place."""
+
+    losses: list[float] = dataclasses.field(default_factory=list)
+    best: tuple[float, int, torch.Tensor] | None = None
+    """Lowest loss on what is held back, after how many steps, and the weights then."""
+
+    @property
+    def step(self) -> int:
+        return len(self.losses)
+
+    @property
+    def alone(self) -> bool:
+        """A second try shares its passes with nobody, who might have been the cause."""
+        return self.assignment.attempt > 0
+
+    def ended(self, patience: int | None, now: float) -> Literal["steps", "patience", "deadline"] | None:
+        if self.step >= self.assignment.steps:
+            return "steps"
+        if patience is not None and self.best is not None and self.step - self.best[1] >= patience:
+            return "patience"
+        if self.train_until is not None and now >= self.train_until:
+            return "deadline"
+        return None
+
+
+class Adapting:
+    """The pupils, in slots without gaps from 0 on."""
+
+    def __init__(
+        self,
+        stacked: StackedLora,
+        trainer: SlotTrainer,
+        learn: ExampleBuilder,
+        current: Current,
+        *,
+        config: TtftConfig,
+        draw: Draw,
+        input_from_inputs: float,
+        learning_rate: float,
+        climb: Climb | None,
+        save: Save | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self.pupils: list[Pupil] = []
+        self.climb = climb
+        self._stacked = stacked
+        self._trainer = trainer
+        self._learn = learn
+        self._current = current
+        self._config = config
+        self._draw = draw
+        self._input_from_inputs = input_from_inputs
+        self._learning_rate = learning_rate
+        self._save = save
+        self._clock = clock
+        self._shortest = learn.max_seq_length // 4
+
+    @property
+    def capacity(self) -> int:
+        """How many units may be in training or wait for their turn in a slot."""
+        if any(pupil.alone for pupil in self.pupils):
+            return 1
+        return self._current.recipe.slots if self.climb is None else self.climb.wanted
+
+    def make_room(self) -> Iterator[Event]:
+        """Have a slot for one more unit; where there is no memory for it, be content with those that there are."""
+        if len(self.pupils) < self._stacked.slots or len(self.pupils) >= self.capacity:
+            return
+        slots = self._stacked.slots
+        aside = [(pupil.slot, self._trainer.snapshot(pupil.slot).cpu()) for pupil in self.pupils if pupil.begun]
+        try:
+            self._stacked.resize(self.capacity)
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            words = str(error).partition("\n")[0]
+        free_memory()
+        self._stacked.resize(slots)
+        for slot, weights in aside:
+            self._trainer.restore(slot, weights)
+        if self.climb is not None:
+            yield from self._choose(slots, f"no memory for more: {words}")
+            return
+        new = dataclasses.replace(self._current.recipe, slots=slots)
+        yield self._lowered(self.pupils[0].assignment, new, words)
+
+    def admit(self, assignment: Assignment, notes: Sequence[str] = ()) -> Iterator[Event]:
+        """Put the unit into the next free slot, or say why it can't be."""
+        try:
+            lessons = self._lessons(assignment)
+        except LengthError as error:
+            yield Failed(key=assignment.key, reason=str(error), retry=False)
+            return
+        train_until = None
+        if assignment.deadline is not None:
+            now = self._clock()
+            train_until = now + SHARE_OF_TRAINING * max(0.0, assignment.deadline - now)
+        self.pupils.append(Pupil(assignment, len(self.pupils), lessons, train_until))
+        yield self.started(assignment, (*notes, *lessons.notes))
+
+    def started(self, assignment: Assignment, notes: Sequence[str] = ()) -> Started:
+        recipe = dataclasses.replace(self._current.recipe, max_seq_length=self._context(assignment))
+        if assignment.attempt:
+            recipe = dataclasses.replace(recipe, slots=1)
+        rate = {"learning_rate": self._rate(assignment)} if assignment.steps else {}
+        return Started(key=assignment.key, recipe={**dataclasses.asdict(recipe), **rate}, notes=tuple(notes))
+
+    def advance(self) -> Iterator[Event]:
+        """One pass: an optimizer step of each pupil in it."""
+        group = self._next_group()
+        if not group:
+            return
+        try:
+            for pupil in group:
+                if not pupil.begun:
+                    self._begin(pupil)
+            begun = time.perf_counter()
+            examples = [self._examples(pupil) for pupil in group]
+            steps = self._trainer.step(examples, group[0].slot)
+            seconds = time.perf_counter() - begun
+        except Exception as error:
+            failure = error
+        else:
+            yield from self._record(group, examples, steps, seconds)
+            return
+        yield from self._fail_or_lower(group, failure)
+
+    def hand_over(self) -> Iterator[tuple[Pupil, Adapted]]:
+        """The pupils that have ended, their best weights in their slots, which they keep until `dismiss`."""
+        for pupil in list(self.pupils):
+            ended = pupil.ended(self._config.patience, self._clock())
+            if ended is None:
+                continue
+            if not pupil.begun:
+                self._stacked.reset(pupil.slot)
+            elif pupil.best is not None and pupil.best[1] != pupil.step:
+                self._trainer.restore(pupil.slot, pupil.best[2])
+            adapter = None
+            if self._save is not None and pupil.assignment.round == MAIN:
+                write = partial(self._stacked.save, pupil.slot)
+                adapter = self._save(pupil.assignment.unit, pupil.step, write)
+            yield (
+                pupil,
+                Adapted(
+                    key=pupil.assignment.key,
+                    steps=pupil.step,
+                    tokens=pupil.tokens,
+                    seconds=pupil.seconds,
+                    losses=tuple(pupil.losses),
+                    ended=ended,
+                    adapter=adapter,
+                ),
+            )
+
+    def dismiss(self, gone: Sequence[Pupil]) -> None:
+        """Free the slots of `gone`; those behind move up."""
+        self.pupils = [pupil for pupil in self.pupils if pupil not in gone]
+        for slot, pupil in enumerate(self.pupils):
+            if pupil.slot != slot and pupil.begun:
+                self._trainer.move(pupil.slot, slot)
+            pupil.slot = slot
+        needed = max(len(self.pupils), self._current.recipe.slots)
+        if self.climb is None and needed < self._stacked.slots:
+            self._stacked.resize(needed)
+
+    def decide(self) -> Iterator[Event]:
+        """End the measuring of ttft.slots=auto where it has come to a choice, or can't go on with what is at hand."""
+        climb = self.climb
+        if climb is None or not self.pupils:
+            return
+        if climb.choice is None and len(self.pupils) < climb.wanted:
+            climb.stop()
+        if climb.choice is not None:
+            yield from self._choose(climb.choice, f"measured: {climb.words()}" if climb.rates else "nothing to compare")
+
+    def _choose(self, slots: int, reason: str) -> Iterator[Event]:
+        self.climb = None
+        self._current.recipe = dataclasses.replace(self._current.recipe, slots=slots)
+        yield Lowered(
+            key=self.pupils[0].assignment.key,
+            recipe=dataclasses.asdict(self._current.recipe),
+            reason=f"ttft.slots=auto: {slots} ({reason})",
+        )
+
+    def _next_group(self) -> list[Pupil]:
+        if self.climb is not None and len(self.pupils) >= self.climb.wanted:
+            first, count = self.climb.next()
+            return self.pupils[first : first + count]
+        return self.pupils[: max(1, self._current.recipe.slots)]
+
+    def _examples(self, pupil: Pupil) -> list[Example]:
+        size = self._config.batch_size
+        return [pupil.lessons.stream[k] for k in range(pupil.step * size, (pupil.step + 1) * size)]
+
+    def _record(
+        self, group: Sequence[Pupil], examples: Sequence[Sequence[Example]], steps: Sequence[SlotStep], seconds: float
+    ) -> Iterator[Event]:
+        tokens = [sum(len(example.input_ids) for example in own) for own in examples]
+        if self.climb is not None:
+            self.climb.record(sum(tokens), seconds)
+        for pupil, step, own in zip(group, steps, tokens, strict=True):
+            pupil.tokens += own
+            pupil.seconds += seconds / len(group)
+            pupil.losses.append(step.loss)
+            if not step.finite:
+                reason = f"loss {step.loss:.4g}, gradient norm {step.gradient_norm:.4g} in step {pupil.step}"
+                yield from self._fail([pupil], f"not finite: {reason}")
+                continue
+            yield Stepped(
+                key=pupil.assignment.key,
+                step=pupil.step,
+                steps=pupil.assignment.steps,
+                loss=step.loss,
+                tokens=own,
+                seconds=seconds / len(group),
+            )
+            try:
+                self._check(pupil)
+            except Exception as error:
+                failure = error
+            else:
+                continue
+            yield from self._fail_or_lower([pupil], failure)
+
+    def _check(self, pupil: Pupil) -> None:
+        """Look at what is held back, from time to time and after the last step."""
+        patience = self._config.patience
+        if patience is None or not pupil.lessons.held_back:
+            return
+        if pupil.step % max(1, patience // 4) and pupil.step < pupil.assignment.steps:
+            return
+        loss = self._trainer.loss(pupil.slot, pupil.lessons.held_back)
+        if pupil.best is None or loss < pupil.best[0]:
+            pupil.best = (loss, pupil.step, self._trainer.snapshot(pupil.slot))
+
+    def _begin(self, pupil: Pupil) -> None:
+        schedule = SchedulerConfig(
+            name=self._config.scheduler, warmup_ratio=self._config.warmup_ratio, min_lr_ratio=0.0
+        )
+        factor = make_factor(schedule, pupil.assignment.steps)
+        self._trainer.begin(pupil.slot, learning_rate=self._rate(pupil.assignment), factor=factor)
+        pupil.begun = True
+        self._check(pupil)
+
+    def _rate(self, assignment: Assignment) -> float:
+        return self._learning_rate * (SECOND_TRY_RATE if assignment.attempt else 1.0)
+
+    def _context(self, assignment: Assignment) -> int:
+        length = self._current.recipe.max_seq_length
+        return int(length * SECOND_TRY_CONTEXT) if assignment.attempt else length
+
+    def _lessons(self, assignment: Assignment) -> Lessons:
+        return prepare_lessons(
+            assignment.unit.tasks,
+            shortened(self._learn, self._context(assignment)),
+            draw=self._draw,
+            input_from_inputs=self._input_from_inputs,
+            seed=derived_seed(assignment.seed, assignment.unit.name),
+            length=assignment.steps * self._config.batch_size,
+            hold_back=self._config.patience is not None,
+        )
+
+    def _fail_or_lower(self, group: Sequence[Pupil], error: Exception) -> Iterator[Event]:
+        """What follows an error in a pass of `group`: a lower recipe, if memory ran out, or the units fail."""
+        if isinstance(error, OSError | torch.AcceleratorError):
+            # The disk, or a GPU in a state that no other unit would find better.
+            raise error
+        if not is_out_of_memory(error):
+            logger.warning("%s", ", ".join(pupil.assignment.unit.name for pupil in group), exc_info=error)
+            yield from self._fail(group, f"{type(error).__name__}: {error}")
+            return
+        words = str(error).partition("\n")[0]
+        # The error holds the frames of the pass, and with them what fills the memory.
+        error.__traceback__ = None
+        free_memory()
+        if self.climb is not None:
+            self.climb.stop(at_most=max(1, len(group) // 2))
+            assert self.climb.choice is not None
+            yield from self._choose(self.climb.choice, f"no memory for {len(group)}: {words}")
+            return
+        yield from self._lower(group, words)
+
+    def _lower(self, group: Sequence[Pupil], words: str) -> Iterator[Event]:
+        old = self._current.recipe
+        new = lower(old, shortest=self._shortest)
+        if new is None:
+            yield from self._fail(group, f"out of memory, and nothing is left to give up: {words}")
+            return
+        yield self._lowered(group[0].assignment, new, words)
+        yield from self._apply(old, new)
+
+    def _lowered(self, assignment: Assignment, new: Recipe, words: str) -> Lowered:
+        reason = f"out of memory: {difference(self._current.recipe, new)} ({words})"
+        self._current.recipe = new
+        return Lowered(key=assignment.key, recipe=dataclasses.asdict(new), reason=reason)
+
+    def _apply(self, old: Recipe, new: Recipe) -> Iterator[Event]:
+        self._trainer.gradient_checkpointing = new.gradient_checkpointing
+        if new.rank != old.rank:
+            self._stacked.lower_rank(new.rank)
+            for pupil in self.pupils:
+                # Weights of another shape; the next check takes new ones.
+                pupil.best = None
+        if new.max_seq_length != old.max_seq_length:
+            for pupil in list(self.pupils):
+                try:
+                    pupil.lessons = self._lessons(pupil.assignment)
+                except LengthError as error:
+                    yield Failed(key=pupil.assignment.key, reason=str(error), retry=False)
+                    self.dismiss([pupil])
+
+    def _fail(self, group: Sequence[Pupil], reason: str) -> Iterator[Event]:
+        for pupil in group:
+            yield Failed(key=pupil.assignment.key, reason=reason, retry=True)
+        self.dismiss(group)
