@@ -134,7 +134,8 @@ def _charts(adaptation: Adaptation) -> str:
         words += "Until a task is done its un-adapted predictions count, so the line starts where these stand. "
     if any(row.loss_first is not None for row in adaptation.adapters):
         words += f"A dot below the dashed line is {_each(adaptation)} whose loss fell."
-    return f"<div class='curves'>{svg}</div><p class='faint'>{words}</p>"
+    note = f"<p class='faint'>{words}</p>" if words else ""
+    return f"<div class='curves'>{svg}</div>{note}"
 
 
 def _each(adaptation: Adaptation) -> str:
@@ -161,7 +162,7 @@ def _tasks(adaptation: Adaptation, rows: Sequence[tuple[TaskRow, Result]], ancho
         return ""
     before = adaptation.solved_before
     cells = [_cells(row, result, before.get(row.task_id), anchors) for row, result in rows]
-    names = [name for name in cells[0] if name != "adapter" or adaptation.shares_adapters]
+    names = [name for name in cells[0] if any(values[name] for values in cells)]
     kinds = {name: ' class="number"' if name in NUMERIC else "" for name in names}
     head = "".join(f"<th{kinds[name]}>{name}</th>" for name in names)
     body = "".join(
@@ -179,7 +180,7 @@ def _cells(row: TaskRow, result: Result, before: bool | None, anchors: Mapping[s
     retried = [f"done in try {row.attempts + 1}"] if row.attempts else []
     return {
         "task": _link(row.task_id, anchors),
-        "adapter": escape(row.unit or row.task_id),
+        "adapter": escape(row.unit) if row.unit != row.task_id else "",
         "before": "" if before is None else "solved" if before else "–",
         "now": f'<span class="dot" style="background:{result.outcome.color}"></span>{result.outcome.name}',
         "votes": escape(row.votes),
