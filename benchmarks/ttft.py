@@ -1,0 +1,295 @@
+"""From a task to its answer: adapt, then predict, in the ways it is done today and in ours.
+
+    python benchmarks/ttft.py --quick
+    python benchmarks/ttft.py --model tiny --smollm2 SmolLM2-135M-Instruct.Q4_1.gguf
+    python benchmarks/ttft.py --model qwen3_4b --ways c,d1,d8     # random weights of that architecture, on a GPU
+
+Ways: (a) a process per task with transformers' Trainer, PEFT and `generate`; (b) the same in one process; (c) PEFT in a
+bare training loop, and `generate`; (d) arcft's engine with 1, 2, 4, 8 slots, and with ttft.slots=auto.
+
+All ways get the same tasks of ARC-1, the same start adapter, the same examples step by step in batches of one, the same
+learning-rate schedule and the same prompts, decoded together; every answer takes as many tokens as the true answers do
+on average, so that nobody is faster by answering less. (a) to (c) find their examples and prompts ready as token ids;
+(d) makes them, and writes its ledger. (a) merges its adapter before it predicts; (b) and (c) can't, as taking it out
+again is not exact. On a CPU the ways take turns, block by block of tasks, and a ratio is the median over the blocks;
+on a GPU, where memory is short and the machine quiet, one way follows the other. Loading is part of (a), whose every
+task pays for it; for the others it is told apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adaptation.prepare import Plan
+    from adaptation.workload import Figures, Workload
+
+WAYS = ("a", "b", "c", "d1", "d2", "d4", "d8", "dauto")
+SLOTS = {"d1": 1, "d2": 2, "d4": 4, "d8": 8}
+# Dense bfloat16, without sparsity, from the makers' data sheets.
+PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+GOALS = {
+    ("tiny", "cpu"): {"a": 3.0},
+    ("smollm2_135m", "cpu"): {"a": 1.8, "c": 1.5},
+    ("qwen3_4b", "cuda"): {"a": 20.0, "c": 5.0},
+}
+"""Times faster than (a) or (c), for the best of our ways."""
+
+
+def main() -> None:
+    arguments = parse()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from adaptation.prepare import prepare
+
+    models = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, plan in enumerate(wanted_plans(arguments)):
+            folder = Path(scratch) / str(number)
+            folder.mkdir()
+            workload = prepare(plan, folder)
+            ways = [way for way in arguments.ways if way not in SLOTS or SLOTS[way] <= plan.tasks]
+            model = measure(workload, ways)
+            print_table(model)
+            models.append(model)
+        growth = [] if arguments.no_growth else measure_growth(Path(scratch) / "growth", quick=arguments.quick)
+    print_growth(growth)
+    result = {
+        "benchmark": "ttft",
+        "quick": arguments.quick,
+        **machine(),
+        "models": models,
+        "growth": growth,
+    }
+    print(json.dumps(result))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the tiny model alone, a few tasks and steps")
+    parser.add_argument("--smollm2", metavar="PATH", type=Path, help="GGUF file or folder of SmolLM2-135M-Instruct")
+    parser.add_argument("--model", action="append", default=[], metavar="NAME", help="tiny, or a folder's name in "
+                        "benchmarks/architectures; may be given several times; without it: tiny")  # fmt: skip
+    parser.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS), metavar="A,B,...",
+                        help=f"which to measure, of {','.join(WAYS)}")  # fmt: skip
+    parser.add_argument("--no-growth", action="store_true", help="leave out the growth from 10 to 400 tasks")
+    arguments = parser.parse_args()
+    if arguments.smollm2 is not None and not arguments.smollm2.exists():
+        parser.error(f"--smollm2 {arguments.smollm2}: there is no such file or folder")
+    unknown = [way for way in arguments.ways if way not in WAYS]
+    if unknown:
+        parser.error(f"--ways {','.join(unknown)}: known are {','.join(WAYS)}")
+    known = ["tiny", *sorted(path.name for path in (Path(__file__).parent / "architectures").iterdir())]
+    unknown = [name for name in arguments.model if name not in known]
+    if unknown:
+        parser.error(f"--model {unknown[0]}: known are {', '.join(known)}")
+    return arguments
+
+
+def wanted_plans(arguments: argparse.Namespace) -> list[Plan]:
+    from adaptation import plans
+
+    names = arguments.model or ([] if arguments.smollm2 and not arguments.quick else ["tiny"])
+    chosen = [plans.tiny(quick=arguments.quick) if name == "tiny" else plans.on_gpu(name) for name in names]
+    if arguments.smollm2 is not None:
+        chosen.append(plans.smollm2(arguments.smollm2.resolve()))
+    return chosen
+
+
+def measure(workload: Workload, ways: Sequence[str]) -> dict[str, Any]:
+    """Every way's figures, block by block, and what they come to."""
+    from adaptation.serve import serving, title
+
+    results: dict[str, list[Figures]] = {way: [] for way in ways}
+    load_seconds: dict[str, float] = {}
+    # Together, so that they can take turns; on a GPU one at a time.
+    groups = [[way] for way in ways] if workload.device == "cuda" else [list(ways)]
+    for group in groups:
+        with contextlib.ExitStack() as stack:
+            servers = {way: stack.enter_context(serving(way, workload)) for way in group}
+            load_seconds |= {way: server.load_seconds for way, server in servers.items()}
+            for number, way, task_ids in turns(workload, group):
+                figures = servers[way].answer(task_ids)
+                results[way].append(figures)
+                print(
+                    f"{workload.name}, block {number + 1} of {len(workload.blocks)}, {title(way)}: "
+                    f"{figures.seconds / figures.tasks:.1f} s a task",
+                    flush=True,
+                )
+    rows = [row(workload, way, figures, load_seconds[way]) for way, figures in results.items()]
+    model: dict[str, Any] = {
+        "model": workload.name,
+        "note": workload.note,
+        "dtype": workload.dtype,
+        "tasks": sum(map(len, workload.blocks)),
+        "blocks": len(workload.blocks),
+        "steps": workload.steps,
+        "predictions": workload.predictions,
+        "new_tokens": workload.new_tokens,
+        "base_parameters": workload.base_parameters,
+        "adapter_parameters": workload.adapter_parameters,
+        "ways": rows,
+        "ratios": ratios(results, "seconds"),
+        "cpu_ratios": ratios(results, "cpu_seconds"),
+    }
+    model["goals"] = goals(workload, model["ratios"])
+    return model
+
+
+def turns(workload: Workload, ways: Sequence[str]) -> Iterator[tuple[int, str, list[str]]]:
+    """Who does what next: each block by every way, beginning with another one each time."""
+    for number, block in enumerate(workload.blocks):
+        first = number % len(ways)
+        for way in [*ways[first:], *ways[:first]]:
+            yield number, way, block[: workload.fewer.get(way, len(block))]
+
+
+def row(workload: Workload, way: str, blocks: Sequence[Figures], load_seconds: float) -> dict[str, Any]:
+    """A way's figures over all its blocks."""
+    from adaptation.serve import title
+
+    def total(name: str) -> float:
+        return sum(getattr(figures, name) for figures in blocks)
+
+    tasks, seconds, trained = total("tasks"), total("seconds"), total("trained_tokens")
+    # Forward and backward through frozen weights 4 operations a weight and token, through trained ones 6; causal
+    # attention 6 a layer, width and (token, earlier token) pair, of which there are half the square.
+    operations = trained * (4 * workload.base_parameters + 6 * workload.adapter_parameters)
+    operations += 6 * workload.layers * workload.attention_width * total("attention_terms")
+    peak = peak_flops()
+    return {
+        "way": way,
+        "title": title(way),
+        "tasks": tasks,
+        "load_seconds": load_seconds,
+        "seconds_per_task": seconds / tasks,
+        "cpu_seconds_per_task": total("cpu_seconds") / tasks,
+        "adapt_seconds_per_task": total("adapt_seconds") / tasks,
+        "predict_seconds_per_task": total("predict_seconds") / tasks,
+        "tasks_per_hour": 3600 * tasks / seconds,
+        "tokens_per_second": (trained + total("read_tokens") + total("produced_tokens")) / seconds,
+        "trained_tokens_per_second": trained / total("adapt_seconds"),
+        "share_of_peak": None if peak is None else operations / total("adapt_seconds") / peak,
+        "peak_gib": max(figures.peak_bytes for figures in blocks) / 2**30,
+        "loss_first": statistics.fmean(figures.loss_first for figures in blocks),
+        "loss_last": statistics.fmean(figures.loss_last for figures in blocks),
+        "notes": sorted({note for figures in blocks for note in figures.notes}),
+    }
+
+
+def ratios(results: dict[str, list[Figures]], name: str) -> dict[str, dict[str, float]]:
+    """How many times faster a way is than (a), (c) and (d) with one slot: the median over the blocks."""
+
+    def per_task(figures: Figures) -> float:
+        return getattr(figures, name) / figures.tasks
+
+    return {
+        way: {
+            than: statistics.median(per_task(x) / per_task(y) for x, y in zip(results[than], mine, strict=True))
+            for than in ("a", "c", "d1")
+            if than in results
+        }
+        for way, mine in results.items()
+    }
+
+
+def goals(workload: Workload, found: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """The best of our ways against each goal that this machine and model have one for."""
+    ours = {way: of for way, of in found.items() if way.startswith("d")}
+    reached = []
+    for than, goal in GOALS.get((workload.name, workload.device), {}).items():
+        best = max(ours, key=lambda way: ours[way].get(than, 0.0), default=None)
+        if best is not None and than in ours[best]:
+            ratio = ours[best][than]
+            reached.append({"than": than, "goal": goal, "ratio": ratio, "way": best, "met": ratio >= goal})
+    if "dauto" in found and "d1" in found["dauto"]:
+        ratio = found["dauto"]["d1"]
+        reached.append({"than": "d1", "goal": 0.95, "ratio": ratio, "way": "dauto", "met": ratio >= 0.95})
+    return reached
+
+
+def measure_growth(folder: Path, *, quick: bool) -> list[dict[str, float]]:
+    """Seconds a task of (d), with more and more tasks in one run."""
+    from adaptation.plans import growth
+    from adaptation.prepare import prepare
+    from adaptation.serve import serving
+
+    folder.mkdir()
+    workload = prepare(growth(quick=quick), folder)
+    (ids,) = workload.blocks
+    found = []
+    with serving("d1", workload) as server:
+        for count in (10, 40) if quick else (10, 100, 400):
+            figures = server.answer(ids[:count])
+            found.append(
+                {
+                    "tasks": count,
+                    "seconds_per_task": figures.seconds / count,
+                    "cpu_seconds_per_task": figures.cpu_seconds / count,
+                    "peak_gib": figures.peak_bytes / 2**30,
+                }
+            )
+    return found
+
+
+def machine() -> dict[str, Any]:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    name = torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine()
+    return {"device": "cuda" if cuda else "cpu", "machine": name, "threads": torch.get_num_threads()}
+
+
+def peak_flops() -> float | None:
+    name = str(machine()["machine"])
+    return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+
+
+def print_table(model: dict[str, Any]) -> None:
+    print(
+        f"\n{model['model']} ({model['note']}, {model['dtype']}): {model['tasks']} tasks in {model['blocks']} blocks, "
+        f"{model['steps']} steps, {model['predictions']} predictions of {model['new_tokens']} tokens a test\n"
+    )
+    columns = ("s/task", "adapt", "predict", "load", "CPU s", "tasks/h", "tok/s", "peak", "GiB", "than a", "than c")
+    print(f"{'':28}" + "".join(f"{column:>9}" for column in columns))
+    for line in model["ways"]:
+        of = model["ratios"][line["way"]]
+        share = line["share_of_peak"]
+        cells = [
+            *(f"{line[f'{part}seconds_per_task']:.2f}" for part in ("", "adapt_", "predict_")),
+            "" if line["way"] == "a" else f"{line['load_seconds']:.1f}",
+            f"{line['cpu_seconds_per_task']:.2f}",
+            f"{line['tasks_per_hour']:.0f}",
+            f"{line['tokens_per_second']:.0f}",
+            "" if share is None else f"{share:.1%}",
+            f"{line['peak_gib']:.2f}",
+            *(f"{of[than]:.2f}x" if than in of else "" for than in ("a", "c")),
+        ]
+        print(f"{line['title']:28}" + "".join(f"{cell:>9}" for cell in cells))
+        for note in line["notes"]:
+            print(f"  {note}")
+    for goal in model["goals"]:
+        verdict = "met" if goal["met"] else "missed"
+        print(f"goal {goal['goal']}x ({goal['than']}): {goal['ratio']:.2f}x by {goal['way']}, {verdict}")
+    print()
+
+
+def print_growth(growth: Sequence[dict[str, float]]) -> None:
+    for line in growth:
+        print(
+            f"a run of {line['tasks']} tasks: {line['seconds_per_task']:.3f} s a task, "
+            f"{line['cpu_seconds_per_task']:.3f} of the processor, {line['peak_gib']:.2f} GiB"
+        )
+
+
+if __name__ == "__main__":
+    main()
