@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -80,6 +80,7 @@ def decode(
     top_p: float | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     positions: Positions | None = None,
+    route: Callable[[Sequence[int]], None] | None = None,
 ) -> list[Completion]:
     """Complete all `prompts` together and return a Completion for each, in their order.
 
@@ -87,6 +88,7 @@ def decode(
     meanwhile. Without `temperature` and `top_p` each token is the likeliest one, equal to `generate` token for token
     in float32; with one of them it is drawn with a CPU `generator`. With one generator for each prompt, what is drawn
     for a prompt does not depend on the others beside it. `max_new_tokens` is one limit for all, or one for each prompt.
+    `route` is told which prompts the batch holds, by their numbers, before the first pass and whenever some have ended.
 
     Prompts of equal length are fastest: they need no padding, so attention needs no mask.
 
@@ -99,7 +101,7 @@ def decode(
     was_training = model.training
     model.eval()
     try:
-        _complete(model, rows, frozenset(end_ids), pad_id, sampler, positions)
+        _complete(model, rows, frozenset(end_ids), pad_id, sampler, positions, route)
     finally:
         model.train(was_training)
     return [row.completion() for row in rows]
@@ -125,9 +127,12 @@ def _complete(
     pad_id: int,
     sampler: _Sampler | None,
     positions: Positions | None,
+    route: Callable[[Sequence[int]], None] | None,
 ) -> None:
     """Extend `rows` in place until each has ended."""
     live = list(range(len(rows)))  # which rows the batch still holds, in its order
+    if route is not None:
+        route(live)
     feed = _Feed(rows, pad_id, model.device, positions)
     cache = make_cache(model.config)
     for step in range(max(row.limit for row in rows)):
@@ -147,6 +152,8 @@ def _complete(
             return
         if len(keep) < len(live):
             live = [live[place] for place in keep]
+            if route is not None:
+                route(live)
             kept = torch.tensor(keep, device=model.device)
             cache.reorder_cache(cast(torch.LongTensor, kept))
             feed.select(kept)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -69,7 +69,7 @@ def apply_lora(
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> peft.PeftModel:
     """Put the adapter saved in `folder` on `model`; raises LoraError where it does not fit, or is no LoRA adapter."""
-    peft_config = _read_config(folder)
+    peft_config = read_adapter_config(folder)
     peft_config.inference_mode = not trainable
     # The initial values are drawn and then overwritten; nobody else's random numbers may shift by that.
     with _seeded(0):
@@ -87,23 +87,52 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> pe
     return adapted
 
 
+def read_adapter_config(folder: Path) -> peft.LoraConfig:
+    """What adapter_config.json in `folder` says; raises LoraError unless it is that of a plain LoRA adapter."""
+    path = folder / CONFIG_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoraError(f"{path}: can't be read: {error}") from error
+    if not isinstance(content, dict) or content.get("peft_type") != "LORA":
+        raise LoraError(f"{path}: is no plain LoRA adapter: it has no peft_type LORA")
+    defaults = vars(peft.LoraConfig())
+    for name, value in content.items():
+        if name in _PLAIN:
+            if not _PLAIN[name](value):
+                raise LoraError(f"{path}: {name}={_short(value)} is not a value that a LoRA adapter can have")
+        # Anything else is another method, or names what is to be imported.
+        elif name not in _UNUSED and value and value != defaults.get(name):
+            raise LoraError(f"{path}: is no plain LoRA adapter: {name}={_short(value)}")
+    try:
+        return peft.LoraConfig(**{name: content[name] for name in _PLAIN if name in content})
+    except (TypeError, ValueError, ImportError) as error:
+        raise LoraError(f"{path}: is not valid: {error}") from error
+
+
 def load_adapter_weights(model: peft.PeftModel, folder: Path) -> None:
     """Overwrite the adapter of `model` with the one saved in `folder`; raises LoraError unless they match exactly."""
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    weights = read_adapter_weights(folder, {name: weight.shape for name, weight in own.items()})
+    set_peft_model_state_dict(model, weights)
+
+
+def read_adapter_weights(folder: Path, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
+    """The weights saved in `folder` by PEFT's names, on the CPU; raises LoraError unless names and shapes match."""
     try:
         weights = load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
         raise LoraError(f"{folder / WEIGHTS_FILE}: can't be read: {error}") from error
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    for name in sorted(own.keys() ^ weights.keys()):
-        where = "misses" if name in own else "holds beside what this model has"
+    for name in sorted(shapes.keys() ^ weights.keys()):
+        where = "misses" if name in shapes else "holds beside what this model has"
         raise LoraError(f"{folder}: the adapter does not fit this base model: it {where} {name}")
     for name, weight in weights.items():
-        if weight.shape != own[name].shape:
+        if weight.shape != shapes[name]:
             raise LoraError(
                 f"{folder}: the adapter does not fit this base model: {name} has shape {tuple(weight.shape)}, "
-                f"this model needs {tuple(own[name].shape)}"
+                f"this model needs {tuple(shapes[name])}"
             )
-    set_peft_model_state_dict(model, weights)
+    return weights
 
 
 def save_adapter(model: peft.PeftModel, folder: Path) -> None:
@@ -125,28 +154,6 @@ def save_adapter(model: peft.PeftModel, folder: Path) -> None:
 def trainable_parameters(model: nn.Module) -> int:
     """How many numbers training changes; a weight that is used in two places counts once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def _read_config(folder: Path) -> peft.LoraConfig:
-    path = folder / CONFIG_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LoraError(f"{path}: can't be read: {error}") from error
-    if not isinstance(content, dict) or content.get("peft_type") != "LORA":
-        raise LoraError(f"{path}: is no plain LoRA adapter: it has no peft_type LORA")
-    defaults = vars(peft.LoraConfig())
-    for name, value in content.items():
-        if name in _PLAIN:
-            if not _PLAIN[name](value):
-                raise LoraError(f"{path}: {name}={_short(value)} is not a value that a LoRA adapter can have")
-        # Anything else is another method, or names what is to be imported.
-        elif name not in _UNUSED and value and value != defaults.get(name):
-            raise LoraError(f"{path}: is no plain LoRA adapter: {name}={_short(value)}")
-    try:
-        return peft.LoraConfig(**{name: content[name] for name in _PLAIN if name in content})
-    except (TypeError, ValueError, ImportError) as error:
-        raise LoraError(f"{path}: is not valid: {error}") from error
 
 
 def _is_names(value: Any) -> bool:

@@ -6,13 +6,24 @@ serves K tasks. All numbers of an adapter lie in one row of one [K, P] tensor, a
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import functools
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import peft
 import torch
+from safetensors.torch import save_file
+from torch import nn
 from transformers import PreTrainedModel
+
+from arcft.models.lora import WEIGHTS_FILE, LoraError, read_adapter_config, read_adapter_weights
+from arcft.models.stacked_layers import Factors, Routing
+from arcft.models.stacked_parts import Layout, lower_factors, merged_weight, take_apart
 
 Route = Callable[[Sequence[int]], None]
 """Says which slot each row of the batch belongs to, from now on."""
@@ -30,72 +41,288 @@ class StackedLora:
 
     model: PreTrainedModel
     slots: int
-    size: int
-    """P: the numbers of an adapter, padding included that keeps each weight aligned."""
-    rank: int
     can_merge: bool
     """Whether an adapter can be added to the base weights; not if they are quantised."""
+
     merge_bytes: int
     """Memory that `merged` takes while it is open: a copy of the adapted weights."""
 
     def __init__(self, adapted: peft.PeftModel, slots: int) -> None:
-        raise NotImplementedError
+        self._routing = Routing()
+        self._parts = take_apart(adapted, self._routing)
+        self._config = copy.deepcopy(self._parts.config)
+        self.model = self._parts.model
+        self.model.register_forward_pre_hook(self._routing.see, with_kwargs=True)
+        base = [layer.weight for layer, _, _ in self._parts.linears]
+        self.can_merge = all(weight.is_floating_point() for weight in base)
+        self.merge_bytes = sum(weight.numel() * weight.element_size() for weight in base)
+        self.compute_dtype = _main_dtype(self.model)
+        dtype = torch.float64 if self.compute_dtype == torch.float64 else torch.float32
+        self.device = self.model.device
+        empty = torch.empty(0, dtype=dtype, device=self.device)
+        self._anchor = torch.zeros((), device=self.device, requires_grad=True)
+        self._set_start(self._parts.weights, like=empty)
+        self._parts.weights = []
+        self._allocate(slots)
+        for slot in range(slots):
+            self.reset(slot)
+
+    @property
+    def size(self) -> int:
+        """P: the numbers of an adapter, with the padding that keeps each weight aligned."""
+        return self._layout.size
+
+    @property
+    def rank(self) -> int:
+        return self._config.r
+
+    # Slots
 
     def resize(self, slots: int) -> None:
         """Have `slots` slots; those that stay keep their weights, new ones hold START."""
-        raise NotImplementedError
+        kept = min(slots, self.slots)
+        before = self._master[:kept].clone()
+        self._allocate(slots)
+        for slot in range(slots):
+            self._change(slot, before[slot] if slot < kept else self._start)
 
     def reset(self, slot: int) -> None:
         """Put START into the slot."""
-        raise NotImplementedError
-
-    def publish(self, slot: int) -> None:
-        """Round the slot's master into the compute copy; to be called after every change of the master."""
-        raise NotImplementedError
+        self._change(slot, self._start)
 
     def move(self, source: int, target: int) -> None:
         """Copy the weights of slot `source` into slot `target`."""
-        raise NotImplementedError
+        self._change(target, self._master[source])
+
+    def publish(self, slot: int) -> None:
+        """Round the slot's master into the compute copy; to be called after every change of the master."""
+        if self._compute is not self._master:
+            self._compute[slot].copy_(self._master[slot])
 
     def master(self, slot: int) -> torch.Tensor:
-        """The slot's weights, [P], float32 (float64 for a float64 model); a view, until the next `resize`."""
-        raise NotImplementedError
+        """The slot's weights, [P], float32 (float64 for a float64 model): a view, until the next `resize`."""
+        return self._master[slot]
 
     def gradient(self, slot: int) -> torch.Tensor:
-        """The slot's gradients, [P] in the compute dtype; a view, until the next `resize`."""
-        raise NotImplementedError
+        """The slot's gradients, [P] in the compute dtype: a view, until the next `resize`."""
+        return self._gradient[slot]
+
+    def _change(self, slot: int, numbers: torch.Tensor) -> None:
+        self._master[slot].copy_(numbers)
+        self.publish(slot)
+
+    def _set_start(self, weights: Sequence[torch.Tensor], like: torch.Tensor) -> None:
+        self._layout = Layout(self._parts.names, [weight.shape for weight in weights])
+        self._start = self._layout.flatten(weights, like)
+
+    def _allocate(self, slots: int) -> None:
+        # Gone before the new ones are made: this is also how memory is won back.
+        self._leaves: dict[tuple[int, int], _Leaves] = {}
+        self._master = self._compute = self._gradient = self._start[:0]
+        self.slots = slots
+        self._master = self._start.new_empty(slots, self.size)
+        if self.compute_dtype == self._master.dtype:
+            self._compute = self._master
+        else:
+            self._compute = self._master.new_empty(slots, self.size, dtype=self.compute_dtype)
+        self._gradient = torch.zeros_like(self._compute)
+
+    # Files
 
     def state(self, slot: int) -> dict[str, torch.Tensor]:
-        """The slot's weights by the names that PEFT saves them under, float32 on the CPU."""
-        raise NotImplementedError
-
-    def load(self, slot: int, folder: Path) -> None:
-        """Read a saved adapter into the slot; raises LoraError where it does not fit."""
-        raise NotImplementedError
+        """The slot's weights by the names that PEFT saves them under, in the master's dtype on the CPU."""
+        numbers = self._master[slot].cpu()
+        state = {name: value.cpu() for name, value in self._parts.constants.items()}
+        for piece, place in enumerate(self._layout.pieces):
+            for name in place.names:
+                state[name] = self._layout.view(numbers, piece).clone()
+        return state
 
     def save(self, slot: int, folder: Path) -> None:
-        """Write the slot as an adapter of PEFT: adapter_config.json and adapter_model.safetensors."""
-        raise NotImplementedError
+        """Write the slot as PEFT would: adapter_config.json and adapter_model.safetensors."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self.state(slot), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        config = copy.deepcopy(self._config)
+        config.inference_mode = True
+        if isinstance(config.target_modules, set):
+            # A set's order differs from run to run.
+            config.target_modules = sorted(config.target_modules)
+        config.save_pretrained(str(folder))
+
+    def load(self, slot: int, folder: Path) -> None:
+        """Read a saved adapter into the slot; raises LoraError where it does not fit.
+
+        One of another rank or scale is fitted: exactly, or as well as this rank allows.
+        """
+        config = read_adapter_config(folder)
+        ranked = {piece for _, *factors in self._parts.linears for piece in factors}
+        shapes = {name: value.shape for name, value in self._parts.constants.items()}
+        for piece, place in enumerate(self._layout.pieces):
+            shape = list(place.shape)
+            if piece in ranked:
+                shape[0 if place.names[0].endswith("lora_A.weight") else 1] = config.r
+            shapes |= dict.fromkeys(place.names, torch.Size(shape))
+        state = read_adapter_weights(folder, shapes)
+        weights = [state[place.names[0]].to(self._start) for place in self._layout.pieces]
+        ratio = _scale(config) / _scale(self._config)
+        for _, _, factor_b in self._parts.linears:
+            weights[factor_b] = weights[factor_b] * ratio
+        self._lower(weights, self.rank)
+        self._change(slot, self._layout.flatten(weights, self._start))
+
+    # Passes
 
     @contextmanager
     def training(self, first: int, count: int) -> Iterator[None]:
-        """Passes hold `count` equal groups of rows: group i is for slot `first` + i, and adds to its gradient."""
-        raise NotImplementedError
-        yield
+        """Passes hold `count` equal groups of rows: group i is for slot `first` + i, and adds to its gradient.
+
+        The backward pass belongs inside, too. Raises LoraError where a layer is not given whole groups.
+        """
+        leaves = self._leaves.get((first, count))
+        if leaves is None:
+            leaves = self._leaves[first, count] = self._make_leaves(first, count)
+        self._hold(leaves)
+        self._routing.groups = count
+        self._routing.anchor = self._anchor if torch.is_grad_enabled() else None
+        try:
+            yield
+        finally:
+            self._routing.close()
 
     @contextmanager
     def routed(self) -> Iterator[Route]:
         """Passes without gradient, each row with the slot that the yielded function was told last."""
-        raise NotImplementedError
-        yield
+        try:
+            yield self._route
+        finally:
+            self._routing.close()
 
     @contextmanager
     def merged(self, slot: int) -> Iterator[None]:
-        """Passes without gradient in which the base weights hold the slot's adapter; afterwards they are as before,
-        bit for bit."""
-        raise NotImplementedError
-        yield
+        """Passes without gradient in which the base weights hold the slot's adapter.
+
+        The weights are put aside and put back, so afterwards they are as before, bit for bit. Raises LoraError for a
+        quantised base.
+        """
+        if not self.can_merge:
+            raise LoraError("an adapter can't be merged into quantised weights")
+        aside = [(layer, layer.weight) for layer, _, _ in self._parts.linears]
+        try:
+            for layer, factor_a, factor_b in self._parts.linears:
+                factors = (self._layout.view(self._master[slot], piece) for piece in (factor_a, factor_b))
+                layer.base_layer.weight = nn.Parameter(merged_weight(layer, *factors), requires_grad=False)
+            self._hold(self._views(slot, slot + 1))
+            self._routing.groups, self._routing.passes = 1, True
+            yield
+        finally:
+            self._routing.close()
+            for layer, weight in aside:
+                layer.base_layer.weight = weight
+
+    def _route(self, slots_of_rows: Sequence[int]) -> None:
+        low, high = min(slots_of_rows), max(slots_of_rows) + 1
+        groups = [[row for row, slot in enumerate(slots_of_rows) if slot == own] for own in range(low, high)]
+        most = max(map(len, groups))
+        # Groups that are too short repeat a row, whose second result nobody fetches.
+        order = [row for group in groups for row in group + (most - len(group)) * [0]]
+        self._routing.groups = high - low
+        self._routing.order = self._routing.inverse = None
+        if order != list(range(len(slots_of_rows))):
+            inverse: dict[int, int] = {}
+            for number, group in enumerate(groups):
+                inverse |= {row: number * most + place for place, row in enumerate(group)}
+            places = [inverse[row] for row in range(len(slots_of_rows))]
+            self._routing.order = torch.tensor(order, device=self.device)
+            self._routing.inverse = torch.tensor(places, device=self.device)
+        self._hold(self._views(low, high))
+
+    def _hold(self, leaves: _Leaves) -> None:
+        for (layer, _, _), factors in zip(self._parts.linears, leaves.factors, strict=True):
+            layer.factors = factors
+        for (whole, _), copies in zip(self._parts.wholes, leaves.copies, strict=True):
+            whole.hold(copies)
+
+    def _views(self, low: int, high: int) -> _Leaves:
+        """The compute copy of the slots from `low` to before `high`."""
+        rows = low if high - low == 1 else slice(low, high)
+        view, compute = self._layout.view, self._compute
+        factors = [Factors(view(compute[rows], a), view(compute[rows], b)) for _, a, b in self._parts.linears]
+        copies = [
+            [[view(compute[slot], piece) for piece in pieces] for slot in range(low, high)]
+            for _, pieces in self._parts.wholes
+        ]
+        return _Leaves(factors, copies)
+
+    def _make_leaves(self, first: int, count: int) -> _Leaves:
+        """Views whose gradients are summed up in place in the one buffer."""
+        rows = first if count == 1 else slice(first, first + count)
+        view, compute, gradient = self._layout.view, self._compute[rows], self._gradient[rows]
+        factors = [
+            Factors(view(compute, a), view(compute, b), view(gradient, a), view(gradient, b))
+            for _, a, b in self._parts.linears
+        ]
+
+        @functools.cache
+        def leaf(piece: int, slot: int) -> torch.Tensor:
+            # Tied weights are one leaf.
+            weight = view(self._compute[slot], piece).requires_grad_()
+            weight.grad = view(self._gradient[slot], piece)
+            return weight
+
+        copies = [
+            [[leaf(piece, slot) for piece in pieces] for slot in range(first, first + count)]
+            for _, pieces in self._parts.wholes
+        ]
+        return _Leaves(factors, copies)
+
+    # Rank
 
     def lower_rank(self, rank: int) -> None:
-        """Replace START and all slots by their best approximations of a lower rank; the scale stays."""
-        raise NotImplementedError
+        """Replace START and all slots by their best approximations of a lower rank (Eckart and Young 1936).
+
+        The scale stays as it is, so alpha falls with the rank.
+        """
+        if not 1 <= rank < self.rank:
+            raise ValueError(f"rank {rank}: at least 1 and below the present {self.rank}")
+        scale = _scale(self._config)
+        all_weights = [
+            [self._layout.view(numbers, piece).clone() for piece in range(len(self._layout.pieces))]
+            for numbers in (self._start, *self._master)
+        ]
+        for weights in all_weights:
+            self._lower(weights, rank)
+        self._config.r = rank
+        # PEFT's type says int, and its own arithmetic takes any number.
+        self._config.lora_alpha = scale * (math.sqrt(rank) if self._config.use_rslora else rank)  # type: ignore
+        self._set_start(all_weights[0], like=self._start)
+        self._allocate(self.slots)
+        for slot, weights in enumerate(all_weights[1:]):
+            self._change(slot, self._layout.flatten(weights, self._start))
+
+    def _lower(self, weights: list[torch.Tensor], rank: int) -> None:
+        for _, factor_a, factor_b in self._parts.linears:
+            weights[factor_a], weights[factor_b] = lower_factors(weights[factor_a], weights[factor_b], rank)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaves:
+    """The weights of some slots as the layers take them."""
+
+    factors: list[Factors]
+    """For each adapted layer."""
+
+    copies: list[list[list[torch.Tensor]]]
+    """For each whole module and slot: its parameters."""
+
+
+def _scale(config: peft.LoraConfig) -> float:
+    return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+
+
+def _main_dtype(model: PreTrainedModel) -> torch.dtype:
+    """The dtype of most weights; quantised ones are not among them, but are computed with in that of the others."""
+    counts: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            counts[parameter.dtype] += parameter.numel()
+    return counts.most_common(1)[0][0]
