@@ -81,7 +81,7 @@ class EngineWay(Way):
             if isinstance(event, Failed):
                 raise RuntimeError(f"task {event.key[1]} failed: {event.reason}")
             if isinstance(event, Lowered):
-                figures.notes.append(f"{event.reason}: {event.recipe}")
+                figures.notes.append(event.reason)
             if isinstance(event, Adapted):
                 work = self.workload.task(event.key[1])
                 meter.add_task(list(event.losses), work.examples)

