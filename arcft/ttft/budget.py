@@ -1,18 +1,37 @@
-"""A run's time: what steps and predictions cost, learned from those done, and what of them each unit can have."""
+"""A run's time, shared out: how many steps and predictions a unit can have, so that all of them get theirs.
+
+Every unit gets the same number of steps and predictions, so each gets time in proportion to its tokens. They are
+planned anew for each unit that is handed out, from what the others have cost: late, units get fewer steps, down to a
+floor, then fewer predictions, down to one, then fewer steps still. Where even that is too much, units that the model as
+it was has answered wait, and the others get one prediction each.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from arcft.ttft.units import Event, Unit
+from arcft.ttft.costs import Costs, count_tests
+from arcft.ttft.units import Unit
 
+SHARE_BEFORE = 0.1
+"""Of the time, for predictions with the model as it was."""
 
-class Costs:
-    """Seconds of steps and predictions, learned from events, in proportion to a unit's length."""
+FLOOR = 0.25
+"""Of the steps, that predictions are given up for; LEAST is what adapting is given up for."""
+LEAST = 1 / 16
 
-    def observe(self, event: Event, unit: Unit) -> None: ...
+# For writing results and report, and because the last pass can't be stopped in the middle.
+_RESERVE = 0.02
+_RESERVE_SECONDS = 20.0
+_MOST_RESERVE = 0.05
+
+# Costs vary from unit to unit: some of the time is left for those that cost more than planned.
+_PLANNED = 0.95
+
+# A unit may take so many times its share before it has to hand in what it has, once it is known what things cost.
+_SLACK = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +43,24 @@ class Plan:
     deadline: float
     """Seconds since the epoch."""
 
+    cost: float
+    """Seconds of work that it is expected to take."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Need:
+    """A unit that waits."""
+
+    unit: Unit
+    answered: bool
+    """Whether it has predictions of the model as it was."""
+
 
 class Budget:
-    """`total_seconds` for a run of which `used` are gone (`Ledger.elapsed`), worked on by `workers` at a time."""
+    """`total_seconds` for a run of which `used` are gone by now (`Ledger.elapsed`), whatever process took them.
+
+    `workers` do its work, each with up to `slots` units side by side.
+    """
 
     def __init__(
         self,
@@ -37,4 +71,134 @@ class Budget:
         workers: int = 1,
         slots: int = 1,
     ) -> None:
-        """`slots`: units that a worker has in hand at a time, at most."""
+        self.total = total_seconds
+        self.workers = workers
+        self.slots = slots
+        self._clock = clock
+        reserve = _RESERVE * total_seconds + min(_RESERVE_SECONDS, _MOST_RESERVE * total_seconds)
+        self.end = clock() + total_seconds - used - reserve
+        """When the last prediction should be made, in seconds since the epoch."""
+
+    def left(self, units: int) -> float:
+        """Seconds of work till the end, if `units` are all there is to do: a unit occupies one worker only."""
+        return max(0.0, self.end - self._clock()) * min(self.workers, max(units, 1))
+
+    def plan(
+        self,
+        need: Need,
+        others: Sequence[Need],
+        costs: Costs,
+        *,
+        steps: int,
+        predictions: int,
+        promised: float = 0.0,
+        in_hand: int = 0,
+    ) -> Plan | None:
+        """What `need` gets of at most so many steps and predictions; None: nothing, for now.
+
+        `others` wait too; what the `in_hand` units that are being worked on will still take is `promised`, in seconds
+        of work.
+        """
+        group = [need, *others]
+        available = self.left(len(group) + in_hand) - promised
+        if available <= 0:
+            return None
+        share = available * need.unit.length / sum(each.unit.length for each in group)
+        side_by_side = min(self.slots, 1 + (len(others) + in_hand) // self.workers)
+        fit = fitted(costs)
+        if fit is None:
+            return self._due(steps, predictions, share, share * side_by_side)
+        chosen = fit.most(group, _PLANNED * available, steps, predictions)
+        if chosen is None and not need.answered:
+            # One prediction; whoever waits unanswered is worth more than any adapting.
+            chosen = (0, 1) if fit.seconds([need], 0, 1) <= available else None
+        elif chosen is None and all(other.answered for other in others):
+            # Too little for all: then some of them, properly.
+            floor = max(1, int(FLOOR * steps))
+            chosen = (floor, 1) if fit.seconds([need], floor, 1) <= available else None
+        if chosen is None:
+            return None
+        cost = fit.seconds([need], *chosen)
+        return self._due(*chosen, cost, _SLACK * max(cost, share) * side_by_side)
+
+    def extra(
+        self, unit: Unit, costs: Costs, *, steps: int, predictions: int, promised: float, in_hand: int
+    ) -> Plan | None:
+        """What a unit that is done can have once more: as much again, or fewer steps; None if there is no time."""
+        fit = fitted(costs)
+        if fit is None:
+            return None
+        available = self.left(1 + in_hand) - promised
+        need = Need(unit, True)
+        chosen = fit.most([need], _PLANNED * available, steps, predictions)
+        # Fewer predictions than the votes so far would hardly change them.
+        if chosen is None or chosen[1] < predictions:
+            return None
+        return self._due(*chosen, fit.seconds([need], *chosen), max(0.0, self.end - self._clock()))
+
+    def before(
+        self, unit: Unit, costs: Costs, *, predictions: int, spent: float, promised: float, capped: bool
+    ) -> Plan | None:
+        """Predictions with the model as it is, which have taken `spent` seconds of work; None if there is no time.
+
+        Not `capped` by SHARE_BEFORE is a unit that would have no prediction at all.
+        """
+        allowance = self.total * SHARE_BEFORE * self.workers - spent if capped else self.left(1)
+        available = min(allowance, self.left(self.workers)) - promised
+        rate = costs.prediction_before
+        cost = 0.0 if rate is None else rate * unit.length * count_tests(unit) * predictions
+        if available <= 0 or cost > available:
+            return None
+        return self._due(0, predictions, cost, available)
+
+    def _due(self, steps: int, predictions: int, cost: float, seconds: float) -> Plan:
+        return Plan(steps, predictions, min(self.end, self._clock() + seconds), cost)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What units take, from what others took; see Costs."""
+
+    step: float
+    prediction: float
+    overhead: float
+
+    def seconds(self, group: Sequence[Need], steps: int, predictions: int) -> float:
+        """What so many steps and predictions of each take."""
+        return self._fixed(group) + steps * self._steps(group) + predictions * self._predictions(group)
+
+    def most(self, group: Sequence[Need], available: float, steps: int, predictions: int) -> tuple[int, int] | None:
+        """Steps and predictions that all of `group` can have, at most so many; None if not even the least of them."""
+        floor, least = max(1, int(FLOOR * steps)), max(1, int(LEAST * steps))
+        rest = available - self._fixed(group)
+        affordable = self._quotient(rest - predictions * self._predictions(group), self._steps(group), steps)
+        if affordable >= floor:
+            return affordable, predictions
+        affordable = self._quotient(rest - floor * self._steps(group), self._predictions(group), predictions)
+        if affordable >= 1:
+            return floor, affordable
+        affordable = self._quotient(rest - self._predictions(group), self._steps(group), floor)
+        return (affordable, 1) if affordable >= least else None
+
+    def _fixed(self, group: Sequence[Need]) -> float:
+        return self.overhead * len(group)
+
+    def _steps(self, group: Sequence[Need]) -> float:
+        return self.step * sum(need.unit.length for need in group)
+
+    def _predictions(self, group: Sequence[Need]) -> float:
+        return self.prediction * sum(need.unit.length * count_tests(need.unit) for need in group)
+
+    @staticmethod
+    def _quotient(seconds: float, each: float, most: int) -> int:
+        """How many that take `each` go into `seconds`, at most `most`."""
+        if seconds >= each * most:
+            return most
+        return int(seconds // each) if seconds > 0 else 0
+
+
+def fitted(costs: Costs) -> Fit | None:
+    """What is known by now; None before both a step and a prediction were made."""
+    if costs.step is None or costs.prediction is None:
+        return None
+    return Fit(costs.step, costs.prediction, costs.overhead)

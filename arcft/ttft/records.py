@@ -1,0 +1,125 @@
+"""What a ledger holds, as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from arcft.ttft.units import Key
+
+State = Literal["queued", "adapting", "predicting", "done", "failed"]
+UnitRow = tuple[int, str, Sequence[str], int]
+"""Round, the unit's name, ids of its tasks, length in tokens."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """One unit in one round."""
+
+    round: int
+    name: str
+    task_ids: tuple[str, ...]
+    length: int
+    state: State
+    attempts: int
+    """Tries that failed."""
+
+    starts: int
+    """How often it was taken, by processes that died too."""
+
+    deaths: int
+    """Processes that died with it in hand since it last failed."""
+
+    reason: str | None
+    """Of the last failure, also where the next try was a success."""
+
+    notes: tuple[str, ...]
+    """What the user should know about it."""
+
+    planned_steps: int | None
+    """What was asked for when it was last taken, like the next two; None before."""
+
+    first_prediction: int
+    num_predictions: int
+    seed: int | None
+    """Of its examples."""
+
+    recipe: dict[str, Any]
+    """The engine's settings when it took it."""
+
+    worker: str | None
+    started_at: float | None
+    """When it was last taken, in seconds since the epoch, like `finished_at`."""
+
+    finished_at: float | None
+    steps: int
+    """Optimizer steps of the last try whose training came to an end; so are tokens, losses and adapt_seconds."""
+
+    tokens: int
+    losses: tuple[float, ...]
+    """Of every step, nats per supervised token."""
+
+    adapt_seconds: float
+    ended: str | None
+    """What ended the training: steps, patience or deadline."""
+
+    predict_seconds: float
+    predict_tokens: int
+    """Tokens read and produced."""
+
+    adapter: str | None
+    """Folder of the finished adapter, if it was saved."""
+
+    @property
+    def key(self) -> Key:
+        return self.round, self.name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Note:
+    """Something that concerns the engine and no unit alone."""
+
+    at: float
+    """Seconds since the epoch."""
+
+    kind: str
+    text: str
+    data: dict[str, Any]
+
+
+SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS config (id INTEGER PRIMARY KEY CHECK (id = 1), json TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS sessions (id INTEGER PRIMARY KEY, process TEXT NOT NULL UNIQUE, "
+    "started_at REAL NOT NULL, seen_at REAL NOT NULL, stopping INTEGER NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS tasks (place INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE)",
+    "CREATE TABLE IF NOT EXISTS units (place INTEGER PRIMARY KEY, round INTEGER NOT NULL, name TEXT NOT NULL, "
+    "task_ids TEXT NOT NULL, length INTEGER NOT NULL, state TEXT NOT NULL DEFAULT 'queued', "
+    "attempts INTEGER NOT NULL DEFAULT 0, starts INTEGER NOT NULL DEFAULT 0, deaths INTEGER NOT NULL DEFAULT 0, "
+    "reason TEXT, notes TEXT NOT NULL DEFAULT '[]', planned_steps INTEGER, "
+    "first_prediction INTEGER NOT NULL DEFAULT 0, num_predictions INTEGER NOT NULL DEFAULT 0, seed INTEGER, "
+    "recipe TEXT NOT NULL DEFAULT '{}', worker TEXT, session INTEGER, started_at REAL, finished_at REAL, "
+    "steps INTEGER NOT NULL DEFAULT 0, tokens INTEGER NOT NULL DEFAULT 0, losses TEXT NOT NULL DEFAULT '[]', "
+    "adapt_seconds REAL NOT NULL DEFAULT 0, ended TEXT, predict_seconds REAL NOT NULL DEFAULT 0, "
+    "predict_tokens INTEGER NOT NULL DEFAULT 0, adapter TEXT, UNIQUE (round, name))",
+    "CREATE TABLE IF NOT EXISTS predictions (round INTEGER NOT NULL, name TEXT NOT NULL, task_id TEXT NOT NULL, "
+    "test_index INTEGER NOT NULL, number INTEGER NOT NULL, line TEXT NOT NULL, "
+    "PRIMARY KEY (round, name, task_id, test_index, number))",
+    "CREATE INDEX IF NOT EXISTS predictions_of_test ON predictions (task_id, test_index, round)",
+    "CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, "
+    "text TEXT NOT NULL, data TEXT NOT NULL)",
+)
+"""Columns of `units` are fields of Record, but for place and session; lists and mappings are JSON."""
+
+_JSON = ("task_ids", "notes", "losses", "recipe")
+
+
+def read_record(row: sqlite3.Row) -> Record:
+    """A row of `units`."""
+    values = {field.name: row[field.name] for field in dataclasses.fields(Record)}
+    for name in _JSON:
+        content = json.loads(values[name])
+        values[name] = content if isinstance(content, dict) else tuple(content)
+    return Record(**values)
