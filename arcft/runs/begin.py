@@ -71,6 +71,8 @@ def settle(config: EvaluateConfig, explicit: Sequence[str]) -> Settled:
     refuse_without_effect(config, explicit)
     notes = []
     run = open_checkpoint(Path(config.checkpoint), config.base_model) if config.checkpoint is not None else None
+    model = run.config.model if run else config.model
+    assert model is not None  # EvaluateConfig.problems: there is a checkpoint or a model
     lora, start = config.lora, config.ttft.start
     if run is not None and run.config.lora.enabled and start == "trained":
         problems = contradictions(explicit, config, run.config, ("lora",))
@@ -78,13 +80,12 @@ def settle(config: EvaluateConfig, explicit: Sequence[str]) -> Settled:
             raise ConfigError([f"{problem}, or begin a new adapter with ttft.start=fresh" for problem in problems])
         lora = dataclasses.replace(run.config.lora, start=None)
     elif start == "trained":
-        what = f"model={config.model.name} has" if config.model else f"{config.checkpoint} is a whole model with"
+        what = f"{run.checkpoint.path} is a whole model with" if run else f"model={model.name} has"
         notes.append(f"{what} no adapter to go on from: each begins as a fresh one")
         start = "fresh"
     if not lora.enabled:
         raise ConfigError(["lora=none with ttft: an adapter is what is trained for a task; drop it"])
-    model = run.config.model if run else config.model
-    if model is not None and model.backend == "unsloth":
+    if model.backend == "unsloth":
         notes.append("model.backend=unsloth: ttft has layers of its own, and loads the model through transformers")
     config = dataclasses.replace(
         config,

@@ -43,13 +43,14 @@ class Keeper:
         stored = self._run(unit, steps)
         if stored is None:
             return str(_write_plain(place, write))
+        ids: dict[str, Any] = {"train": [], "held_out": [], "adapted_to": [task.id for task in unit.tasks]}
+        about = {"arcft": __version__, "job": "train", "config": to_dict(stored), "tasks": ids}
         earlier = find_checkpoints(place)
         with writing(place, steps, self.start.origin(data_fingerprint(unit.tasks), stored.training.seed)) as partial:
             write(partial)
             self.start.tokenizer.save_pretrained(partial)
-            ids: dict[str, Any] = {"train": [], "held_out": [], "adapted_to": [task.id for task in unit.tasks]}
-            config = to_dict(stored)
-            write_run_yaml(partial, {"arcft": __version__, "job": "train", "config": config, "tasks": ids})
+            write_run_yaml(partial, about)
+        write_run_yaml(place, about)
         kept = place / f"checkpoint-{steps}"
         for path in earlier:
             if path != kept:

@@ -50,9 +50,9 @@ class Outcome:
 
 def outcome_of(tasks: Sequence[Task], ledger: Ledger, queue: Queue) -> Outcome:
     """Read everything that is worth reporting."""
-    predictions, before = queue.predictions(), queue.before()
+    groups, before = group_by_test(tasks, queue.predictions()), queue.before()
+    predictions = [prediction for group in groups.values() for prediction in group]
     after_scores, before_scores = _scores(tasks, predictions), _scores(tasks, before) if before else None
-    groups = group_by_test(tasks, predictions)
     records = {task_id: record for record in ledger.records(MAIN) for task_id in record.task_ids}
     rows = []
     for task in tasks:
