@@ -7,8 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -22,8 +20,9 @@ from arcft.training.schedulers import make_factor
 from arcft.training.slots import SlotStep, SlotTrainer
 from arcft.ttft.climb import Climb
 from arcft.ttft.lessons import Draw, Lessons, prepare_lessons, shortened
-from arcft.ttft.recipe import Current, Recipe, difference, free_memory, is_out_of_memory, lower
-from arcft.ttft.units import MAIN, Adapted, Assignment, Event, Failed, Lowered, Started, Stepped, Unit
+from arcft.ttft.pupil import Pupil, Save
+from arcft.ttft.recipe import Current, Recipe, difference, forget, is_out_of_memory, lower
+from arcft.ttft.units import MAIN, Adapted, Assignment, Event, Failed, Lowered, Started, Stepped
 
 logger = logging.getLogger(__name__)
 
@@ -31,45 +30,6 @@ SECOND_TRY_RATE = 0.5
 SECOND_TRY_CONTEXT = 0.75
 SHARE_OF_TRAINING = 0.5
 """Of the time to a deadline; the rest is for predictions."""
-
-Save = Callable[[Unit, int, Callable[[Path], None]], str]
-"""Keeps an adapter, given the unit, its steps and what writes PEFT's files into a folder; returns where."""
-
-
-@dataclasses.dataclass(eq=False)
-class Pupil:
-    """A unit in a slot."""
-
-    assignment: Assignment
-    slot: int
-    lessons: Lessons
-    train_until: float | None
-    tokens: int = 0
-    seconds: float = 0.0
-    begun: bool = False
-    """Whether the slot holds it: one that waits for its first pass has only its place."""
-
-    losses: list[float] = dataclasses.field(default_factory=list)
-    best: tuple[float, int, torch.Tensor] | None = None
-    """Lowest loss on what is held back, after how many steps, and the weights then."""
-
-    @property
-    def step(self) -> int:
-        return len(self.losses)
-
-    @property
-    def alone(self) -> bool:
-        """A second try shares its passes with nobody, who might have been the cause."""
-        return self.assignment.attempt > 0
-
-    def ended(self, patience: int | None, now: float) -> Literal["steps", "patience", "deadline"] | None:
-        if self.step >= self.assignment.steps:
-            return "steps"
-        if patience is not None and self.best is not None and self.step - self.best[1] >= patience:
-            return "patience"
-        if self.train_until is not None and now >= self.train_until:
-            return "deadline"
-        return None
 
 
 class Adapting:
@@ -123,8 +83,7 @@ class Adapting:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            words = str(error).partition("\n")[0]
-        free_memory()
+            words = forget(error)
         self._stacked.resize(slots)
         for slot, weights in aside:
             self._trainer.restore(slot, weights)
@@ -132,7 +91,8 @@ class Adapting:
             yield from self._choose(slots, f"no memory for more: {words}")
             return
         new = dataclasses.replace(self._current.recipe, slots=slots)
-        yield self._lowered(self.pupils[0].assignment, new, words)
+        reason = f"{difference(self._current.recipe, new)} ({words})"
+        yield self._lowered(self.pupils[0].assignment, new, reason)
 
     def admit(self, assignment: Assignment, notes: Sequence[str] = ()) -> Iterator[Event]:
         """Put the unit into the next free slot, or say why it can't be."""
@@ -179,7 +139,7 @@ class Adapting:
         """The pupils that have ended, their best weights in their slots, which they keep until `dismiss`."""
         for pupil in list(self.pupils):
             ended = pupil.ended(self._config.patience, self._clock())
-            if ended is None:
+            if ended is None or pupil.slot >= self._stacked.slots:
                 continue
             if not pupil.begun:
                 self._stacked.reset(pupil.slot)
@@ -209,7 +169,12 @@ class Adapting:
             if pupil.slot != slot and pupil.begun:
                 self._trainer.move(pupil.slot, slot)
             pupil.slot = slot
-        needed = max(len(self.pupils), self._current.recipe.slots)
+        self._shrink()
+
+    def _shrink(self) -> None:
+        """Give back the memory of slots that will not be used again."""
+        used = [pupil.slot + 1 for pupil in self.pupils if pupil.begun]
+        needed = max([self._current.recipe.slots, *used])
         if self.climb is None and needed < self._stacked.slots:
             self._stacked.resize(needed)
 
@@ -279,7 +244,9 @@ class Adapting:
             return
         if pupil.step % max(1, patience // 4) and pupil.step < pupil.assignment.steps:
             return
+        begun = time.perf_counter()
         loss = self._trainer.loss(pupil.slot, pupil.lessons.held_back)
+        pupil.seconds += time.perf_counter() - begun
         if pupil.best is None or loss < pupil.best[0]:
             pupil.best = (loss, pupil.step, self._trainer.snapshot(pupil.slot))
 
@@ -312,17 +279,14 @@ class Adapting:
 
     def _fail_or_lower(self, group: Sequence[Pupil], error: Exception) -> Iterator[Event]:
         """What follows an error in a pass of `group`: a lower recipe, if memory ran out, or the units fail."""
-        if isinstance(error, OSError | torch.AcceleratorError):
-            # The disk, or a GPU in a state that no other unit would find better.
-            raise error
         if not is_out_of_memory(error):
+            if isinstance(error, OSError | torch.AcceleratorError):
+                # The disk, or a GPU in a state that no other unit would find better.
+                raise error
             logger.warning("%s", ", ".join(pupil.assignment.unit.name for pupil in group), exc_info=error)
             yield from self._fail(group, f"{type(error).__name__}: {error}")
             return
-        words = str(error).partition("\n")[0]
-        # The error holds the frames of the pass, and with them what fills the memory.
-        error.__traceback__ = None
-        free_memory()
+        words = forget(error)
         if self.climb is not None:
             self.climb.stop(at_most=max(1, len(group) // 2))
             assert self.climb.choice is not None
@@ -332,20 +296,28 @@ class Adapting:
 
     def _lower(self, group: Sequence[Pupil], words: str) -> Iterator[Event]:
         old = self._current.recipe
+        surplus = [pupil for pupil in self.pupils if pupil.begun and pupil.slot >= old.slots]
+        if surplus:
+            # They were begun when there were more slots. What they have learned is given up before the recipe is.
+            for pupil in surplus:
+                pupil.start_over()
+            self._shrink()
+            yield self._lowered(group[0].assignment, old, f"{len(surplus)} units begin again later: {words}")
+            return
         new = lower(old, shortest=self._shortest)
         if new is None:
             yield from self._fail(group, f"out of memory, and nothing is left to give up: {words}")
             return
-        yield self._lowered(group[0].assignment, new, words)
+        yield self._lowered(group[0].assignment, new, f"{difference(old, new)} ({words})")
         yield from self._apply(old, new)
 
     def _lowered(self, assignment: Assignment, new: Recipe, words: str) -> Lowered:
-        reason = f"out of memory: {difference(self._current.recipe, new)} ({words})"
         self._current.recipe = new
-        return Lowered(key=assignment.key, recipe=dataclasses.asdict(new), reason=reason)
+        return Lowered(key=assignment.key, recipe=dataclasses.asdict(new), reason=f"out of memory: {words}")
 
     def _apply(self, old: Recipe, new: Recipe) -> Iterator[Event]:
         self._trainer.gradient_checkpointing = new.gradient_checkpointing
+        self._shrink()
         if new.rank != old.rank:
             self._stacked.lower_rank(new.rank)
             for pupil in self.pupils:

@@ -18,7 +18,7 @@ from arcft.inference.predict import AugmentedPrompt, augmented_prompts, predict_
 from arcft.models.stacked_lora import Route, StackedLora
 from arcft.scoring.predictions import Prediction, TestKey
 from arcft.text.examples import ExampleBuilder
-from arcft.ttft.recipe import Current, difference, free_memory, is_out_of_memory
+from arcft.ttft.recipe import Current, difference, forget, is_out_of_memory
 from arcft.ttft.units import Assignment, Event, Failed, Finished, Lowered, Predicted
 
 logger = logging.getLogger(__name__)
@@ -114,9 +114,8 @@ class Answering:
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
-                    words = str(error).partition("\n")[0]
+                    words = forget(error)
                 if not merged:
-                    free_memory()
                     yield self._lowered(group[0].assignment, words, merge=False)
             if not merged:
                 route = stack.enter_context(self._stacked.routed())
@@ -244,16 +243,15 @@ class Answering:
     def _lower_or_fail(self, question: Question, error: Exception) -> tuple[bool, list[Event]]:
         """Whether the question's unit is given up, and what there is to tell."""
         assignment = question.seated.assignment
-        if isinstance(error, OSError | torch.AcceleratorError):
-            raise error
         if not is_out_of_memory(error):
-            if not isinstance(error, ArcftError):
-                logger.warning("%s", assignment.unit.name, exc_info=error)
+            if isinstance(error, OSError | torch.AcceleratorError):
+                # The disk, or a GPU in a state that no other unit would find better.
+                raise error
+            if isinstance(error, ArcftError):
+                return True, [Failed(key=assignment.key, reason=str(error), retry=True)]
+            logger.warning("%s", assignment.unit.name, exc_info=error)
             return True, [Failed(key=assignment.key, reason=f"{type(error).__name__}: {error}", retry=True)]
-        words = str(error).partition("\n")[0]
-        # The error holds the frames of the pass, and with them what fills the memory.
-        error.__traceback__ = None
-        free_memory()
+        words = forget(error)
         batch_size = self._current.recipe.batch_size
         if batch_size > 1:
             return False, [self._lowered(assignment, words, batch_size=batch_size // 2)]

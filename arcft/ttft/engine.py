@@ -18,10 +18,11 @@ from arcft.models.lora import LoraError
 from arcft.models.stacked_lora import StackedLora
 from arcft.text.examples import ExampleBuilder
 from arcft.training.slots import SlotTrainer
-from arcft.ttft.adapting import Adapting, Save
+from arcft.ttft.adapting import Adapting
 from arcft.ttft.answering import Answering, Seated
 from arcft.ttft.climb import Climb
 from arcft.ttft.lessons import Draw
+from arcft.ttft.pupil import Save
 from arcft.ttft.recipe import Current, Recipe
 from arcft.ttft.units import Assignment, Event, Failed, Finished
 
@@ -84,7 +85,7 @@ class Engine:
         )
         together = not on_cpu and slots != 1
         self._answering = Answering(stacked, ask, self._current, inference=inference, together=together, clock=clock)
-        self._second_try: Assignment | None = None
+        self._next: Assignment | None = None
         self._ready: list[Assignment] = []
         self._exhausted = False
 
@@ -107,8 +108,8 @@ class Engine:
                 yield event
         finally:
             # Whoever stopped in between gets these units again as they were.
-            self._adapting.dismiss(self._adapting.pupils)
-            self._second_try = None
+            self._adapting.pupils = []
+            self._next = None
             self._ready = []
 
     def _loop(self, pull: Pull, stopped: Callable[[], bool]) -> Iterator[Event]:
@@ -131,28 +132,27 @@ class Engine:
         """Pull until all slots are taken, or units wait that need no training and can be answered now."""
         adapting = self._adapting
         while not stopped() and len(adapting.pupils) < adapting.capacity:
-            if self._second_try is not None:
-                # It waits until it can be alone.
-                if not adapting.pupils:
-                    assignment, self._second_try = self._second_try, None
-                    yield from adapting.admit(assignment)
-                return
+            if self._next is not None:
+                if self._next.attempt and adapting.pupils:
+                    return  # a second try waits until it can be alone
+                assignment, self._next = self._next, None
+                yield from adapting.admit(assignment)
+                continue
             yield from adapting.make_room()
             if len(adapting.pupils) >= adapting.capacity or self._exhausted:
                 return
-            near = adapting.pupils[0].assignment.unit.length if adapting.pupils else None
-            pulled = pull(near)
+            pulled = pull(adapting.pupils[0].assignment.unit.length if adapting.pupils else None)
             if pulled is None:
                 self._exhausted = True
                 return
-            if pulled.steps == 0 or pulled.adapter is not None:
-                self._ready.append(pulled)
-                if not self._waits_for_more(pulled):
-                    return
-            elif pulled.attempt and adapting.pupils:
-                self._second_try = pulled
-            else:
-                yield from adapting.admit(pulled)
+            if pulled.steps and pulled.adapter is None:
+                self._next = pulled
+                if self._ready:
+                    return  # which need the slot that is free
+                continue
+            self._ready.append(pulled)
+            if not self._waits_for_more(pulled):
+                return
 
     def _waits_for_more(self, pulled: Assignment) -> bool:
         """Whether further units may be decoded together with those that are ready: all by the adapter of the start."""

@@ -71,8 +71,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-def free_memory() -> None:
-    """Give back what a pass that ran out of memory has left behind; to be called when its error is forgotten."""
+def forget(error: BaseException) -> str:
+    """Let go of an error of running out of memory, and of the memory; return its first line."""
+    # It holds the frames of the pass, and with them what fills the memory.
+    error.__traceback__ = error.__context__ = error.__cause__ = None
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    return str(error).partition("\n")[0]
