@@ -129,14 +129,15 @@ class StackedLora:
 
     # Files
 
+    def named(self, numbers: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The weights within `numbers` [P], such as `master` and `gradient` give: views by PEFT's names."""
+        pieces = self._layout.pieces
+        return {name: self._layout.view(numbers, i) for i, piece in enumerate(pieces) for name in piece.names}
+
     def state(self, slot: int) -> dict[str, torch.Tensor]:
         """The slot's weights by the names that PEFT saves them under, in the master's dtype on the CPU."""
-        numbers = self._master[slot].cpu()
-        state = {name: value.cpu() for name, value in self._parts.constants.items()}
-        for piece, place in enumerate(self._layout.pieces):
-            for name in place.names:
-                state[name] = self._layout.view(numbers, piece).clone()
-        return state
+        weights = {name: weight.clone() for name, weight in self.named(self._master[slot].cpu()).items()}
+        return weights | {name: value.cpu() for name, value in self._parts.constants.items()}
 
     def save(self, slot: int, folder: Path) -> None:
         """Write the slot as PEFT would: adapter_config.json and adapter_model.safetensors."""
