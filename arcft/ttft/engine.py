@@ -118,6 +118,8 @@ class Engine:
             if self._ready:
                 yield from self._answer_ready(stopped)
                 continue
+            # Some have no time to be trained at all.
+            yield from self._graduate(stopped)
             if not self._adapting.pupils:
                 if self._exhausted:
                     return
