@@ -108,7 +108,7 @@ def test_without_known_answers_tasks_done_are_counted(tmp_path: Path) -> None:
         assert word not in text
     assert cells(part)[:2] == [
         ["task", "now", "loss", "steps", "done after"],
-        ["a", "answered", "1.000 → 0.500", "64", "0.0 s"],
+        ["a", "answered", "1.000 → 0.500", "64", "0.00 s"],
     ]
 
 

@@ -50,7 +50,9 @@ def points(difference: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time of any length in two units at most, e.g. `0.3 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    """A time of any length in two units at most, e.g. `0.32 s`, `4.1 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 0.995:
+        return f"{seconds:.2f} s"
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
