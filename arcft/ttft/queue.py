@@ -132,7 +132,7 @@ class Queue:
                     self._ledger.heartbeat()
                     self._last_write = self._clock()
                 return
-            again = isinstance(event, Failed) and event.retry and hand.assignment.attempt + 1 < TRIES
+            again = isinstance(event, Failed) and event.retry and self._has_another_try(hand.assignment)
             kept = self._ledger.record(event, worker, again=again)
             self._last_write = self._clock()
             self._board.refresh(event.key)
@@ -192,6 +192,11 @@ class Queue:
     def before(self) -> list[Prediction]:
         """Those of the model as it was."""
         return self._ledger.predictions(BEFORE)
+
+    @staticmethod
+    def _has_another_try(assignment: Assignment) -> bool:
+        # A further round only adds to predictions that are there.
+        return assignment.round <= MAIN and assignment.attempt + 1 < TRIES
 
     def _count_workers(self) -> int:
         if self._budget is not None:
