@@ -310,6 +310,27 @@ def test_logits_that_are_not_finite_are_refused(value: float, temperature: float
         decode(broken, EQUAL, max_new_tokens=4, end_ids=[], pad_id=PAD, temperature=temperature, generator=generator)
 
 
+@pytest.mark.parametrize("generator", [None, torch.Generator().manual_seed(2)], ids=["greedy", "sampled"])
+def test_the_rows_that_are_left_are_told(model: PreTrainedModel, generator: torch.Generator | None) -> None:
+    told: list[list[Any]] = []
+    passes = model.register_forward_pre_hook(lambda *_: told.append(["pass"]))
+    try:
+        completions = decode(
+            model,
+            UNEQUAL,
+            max_new_tokens=[3, 1, 4, 3],
+            end_ids=[],
+            pad_id=PAD,
+            temperature=None if generator is None else 1.0,
+            generator=generator,
+            route=lambda live: told.append(list(live)),
+        )
+    finally:
+        passes.remove()
+    assert told == [[0, 1, 2, 3], ["pass"], [0, 2, 3], ["pass"], ["pass"], [2], ["pass"]]
+    assert [completion.num_tokens for completion in completions] == [3, 1, 4, 3]
+
+
 def test_the_mode_is_put_back_after_an_error() -> None:
     broken = make_model("qwen2_untied").train()
     with torch.no_grad():
