@@ -8,6 +8,7 @@ them. It comes back at least once in QUIET seconds, with the answers and whether
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import pickle
 import queue
@@ -81,6 +82,8 @@ class Body:
             return messages
 
     def _live(self, factory: bytes) -> None:
+        # It says at every import that a kernel for 4 bits on the CPU could be had.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         try:
             engine: Engine = pickle.loads(factory)()
             while True:
