@@ -20,7 +20,7 @@ from arcft.config.inference import InferenceConfig
 from arcft.config.model import ModelConfig
 from arcft.config.prompt import PromptConfig
 from arcft.inference.decoder import DecodingError
-from arcft.inference.predict import TOO_LONG, augmented_prompts, predict_prompts, predict_tasks
+from arcft.inference.predict import TOO_LONG, augmented_prompts, predict_places, predict_prompts, predict_tasks
 from arcft.models.load import load_model, load_tokenizer
 from arcft.scoring.predictions import Prediction, prediction_from_json
 from arcft.scoring.voting import vote
@@ -156,6 +156,37 @@ def test_more_predictions_begin_with_the_same_ones(builder: ExampleBuilder, task
     many = augmented_prompts(builder, tasks[0], 1, dataclasses.replace(GREEDY, predictions_per_test=20))
     assert many[:8] == few
     assert [prompt.number for prompt in many] == list(range(20))
+
+
+def test_prompts_from_a_number_on_are_the_later_ones(builder: ExampleBuilder, tasks: list[Task]) -> None:
+    config = dataclasses.replace(GREEDY, predictions_per_test=12)
+    whole = augmented_prompts(builder, tasks[0], 0, config)
+    assert augmented_prompts(builder, tasks[0], 0, config, first=8) == whole[8:]
+    assert augmented_prompts(builder, tasks[0], 0, config, first=12) == []
+
+
+def test_asking_ends_between_batches(model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task]) -> None:
+    asked = augmented_prompts(builder, tasks[0], 0, dataclasses.replace(GREEDY, predictions_per_test=8))
+    whole = predict_places(model, builder, asked, GREEDY)
+    assert sorted(whole) == list(range(8))
+    by_length = sorted(whole, key=lambda place: len(asked[place].token_ids))
+    for batches in (1, 2, 3):
+        answers = iter([False] * (batches - 1) + [True])
+        some = predict_places(model, builder, asked, GREEDY, until=lambda answers=answers: next(answers))
+        assert sorted(some) == sorted(by_length[: 3 * batches])
+        for place, prediction in some.items():
+            assert without_time(prediction) == without_time(whole[place])
+
+
+def test_the_route_is_told_the_places_of_the_rows(
+    model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task]
+) -> None:
+    asked = [prompt for task in tasks for prompt in augmented_prompts(builder, task, 0, GREEDY)]
+    told: list[list[int]] = []
+    predict_places(model, builder, asked, GREEDY, route=lambda places: told.append(list(places)))
+    by_length = sorted(range(len(asked)), key=lambda place: len(asked[place].token_ids))
+    first = [places for places in told if len(places) == 3]
+    assert first == [by_length[start : start + 3] for start in range(0, len(asked), 3)]
 
 
 def test_a_known_answer_is_not_looked_at(model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task]) -> None:

@@ -13,11 +13,10 @@ TOP = Recipe(slots=4, gradient_checkpointing=False, max_seq_length=4096, rank=32
 
 
 def test_the_ladder_gives_up_speed_first_then_context_then_rank() -> None:
-    steps, recipe = [], lower(TOP, shortest=1024)
-    previous = TOP
+    steps, previous, recipe = [], TOP, lower(TOP, longest=5000, shortest=1024)
     while recipe is not None:
         steps.append(difference(previous, recipe))
-        previous, recipe = recipe, lower(recipe, shortest=1024)
+        previous, recipe = recipe, lower(recipe, longest=5000, shortest=1024)
     assert steps == [
         "slots 4 -> 2",
         "slots 2 -> 1",
@@ -36,8 +35,15 @@ def test_every_number_of_slots_comes_down_to_one_and_a_low_rank_stays() -> None:
     slots = []
     while recipe is not None:
         slots.append(recipe.slots)
-        recipe = lower(recipe, shortest=100)
+        recipe = lower(recipe, longest=100, shortest=100)
     assert slots == [7, 3, 1]
+
+
+def test_the_context_is_lowered_from_what_the_examples_need() -> None:
+    at_context = dataclasses.replace(TOP, slots=1, gradient_checkpointing=True)
+    lowered = lower(at_context, longest=2000, shortest=1024)
+    assert lowered == dataclasses.replace(at_context, max_seq_length=1500)
+    assert lower(at_context, longest=1300, shortest=1024) == dataclasses.replace(at_context, rank=16)
 
 
 def test_pytorch_on_a_cpu_says_it_in_words() -> None:

@@ -191,7 +191,7 @@ def _decode(
         temperature=config.temperature,
         top_p=config.top_p,
         generator=generators,
-        **({} if route is None else {"route": route}),
+        route=route,
     )
 
 

@@ -304,7 +304,10 @@ class Adapting:
             self._shrink()
             yield self._lowered(group[0].assignment, old, f"{len(surplus)} units begin again later: {words}")
             return
-        new = lower(old, shortest=self._shortest)
+        longest = max(len(example.input_ids) for pupil in group for example in self._examples(pupil))
+        # Slots that the pass did not use are no memory to be won.
+        held = dataclasses.replace(old, slots=min(old.slots, max(2, len(group))))
+        new = lower(held, longest=longest, shortest=self._shortest)
         if new is None:
             yield from self._fail(group, f"out of memory, and nothing is left to give up: {words}")
             return
@@ -317,6 +320,9 @@ class Adapting:
 
     def _apply(self, old: Recipe, new: Recipe) -> Iterator[Event]:
         self._trainer.gradient_checkpointing = new.gradient_checkpointing
+        for pupil in self.pupils:
+            if pupil.slot >= new.slots and not pupil.losses:
+                pupil.start_over()
         self._shrink()
         if new.rank != old.rank:
             self._stacked.lower_rank(new.rank)

@@ -255,7 +255,8 @@ class Answering:
         batch_size = self._current.recipe.batch_size
         if batch_size > 1:
             return False, [self._lowered(assignment, words, batch_size=batch_size // 2)]
-        shorter = question.max_seq_length * 3 // 4
+        needed = max(len(prompt.token_ids) + prompt.max_new_tokens for prompt in self._prompts(question))
+        shorter = min(question.max_seq_length, needed) * 3 // 4
         if shorter >= self._context // 4:
             old, question.max_seq_length = question.max_seq_length, shorter
             reason = f"out of memory: prompts of {question.task.id} {old} -> {shorter} tokens ({words})"

@@ -40,18 +40,20 @@ class Current:
     recipe: Recipe
 
 
-def lower(recipe: Recipe, *, shortest: int) -> Recipe | None:
-    """The next recipe whose training takes less memory; None at the end.
+def lower(recipe: Recipe, *, longest: int, shortest: int) -> Recipe | None:
+    """The next recipe whose training takes less memory; None at the end. `longest` is the length of the longest example
+    in the pass that was too much.
 
     First what changes nothing but the speed: half the slots, down to one, then activations computed twice. Then the
-    context, three quarters at a time, but never below `shortest` tokens, and last the rank, halved down to 8.
+    context, to three quarters of `longest` each time, but never below `shortest`, and last the rank, halved down to 8.
     """
     if recipe.slots > 1:
         return dataclasses.replace(recipe, slots=recipe.slots // 2)
     if not recipe.gradient_checkpointing:
         return dataclasses.replace(recipe, gradient_checkpointing=True)
-    if recipe.max_seq_length * 3 // 4 >= shortest:
-        return dataclasses.replace(recipe, max_seq_length=recipe.max_seq_length * 3 // 4)
+    context = min(recipe.max_seq_length, longest) * 3 // 4
+    if context >= shortest:
+        return dataclasses.replace(recipe, max_seq_length=context)
     if recipe.rank // 2 >= LOWEST_RANK:
         return dataclasses.replace(recipe, rank=recipe.rank // 2)
     return None

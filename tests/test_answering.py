@@ -1,0 +1,124 @@
+"""Predictions of several units: merged one by one, or side by side, and what is lost between the two."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from arcft.arc.task import Task
+from arcft.inference import predict
+from arcft.ttft.answering import side_by_side
+from arcft.ttft.engine import Engine
+from arcft.ttft.units import Adapted, Event, Failed, Finished, Predicted
+from tests.small_engine import assignment_of, events_of, inference_config, kinds, make_engine, run, small_tasks
+
+
+@pytest.fixture(scope="module")
+def tasks() -> list[Task]:
+    return small_tasks(4)
+
+
+@pytest.mark.parametrize(
+    ("units", "predictions", "batch_size", "together", "can_merge", "expected"),
+    [
+        (1, 4, 32, True, True, False),
+        (4, 4, 32, False, True, False),  # a CPU, or one slot
+        (4, 4, 32, True, True, True),
+        (4, 16, 32, True, True, True),
+        (4, 17, 32, True, True, False),  # one test fills the batch
+        (4, 17, 32, True, False, True),
+        (4, 4, 32, False, False, False),
+    ],
+)
+def test_units_go_side_by_side_where_that_fills_batches(
+    tasks: list[Task], units: int, predictions: int, batch_size: int, together: bool, can_merge: bool, expected: bool
+) -> None:
+    assignments = [assignment_of(task, predictions=predictions) for task in tasks[:units]]
+    assert side_by_side(assignments, batch_size=batch_size, together=together, can_merge=can_merge) is expected
+
+
+def as_on_a_gpu(batch_size: int, **changes: Any) -> Engine:
+    engine = make_engine(inference=inference_config(batch_size=batch_size), **changes)
+    engine._answering.together = True
+    return engine
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all batches that are decoded."""
+    decode, sizes = predict.decode, []
+
+    def counted(model: Any, prompts: list[list[int]], **options: Any) -> Any:
+        sizes.append(len(prompts))
+        return decode(model, prompts, **options)
+
+    monkeypatch.setattr(predict, "decode", counted)
+    return sizes
+
+
+def answers(events: list[Event]) -> dict[tuple[str, int], list[str]]:
+    return {
+        (event.predictions[0].task_id, event.predictions[0].test_index): [p.text for p in event.predictions]
+        for event in events
+        if isinstance(event, Predicted)
+    }
+
+
+def test_side_by_side_gives_what_merged_gives(tasks: list[Task], batches: list[int]) -> None:
+    wanted = [assignment_of(task, steps=6, predictions=2) for task in tasks]
+    merged = run(make_engine(slots=4), wanted)
+    assert batches == [2] * 5
+    batches.clear()
+    beside = run(as_on_a_gpu(6, slots=4), wanted)
+    # Four units end together; of their five tests three fit into a batch.
+    assert batches == [6, 4]
+    assert answers(beside) == answers(merged)
+    assert list(kinds(beside)).count("Finished") == 4
+    last_adapted = max(number for number, event in enumerate(beside) if isinstance(event, Adapted))
+    assert all(not isinstance(event, Predicted) for event in beside[:last_adapted])
+    of_merged = {p.text: p.logprob for e in merged if isinstance(e, Predicted) for p in e.predictions}
+    for event in beside:
+        if isinstance(event, Predicted):
+            assert [of_merged[p.text] for p in event.predictions] == pytest.approx(
+                [p.logprob for p in event.predictions], rel=1e-3
+            )
+
+
+def test_units_without_training_share_batches(tasks: list[Task], batches: list[int]) -> None:
+    wanted = [assignment_of(task, steps=0, round=0, predictions=1) for task in tasks]
+    one_by_one = run(make_engine(slots=2), wanted)
+    assert batches == [1] * 5
+    batches.clear()
+    events = run(as_on_a_gpu(8, slots=2), [*wanted, assignment_of(tasks[0])])
+    assert batches[0] == 5
+    before = [event for event in events if event.key[0] == 0]
+    assert answers(before) == answers(one_by_one)
+    assert (
+        list(kinds(before))
+        == ["Started"] * 4
+        + [
+            *["Predicted", "Finished"] * 3,
+            *["Predicted", "Predicted", "Finished"],
+        ]
+        or list(kinds(before)).count("Finished") == 4
+    )
+    assert isinstance(events[-1], Finished)
+
+
+def test_of_a_batch_that_fails_only_the_unit_to_blame_fails(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = [assignment_of(task, steps=0, round=0, predictions=1) for task in tasks]
+    expected = answers(run(make_engine(slots=2), wanted))
+    places = predict.predict_places
+
+    def broken(model: Any, builder: Any, asked: Any, config: Any, **options: Any) -> Any:
+        if any(prompt.task_id == tasks[2].id for prompt in asked):
+            raise ValueError("no such token")
+        return places(model, builder, asked, config, **options)
+
+    monkeypatch.setattr("arcft.ttft.answering.predict_places", broken)
+    events = run(as_on_a_gpu(8, slots=2), wanted)
+    (failed,) = [event for event in events if isinstance(event, Failed)]
+    assert failed == Failed(key=(0, tasks[2].id), reason="ValueError: no such token", retry=True)
+    assert answers(events) == {key: texts for key, texts in expected.items() if key[0] != tasks[2].id}
+    assert not events_of(events, tasks[2].id, Finished)
