@@ -17,7 +17,7 @@ from arcft.errors import ArcftError
 from arcft.scoring.predictions import Prediction
 from arcft.ttft.ledger import Ledger
 from arcft.ttft.queue import Queue
-from arcft.ttft.units import Assignment, Event, Failed, Finished, Predicted, Started, Unit
+from arcft.ttft.units import MAIN, Assignment, Event, Failed, Finished, Predicted, Started, Unit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,3 +123,24 @@ def scripted_queue(folder: Path, names: Sequence[str], *, predict_before: int = 
     ]
     ledger = Ledger.create(folder / "ledger.sqlite", {"names": list(names)})
     return Queue(ledger, units, steps=4, predictions=1, predict_before=predict_before, seed=0), ledger
+
+
+TESTS_PATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+"""PYTHONPATH of a process that is to find this module."""
+
+
+def never() -> bool:
+    return False
+
+
+def states(ledger: Ledger) -> dict[str, str]:
+    """Of the units of the main round."""
+    return {record.name: record.state for record in ledger.records(MAIN)}
+
+
+def assert_all_gone(folder: Path) -> None:
+    """Every process that has begun to build an engine is gone, or will be in a moment."""
+    deadline = time.monotonic() + 5
+    while (left := alive(pids(folder))) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left

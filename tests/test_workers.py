@@ -1,17 +1,16 @@
+"""Workers: what each gets, what they say to each other, and what happens when one of them dies or is stopped."""
+
 from __future__ import annotations
 
 import logging
 import os
 import pickle
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from scripted_engine import Scripted, alive, pids, scripted_queue
+from scripted_engine import Scripted, assert_all_gone, never, pids, scripted_queue, states
 
 from arcft.config.ttft import TtftConfig
 from arcft.ttft import workers as workers_module
@@ -21,23 +20,6 @@ from arcft.ttft.queue import Queue
 from arcft.ttft.share import Node, Share, share
 from arcft.ttft.units import MAIN, Assignment, Event, Failed, Finished, Started, Unit
 from arcft.ttft.workers import WorkerError, drain, drain_in_processes
-
-GONE_WITHIN = 5.0
-
-
-def never() -> bool:
-    return False
-
-
-def states(ledger: Ledger) -> dict[str, str]:
-    return {record.name: record.state for record in ledger.records(MAIN)}
-
-
-def assert_all_gone(folder: Path) -> None:
-    deadline = time.monotonic() + GONE_WITHIN
-    while (left := alive(pids(folder))) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not left
 
 
 @pytest.mark.parametrize(
@@ -160,17 +142,12 @@ def test_drain_stops_in_the_midst_of_a_unit(tmp_path: Path) -> None:
     seen: list[Event] = []
     drain(Scripted(tmp_path, pause=60)(), queue, stopped=lambda: bool(seen), on_event=seen.append)
     assert [type(event) for event in seen] == [Started]
-    assert not queue.done
     assert_queued_again(queue, ledger)
 
 
 def assert_queued_again(queue: Queue, ledger: Ledger) -> None:
-    """As in a run that is stopped, and then gone on with."""
-    queue.stop()
-    ledger.close()
-    with Ledger.open(ledger.path) as again:
-        again.recover()
-        assert {(record.state, record.deaths) for record in again.records()} == {("queued", 0)}
+    assert not queue.done
+    assert {(record.state, record.deaths) for record in ledger.records()} == {("queued", 0)}
 
 
 # Processes.
@@ -237,7 +214,7 @@ def test_a_unit_that_always_kills_ends_as_failed(tmp_path: Path) -> None:
     ],
 )
 def test_what_no_process_can_do_is_one_error(tmp_path: Path, start: str, names: list[str], message: str) -> None:
-    queue, ledger = scripted_queue(tmp_path, names)
+    queue, _ = scripted_queue(tmp_path, names)
     with pytest.raises(WorkerError, match=message):
         drain_in_processes(Scripted(tmp_path, start=start), 2, queue, stopped=never, on_event=lambda event: None)
     assert_all_gone(tmp_path)
@@ -250,7 +227,6 @@ def test_stopped_processes_end_in_good_order(tmp_path: Path) -> None:
     begun = time.monotonic()
     drain_in_processes(Scripted(tmp_path, pause=60), 2, queue, stopped=lambda: len(seen) == 2, on_event=seen.append)
     assert time.monotonic() - begun < 40
-    assert not queue.done
     assert_queued_again(queue, ledger)
     assert_all_gone(tmp_path)
 
@@ -259,66 +235,3 @@ def test_nothing_is_started_for_an_empty_queue(tmp_path: Path) -> None:
     queue, _ = scripted_queue(tmp_path, [])
     drain_in_processes(Scripted(tmp_path), 2, queue, stopped=never, on_event=lambda event: None)
     assert pids(tmp_path) == set()
-
-
-# A driver of its own, for what happens when it is signalled or killed.
-
-DRIVER = """
-import signal, sys
-from pathlib import Path
-from scripted_engine import Scripted, scripted_queue
-from arcft.ttft.workers import drain_in_processes, drain_on_ray
-
-if __name__ == "__main__":
-    folder, start, kind = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-    queue, ledger = scripted_queue(folder, ["a", "b", "c"])
-    received = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: received.append(number))
-    work = {"processes": drain_in_processes, "ray": drain_on_ray}[kind]
-    work(Scripted(folder, pause=60, start=start), 2, queue, stopped=lambda: bool(received), on_event=print)
-    print("stopped by", *received)
-"""
-
-
-def start_driver(folder: Path, start: str, kind: str = "processes") -> subprocess.Popen[str]:
-    """A driver in a process group of its own, once all its workers build their engines, or work."""
-    script = folder / "driver.py"
-    script.write_text(DRIVER, encoding="utf-8")
-    driver = subprocess.Popen(
-        [sys.executable, str(script), str(folder), start, kind],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path[1:]])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    wait_for(lambda: len(pids(folder)) == 2, driver)
-    if start == "well":
-        for _ in range(2):
-            assert driver.stdout.readline().startswith("Started")
-    return driver
-
-
-def wait_for(condition, driver: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert driver.poll() is None, driver.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("start", ["well", "slow"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_no_process_survives_its_driver(tmp_path: Path, start: str, number: signal.Signals) -> None:
-    driver = start_driver(tmp_path, start)
-    if number == signal.SIGKILL:
-        driver.kill()
-    else:
-        # As a terminal and a batch system do: to all of them.
-        os.killpg(driver.pid, number)
-    out, err = driver.communicate(timeout=20)
-    assert_all_gone(tmp_path)
-    if number != signal.SIGKILL:
-        assert (driver.returncode, out.splitlines()[-1], err) == (0, f"stopped by {number}", "")

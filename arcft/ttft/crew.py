@@ -96,17 +96,16 @@ class Crew(Generic[AnyWorker]):
                 self._places.append(_Place(number, self._begin(number)))
             while not self._finished(stopping := self._stopped()):
                 if stopping:
-                    # What is given back from now on is no death.
+                    # So that what is given back from now on is no death.
                     self._queue.stop()
                 places = {place.worker.name: place for place in self._places}
                 for worker in self._ready([place.worker for place in self._places]):
                     self._serve(places[worker.name], stopping)
-            if stopping:
-                for place in self._places:
-                    self._queue.give_back(place.worker.name)
         finally:
             for place in self._places:
                 place.worker.close()
+        for place in self._places:
+            self._queue.give_back(place.worker.name)
 
     def _begin(self, number: int) -> AnyWorker:
         worker = self._start(number)

@@ -17,7 +17,7 @@ from arcft.ttft.units import Assignment
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LAST_WORDS = 5.0
-"""Seconds that a process gets to end by itself."""
+"""Seconds for a process that has closed its pipe to be gone, so that its exit code is known."""
 
 
 class ProcessWorker:
@@ -50,11 +50,10 @@ class ProcessWorker:
         return messages
 
     def close(self) -> None:
+        # Politeness would wait for the end of a step. Nothing is lost: what is worth keeping, the driver has.
+        self._process.kill()
+        self._process.join()
         self.connection.close()
-        self._process.join(LAST_WORDS)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
 
 
 def ready(workers: Sequence[ProcessWorker]) -> list[ProcessWorker]:

@@ -37,8 +37,9 @@ def drain(engine: Engine, queue: Queue, *, stopped: Callable[[], bool], on_event
         queue.record(event, "local")
         on_event(event)
     if stopped():
+        # So that what is given back is no death.
         queue.stop()
-        queue.give_back("local")
+    queue.give_back("local")
 
 
 def drain_in_processes(
