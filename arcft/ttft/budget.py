@@ -12,7 +12,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
-from arcft.ttft.costs import Costs, count_tests
+from arcft.ttft.costs import Costs, Line, count_tests
 from arcft.ttft.units import Unit
 
 SHARE_BEFORE = 0.1
@@ -93,21 +93,26 @@ class Budget:
         predictions: int,
         promised: float = 0.0,
         in_hand: int = 0,
+        beside: Sequence[float] = (),
+        probing: bool = False,
     ) -> Plan | None:
         """What `need` gets of at most so many steps and predictions; None: nothing, for now.
 
         `others` wait too; what the `in_hand` units that are being worked on will still take is `promised`, in seconds
-        of work.
+        of work; those among them that the same worker has take `beside`. Before costs are known, or with `probing`, it
+        gets its share of the time, whatever it does with it.
         """
         group = [need, *others]
         available = self.left(len(group) + in_hand) - promised
         if available <= 0:
             return None
-        share = available * need.unit.length / sum(each.unit.length for each in group)
-        side_by_side = min(self.slots, 1 + (len(others) + in_hand) // self.workers)
-        fit = fitted(costs)
+        fit = None if probing else fitted(costs)
         if fit is None:
-            return self._due(steps, predictions, share, share * side_by_side)
+            share = available / len(group)
+            if costs.prediction is not None:
+                each = costs.prediction(need.unit.length) * count_tests(need.unit)
+                predictions = min(predictions, max(1, int(share / 2 / each)))
+            return self._due(steps, predictions, share, share)
         chosen = fit.most(group, _PLANNED * available, steps, predictions)
         if chosen is None and not need.answered:
             # One prediction; whoever waits unanswered is worth more than any adapting.
@@ -118,8 +123,13 @@ class Budget:
             chosen = (floor, 1) if fit.seconds([need], floor, 1) <= available else None
         if chosen is None:
             return None
-        cost = fit.seconds([need], *chosen)
-        return self._due(*chosen, cost, _SLACK * max(cost, share) * side_by_side)
+        cost, needed = fit.seconds([need], *chosen), fit.seconds(group, *chosen)
+        share, mean = available * cost / needed, available / len(group)
+        # On the clock it takes as long as all that the worker does meanwhile.
+        to_come = max(0, min(self.slots, 1 + (len(others) + in_hand) // self.workers) - 1 - len(beside))
+        company = sum(beside) + to_come * max(cost, mean)
+        seconds = _SLACK * (max(cost, share) + company) + max(0.0, available - needed) / 2
+        return self._due(*chosen, cost, seconds)
 
     def extra(
         self, unit: Unit, costs: Costs, *, steps: int, predictions: int, promised: float, in_hand: int
@@ -129,6 +139,9 @@ class Budget:
         if fit is None:
             return None
         available = self.left(1 + in_hand) - promised
+        if in_hand:
+            # Those must not come late for it.
+            available /= 2
         need = Need(unit, True)
         chosen = fit.most([need], _PLANNED * available, steps, predictions)
         # Fewer predictions than the votes so far would hardly change them.
@@ -145,8 +158,8 @@ class Budget:
         """
         allowance = self.total * SHARE_BEFORE * self.workers - spent if capped else self.left(1)
         available = min(allowance, self.left(self.workers)) - promised
-        rate = costs.prediction_before
-        cost = 0.0 if rate is None else rate * unit.length * count_tests(unit) * predictions
+        line = costs.prediction_before
+        cost = 0.0 if line is None else line(unit.length) * count_tests(unit) * predictions
         if available <= 0 or cost > available:
             return None
         return self._due(0, predictions, cost, available)
@@ -159,8 +172,8 @@ class Budget:
 class Fit:
     """What units take, from what others took; see Costs."""
 
-    step: float
-    prediction: float
+    step: Line
+    prediction: Line
     overhead: float
 
     def seconds(self, group: Sequence[Need], steps: int, predictions: int) -> float:
@@ -184,10 +197,10 @@ class Fit:
         return self.overhead * len(group)
 
     def _steps(self, group: Sequence[Need]) -> float:
-        return self.step * sum(need.unit.length for need in group)
+        return sum(self.step(need.unit.length) for need in group)
 
     def _predictions(self, group: Sequence[Need]) -> float:
-        return self.prediction * sum(need.unit.length * count_tests(need.unit) for need in group)
+        return sum(self.prediction(need.unit.length) * count_tests(need.unit) for need in group)
 
     @staticmethod
     def _quotient(seconds: float, each: float, most: int) -> int:
@@ -199,6 +212,5 @@ class Fit:
 
 def fitted(costs: Costs) -> Fit | None:
     """What is known by now; None before both a step and a prediction were made."""
-    if costs.step is None or costs.prediction is None:
-        return None
-    return Fit(costs.step, costs.prediction, costs.overhead)
+    step, prediction = costs.step, costs.prediction
+    return None if step is None or prediction is None else Fit(step, prediction, costs.overhead)

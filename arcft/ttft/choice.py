@@ -24,6 +24,9 @@ from arcft.ttft.units import BEFORE, MAIN, Assignment, Key, Unit
 EXTRA_ROUNDS = 3
 """Most that a unit gets with time that is left over: more of the same changes less each time."""
 
+_ALIKE = 1.5
+"""The cost of a unit is known well enough once one has been trained that is shorter by no more than this factor."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wanted:
@@ -46,6 +49,11 @@ class Hand:
 
     spent: float = 0.0
     """Seconds of work that it has taken."""
+
+    @property
+    def left(self) -> float:
+        """Seconds of work that it will still take."""
+        return max(0.0, self.cost - self.spent)
 
 
 class Board:
@@ -79,7 +87,7 @@ class Board:
 
     def promised(self) -> float:
         """Seconds of work that the units in hand will still take."""
-        return sum(max(0.0, hand.cost - hand.spent) for hand in self.hands.values())
+        return sum(hand.left for hand in self.hands.values())
 
     def spent_before(self) -> float:
         """Seconds of work that predictions with the model as it was have taken, by all processes."""
@@ -95,8 +103,11 @@ class Chooser:
         self._ledger, self._board, self._wanted, self._budget, self._costs = ledger, board, wanted, budget, costs
         self._closeness: dict[str, tuple[float, float] | None] = {}
 
-    def choose(self, near: int | None) -> tuple[Assignment, float] | None:
-        """The next assignment, of a length (tokens) like `near`, and its expected seconds; None if there is none."""
+    def choose(self, near: int | None, worker: str = "") -> tuple[Assignment, float] | None:
+        """The next assignment, of a length (tokens) like `near`, and its expected seconds; None if there is none.
+
+        `worker` is who gets it.
+        """
         board = self._board
         before = sorted(board.queued(BEFORE, failed=False), key=lambda record: record.length)
         main = sorted(board.queued(MAIN, failed=False), key=lambda record: -record.length)
@@ -106,6 +117,11 @@ class Chooser:
         if self._budget is None:
             waiting = [*before, *main, *retries]
             return self._assignment(*waiting[0].key, None) if waiting else None
+        probe = self._probe(main)
+        if probe is not None:
+            # What the first steps cost decides what the others get: they wait for it.
+            is_waiting = any(key[0] == MAIN and not hand.spent for key, hand in board.hands.items())
+            main = [] if is_waiting else [probe]
         candidates = [*before[:1], *main[:1]]
         # What can't be given to the first may be due to one without any answer, or do for the shortest.
         candidates += [record for record in main if not board.is_answered(record.name)][:1]
@@ -113,7 +129,7 @@ class Chooser:
         candidates += retries
         candidates += [record for record in before if board.state(MAIN, record.name) == "failed"]
         for record in candidates:
-            plan = self._plan(self._budget, record)
+            plan = self._plan(self._budget, record, worker, probing=record is probe)
             if plan is not None:
                 return self._assignment(*record.key, plan)
         return None if board.queued(MAIN) else self._further(self._budget)
@@ -132,7 +148,15 @@ class Chooser:
             return left
         return min(self._budget.left(1), left if left is not None else math.inf)
 
-    def _plan(self, budget: Budget, record: Record) -> Plan | None:
+    def _probe(self, main: Sequence[Record]) -> Record | None:
+        """A unit whose cost tells what others will cost: first a short one, then one of middling length."""
+        ordered = sorted(main, key=lambda record: record.length)
+        if not ordered or not self._costs.longest_step:
+            return ordered[0] if ordered else None
+        middle = ordered[len(ordered) // 2]
+        return middle if middle.length > _ALIKE * self._costs.longest_step else None
+
+    def _plan(self, budget: Budget, record: Record, worker: str, *, probing: bool) -> Plan | None:
         board, wanted = self._board, self._wanted
         if record.round == BEFORE:
             return budget.before(
@@ -151,6 +175,8 @@ class Chooser:
             predictions=wanted.predictions,
             promised=board.promised(),
             in_hand=len(board.hands),
+            beside=[hand.left for hand in board.hands.values() if hand.worker == worker],
+            probing=probing,
         )
 
     def _further(self, budget: Budget) -> tuple[Assignment, float] | None:

@@ -2,38 +2,70 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable
 
-from arcft.ttft.units import BEFORE, Event, Finished, Predicted, Stepped, Unit
+from arcft.ttft.units import BEFORE, Event, Finished, Predicted, Started, Stepped, Unit
 
-# What a step cost at the beginning, or with another number of slots, is forgotten over about so many.
-_MEMORY_STEPS = 200
-_MEMORY_PREDICTED = 30
+# What steps cost at the beginning, or with another number of slots, is forgotten over about so many.
+_MEMORY_STEPS = 1000
+_MEMORY_PREDICTIONS = 200
+
+# Lengths that differ by less say nothing about what a token costs.
+_LEAST_SPREAD = 0.05
 
 _WINDOW_SECONDS = 60.0
 
 
-class _Rate:
-    """Seconds for each unit of work, over the last `memory` observations or so."""
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """Seconds of something, for a unit of so many tokens."""
+
+    fixed: float
+    per_token: float
+
+    def __call__(self, length: int) -> float:
+        return self.fixed + self.per_token * length
+
+
+class _Fitted:
+    """The line through what was observed: least squares, the latest `memory` observations or so counting most.
+
+    A small step takes a GPU as long as a larger one, and a CPU in proportion to its tokens; short units would starve,
+    or long ones, if either were taken for granted.
+    """
 
     def __init__(self, memory: int) -> None:
         self._keep = 1 - 1 / memory
-        self._seconds = 0.0
-        self._work = 0.0
+        self._sums = [0.0] * 5
 
-    def observe(self, seconds: float, work: float) -> None:
-        self._seconds = self._seconds * self._keep + seconds
-        self._work = self._work * self._keep + work
+    def observe(self, length: int, seconds: float, count: int = 1) -> None:
+        """`count` of them took so many `seconds` together."""
+        if count:
+            each = seconds / count
+            terms = (1.0, length, each, length * length, length * each)
+            kept = self._keep**count
+            self._sums = [kept * total + count * term for total, term in zip(self._sums, terms, strict=True)]
 
     @property
-    def value(self) -> float | None:
-        return self._seconds / self._work if self._work else None
+    def line(self) -> Line | None:
+        weight, length, seconds, square, product = self._sums
+        if not weight:
+            return None
+        length, seconds = length / weight, seconds / weight
+        variance = square / weight - length * length
+        proportional = Line(0.0, seconds / length)
+        if variance < (_LEAST_SPREAD * length) ** 2:
+            return proportional
+        slope = max(0.0, (product / weight - length * seconds) / variance)
+        fixed = seconds - slope * length
+        return Line(fixed, slope) if fixed >= 0 else proportional
 
 
 class Costs:
-    """Seconds of work, in proportion to a unit's length: the tokens of its examples and prompts are.
+    """Seconds of work of a unit, by its length.
 
     A step's and a prediction's seconds are a unit's share of a pass, so those of the units that a worker has side by
     side add up to the time on the clock. What the clock shows beyond them (putting an adapter in place, merging,
@@ -42,57 +74,68 @@ class Costs:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._step = _Rate(_MEMORY_STEPS)
+        self._step = _Fitted(_MEMORY_STEPS)
         # Few prompts in a pass cost more each than many, so those made before adapting are kept apart.
-        self._predicted = _Rate(_MEMORY_PREDICTED)
-        self._predicted_before = _Rate(_MEMORY_PREDICTED)
+        self._predicted = _Fitted(_MEMORY_PREDICTIONS)
+        self._predicted_before = _Fitted(_MEMORY_PREDICTIONS)
+        self._warm: set[tuple[str, type[Event]]] = set()
         self._idle = 0.0
         self._last: dict[str, float] = {}
-        self._finished = 0
+        self._ends = 0
+        self.longest_step = 0
+        """Length of the longest unit whose steps are known."""
         self._recent: deque[tuple[float, int]] = deque()
 
     def observe(self, event: Event, unit: Unit, worker: str) -> None:
         """Learn from what `worker` has done for `unit`."""
         now = self._clock()
         seconds = 0.0
+        is_before = event.key[0] == BEFORE
         if isinstance(event, Stepped | Predicted):
             seconds = event.seconds
             self._recent.append((now, event.tokens))
-        is_before = event.key[0] == BEFORE
-        if isinstance(event, Stepped):
-            self._step.observe(seconds, unit.length)
-        elif isinstance(event, Predicted):
-            rate = self._predicted_before if is_before else self._predicted
-            rate.observe(seconds, unit.length * len(event.predictions))
+            # A worker's first pass of a kind also pays for what is then in place.
+            if (worker, type(event)) in self._warm:
+                self._learn(event, unit, is_before)
+            self._warm.add((worker, type(event)))
         if not is_before:
             # Units side by side report one pass together: the first of them seems to have idled, the others make it up.
             self._idle += now - self._last.get(worker, now - seconds) - seconds
-            self._finished += isinstance(event, Finished)
+            # One end of a unit each: what is spent at its start must not be put down to the few that have finished.
+            self._ends += isinstance(event, Started | Finished)
         self._last[worker] = now
 
     def pause(self, worker: str) -> None:
         """Take note that `worker` has nothing to do, or is no more: the time until its next event is no unit's."""
         self._last.pop(worker, None)
 
-    @property
-    def step(self) -> float | None:
-        """Seconds of an optimizer step for each token of the unit's length; None before the first."""
-        return self._step.value
+    def _learn(self, event: Stepped | Predicted, unit: Unit, is_before: bool) -> None:
+        if isinstance(event, Stepped):
+            self._step.observe(unit.length, event.seconds)
+            self.longest_step = max(self.longest_step, unit.length)
+        else:
+            kind = self._predicted_before if is_before else self._predicted
+            kind.observe(unit.length, event.seconds, len(event.predictions))
 
     @property
-    def prediction(self) -> float | None:
-        """Seconds of a prediction for each token of the unit's length; None before the first."""
-        return self._predicted.value if self._predicted.value is not None else self._predicted_before.value
+    def step(self) -> Line | None:
+        """Seconds of an optimizer step; None before the first."""
+        return self._step.line
 
     @property
-    def prediction_before(self) -> float | None:
-        """The same for predictions with the model as it was."""
-        return self._predicted_before.value
+    def prediction(self) -> Line | None:
+        """Seconds of a prediction; None before the first."""
+        return self._predicted.line or self._predicted_before.line
+
+    @property
+    def prediction_before(self) -> Line | None:
+        """Seconds of a prediction with the model as it was."""
+        return self._predicted_before.line
 
     @property
     def overhead(self) -> float:
         """Seconds of a unit beside its steps and predictions."""
-        return max(0.0, self._idle) / self._finished if self._finished else 0.0
+        return 2 * max(0.0, self._idle) / self._ends if self._ends else 0.0
 
     def tokens_per_second(self) -> float:
         """Trained, read and produced, over the last minute."""

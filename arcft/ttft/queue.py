@@ -92,7 +92,7 @@ class Queue:
         """
         with self._lock:
             while not self._stopped:
-                chosen = self._chooser.choose(near)
+                chosen = self._chooser.choose(near, worker)
                 if chosen is None:
                     break
                 assignment, cost = chosen
