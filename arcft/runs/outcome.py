@@ -57,7 +57,9 @@ def outcome_of(tasks: Sequence[Task], ledger: Ledger, queue: Queue) -> Outcome:
     rows = []
     for task in tasks:
         mine = [groups[task.id, index] for index in range(len(task.test))]
-        rows.append(_row(task, records[task.id], mine, after_scores))
+        record = records[task.id]
+        finished_at = None if record.finished_at is None else ledger.worked(record.finished_at)
+        rows.append(_row(task, record, mine, after_scores, finished_at))
     adaptation = Adaptation(
         rows=rows,
         before=before_scores,
@@ -69,7 +71,13 @@ def outcome_of(tasks: Sequence[Task], ledger: Ledger, queue: Queue) -> Outcome:
     return Outcome(predictions, adaptation)
 
 
-def _row(task: Task, record: Record, groups: Sequence[Sequence[Prediction]], scores: Scores | None) -> TaskRow:
+def _row(
+    task: Task,
+    record: Record,
+    groups: Sequence[Sequence[Prediction]],
+    scores: Scores | None,
+    finished_at: float | None,
+) -> TaskRow:
     is_known = scores is not None and all(pair.output is not None for pair in task.test)
     return TaskRow(
         task_id=task.id,
@@ -83,7 +91,7 @@ def _row(task: Task, record: Record, groups: Sequence[Sequence[Prediction]], sco
         attempts=record.attempts,
         adapt_seconds=record.adapt_seconds,
         predict_seconds=record.predict_seconds,
-        finished_at=record.finished_at,
+        finished_at=finished_at,
         notes=record.notes,
         unit=record.name if record.name != task.id else "",
     )

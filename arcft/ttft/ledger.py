@@ -224,6 +224,11 @@ class Ledger:
         others = sum(row["seen_at"] - row["started_at"] for row in rows if row["process"] != _PROCESS)
         return others + max(0.0, self._clock() - min([self._opened_at, *mine]))
 
+    def worked(self, at: float) -> float:
+        """Seconds that this run had taken, over all its processes, at the moment `at`, in seconds since the epoch."""
+        rows = self._rows("SELECT * FROM sessions")
+        return sum(max(0.0, min(row["seen_at"], at) - row["started_at"]) for row in rows)
+
     def heartbeat(self) -> None:
         """Note that this process is still at it, as every write does; on it `elapsed` depends after a crash."""
         with self._writing():
