@@ -129,6 +129,7 @@ def measure(workload: Workload, ways: Sequence[str]) -> dict[str, Any]:
     model: dict[str, Any] = {
         "model": workload.name,
         "note": workload.note,
+        "device": workload.device,
         "dtype": workload.dtype,
         "tasks": sum(map(len, workload.blocks)),
         "blocks": len(workload.blocks),
@@ -259,21 +260,22 @@ def print_table(model: dict[str, Any]) -> None:
         f"\n{model['model']} ({model['note']}, {model['dtype']}): {model['tasks']} tasks in {model['blocks']} blocks, "
         f"{model['steps']} steps, {model['predictions']} predictions of {model['new_tokens']} tokens a test\n"
     )
-    columns = ("s/task", "adapt", "predict", "load", "CPU s", "tasks/h", "tok/s", "peak", "GiB", "than a", "than c")
+    columns = ("s/task", "adapt", "predict", "load", "tasks/h", "tok/s", "peak", "GiB", "than a", "than c")
+    columns += ("CPU s", "than a", "than c") if model["device"] == "cpu" else ()
     print(f"{'':28}" + "".join(f"{column:>9}" for column in columns))
     for line in model["ways"]:
-        of = model["ratios"][line["way"]]
         share = line["share_of_peak"]
         cells = [
             *(f"{line[f'{part}seconds_per_task']:.2f}" for part in ("", "adapt_", "predict_")),
             "" if line["way"] == "a" else f"{line['load_seconds']:.1f}",
-            f"{line['cpu_seconds_per_task']:.2f}",
             f"{line['tasks_per_hour']:.0f}",
             f"{line['tokens_per_second']:.0f}",
             "" if share is None else f"{share:.1%}",
             f"{line['peak_gib']:.2f}",
-            *(f"{of[than]:.2f}x" if than in of else "" for than in ("a", "c")),
+            *times_faster(model["ratios"][line["way"]]),
         ]
+        if model["device"] == "cpu":
+            cells += [f"{line['cpu_seconds_per_task']:.2f}", *times_faster(model["cpu_ratios"][line["way"]])]
         print(f"{line['title']:28}" + "".join(f"{cell:>9}" for cell in cells))
         for note in line["notes"]:
             print(f"  {note}")
@@ -281,6 +283,10 @@ def print_table(model: dict[str, Any]) -> None:
         verdict = "met" if goal["met"] else "missed"
         print(f"goal {goal['goal']}x ({goal['than']}): {goal['ratio']:.2f}x by {goal['way']}, {verdict}")
     print()
+
+
+def times_faster(of: dict[str, float]) -> list[str]:
+    return [f"{of[than]:.2f}x" if than in of else "" for than in ("a", "c")]
 
 
 def print_growth(growth: Sequence[dict[str, float]]) -> None:
