@@ -262,23 +262,27 @@ def test_what_the_engine_says_of_itself_is_noted(tmp_path: Path) -> None:
 
 def test_progress_counts_tokens_and_the_time_left(tmp_path: Path) -> None:
     clock = Clock()
-    queue = make_queue(tmp_path, UNITS, steps=2, predictions=1, predict_before=0, clock=clock)
+    units = [make_unit("middle", 200), make_unit("long", 400, tests=2), make_unit("short", 100)]
+    queue = make_queue(tmp_path, units, steps=3, predictions=1, predict_before=0, clock=clock)
     assert queue.progress().seconds_left is None
-    key = queue.pull("local").key  # of length 400
+    key = queue.pull("local").key
     queue.record(Started(key=key, recipe={}), "local")
-    for step in (1, 2):
-        clock.now += 4
-        queue.record(Stepped(key=key, step=step, steps=2, loss=1.0, tokens=300, seconds=4), "local")
+    # The first of each kind is no measure.
+    for step, seconds in [(1, 9), (2, 4), (3, 4)]:
+        clock.now += seconds
+        queue.record(Stepped(key=key, step=step, steps=3, loss=1.0, tokens=300, seconds=seconds), "local")
     queue.record(adapted(key), "local")
-    clock.now += 2
-    queue.record(dataclasses.replace(predicted(key, "long"), tokens=600, seconds=2), "local")
+    for test_index, seconds in [(0, 5), (1, 2)]:
+        clock.now += seconds
+        event = dataclasses.replace(predicted(key, "long", test_index), tokens=600, seconds=seconds)
+        queue.record(event, "local")
     queue.record(Finished(key=key), "local")
     # 10 ms a step and 5 ms a prediction for each token of the length; units of length 200 and 100 are left.
     progress = queue.progress()
     assert (progress.done, progress.failed, progress.total) == (1, 0, 3)
-    assert progress.seconds_left == pytest.approx(300 * (2 * 0.01 + 0.005))
-    # Counted from the first step's end, 6 seconds ago.
-    assert progress.tokens_per_second == pytest.approx(900 / 6)
+    assert progress.seconds_left == pytest.approx(300 * (3 * 0.01 + 0.005))
+    # Counted from the first step's end, 15 seconds ago.
+    assert progress.tokens_per_second == pytest.approx(1800 / 15)
     clock.now += 100
     assert queue.progress().tokens_per_second == 0
 
@@ -374,15 +378,17 @@ def test_time_left_goes_to_the_closest_votes(tmp_path: Path) -> None:
     order = []
     while (assignment := queue.pull("local")) is not None:
         order.append(assignment)
-        clock.now += 1
-        queue.record(Stepped(key=assignment.key, step=1, steps=8, loss=1, tokens=9, seconds=0.1), "local")
+        for step in (1, 2):
+            clock.now += 1
+            queue.record(Stepped(key=assignment.key, step=step, steps=8, loss=1, tokens=9, seconds=0.1), "local")
         queue.record(adapted(assignment.key), "local")
         name = assignment.unit.name
         grids = values[name] if assignment.round == MAIN else (1, 1, 1, 1)
         queue.record(predicted(assignment.key, name, 0, grids), "local")
         queue.record(Finished(key=assignment.key), "local")
     assert [each.key for each in order] == [
-        *[(MAIN, name) for name in ("long", "middle", "short")],
+        # What steps cost is learned from a short unit, and then a longer one.
+        *[(MAIN, name) for name in ("short", "long", "middle")],
         *[(2, "short"), (2, "long")],
         *[(3, "short"), (3, "long")],
         *[(4, "short"), (4, "long")],
@@ -399,9 +405,11 @@ def test_time_left_goes_to_the_closest_votes(tmp_path: Path) -> None:
 
 def test_a_further_round_that_fails_costs_the_unit_nothing(tmp_path: Path) -> None:
     clock = Clock()
-    queue = make_queue(tmp_path, UNITS[:1], predict_before=0, budget=Budget(1000, clock=clock), clock=clock)
+    queue = make_queue(tmp_path, UNITS[:1], budget=Budget(1000, clock=clock), clock=clock)
+    finish(queue, queue.pull("local"))
     main = queue.pull("local")
-    queue.record(Stepped(key=main.key, step=1, steps=8, loss=1, tokens=9, seconds=0.1), "local")
+    for step in (1, 2):
+        queue.record(Stepped(key=main.key, step=step, steps=8, loss=1, tokens=9, seconds=0.1), "local")
     finish(queue, main, values=[1, 2, 3, 4])
     further = queue.pull("local")
     assert further.key == (2, "middle")
@@ -411,6 +419,37 @@ def test_a_further_round_that_fails_costs_the_unit_nothing(tmp_path: Path) -> No
     progress = queue.progress()
     assert (progress.done, progress.failed, progress.extra) == (1, 0, 0)
     assert len(queue.predictions()) == 4
+
+
+def test_others_wait_until_the_cost_of_a_step_is_known(tmp_path: Path) -> None:
+    clock = Clock()
+    queue = make_queue(tmp_path, predict_before=0, budget=Budget(1000, clock=clock, workers=2), clock=clock)
+    probe = queue.pull("worker-0")
+    assert probe.unit.name == "short"
+    assert queue.pull("worker-1") is None
+    assert not queue.done
+    assert not queue.out_of_time
+    for step in (1, 2):
+        queue.record(Stepped(key=probe.key, step=step, steps=8, loss=1, tokens=9, seconds=0.1), "worker-0")
+    assert queue.pull("worker-1").unit.name == "long"
+
+
+def test_with_a_budget_a_failed_unit_that_has_no_answer_gets_one(tmp_path: Path) -> None:
+    """Predictions before adapting have used up their part of the time, and the unit can't be adapted to."""
+    clock = Clock()
+    queue = make_queue(tmp_path, UNITS[:2], budget=Budget(100, clock=clock), clock=clock)
+    first = queue.pull("local")
+    clock.now += 12
+    for event in (dataclasses.replace(predicted(first.key, "middle"), seconds=12.0), Finished(key=first.key)):
+        queue.record(event, "local")
+    order = []
+    while (assignment := queue.pull("local")) is not None:
+        order.append(assignment.key)
+        if assignment.round == MAIN:
+            fail(queue, assignment, retry=False)
+        else:
+            finish(queue, assignment)
+    assert order == [(MAIN, "middle"), (MAIN, "long"), (BEFORE, "long")]
 
 
 def test_without_a_budget_there_are_no_further_rounds(tmp_path: Path) -> None:

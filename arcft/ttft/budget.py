@@ -111,7 +111,7 @@ class Budget:
             share = available / len(group)
             if costs.prediction is not None:
                 each = costs.prediction(need.unit.length) * count_tests(need.unit)
-                predictions = min(predictions, max(1, int(share / 2 / each)))
+                predictions = max(1, _quotient(share / 2, each, predictions))
             return self._due(steps, predictions, share, share)
         chosen = fit.most(group, _PLANNED * available, steps, predictions)
         if chosen is None and not need.answered:
@@ -124,7 +124,7 @@ class Budget:
         if chosen is None:
             return None
         cost, needed = fit.seconds([need], *chosen), fit.seconds(group, *chosen)
-        share, mean = available * cost / needed, available / len(group)
+        share, mean = available * cost / max(needed, cost, 1e-9), available / len(group)
         # On the clock it takes as long as all that the worker does meanwhile.
         to_come = max(0, min(self.slots, 1 + (len(others) + in_hand) // self.workers) - 1 - len(beside))
         company = sum(beside) + to_come * max(cost, mean)
@@ -184,13 +184,13 @@ class Fit:
         """Steps and predictions that all of `group` can have, at most so many; None if not even the least of them."""
         floor, least = max(1, int(FLOOR * steps)), max(1, int(LEAST * steps))
         rest = available - self._fixed(group)
-        affordable = self._quotient(rest - predictions * self._predictions(group), self._steps(group), steps)
+        affordable = _quotient(rest - predictions * self._predictions(group), self._steps(group), steps)
         if affordable >= floor:
             return affordable, predictions
-        affordable = self._quotient(rest - floor * self._steps(group), self._predictions(group), predictions)
+        affordable = _quotient(rest - floor * self._steps(group), self._predictions(group), predictions)
         if affordable >= 1:
             return floor, affordable
-        affordable = self._quotient(rest - self._predictions(group), self._steps(group), floor)
+        affordable = _quotient(rest - self._predictions(group), self._steps(group), floor)
         return (affordable, 1) if affordable >= least else None
 
     def _fixed(self, group: Sequence[Need]) -> float:
@@ -202,15 +202,15 @@ class Fit:
     def _predictions(self, group: Sequence[Need]) -> float:
         return sum(self.prediction(need.unit.length) * count_tests(need.unit) for need in group)
 
-    @staticmethod
-    def _quotient(seconds: float, each: float, most: int) -> int:
-        """How many that take `each` go into `seconds`, at most `most`."""
-        if seconds >= each * most:
-            return most
-        return int(seconds // each) if seconds > 0 else 0
-
 
 def fitted(costs: Costs) -> Fit | None:
     """What is known by now; None before both a step and a prediction were made."""
     step, prediction = costs.step, costs.prediction
     return None if step is None or prediction is None else Fit(step, prediction, costs.overhead)
+
+
+def _quotient(seconds: float, each: float, most: int) -> int:
+    """How many that take `each` go into `seconds`, at most `most`."""
+    if seconds >= each * most:
+        return most
+    return int(seconds // each) if seconds > 0 else 0

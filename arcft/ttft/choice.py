@@ -120,8 +120,8 @@ class Chooser:
         probe = self._probe(main)
         if probe is not None:
             # What the first steps cost decides what the others get: they wait for it.
-            is_waiting = any(key[0] == MAIN and not hand.spent for key, hand in board.hands.items())
-            main = [] if is_waiting else [probe]
+            lengths = [hand.assignment.unit.length for key, hand in board.hands.items() if key[0] == MAIN]
+            main = [] if any(length > self._costs.longest_step for length in lengths) else [probe]
         candidates = [*before[:1], *main[:1]]
         # What can't be given to the first may be due to one without any answer, or do for the shortest.
         candidates += [record for record in main if not board.is_answered(record.name)][:1]

@@ -43,7 +43,7 @@ class _Fitted:
 
     def observe(self, length: int, seconds: float, count: int = 1) -> None:
         """`count` of them took so many `seconds` together."""
-        if count:
+        if count and length > 0:
             each = seconds / count
             terms = (1.0, length, each, length * length, length * each)
             kept = self._keep**count

@@ -165,10 +165,9 @@ class Queue:
 
     @property
     def out_of_time(self) -> bool:
-        """Whether units wait that the budget has no time for."""
+        """Whether units wait that the budget has no time for, and nothing is in hand."""
         with self._lock:
-            waiting = bool(self._board.queued(MAIN))
-            return self._budget is not None and waiting and self._chooser.choose(None) is None
+            return self._budget is not None and bool(self._board.queued(MAIN)) and self.done
 
     def progress(self) -> Progress:
         """How far the run is."""
