@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-import torch
-
-from arcft.config.scheduler import SchedulerConfig
-from arcft.config.ttft import TtftConfig
-from arcft.inference.predict import derived_seed
+from arcft.models.lora import LoraError
 from arcft.models.stacked_lora import StackedLora
-from arcft.text.examples import ExampleBuilder, LengthError
+from arcft.text.examples import LengthError
 from arcft.text.tokens import Example
-from arcft.training.schedulers import make_factor
 from arcft.training.slots import SlotStep, SlotTrainer
 from arcft.ttft.climb import Climb
-from arcft.ttft.lessons import Draw, Lessons, prepare_lessons, shortened
+from arcft.ttft.preparing import Preparing
 from arcft.ttft.pupil import Pupil, Save
-from arcft.ttft.recipe import Current, Recipe, difference, forget, is_out_of_memory, lower
+from arcft.ttft.recipe import Current, Recipe, difference, explain, forget, is_out_of_memory, lower
 from arcft.ttft.units import MAIN, Adapted, Assignment, Event, Failed, Lowered, Started, Stepped
 
-logger = logging.getLogger(__name__)
-
-SECOND_TRY_RATE = 0.5
-SECOND_TRY_CONTEXT = 0.75
 SHARE_OF_TRAINING = 0.5
 """Of the time to a deadline; the rest is for predictions."""
 
@@ -39,13 +29,10 @@ class Adapting:
         self,
         stacked: StackedLora,
         trainer: SlotTrainer,
-        learn: ExampleBuilder,
+        preparing: Preparing,
         current: Current,
         *,
-        config: TtftConfig,
-        draw: Draw,
-        input_from_inputs: float,
-        learning_rate: float,
+        patience: int | None,
         climb: Climb | None,
         save: Save | None,
         clock: Callable[[], float],
@@ -54,15 +41,11 @@ class Adapting:
         self.climb = climb
         self._stacked = stacked
         self._trainer = trainer
-        self._learn = learn
+        self._preparing = preparing
         self._current = current
-        self._config = config
-        self._draw = draw
-        self._input_from_inputs = input_from_inputs
-        self._learning_rate = learning_rate
+        self._patience = patience
         self._save = save
         self._clock = clock
-        self._shortest = learn.max_seq_length // 4
 
     @property
     def capacity(self) -> int:
@@ -97,7 +80,7 @@ class Adapting:
     def admit(self, assignment: Assignment, notes: Sequence[str] = ()) -> Iterator[Event]:
         """Put the unit into the next free slot, or say why it can't be."""
         try:
-            lessons = self._lessons(assignment)
+            lessons = self._preparing.lessons(assignment)
         except LengthError as error:
             yield Failed(key=assignment.key, reason=str(error), retry=False)
             return
@@ -109,11 +92,7 @@ class Adapting:
         yield self.started(assignment, (*notes, *lessons.notes))
 
     def started(self, assignment: Assignment, notes: Sequence[str] = ()) -> Started:
-        recipe = dataclasses.replace(self._current.recipe, max_seq_length=self._context(assignment))
-        if assignment.attempt:
-            recipe = dataclasses.replace(recipe, slots=1)
-        rate = {"learning_rate": self._rate(assignment)} if assignment.steps else {}
-        return Started(key=assignment.key, recipe={**dataclasses.asdict(recipe), **rate}, notes=tuple(notes))
+        return Started(key=assignment.key, recipe=self._preparing.recipe(assignment), notes=tuple(notes))
 
     def advance(self) -> Iterator[Event]:
         """One pass: an optimizer step of each pupil in it."""
@@ -125,7 +104,7 @@ class Adapting:
                 if not pupil.begun:
                     self._begin(pupil)
             begun = time.perf_counter()
-            examples = [self._examples(pupil) for pupil in group]
+            examples = [self._preparing.examples(pupil) for pupil in group]
             steps = self._trainer.step(examples, group[0].slot)
             seconds = time.perf_counter() - begun
         except Exception as error:
@@ -138,7 +117,7 @@ class Adapting:
     def hand_over(self) -> Iterator[tuple[Pupil, Adapted]]:
         """The pupils that have ended, their best weights in their slots, which they keep until `dismiss`."""
         for pupil in list(self.pupils):
-            ended = pupil.ended(self._config.patience, self._clock())
+            ended = pupil.ended(self._patience, self._clock())
             if ended is None or pupil.slot >= self._stacked.slots:
                 continue
             if not pupil.begun:
@@ -203,10 +182,6 @@ class Adapting:
             return self.pupils[first : first + count]
         return self.pupils[: max(1, self._current.recipe.slots)]
 
-    def _examples(self, pupil: Pupil) -> list[Example]:
-        size = self._config.batch_size
-        return [pupil.lessons.stream[k] for k in range(pupil.step * size, (pupil.step + 1) * size)]
-
     def _record(
         self, group: Sequence[Pupil], examples: Sequence[Sequence[Example]], steps: Sequence[SlotStep], seconds: float
     ) -> Iterator[Event]:
@@ -239,7 +214,7 @@ class Adapting:
 
     def _check(self, pupil: Pupil) -> None:
         """Look at what is held back, from time to time and after the last step."""
-        patience = self._config.patience
+        patience = self._patience
         if patience is None or not pupil.lessons.held_back:
             return
         if pupil.step % max(1, patience // 4) and pupil.step < pupil.assignment.steps:
@@ -251,40 +226,22 @@ class Adapting:
             pupil.best = (loss, pupil.step, self._trainer.snapshot(pupil.slot))
 
     def _begin(self, pupil: Pupil) -> None:
-        schedule = SchedulerConfig(
-            name=self._config.scheduler, warmup_ratio=self._config.warmup_ratio, min_lr_ratio=0.0
-        )
-        factor = make_factor(schedule, pupil.assignment.steps)
-        self._trainer.begin(pupil.slot, learning_rate=self._rate(pupil.assignment), factor=factor)
+        assignment = pupil.assignment
+        rate, factor = self._preparing.rate(assignment), self._preparing.factor(assignment)
+        self._trainer.begin(pupil.slot, learning_rate=rate, factor=factor)
         pupil.begun = True
         self._check(pupil)
 
-    def _rate(self, assignment: Assignment) -> float:
-        return self._learning_rate * (SECOND_TRY_RATE if assignment.attempt else 1.0)
-
-    def _context(self, assignment: Assignment) -> int:
-        length = self._current.recipe.max_seq_length
-        return int(length * SECOND_TRY_CONTEXT) if assignment.attempt else length
-
-    def _lessons(self, assignment: Assignment) -> Lessons:
-        return prepare_lessons(
-            assignment.unit.tasks,
-            shortened(self._learn, self._context(assignment)),
-            draw=self._draw,
-            input_from_inputs=self._input_from_inputs,
-            seed=derived_seed(assignment.seed, assignment.unit.name),
-            length=assignment.steps * self._config.batch_size,
-            hold_back=self._config.patience is not None,
-        )
-
     def _fail_or_lower(self, group: Sequence[Pupil], error: Exception) -> Iterator[Event]:
         """What follows an error in a pass of `group`: a lower recipe, if memory ran out, or the units fail."""
-        if not is_out_of_memory(error):
-            if isinstance(error, OSError | torch.AcceleratorError):
-                # The disk, or a GPU in a state that no other unit would find better.
+        if isinstance(error, LoraError):
+            # What the layers of this model say about more than one slot, whatever the unit.
+            if self.climb is None or len(group) == 1:
                 raise error
-            logger.warning("%s", ", ".join(pupil.assignment.unit.name for pupil in group), exc_info=error)
-            yield from self._fail(group, f"{type(error).__name__}: {error}")
+            yield from self._choose(1, str(error))
+            return
+        if not is_out_of_memory(error):
+            yield from self._fail(group, explain(error), retry=not isinstance(error, LengthError))
             return
         words = forget(error)
         if self.climb is not None:
@@ -304,15 +261,31 @@ class Adapting:
             self._shrink()
             yield self._lowered(group[0].assignment, old, f"{len(surplus)} units begin again later: {words}")
             return
-        longest = max(len(example.input_ids) for pupil in group for example in self._examples(pupil))
+        longest = max(len(example.input_ids) for pupil in group for example in self._preparing.examples(pupil))
         # Slots that the pass did not use are no memory to be won.
         held = dataclasses.replace(old, slots=min(old.slots, max(2, len(group))))
-        new = lower(held, longest=longest, shortest=self._shortest)
-        if new is None:
+        new = lower(held, longest=longest, shortest=self._preparing.shortest_context)
+        if new is None or not self._can_have(new):
             yield from self._fail(group, f"out of memory, and nothing is left to give up: {words}")
             return
         yield self._lowered(group[0].assignment, new, f"{difference(old, new)} ({words})")
         yield from self._apply(old, new)
+
+    def _can_have(self, new: Recipe) -> bool:
+        """Bring the adapters to the new rank, if it is another; False where there is no memory even for that."""
+        if new.rank == self._stacked.rank:
+            return True
+        try:
+            self._stacked.lower_rank(new.rank)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            forget(error)
+            return False
+        for pupil in self.pupils:
+            # Weights of another shape; the next check takes new ones.
+            pupil.best = None
+        return True
 
     def _lowered(self, assignment: Assignment, new: Recipe, words: str) -> Lowered:
         self._current.recipe = new
@@ -324,20 +297,15 @@ class Adapting:
             if pupil.slot >= new.slots and not pupil.losses:
                 pupil.start_over()
         self._shrink()
-        if new.rank != old.rank:
-            self._stacked.lower_rank(new.rank)
-            for pupil in self.pupils:
-                # Weights of another shape; the next check takes new ones.
-                pupil.best = None
         if new.max_seq_length != old.max_seq_length:
             for pupil in list(self.pupils):
                 try:
-                    pupil.lessons = self._lessons(pupil.assignment)
+                    pupil.lessons = self._preparing.lessons(pupil.assignment)
                 except LengthError as error:
                     yield Failed(key=pupil.assignment.key, reason=str(error), retry=False)
                     self.dismiss([pupil])
 
-    def _fail(self, group: Sequence[Pupil], reason: str) -> Iterator[Event]:
+    def _fail(self, group: Sequence[Pupil], reason: str, *, retry: bool = True) -> Iterator[Event]:
         for pupil in group:
-            yield Failed(key=pupil.assignment.key, reason=reason, retry=True)
+            yield Failed(key=pupil.assignment.key, reason=reason, retry=retry)
         self.dismiss(group)

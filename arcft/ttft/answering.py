@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
-
 from arcft.arc.task import Task
 from arcft.config.inference import InferenceConfig
-from arcft.errors import ArcftError
 from arcft.inference.predict import AugmentedPrompt, augmented_prompts, predict_places
 from arcft.models.stacked_lora import Route, StackedLora
 from arcft.scoring.predictions import Prediction, TestKey
 from arcft.text.examples import ExampleBuilder
-from arcft.ttft.recipe import Current, difference, forget, is_out_of_memory
+from arcft.ttft.recipe import Current, difference, explain, forget, is_out_of_memory
 from arcft.ttft.units import Assignment, Event, Failed, Finished, Lowered, Predicted
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,13 +238,7 @@ class Answering:
         """Whether the question's unit is given up, and what there is to tell."""
         assignment = question.seated.assignment
         if not is_out_of_memory(error):
-            if isinstance(error, OSError | torch.AcceleratorError):
-                # The disk, or a GPU in a state that no other unit would find better.
-                raise error
-            if isinstance(error, ArcftError):
-                return True, [Failed(key=assignment.key, reason=str(error), retry=True)]
-            logger.warning("%s", assignment.unit.name, exc_info=error)
-            return True, [Failed(key=assignment.key, reason=f"{type(error).__name__}: {error}", retry=True)]
+            return True, [Failed(key=assignment.key, reason=explain(error), retry=True)]
         words = forget(error)
         batch_size = self._current.recipe.batch_size
         if batch_size > 1:

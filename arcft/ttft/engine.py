@@ -22,6 +22,7 @@ from arcft.ttft.adapting import Adapting
 from arcft.ttft.answering import Answering, Seated
 from arcft.ttft.climb import Climb
 from arcft.ttft.lessons import Draw
+from arcft.ttft.preparing import Preparing
 from arcft.ttft.pupil import Save
 from arcft.ttft.recipe import Current, Recipe
 from arcft.ttft.units import Assignment, Event, Failed, Finished
@@ -70,15 +71,20 @@ class Engine:
             stacked.lower_rank(self.recipe.rank)
         trainer = SlotTrainer(stacked, pad_id=pad_id, max_grad_norm=config.max_grad_norm)
         trainer.gradient_checkpointing = self.recipe.gradient_checkpointing
-        self._adapting = Adapting(
-            stacked,
-            trainer,
+        preparing = Preparing(
             learn,
             self._current,
             config=config,
             draw=draw,
             input_from_inputs=input_from_inputs,
             learning_rate=learning_rate,
+        )
+        self._adapting = Adapting(
+            stacked,
+            trainer,
+            preparing,
+            self._current,
+            patience=config.patience,
             climb=climb,
             save=save,
             clock=clock,

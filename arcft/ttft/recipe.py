@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 
 import torch
+
+from arcft.errors import ArcftError
+
+logger = logging.getLogger(__name__)
 
 LOWEST_RANK = 8
 
@@ -81,3 +86,16 @@ def forget(error: BaseException) -> str:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return str(error).partition("\n")[0]
+
+
+def explain(error: Exception) -> str:
+    """Why a unit failed, in a line; what is nobody's mistake but a bug's is logged with where it happened.
+
+    Raises what is no unit's fault: a full disk, or a GPU in a state that no other unit would find better.
+    """
+    if isinstance(error, OSError | torch.AcceleratorError):
+        raise error
+    if isinstance(error, ArcftError):
+        return str(error)
+    logger.warning("a unit of test-time fine-tuning failed", exc_info=error)
+    return f"{type(error).__name__}: {error}".partition("\n")[0]

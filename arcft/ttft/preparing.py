@@ -1,0 +1,83 @@
+"""What a unit is trained with: examples, learning rate and context, for the first try and for the second."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from arcft.config.scheduler import SchedulerConfig
+from arcft.config.ttft import TtftConfig
+from arcft.inference.predict import derived_seed
+from arcft.text.examples import ExampleBuilder
+from arcft.text.tokens import Example
+from arcft.training.schedulers import make_factor
+from arcft.ttft.lessons import Draw, Lessons, prepare_lessons, shortened
+from arcft.ttft.pupil import Pupil
+from arcft.ttft.recipe import Current
+from arcft.ttft.units import Assignment
+
+SECOND_TRY_RATE = 0.5
+SECOND_TRY_CONTEXT = 0.75
+
+
+class Preparing:
+    """Answers by the assignment, the config and the present recipe alone."""
+
+    def __init__(
+        self,
+        learn: ExampleBuilder,
+        current: Current,
+        *,
+        config: TtftConfig,
+        draw: Draw,
+        input_from_inputs: float,
+        learning_rate: float,
+    ) -> None:
+        self.shortest_context = learn.max_seq_length // 4
+        self._learn = learn
+        self._current = current
+        self._config = config
+        self._draw = draw
+        self._input_from_inputs = input_from_inputs
+        self._learning_rate = learning_rate
+
+    def lessons(self, assignment: Assignment) -> Lessons:
+        """Raises LengthError where no example of the unit fits."""
+        return prepare_lessons(
+            assignment.unit.tasks,
+            shortened(self._learn, self._context(assignment)),
+            draw=self._draw,
+            input_from_inputs=self._input_from_inputs,
+            seed=derived_seed(assignment.seed, assignment.unit.name),
+            length=assignment.steps * self._config.batch_size,
+            hold_back=self._config.patience is not None,
+        )
+
+    def examples(self, pupil: Pupil) -> list[Example]:
+        """Those of its next step."""
+        size = self._config.batch_size
+        return [pupil.lessons.stream[k] for k in range(pupil.step * size, (pupil.step + 1) * size)]
+
+    def rate(self, assignment: Assignment) -> float:
+        """The peak learning rate."""
+        return self._learning_rate * (SECOND_TRY_RATE if assignment.attempt else 1.0)
+
+    def factor(self, assignment: Assignment) -> Callable[[int], float]:
+        """The learning rate's course."""
+        schedule = SchedulerConfig(
+            name=self._config.scheduler, warmup_ratio=self._config.warmup_ratio, min_lr_ratio=0.0
+        )
+        return make_factor(schedule, assignment.steps)
+
+    def recipe(self, assignment: Assignment) -> dict[str, Any]:
+        """The engine's recipe as it is for this unit, and its learning rate."""
+        recipe = dataclasses.replace(self._current.recipe, max_seq_length=self._context(assignment))
+        if assignment.attempt:
+            recipe = dataclasses.replace(recipe, slots=1)
+        rate = {"learning_rate": self.rate(assignment)} if assignment.steps else {}
+        return {**dataclasses.asdict(recipe), **rate}
+
+    def _context(self, assignment: Assignment) -> int:
+        length = self._current.recipe.max_seq_length
+        return int(length * SECOND_TRY_CONTEXT) if assignment.attempt else length
