@@ -6,9 +6,10 @@ import dataclasses
 import heapq
 from collections.abc import Iterator
 
+from small_units import Clock, make_prediction
+
 from arcft.ttft.queue import Queue
 from arcft.ttft.units import Adapted, Assignment, Finished, Predicted, Started, Stepped
-from tests.small_units import Clock, make_prediction
 
 BATCH = 4
 """Prompts in a decoded batch, between which predicting can stop."""

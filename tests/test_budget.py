@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from simulated_engine import Speed, simulate
+from small_units import Clock, make_prediction, make_unit
 
 from arcft.ttft.budget import Budget, Fit, Need
 from arcft.ttft.costs import Costs, Line
 from arcft.ttft.ledger import Ledger
 from arcft.ttft.queue import Queue
 from arcft.ttft.units import BEFORE, MAIN, Event, Finished, Predicted, Started, Stepped, Unit
-from tests.simulated_engine import Speed, simulate
-from tests.small_units import Clock, make_prediction, make_unit
 
 STEPS, PREDICTIONS, TOTAL = 64, 8, 3600.0
 

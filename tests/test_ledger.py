@@ -13,12 +13,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from small_units import Clock, adapted, make_prediction, predicted
 
 from arcft.scoring.predictions import Prediction
 from arcft.ttft import ledger as ledger_module
 from arcft.ttft.ledger import DEATHS, Ledger, LedgerError, Record
 from arcft.ttft.units import BEFORE, MAIN, Failed, Finished, Started, Stepped
-from tests.small_units import Clock, adapted, make_prediction, predicted
 
 CONFIG = {"ttft": {"max_steps": 64, "slots": None}, "lora": {"target_modules": ("q", "v")}, "tasks": ["a", "b"]}
 A, B = (MAIN, "a"), (MAIN, "b")
@@ -178,9 +178,7 @@ def test_another_config_is_refused_with_what_differs(ledger: Ledger) -> None:
 
 def test_long_differences_are_cut(ledger: Ledger) -> None:
     other = CONFIG | {"tasks": [f"task{number}" for number in range(100)], **{f"key{n}": n for n in range(20)}}
-    with pytest.raises(
-        LedgerError, match=r'tasks is \["a", "b"\] there and \["task0".*\.\.\. here.*; 13 keys more\.'
-    ):
+    with pytest.raises(LedgerError, match=r'tasks is \["a", "b"\] there and \["task0".*\.\.\. here.*; 13 keys more\.'):
         Ledger.open(ledger.path, other)
 
 
@@ -449,8 +447,7 @@ WRITER = """
 import sys
 from arcft.ttft.ledger import Ledger
 from arcft.ttft.units import Finished, MAIN
-from tests.small_units import adapted, predicted
-number = int(sys.argv[2])
+from small_units import adapted, predicted
 with Ledger.create(sys.argv[1], {"x": 1}) as ledger:
     ledger.fill([(MAIN, f"unit-{n}", [f"unit-{n}"], 10) for n in range(2000)])
     ledger.recover()
@@ -468,9 +465,12 @@ with Ledger.create(sys.argv[1], {"x": 1}) as ledger:
 def test_a_kill_at_any_moment_loses_nothing_that_was_reported(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     reported: list[str] = []
-    for number, lines in enumerate([0, 1, 3, 7]):
+    for lines in (0, 1, 3, 7):
         writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(path), str(number)], stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", WRITER, str(path)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(lines):
             reported.append(writer.stdout.readline().strip())

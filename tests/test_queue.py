@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_units import Clock, adapted, make_prediction, make_unit, predicted, whole
 
 from arcft.ttft import ledger as ledger_module
 from arcft.ttft.budget import Budget
@@ -27,7 +28,6 @@ from arcft.ttft.units import (
     Stepped,
     Unit,
 )
-from tests.small_units import Clock, adapted, make_prediction, make_unit, predicted, whole
 
 UNITS = [make_unit("middle", 200), make_unit("long", 400), make_unit("short", 100)]
 
