@@ -14,9 +14,11 @@ import torch
 from arcft.arc.sources import TaskSampler
 from arcft.arc.task import Pair, Task, as_grid
 from arcft.inference.predict import derived_seed, predict_tasks
+from arcft.models.lora import LoraError
 from arcft.models.stacked_lora import StackedLora
 from arcft.text.examples import ExampleStream
 from arcft.training.batches import collate
+from arcft.training.slots import SlotTrainer
 from arcft.ttft.units import (
     BEFORE,
     MAIN,
@@ -455,3 +457,47 @@ def test_a_bug_in_one_unit_is_told_and_the_others_go_on(tasks: list[Task], caplo
     assert failed.reason == "ZeroDivisionError: division by zero"
     assert isinstance(events[-1], Finished)
     assert "in broken" in caplog.text
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_a_base_of_16_bits(tasks: list[Task], slots: int) -> None:
+    stacked = StackedLora(adapted_model(torch.bfloat16), slots)
+    weights = {name: value.clone() for name, value in stacked.model.state_dict().items()}
+    wanted = [assignment_of(task, steps=20) for task in tasks]
+    events = run(make_engine(stacked=stacked, slots=slots, max_steps=20), wanted)
+    assert list(kinds(events)).count("Finished") == len(wanted)
+    for event in events:
+        if isinstance(event, Adapted):
+            assert sum(event.losses[-5:]) < sum(event.losses[:5])
+    # Merging has left nothing behind in the weights that all units share.
+    assert all(torch.equal(value, weights[name]) for name, value in stacked.model.state_dict().items())
+
+
+def test_a_model_that_takes_one_slot_only(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    step = SlotTrainer.step
+
+    def one_only(self: SlotTrainer, examples: Any, first: int = 0) -> Any:
+        if len(examples) > 1:
+            raise LoraError("model.layers.0.mlp.experts: its rows are not in equal groups; use ttft.slots=1")
+        return step(self, examples, first)
+
+    monkeypatch.setattr(SlotTrainer, "step", one_only)
+    events = run(make_engine(slots="auto"), [assignment_of(task) for task in tasks[:2]])
+    (chosen,) = [event for event in events if isinstance(event, Lowered)]
+    assert chosen.recipe["slots"] == 1
+    assert "experts: its rows are not in equal groups" in chosen.reason
+    assert list(kinds(events)).count("Finished") == 2
+    with pytest.raises(LoraError, match=r"use ttft\.slots=1"):
+        run(make_engine(slots=2), [assignment_of(task) for task in tasks[:2]])
+
+
+def test_deadlines_of_units_side_by_side(tasks: list[Task]) -> None:
+    clock = Clock()
+    engine = make_engine(slots=2, options={"clock": clock})
+    short, long = assignment_of(tasks[1], steps=60, deadline=10.0), assignment_of(tasks[2], steps=60, deadline=60.0)
+    events = run(engine, [short, long])
+    (first,), (second,) = (events_of(events, unit, Adapted) for unit in (short, long))
+    assert (first.ended, second.ended) == ("deadline", "deadline")
+    assert 0 < first.steps < second.steps < 60
+    assert all(len(event.predictions) >= 1 for event in events if isinstance(event, Predicted))
+    assert list(kinds(events)).count("Finished") == 2
