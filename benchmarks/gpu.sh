@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one go: benchmarks/gpu.sh [OUT]
 # Writes the tests' output, each benchmark's table and its JSON line into OUT (default: $OUT, else ./gpu-results).
+# Takes about an hour on an H200, most of it for the ways that benchmarks/ttft.py compares arcft with.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-${OUT:-gpu-results}}
@@ -19,6 +20,17 @@ for overrides in "" "training.dtype=float16" "model.seed=1 training.dtype=float3
     tee -a "$out/train.txt" || failed=1
 done
 
-python3 benchmarks/data_pipeline.py --quick 2>&1 | tee "$out/data_pipeline.txt" || failed=1
-tail -n 1 "$out/data_pipeline.txt" >"$out/data_pipeline.json"
+# benchmark NAME SCRIPT ARGUMENTS: its output in NAME.txt, its figures in NAME.json.
+benchmark() {
+  local name=$1 script=$2
+  shift 2
+  python3 "benchmarks/$script" "$@" 2>&1 | tee "$out/$name.txt" || failed=1
+  tail -n 1 "$out/$name.txt" >"$out/$name.json"
+}
+
+benchmark data_pipeline data_pipeline.py --quick
+benchmark ttft_qwen2_5_0_5b ttft.py --model qwen2_5_0_5b --no-growth
+benchmark ttft_qwen3_4b ttft.py --model qwen3_4b --no-growth
+benchmark ttft_tiny ttft.py --quick
+benchmark kills kills.py --quick
 exit $failed

@@ -260,8 +260,8 @@ def print_table(model: dict[str, Any]) -> None:
         f"\n{model['model']} ({model['note']}, {model['dtype']}): {model['tasks']} tasks in {model['blocks']} blocks, "
         f"{model['steps']} steps, {model['predictions']} predictions of {model['new_tokens']} tokens a test\n"
     )
-    columns = ("s/task", "adapt", "predict", "load", "tasks/h", "tok/s", "peak", "GiB", "than a", "than c")
-    columns += ("CPU s", "than a", "than c") if model["device"] == "cpu" else ()
+    columns = ["s/task", "adapt", "predict", "load", "tasks/h", "tok/s", "peak", "GiB", "than a", "than c"]
+    columns += ["CPU s", "than a", "than c"] if model["device"] == "cpu" else []
     print(f"{'':28}" + "".join(f"{column:>9}" for column in columns))
     for line in model["ways"]:
         share = line["share_of_peak"]

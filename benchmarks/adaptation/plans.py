@@ -54,6 +54,7 @@ def on_gpu(model: str) -> Plan:
         fewer=FEWER_ON_GPU,
         steps=128,
         predictions=8,
+        batch_size=64,
     )
 
 

@@ -53,6 +53,9 @@ class Plan:
 
     steps: int
     predictions: int
+    batch_size: int | None = None
+    """Prompts that our engine may decode together, where it puts several tasks side by side; None for one test's."""
+
     new_tokens: int | None = None
     """Of an answer; None for the mean of the true answers."""
 
@@ -64,7 +67,8 @@ def prepare(plan: Plan, folder: Path) -> Workload:
     overrides += ["model.tokenizer=null", "model.seed=0", f"model.max_seq_length={2 * plan.max_tokens}"]
     overrides += ["tracking=none", "data=kaggle", f"data.path='{folder / 'tasks.json'}'", "ttft=per_task"]
     overrides += [f"ttft.max_steps={plan.steps}", "ttft.predict_before=0", f"inference.dtype={plan.dtype}"]
-    overrides += [f"inference.{name}={plan.predictions}" for name in ("predictions_per_test", "batch_size")]
+    overrides += [f"inference.predictions_per_test={plan.predictions}"]
+    overrides += [f"inference.batch_size={plan.batch_size or plan.predictions}"]
     settled = settle(evaluate_config(overrides), [])
     tokenizer = start_tokenizer(settled)
     learn, ask = learn_builder(settled, tokenizer), ask_builder(settled, tokenizer)
@@ -108,6 +112,10 @@ def prepare(plan: Plan, folder: Path) -> Workload:
         max_seq_length=2 * plan.max_tokens,
     )
     workload.save()
+    del start
+    if workload.device == "cuda":
+        # For the ways, which run in other processes.
+        torch.cuda.empty_cache()
     return workload
 
 
