@@ -13,6 +13,7 @@ import torch
 from plain_adaptation import ARCHITECTURES, CPU, PAD, adapted, adapter_state, architecture, make_examples
 from safetensors.torch import load_file
 from small_training import TRAIN_MODULES, small_model
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from arcft.config.model import ModelConfig
@@ -351,6 +352,32 @@ def test_moving_and_resizing_keep_weights() -> None:
     assert_equal(stacked.state(0), kept[0])
     assert_equal(stacked.state(3), kept[2])
     assert logits_of(stacked, [0, 1, 2, 3, 0, 0]).isfinite().all()
+
+
+def test_more_slots_than_there_is_memory_for_change_nothing() -> None:
+    stacked = make_stacked()
+    before = [stacked.state(slot) for slot in range(3)]
+    expected = logits_of(stacked, [0, 0, 1, 1, 2, 2])
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        stacked.resize(10**9)
+    assert stacked.slots == 3
+    for slot in range(3):
+        assert_equal(stacked.state(slot), before[slot])
+    assert torch.equal(logits_of(stacked, [0, 0, 1, 1, 2, 2]), expected)
+
+
+@pytest.mark.parametrize("change", [lambda stacked: stacked.resize(1), lambda stacked: stacked.lower_rank(1)])
+def test_fewer_numbers_give_their_memory_back(change: Callable[[StackedLora], None]) -> None:
+    stacked = make_stacked()
+    trainer = SlotTrainer(stacked, pad_id=PAD, max_grad_norm=1.0)
+    for slot in range(3):
+        trainer.begin(slot, learning_rate=1e-3, factor=lambda step: 1.0)
+    trainer.step([make_examples(1, seed=slot) for slot in range(3)])
+    logits_of(stacked, [0, 2, 1, 0, 1, 2])
+    numbers = [StorageWeakRef(tensor.untyped_storage()) for tensor in (stacked.master(0), stacked.gradient(0))]
+    assert not any(reference.expired() for reference in numbers)
+    change(stacked)
+    assert all(reference.expired() for reference in numbers)
 
 
 # Rank

@@ -47,6 +47,11 @@ class StackedLora:
     merge_bytes: int
     """Memory that `merged` takes while it is open: a copy of the adapted weights."""
 
+    _start: torch.Tensor  # [P]
+    _master: torch.Tensor  # [K, P]
+    _compute: torch.Tensor  # [K, P]
+    _gradient: torch.Tensor  # [K, P]
+
     def __init__(self, adapted: peft.PeftModel, slots: int) -> None:
         self._routing = Routing()
         self._parts = take_apart(adapted, self._routing)
@@ -61,11 +66,11 @@ class StackedLora:
         self.device = self.model.device
         empty = torch.empty(0, dtype=dtype, device=self.device)
         self._anchor = torch.zeros((), device=self.device, requires_grad=True)
-        self._set_start(self._parts.weights, like=empty)
+        self._layout = Layout(self._parts.names, [weight.shape for weight in self._parts.weights])
+        self._start = self._layout.flatten(self._parts.weights, like=empty)
         self._parts.weights = []
-        self._allocate(slots)
-        for slot in range(slots):
-            self.reset(slot)
+        self._clear()
+        self.resize(slots)
 
     @property
     def size(self) -> int:
@@ -79,12 +84,24 @@ class StackedLora:
     # Slots
 
     def resize(self, slots: int) -> None:
-        """Have `slots` slots; those that stay keep their weights, new ones hold START."""
-        kept = min(slots, self.slots)
-        before = self._master[:kept].clone()
-        self._allocate(slots)
-        for slot in range(slots):
-            self._change(slot, before[slot] if slot < kept else self._start)
+        """Have `slots` slots; those that stay keep their weights, new ones hold START.
+
+        Where there is no memory for more, everything is as before.
+        """
+        kept, fewer = min(slots, self.slots), slots < self.slots
+        if fewer:
+            # Gone before anything is made: this is how memory is won back.
+            self._gradient = self._gradient[:0, :0].clone()
+            self._forget_views()
+        master = self._start.new_empty(slots, self.size)
+        master[:kept].copy_(self._master[:kept])
+        master[kept:].copy_(self._start)
+        if fewer:
+            self._master = master
+        compute = master.to(self.compute_dtype)
+        gradient = torch.zeros_like(compute)
+        self._master, self._compute, self._gradient, self.slots = master, compute, gradient, slots
+        self._forget_views()
 
     def reset(self, slot: int) -> None:
         """Put START into the slot."""
@@ -111,21 +128,15 @@ class StackedLora:
         self._master[slot].copy_(numbers)
         self.publish(slot)
 
-    def _set_start(self, weights: Sequence[torch.Tensor], like: torch.Tensor) -> None:
-        self._layout = Layout(self._parts.names, [weight.shape for weight in weights])
-        self._start = self._layout.flatten(weights, like)
+    def _clear(self) -> None:
+        self.slots = 0
+        self._master = self._start.new_empty(0, self.size)
+        self._compute = self._gradient = self._master.to(self.compute_dtype)
 
-    def _allocate(self, slots: int) -> None:
-        # Gone before the new ones are made: this is also how memory is won back.
+    def _forget_views(self) -> None:
+        """Let go of all memory but the present tensors."""
         self._leaves: dict[tuple[int, int], _Leaves] = {}
-        self._master = self._compute = self._gradient = self._start[:0]
-        self.slots = slots
-        self._master = self._start.new_empty(slots, self.size)
-        if self.compute_dtype == self._master.dtype:
-            self._compute = self._master
-        else:
-            self._compute = self._master.new_empty(slots, self.size, dtype=self.compute_dtype)
-        self._gradient = torch.zeros_like(self._compute)
+        self._hold(self._views(0, 1))
 
     # Files
 
@@ -181,7 +192,9 @@ class StackedLora:
         """
         leaves = self._leaves.get((first, count))
         if leaves is None:
-            leaves = self._leaves[first, count] = self._make_leaves(first, count)
+            # They are kept, so they must not be marked as made where no gradient was wanted.
+            with torch.inference_mode(False), torch.enable_grad():
+                leaves = self._leaves[first, count] = self._make_leaves(first, count)
         self._hold(leaves)
         self._routing.groups = count
         self._routing.anchor = self._anchor if torch.is_grad_enabled() else None
@@ -285,20 +298,26 @@ class StackedLora:
         """
         if not 1 <= rank < self.rank:
             raise ValueError(f"rank {rank}: at least 1 and below the present {self.rank}")
-        scale = _scale(self._config)
-        all_weights = [
-            [self._layout.view(numbers, piece).clone() for piece in range(len(self._layout.pieces))]
-            for numbers in (self._start, *self._master)
-        ]
-        for weights in all_weights:
-            self._lower(weights, rank)
+        scale, slots = _scale(self._config), self.slots
+        self._layout, (start, *lowered) = self._lowered(rank)
         self._config.r = rank
         # PEFT's type says int, and its own arithmetic takes any number.
         self._config.lora_alpha = scale * (math.sqrt(rank) if self._config.use_rslora else rank)  # type: ignore
-        self._set_start(all_weights[0], like=self._start)
-        self._allocate(self.slots)
-        for slot, weights in enumerate(all_weights[1:]):
-            self._change(slot, self._layout.flatten(weights, self._start))
+        self._start = start.to(self.device)
+        self._clear()
+        self.resize(slots)
+        for slot, numbers in enumerate(lowered):
+            self._change(slot, numbers)
+
+    def _lowered(self, rank: int) -> tuple[Layout, list[torch.Tensor]]:
+        """START and all slots, on the CPU until the old ones are gone: memory may be why the rank is lowered."""
+        lowered = []
+        for numbers in (self._start, *self._master):
+            weights = [self._layout.view(numbers, piece) for piece in range(len(self._layout.pieces))]
+            self._lower(weights, rank)
+            layout = Layout(self._parts.names, [weight.shape for weight in weights])
+            lowered.append(layout.flatten(weights, like=self._start).cpu())
+        return layout, lowered
 
     def _lower(self, weights: list[torch.Tensor], rank: int) -> None:
         for _, factor_a, factor_b in self._parts.linears:

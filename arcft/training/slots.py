@@ -226,6 +226,7 @@ class _Batch:
     def losses(self, model: nn.Module) -> torch.Tensor:
         """The mean cross entropy of each slot, [slots], nats, float32 or wider."""
         head = model.get_output_embeddings()  # type: ignore[operator]
+        self._gathered = False
         # The vocabulary is the widest layer, and most tokens have no target: only those that have reach the head.
         handle = None if head is None else head.register_forward_pre_hook(self._gather)
         try:
@@ -233,7 +234,7 @@ class _Batch:
         finally:
             if handle is not None:
                 handle.remove()
-        if head is None:
+        if not self._gathered:
             logits = logits.flatten(0, 1)[self.places]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         each = nn.functional.cross_entropy(
@@ -242,6 +243,7 @@ class _Batch:
         return each.view_as(self.targets).sum(dim=1) * self.weights.to(each.dtype)
 
     def _gather(self, head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        self._gathered = True
         hidden, *others = inputs
         return hidden.flatten(0, 1)[self.places], *others
 
