@@ -163,13 +163,19 @@ def test_what_is_given_is_affordable_and_no_more_is(
     group = [Need(make_unit(f"unit-{number}", length), True) for number, length in enumerate(lengths)]
     found = FIT.most(group, available, steps, predictions)
     if found is None:
-        assert FIT.seconds(group, max(1, steps // 16), 1) > available
+        assert FIT.seconds(group, max(1, min(4, steps // 4)), 1) > available
         return
     assert FIT.seconds(group, *found) <= available * (1 + 1e-9)
     assert 1 <= found[0] <= steps
     assert 1 <= found[1] <= predictions
     if found[0] < steps:
         assert FIT.seconds(group, found[0] + 1, found[1]) > available * (1 - 1e-9)
+
+
+def test_who_asks_for_endless_steps_gets_all_predictions_and_what_is_left() -> None:
+    available = 10 + 200 * 4 + 8 * 14
+    assert FIT.most(GROUP, available, 100_000, 8) == (200, 8)
+    assert FIT.most(GROUP, 10 + 31 * 4 + 8 * 14, 100_000, 8) == (32, 7)
 
 
 def test_time_that_suffices_gives_everything() -> None:

@@ -18,9 +18,13 @@ from arcft.ttft.units import Unit
 SHARE_BEFORE = 0.1
 """Of the time, for predictions with the model as it was."""
 
-FLOOR = 0.25
-"""Of the steps, that predictions are given up for; LEAST is what adapting is given up for."""
-LEAST = 1 / 16
+FLOOR_SHARE = 0.25
+FLOOR_STEPS = 32
+"""Predictions are given up for this share of the steps, but for no more than so many: who asks for a hundred thousand
+wants as many as there is time for."""
+
+LEAST_STEPS = 4
+"""Fewer than these are not worth adapting for."""
 
 # For writing results and report, and because the last pass can't be stopped in the middle.
 _RESERVE = 0.02
@@ -114,13 +118,16 @@ class Budget:
                 predictions = max(1, _quotient(share / 2, each, predictions))
             return self._due(steps, predictions, share, share)
         chosen = fit.most(group, _PLANNED * available, steps, predictions)
+        alone = self.left(1) - sum(beside)
+        if chosen is not None and fit.seconds([need], *chosen) > alone:
+            # There is time, but not with this worker.
+            chosen = fit.most([need], alone, *chosen)
         if chosen is None and not need.answered:
             # One prediction; whoever waits unanswered is worth more than any adapting.
             chosen = (0, 1) if fit.seconds([need], 0, 1) <= available else None
         elif chosen is None and all(other.answered for other in others):
             # Too little for all: then some of them, properly.
-            floor = max(1, int(FLOOR * steps))
-            chosen = (floor, 1) if fit.seconds([need], floor, 1) <= available else None
+            chosen = fit.most([need], min(available, alone), _floor(steps), 1)
         if chosen is None:
             return None
         cost, needed = fit.seconds([need], *chosen), fit.seconds(group, *chosen)
@@ -132,7 +139,15 @@ class Budget:
         return self._due(*chosen, cost, seconds)
 
     def extra(
-        self, unit: Unit, costs: Costs, *, steps: int, predictions: int, promised: float, in_hand: int
+        self,
+        unit: Unit,
+        costs: Costs,
+        *,
+        steps: int,
+        predictions: int,
+        promised: float,
+        in_hand: int,
+        beside: Sequence[float],
     ) -> Plan | None:
         """What a unit that is done can have once more: as much again, or fewer steps; None if there is no time."""
         fit = fitted(costs)
@@ -141,7 +156,7 @@ class Budget:
         available = self.left(1 + in_hand) - promised
         if in_hand:
             # Those must not come late for it.
-            available /= 2
+            available = min(available / 2, self.left(1) - sum(beside))
         need = Need(unit, True)
         chosen = fit.most([need], _PLANNED * available, steps, predictions)
         # Fewer predictions than the votes so far would hardly change them.
@@ -182,7 +197,7 @@ class Fit:
 
     def most(self, group: Sequence[Need], available: float, steps: int, predictions: int) -> tuple[int, int] | None:
         """Steps and predictions that all of `group` can have, at most so many; None if not even the least of them."""
-        floor, least = max(1, int(FLOOR * steps)), max(1, int(LEAST * steps))
+        floor = _floor(steps)
         rest = available - self._fixed(group)
         affordable = _quotient(rest - predictions * self._predictions(group), self._steps(group), steps)
         if affordable >= floor:
@@ -191,7 +206,7 @@ class Fit:
         if affordable >= 1:
             return floor, affordable
         affordable = _quotient(rest - self._predictions(group), self._steps(group), floor)
-        return (affordable, 1) if affordable >= least else None
+        return (affordable, 1) if affordable >= min(LEAST_STEPS, floor) else None
 
     def _fixed(self, group: Sequence[Need]) -> float:
         return self.overhead * len(group)
@@ -214,3 +229,7 @@ def _quotient(seconds: float, each: float, most: int) -> int:
     if seconds >= each * most:
         return most
     return int(seconds // each) if seconds > 0 else 0
+
+
+def _floor(steps: int) -> int:
+    return max(1, min(FLOOR_STEPS, int(FLOOR_SHARE * steps)))

@@ -89,6 +89,10 @@ class Board:
         """Seconds of work that the units in hand will still take."""
         return sum(hand.left for hand in self.hands.values())
 
+    def beside(self, worker: str) -> list[float]:
+        """The same for each unit that `worker` has."""
+        return [hand.left for hand in self.hands.values() if hand.worker == worker]
+
     def spent_before(self) -> float:
         """Seconds of work that predictions with the model as it was have taken, by all processes."""
         hands = [hand.spent for key, hand in self.hands.items() if key[0] == BEFORE]
@@ -132,7 +136,7 @@ class Chooser:
             plan = self._plan(self._budget, record, worker, probing=record is probe)
             if plan is not None:
                 return self._assignment(*record.key, plan)
-        return None if board.queued(MAIN) else self._further(self._budget)
+        return None if board.queued(MAIN) else self._further(self._budget, worker)
 
     def votes_changed(self, name: str) -> None:
         """There are other predictions of a unit than before."""
@@ -175,11 +179,11 @@ class Chooser:
             predictions=wanted.predictions,
             promised=board.promised(),
             in_hand=len(board.hands),
-            beside=[hand.left for hand in board.hands.values() if hand.worker == worker],
+            beside=board.beside(worker),
             probing=probing,
         )
 
-    def _further(self, budget: Budget) -> tuple[Assignment, float] | None:
+    def _further(self, budget: Budget, worker: str) -> tuple[Assignment, float] | None:
         """A further round for the unit whose votes are closest; each gets its second before one gets its third."""
         found = []
         for place, name in enumerate(self._board.units):
@@ -196,6 +200,7 @@ class Chooser:
                 predictions=self._wanted.predictions,
                 promised=self._board.promised(),
                 in_hand=len(self._board.hands),
+                beside=self._board.beside(worker),
             )
             if plan is not None:
                 return self._assignment(round, name, plan)
