@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,9 @@ class Server:
         return self._receive()
 
     def close(self) -> None:
-        self._connection.send(None)
+        # It may be gone, for a reason that was told.
+        with contextlib.suppress(OSError):
+            self._connection.send(None)
         self._process.join()
 
     def _receive(self) -> Any:
@@ -72,7 +74,7 @@ class Server:
         return content
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(name: str, workload: Workload) -> Iterator[Server]:
     server = Server(name, workload)
     try:
