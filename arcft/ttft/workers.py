@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -65,11 +66,12 @@ def drain_in_processes(
 def drain_on_ray(
     factory: Factory, count: int | None, queue: Queue, *, stopped: Callable[[], bool], on_event: OnEvent
 ) -> None:
-    """Work in `count` actors of a Ray cluster: the one that RAY_ADDRESS names or that runs here, or else a local one.
+    """Work in `count` actors of a Ray cluster: the one that RAY_ADDRESS names or that `ray start` began here.
 
-    None is one actor for each GPU, or where there are none for each four cores. arcft and the files of the checkpoint
-    must lie at the same place on every machine. `factory` is pickled, and called in each actor. Raises WorkerError, see
-    Crew.work.
+    Where there is none, a local one is started, which ends with this call. None is one actor for each GPU, or where
+    there are none for each four cores. On every machine arcft, the files of the checkpoint and, where adapters are
+    kept, the run's folder must lie at the same place. `factory` is pickled, and called in each actor. Raises
+    WorkerError, see Crew.work.
     """
     pickled = pickle.dumps(factory)
     with cluster() as ray:
@@ -90,7 +92,9 @@ def default_count(config: TtftConfig) -> int | None:
 
 def processes_of(count: int | None) -> Share:
     """What each process gets of this machine; by default there is one for each GPU, or else for each four cores."""
-    return share([Node(cores=len(os.sched_getaffinity(0)), gpus=len(_devices()))], count)
+    # On Linux a process may have fewer cores than the machine.
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return share([Node(cores=cores, gpus=len(_devices()))], count)
 
 
 def _devices() -> list[str]:
