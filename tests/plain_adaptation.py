@@ -44,7 +44,7 @@ def adapted(
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.requires_grad:
-                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+                    parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter.device))
     return model
 
 

@@ -336,3 +336,26 @@ def test_slots_need_equally_many_examples() -> None:
     trainer = begun(StackedLora(adapted(architecture("llama")), 2))
     with pytest.raises(ValueError, match=r"\[1, 2\] examples: each slot needs equally many"):
         trainer.step([make_examples(1, seed=0), make_examples(2, seed=0)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_of_millions_of_small_numbers_is_exact(dtype: torch.dtype) -> None:
+    numbers = (1e-3 * torch.randn(10_000_016, generator=torch.Generator().manual_seed(0))).to(dtype)
+    exact = numbers.double().norm().item()
+    assert slots._norm(numbers, torch.float32).item() == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_on_a_gpu_as_on_a_cpu(dtype: torch.dtype) -> None:
+    batches = [task_batches(task, size=2) for task in range(3)]
+    losses = []
+    for device in ("cpu", "cuda"):
+        base = architecture("qwen3", torch.float32 if device == "cpu" else dtype).to(device)
+        stacked = StackedLora(adapted(base, TRAIN_MODULES), 3)
+        trainer = begun(stacked)
+        trainer.gradient_checkpointing = device == "cuda"
+        steps = in_turn(trainer, batches)
+        losses.append(torch.tensor([[slot.loss for slot in step] for step in steps]))
+    assert float((losses[0] - losses[1]).abs().max()) < (1e-3 if dtype == torch.float32 else 0.05)
