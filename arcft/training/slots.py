@@ -264,8 +264,8 @@ def _begin_moments(course: _Course, size: int, old: dict[str, torch.Tensor] | No
 
 
 def _norm(gradient: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The norm of `gradient` [P] in `dtype`: of the norms of short stretches, for on a CPU float32 loses a thousandth of
-    the sum over millions of squares."""
+    """The norm of `gradient` [P] in `dtype`, by way of the norms of short stretches: summed up in a row on a CPU,
+    millions of squares lose a thousandth in float32."""
     whole = len(gradient) // _STRETCH * _STRETCH
     stretches = torch.linalg.vector_norm(gradient[:whole].view(-1, _STRETCH), dim=1, dtype=dtype)
     rest = torch.linalg.vector_norm(gradient[whole:], dtype=dtype)
