@@ -363,9 +363,13 @@ def test_elapsed_adds_up_the_processes(tmp_path: Path, monkeypatch: pytest.Monke
     assert ledger.elapsed() == 30
     clock.now += 7
     assert ledger.elapsed() == 37
+    ledger.heartbeat()
+    # What lies between two processes is no work.
+    moments = {1000: 0, 1012: 12, 1030: 30, 2000: 30, 4635: 30, 4640: 35, 4642: 37, 9999: 37}
+    assert {moment: ledger.worked(moment) for moment in moments} == moments
     # Who only reads is no part of the run.
     monkeypatch.setattr(ledger_module, "_PROCESS", "reader")
-    assert Ledger.open(ledger.path, clock=clock).elapsed() == 30 + 0
+    assert Ledger.open(ledger.path, clock=clock).elapsed() == 37
     clock.now -= 10_000
     assert ledger.elapsed() >= 0
 

@@ -305,7 +305,7 @@ def test_the_time_is_noted_while_a_long_unit_is_trained(tmp_path: Path) -> None:
     nears=st.lists(st.none() | st.integers(1, 1000), min_size=1, max_size=8),
     fates=st.lists(st.sampled_from(["finish", "fail", "die", "hopeless"]), min_size=1, max_size=30),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_whatever_happens_every_unit_is_done_or_has_failed(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], nears: list[int | None], fates: list[str]
 ) -> None:
