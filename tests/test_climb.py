@@ -39,7 +39,7 @@ def test_all_slots_advance_alike_and_the_first_pair_is_not_counted() -> None:
     assert len(passes) == 2 * (PAIRS + 1)
     assert passes[:4] == [(0, 2), (1, 1), (0, 2), (0, 1)]
     assert [passes.count((slot, 1)) for slot in (0, 1)] == [3, 3]
-    assert climb.words() == "1: 100, 2: 100 tokens/s"
+    assert climb.words() == "2 are 1.00 times as fast as 1"
 
 
 def test_a_pass_that_was_held_up_decides_nothing() -> None:

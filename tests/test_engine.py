@@ -416,7 +416,7 @@ def test_measuring_the_slots_wastes_nothing_and_tells_its_choice(tasks: list[Tas
     (chosen,) = [event for event in events if isinstance(event, Lowered)]
     assert chosen.recipe["slots"] == engine.recipe.slots
     assert engine.recipe.slots in (1, 2, 4, 8)
-    assert chosen.reason.startswith(f"ttft.slots=auto: {engine.recipe.slots} (measured: 1: ")
+    assert chosen.reason.startswith(f"ttft.slots=auto: {engine.recipe.slots} (2 are ")
     assert list(kinds(events)).count("Stepped") == 9 * len(wanted)
     one = run(make_engine(), wanted[:4])
     for assignment in wanted[:4]:

@@ -165,7 +165,7 @@ class Adapting:
         if climb.choice is None and len(self.pupils) < climb.wanted:
             climb.stop()
         if climb.choice is not None:
-            yield from self._choose(climb.choice, f"measured: {climb.words()}" if climb.rates else "nothing to compare")
+            yield from self._choose(climb.choice, climb.words() if climb.gains else "nothing to compare")
 
     def _choose(self, slots: int, reason: str) -> Iterator[Event]:
         self.climb = None

@@ -20,8 +20,8 @@ class Climb:
     def __init__(self) -> None:
         self.level = 1
         self.choice: int | None = None
-        self.rates: dict[int, float] = {}
-        """Tokens a second by the number of adapters, of the last pair that was measured."""
+        self.gains: dict[int, float] = {}
+        """By the number of adapters: how many times as many tokens a second as with half of them."""
         self._pair = -1
         self._ratios: list[float] = []
         self._last: float | None = None
@@ -45,7 +45,7 @@ class Climb:
             return
         if self._pair >= 0:
             self._ratios.append(self._last / rate)
-            self.rates[self.wanted], self.rates[self.level] = self._last, rate
+            self.gains[self.wanted] = statistics.median(self._ratios)
         self._last = None
         self._pair += 1
         if self._pair < PAIRS:
@@ -64,8 +64,8 @@ class Climb:
         self.choice = more if at_most is None else min(more, at_most)
 
     def words(self) -> str:
-        """For example `1: 950, 2: 1500 tokens/s`."""
-        return ", ".join(f"{count}: {rate:.0f}" for count, rate in sorted(self.rates.items())) + " tokens/s"
+        """For example `2 are 1.52 times as fast as 1, 4 are 1.01 times as fast as 2`."""
+        return ", ".join(f"{count} are {gain:.2f} times as fast as {count // 2}" for count, gain in self.gains.items())
 
     def _pays(self) -> bool:
-        return statistics.median(self._ratios) > GAIN
+        return self.gains[self.wanted] > GAIN
