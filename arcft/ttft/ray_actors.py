@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,6 +56,9 @@ def ready(workers: Sequence[RayWorker]) -> list[RayWorker]:
 @contextmanager
 def cluster() -> Iterator[Any]:
     """The module ray, connected; what this call has connected or started ends with the context."""
+    if os.environ.get("RAY_ADDRESS"):
+        # Or Ray tries for a quarter of an hour to reach a cluster that is not there. Read at its import.
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     try:
         import ray
     except ImportError as error:
