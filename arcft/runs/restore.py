@@ -47,8 +47,7 @@ class ModelHost:
     """Holds one base model and puts a checkpoint's adapter on it; the base is loaded again only when it differs."""
 
     def __init__(self, inference: InferenceConfig) -> None:
-        self._device = choose_device()
-        self._dtype = resolve_dtype(inference.dtype, self._device)
+        self._dtype_name = inference.dtype
         self._base: dict[str, Any] | None = None
         self._fingerprint = ""
         self._adapter = b""
@@ -56,14 +55,16 @@ class ModelHost:
 
     def base(self, config: ModelConfig) -> PreTrainedModel:
         """The model of `config` as it is."""
-        return load_model(config, dtype=self._dtype, device=self._device)
+        # Only now, for a process that leaves the work to others must not take up a GPU.
+        device = choose_device()
+        return load_model(config, dtype=resolve_dtype(self._dtype_name, device), device=device)
 
     def restored(self, run: TrainedRun) -> PreTrainedModel | PeftModel:
         """The model as `run` left it, for inference; CheckpointError when the base is another one than it was."""
         folder = run.checkpoint.path
         if not run.config.lora.enabled:
             self._forget()
-            return load_model(base_model(run), dtype=self._dtype, device=self._device)
+            return self.base(base_model(run))
         identity = to_dict(run.config.model)
         if self._model is None or self._base != identity:
             self._forget()

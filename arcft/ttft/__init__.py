@@ -1,1 +1,1 @@
-"""Test-time fine-tuning: a queue of tasks, engines that adapt to them and predict, and a ledger that forgets nothing."""
+"""Test-time fine-tuning: a queue of tasks, engines that adapt and predict, and a ledger that forgets nothing."""

@@ -10,8 +10,8 @@ from arcft.scoring.predictions import Prediction, TestKey
 
 BEFORE = 0
 MAIN = 1
-"""Rounds: BEFORE predicts with the model as it was, MAIN adapts and predicts; later ones adapt again, with another seed,
-and add predictions."""
+"""Rounds: BEFORE predicts with the model as it was, MAIN adapts and predicts; later ones adapt again, with another
+seed, and add predictions."""
 
 Key = tuple[int, str]
 """What names a piece of work: the round, and the unit's name."""
