@@ -30,7 +30,7 @@ class Speed:
 
 
 @dataclasses.dataclass(eq=False)
-class _Pupil:
+class _Occupant:
     assignment: Assignment
     train_until: float
     step: int = 0
@@ -45,11 +45,11 @@ class SimulatedEngine:
     def work(self) -> Iterator[float]:
         """Yield the seconds that each thing takes; what comes of it is recorded when they have passed."""
         yield self.speed.loading
-        pupils: list[_Pupil] = []
+        occupants: list[_Occupant] = []
         asks = True
         while True:
-            while asks and len(pupils) < self.slots:
-                near = pupils[0].assignment.unit.length if pupils else None
+            while asks and len(occupants) < self.slots:
+                near = occupants[0].assignment.unit.length if occupants else None
                 assignment = self.queue.pull(self.name, near)
                 if assignment is None:
                     # As the engine does: asked again after a unit has finished.
@@ -61,41 +61,41 @@ class SimulatedEngine:
                     yield from self._answer(assignment)
                     continue
                 deadline = float("inf") if assignment.deadline is None else assignment.deadline
-                pupils.append(_Pupil(assignment, (self.clock.now + deadline) / 2))
-            if not pupils:
+                occupants.append(_Occupant(assignment, (self.clock.now + deadline) / 2))
+            if not occupants:
                 if self.queue.done:
                     return
                 asks = True
                 yield 0.5
                 continue
-            yield from self._pass(pupils)
-            for pupil in list(pupils):
-                if pupil.step >= pupil.assignment.steps or self.clock.now >= pupil.train_until:
-                    yield from self._hand_over(pupil)
-                    pupils.remove(pupil)
+            yield from self._pass(occupants)
+            for occupant in list(occupants):
+                if occupant.step >= occupant.assignment.steps or self.clock.now >= occupant.train_until:
+                    yield from self._hand_over(occupant)
+                    occupants.remove(occupant)
                     asks = True
 
-    def _pass(self, pupils: list[_Pupil]) -> Iterator[float]:
-        yield self.speed.step + sum(pupil.assignment.unit.length for pupil in pupils) / self.speed.train
-        for pupil in pupils:
-            pupil.step += 1
-            tokens = pupil.assignment.unit.length
+    def _pass(self, occupants: list[_Occupant]) -> Iterator[float]:
+        yield self.speed.step + sum(occupant.assignment.unit.length for occupant in occupants) / self.speed.train
+        for occupant in occupants:
+            occupant.step += 1
+            tokens = occupant.assignment.unit.length
             event = Stepped(
-                key=pupil.assignment.key,
-                step=pupil.step,
-                steps=pupil.assignment.steps,
+                key=occupant.assignment.key,
+                step=occupant.step,
+                steps=occupant.assignment.steps,
                 loss=1.0,
                 tokens=tokens,
-                seconds=self.speed.step / len(pupils) + tokens / self.speed.train,
+                seconds=self.speed.step / len(occupants) + tokens / self.speed.train,
             )
             self.queue.record(event, self.name)
 
-    def _hand_over(self, pupil: _Pupil) -> Iterator[float]:
-        key, steps = pupil.assignment.key, pupil.step
-        ended = "steps" if steps >= pupil.assignment.steps else "deadline"
+    def _hand_over(self, occupant: _Occupant) -> Iterator[float]:
+        key, steps = occupant.assignment.key, occupant.step
+        ended = "steps" if steps >= occupant.assignment.steps else "deadline"
         event = Adapted(key=key, steps=steps, tokens=0, seconds=0.0, losses=(1.0,) * steps, ended=ended, adapter=None)
         self.queue.record(event, self.name)
-        yield from self._answer(pupil.assignment)
+        yield from self._answer(occupant.assignment)
 
     def _answer(self, assignment: Assignment) -> Iterator[float]:
         deadline = float("inf") if assignment.deadline is None else assignment.deadline

@@ -20,11 +20,11 @@ from arcft.text.examples import ExampleBuilder
 from arcft.training.slots import SlotTrainer
 from arcft.ttft.adapting import Adapting
 from arcft.ttft.answering import Answering, Seated
-from arcft.ttft.climb import Climb
-from arcft.ttft.lessons import Draw
+from arcft.ttft.occupant import Save
 from arcft.ttft.preparing import Preparing
-from arcft.ttft.pupil import Save
 from arcft.ttft.recipe import Current, Recipe
+from arcft.ttft.slot_search import SlotSearch
+from arcft.ttft.unit_examples import Draw
 from arcft.ttft.units import Assignment, Event, Failed, Finished
 
 Pull = Callable[[int | None], Assignment | None]
@@ -54,7 +54,7 @@ class Engine:
         an earlier process had come down to, or had chosen for ttft.slots=auto. `clock` is what deadlines go by."""
         on_cpu = stacked.model.device.type == "cpu"
         slots = config.slots if config.slots is not None else (1 if on_cpu else "auto")
-        climb = Climb() if slots == "auto" and recipe is None else None
+        search = SlotSearch() if slots == "auto" and recipe is None else None
         self._stacked = stacked
         self._current = Current(
             recipe
@@ -85,7 +85,7 @@ class Engine:
             preparing,
             self._current,
             patience=config.patience,
-            climb=climb,
+            search=search,
             save=save,
             clock=clock,
         )
@@ -114,7 +114,7 @@ class Engine:
                 yield event
         finally:
             # Whoever stopped in between gets these units again as they were.
-            self._adapting.pupils = []
+            self._adapting.occupants = []
             self._next = None
             self._ready = []
 
@@ -126,7 +126,7 @@ class Engine:
                 continue
             # Some have no time to be trained at all.
             yield from self._graduate(stopped)
-            if not self._adapting.pupils:
+            if not self._adapting.occupants:
                 if self._exhausted:
                     return
                 continue
@@ -139,17 +139,17 @@ class Engine:
     def _fill(self, pull: Pull, stopped: Callable[[], bool]) -> Iterator[Event]:
         """Pull until all slots are taken, or units wait that need no training and can be answered now."""
         adapting = self._adapting
-        while not stopped() and len(adapting.pupils) < adapting.capacity:
+        while not stopped() and len(adapting.occupants) < adapting.capacity:
             if self._next is not None:
-                if self._next.attempt and adapting.pupils:
+                if self._next.attempt and adapting.occupants:
                     return  # a second try waits until it can be alone
                 assignment, self._next = self._next, None
                 yield from adapting.admit(assignment)
                 continue
             yield from adapting.make_room()
-            if len(adapting.pupils) >= adapting.capacity or self._exhausted:
+            if len(adapting.occupants) >= adapting.capacity or self._exhausted:
                 return
-            pulled = pull(adapting.pupils[0].assignment.unit.length if adapting.pupils else None)
+            pulled = pull(adapting.occupants[0].assignment.unit.length if adapting.occupants else None)
             if pulled is None:
                 self._exhausted = True
                 return
@@ -170,7 +170,7 @@ class Engine:
 
     def _answer_ready(self, stopped: Callable[[], bool]) -> Iterator[Event]:
         """Predict the units that need no training, from a slot that is free."""
-        slot = len(self._adapting.pupils)
+        slot = len(self._adapting.occupants)
         ready, self._ready = self._ready, []
         saved = [assignment for assignment in ready if assignment.adapter is not None]
         unadapted = [assignment for assignment in ready if assignment.adapter is None]
@@ -197,9 +197,11 @@ class Engine:
     def _graduate(self, stopped: Callable[[], bool]) -> Iterator[Event]:
         """Predict the units whose training has ended, then give their slots away."""
         ended = []
-        for pupil, adapted in self._adapting.hand_over():
-            ended.append(pupil)
+        for occupant, adapted in self._adapting.hand_over():
+            ended.append(occupant)
             yield adapted
         if ended:
-            yield from self._answering.answer([Seated(pupil.assignment, pupil.slot) for pupil in ended], stopped)
+            yield from self._answering.answer(
+                [Seated(occupant.assignment, occupant.slot) for occupant in ended], stopped
+            )
             self._adapting.dismiss(ended)

@@ -12,9 +12,9 @@ from arcft.inference.predict import derived_seed
 from arcft.text.examples import ExampleBuilder
 from arcft.text.tokens import Example
 from arcft.training.schedulers import make_factor
-from arcft.ttft.lessons import Draw, Lessons, prepare_lessons, shortened
-from arcft.ttft.pupil import Pupil
+from arcft.ttft.occupant import Occupant
 from arcft.ttft.recipe import Current
+from arcft.ttft.unit_examples import Draw, UnitExamples, prepare_examples, shortened
 from arcft.ttft.units import Assignment
 
 SECOND_TRY_RATE = 0.5
@@ -42,9 +42,9 @@ class Preparing:
         self._input_from_inputs = input_from_inputs
         self._learning_rate = learning_rate
 
-    def lessons(self, assignment: Assignment) -> Lessons:
+    def unit_examples(self, assignment: Assignment) -> UnitExamples:
         """Raises LengthError where no example of the unit fits."""
-        return prepare_lessons(
+        return prepare_examples(
             assignment.unit.tasks,
             shortened(self._learn, self._context(assignment)),
             draw=self._draw,
@@ -54,10 +54,10 @@ class Preparing:
             hold_back=self._config.patience is not None,
         )
 
-    def examples(self, pupil: Pupil) -> list[Example]:
+    def next_examples(self, occupant: Occupant) -> list[Example]:
         """Those of its next step."""
         size = self._config.batch_size
-        return [pupil.lessons.stream[k] for k in range(pupil.step * size, (pupil.step + 1) * size)]
+        return [occupant.examples.stream[k] for k in range(occupant.step * size, (occupant.step + 1) * size)]
 
     def rate(self, assignment: Assignment) -> float:
         """The peak learning rate."""

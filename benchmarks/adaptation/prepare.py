@@ -25,7 +25,7 @@ from arcft.runs.build import choose_device, transform_drawer
 from arcft.runs.edge import config_folder
 from arcft.runs.start import ask_builder, learn_builder, learning_rate, load_start, start_model, start_tokenizer
 from arcft.text.examples import ExampleBuilder
-from arcft.ttft.lessons import prepare_lessons
+from arcft.ttft.unit_examples import prepare_examples
 
 ARCHITECTURES = Path(__file__).resolve().parent.parent / "architectures"
 
@@ -186,7 +186,7 @@ def mean_answer(builder: ExampleBuilder, tasks: Sequence[Task]) -> int:
 def training_examples(settled: Settled, builder: ExampleBuilder, task: Task) -> list[dict[str, list[int]]]:
     """The examples of a task's steps, drawn as the engine draws them."""
     config = settled.config
-    lessons = prepare_lessons(
+    prepared = prepare_examples(
         [task],
         builder,
         draw=transform_drawer(config.augmentation),
@@ -195,7 +195,7 @@ def training_examples(settled: Settled, builder: ExampleBuilder, task: Task) -> 
         length=config.ttft.max_steps,
         hold_back=False,
     )
-    examples = [lessons.stream[step] for step in range(config.ttft.max_steps)]
+    examples = [prepared.stream[step] for step in range(config.ttft.max_steps)]
     return [{"input_ids": example.input_ids, "labels": example.labels} for example in examples]
 
 
