@@ -32,9 +32,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 HYDRA_ONLY = ("hydra.", "hydra/", "experiment", "local")
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
-WAY_OUT = (
-    "Make room or get the rights to write, and go on with resume=, or choose another folder with hydra.run.dir=DIR"
-)
+WAY_OUT = "Make room or get the right to write, and go on with resume=, or choose another folder with hydra.run.dir=DIR"
 
 _failures: list[str] = []
 
@@ -155,6 +153,8 @@ def _resumed_in_place(arguments: list[str], job: str) -> list[str]:
     folder = Path(values[-1]).expanduser() if values else None
     if folder is None or not _can_be_resumed(folder, job):
         return arguments
+    if not os.access(folder, os.W_OK):
+        raise CheckpointError(f"resume={folder}: can't be written to; get the right to, or resume a copy of it")
     quoted = str(folder.resolve()).replace("'", "\\'")
     return [*arguments, f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
 
