@@ -10,11 +10,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import pickle
 import queue
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from arcft.errors import ArcftError
@@ -56,12 +55,15 @@ Message = Event | Ask | Broken
 class Body:
     """Holds an engine, and with it the base model, for as long as the worker lives."""
 
-    def __init__(self, factory: bytes, environment: Mapping[str, str]) -> None:
-        """`factory` is pickled, so that nothing it needs is imported before `environment` is set."""
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """Set `environment`, before the factory arrives and imports what it needs."""
         os.environ.update(environment)
         self._answers: queue.SimpleQueue[Assignment | None] = queue.SimpleQueue()
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._stop = threading.Event()
+
+    def begin(self, factory: Callable[[], Engine]) -> None:
+        """Build the engine, and let it ask for work; returns at once."""
         threading.Thread(target=self._live, args=(factory,), name="engine", daemon=True).start()
 
     def exchange(self, answers: Sequence[Assignment | None], stop: bool) -> list[Message]:
@@ -81,11 +83,11 @@ class Body:
         except queue.Empty:
             return messages
 
-    def _live(self, factory: bytes) -> None:
+    def _live(self, factory: Callable[[], Engine]) -> None:
         # It says at every import that a kernel for 4 bits on the CPU could be had.
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         try:
-            engine: Engine = pickle.loads(factory)()
+            engine = factory()
             while True:
                 first = self._ask(None, idle=True)
                 if first is not None:

@@ -8,12 +8,16 @@ import multiprocessing.connection
 import multiprocessing.resource_tracker
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from arcft.ttft.body import QUIET, Body, Message
 from arcft.ttft.crew import WorkerDied
 from arcft.ttft.units import Assignment
+
+if TYPE_CHECKING:
+    from arcft.ttft.engine import Engine
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 LAST_WORDS = 5.0
@@ -23,23 +27,26 @@ LAST_WORDS = 5.0
 class ProcessWorker:
     """A child process that holds a Body. It ends when the pipe is closed, so also when the driver is killed."""
 
-    def __init__(self, number: int, factory: bytes, environment: Mapping[str, str]) -> None:
+    def __init__(self, number: int, factory: Callable[[], Engine], environment: Mapping[str, str]) -> None:
         self.name = f"process-{number}"
         # Spawned: after a fork, neither CUDA nor the threads of torch would work.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, factory, dict(environment)), name=self.name, daemon=True
-        )
+        self._process = context.Process(target=_serve, args=(theirs, dict(environment)), name=self.name, daemon=True)
         with _signals_held_back():
             self._process.start()
         # Or the pipe would stay open when the process dies.
         theirs.close()
+        # Not as an argument: what it imports must find the environment set.
+        self._say(factory)
 
     def send(self, answers: Sequence[Assignment | None], stop: bool) -> None:
+        self._say((list(answers), stop))
+
+    def _say(self, what: object) -> None:
         # Where it is dead, `receive` will tell how.
         with contextlib.suppress(OSError):
-            self.connection.send((list(answers), stop))
+            self.connection.send(what)
 
     def receive(self) -> list[Message]:
         try:
@@ -62,14 +69,15 @@ def ready(workers: Sequence[ProcessWorker]) -> list[ProcessWorker]:
     return [worker for worker in workers if worker.connection in connections]
 
 
-def _serve(connection: Connection, factory: bytes, environment: Mapping[str, str]) -> None:
+def _serve(connection: Connection, environment: Mapping[str, str]) -> None:
     """What the child process does."""
     # A terminal and a batch system signal the whole group; it is the driver that decides.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    body = Body(factory, environment)
+    body = Body(environment)
     try:
+        body.begin(connection.recv())
         while True:
             connection.send(body.exchange(*connection.recv()))
     except (EOFError, OSError):

@@ -5,26 +5,33 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arcft.ttft.body import QUIET, Body, Message
 from arcft.ttft.crew import WorkerDied, WorkerError
 from arcft.ttft.share import Node, Share
 from arcft.ttft.units import Assignment
 
+if TYPE_CHECKING:
+    from arcft.ttft.engine import Engine
+
 
 class RayWorker:
     """An actor that holds a Body. Ray ends it with the driver."""
 
-    def __init__(self, ray: Any, number: int, factory: bytes, environment: Mapping[str, str], share: Share) -> None:
+    def __init__(
+        self, ray: Any, number: int, factory: Callable[[], Engine], environment: Mapping[str, str], share: Share
+    ) -> None:
         self.name = f"ray-{number}"
         self._ray = ray
         # Beside a GPU, one core is enough to be reserved: a busy cluster may have no more left.
         cores = min(1, share.cores) if share.gpus else share.cores
         actor = ray.remote(num_cpus=cores, num_gpus=share.gpus, max_restarts=0)(Body)
-        self._actor = actor.remote(factory, dict(environment))
+        self._actor = actor.remote(dict(environment))
+        # Not as an argument of the actor: what it imports must find the environment set.
+        self._begun = self._actor.begin.remote(factory)
         self.reference: Any = None
 
     def send(self, answers: Sequence[Assignment | None], stop: bool) -> None:
@@ -32,7 +39,7 @@ class RayWorker:
 
     def receive(self) -> list[Message]:
         try:
-            messages: list[Message] = self._ray.get(self.reference)
+            messages: list[Message] = self._ray.get([self._begun, self.reference])[1]
         except self._ray.exceptions.RayError as error:
             raise WorkerDied(_cause(error)) from error
         return messages

@@ -8,7 +8,6 @@ again.
 from __future__ import annotations
 
 import os
-import pickle
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -48,17 +47,16 @@ def drain_in_processes(
 ) -> None:
     """Work in `count` processes of this machine, which share its GPUs; None for what `processes_of` says.
 
-    `factory` is pickled, and called in each of them. Raises WorkerError, see Crew.work.
+    `factory` is sent to each of them, and called there. Raises WorkerError, see Crew.work.
     """
     each = processes_of(count)
     devices = _devices()
-    pickled = pickle.dumps(factory)
 
     def start(number: int) -> ProcessWorker:
         environment = _threads(each.threads)
         if devices:
             environment["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
-        return ProcessWorker(number, pickled, environment)
+        return ProcessWorker(number, factory, environment)
 
     Crew(start, ready_processes, queue, stopped=stopped, on_event=on_event).work(each.count)
 
@@ -70,15 +68,14 @@ def drain_on_ray(
 
     Where there is none, a local one is started, which ends with this call. None is one actor for each GPU, or where
     there are none for each four cores. On every machine arcft, the files of the checkpoint and, where adapters are
-    kept, the run's folder must lie at the same place. `factory` is pickled, and called in each actor. Raises
+    kept, the run's folder must lie at the same place. `factory` is sent to each actor, and called there. Raises
     WorkerError, see Crew.work.
     """
-    pickled = pickle.dumps(factory)
     with cluster() as ray:
         each = share(nodes_of(ray), count)
 
         def start(number: int) -> RayWorker:
-            return RayWorker(ray, number, pickled, _threads(each.threads), each)
+            return RayWorker(ray, number, factory, _threads(each.threads), each)
 
         Crew(start, ready_actors, queue, stopped=stopped, on_event=on_event).work(each.count)
 
