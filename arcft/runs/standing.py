@@ -96,7 +96,7 @@ class Standing:
     def words(self, progress: Progress) -> str:
         """For example `3 solved, 12m left, 3,412 tokens/s, 1.2 GB`."""
         words = []
-        if progress.done + progress.failed == 0 and progress.predicted_before:
+        if progress.done + progress.failed == 0 and progress.predicted_before and progress.seconds_left is None:
             words.append(f"{progress.predicted_before} predicted as it is")
         if progress.failed:
             words.append(f"{progress.failed} failed")
@@ -104,7 +104,7 @@ class Standing:
             words.append(f"{self._solved} solved")
         if progress.extra:
             words.append(f"{progress.extra} again")
-        if progress.seconds_left is not None:
+        if progress.seconds_left is not None and progress.seconds_left >= 1:
             words.append(f"{duration(progress.seconds_left)} left")
         return ", ".join([*words, f"{progress.tokens_per_second:,.0f} tokens/s", f"{memory() / 1e9:.1f} GB"])
 

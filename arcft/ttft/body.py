@@ -58,6 +58,8 @@ class Body:
     def __init__(self, environment: Mapping[str, str]) -> None:
         """Set `environment`, before the factory arrives and imports what it needs."""
         os.environ.update(environment)
+        # It says at every import that a kernel for 4 bits on the CPU could be had.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         self._answers: queue.SimpleQueue[Assignment | None] = queue.SimpleQueue()
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -84,8 +86,6 @@ class Body:
             return messages
 
     def _live(self, factory: Callable[[], Engine]) -> None:
-        # It says at every import that a kernel for 4 bits on the CPU could be had.
-        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         try:
             engine = factory()
             while True:
