@@ -41,7 +41,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_folder_is_loaded_in_the_asked_dtype(folder: Path) -> None:
     model = load_model(config_of(folder), dtype=torch.bfloat16, device=CPU)
     assert (model.dtype, model.device.type, model.training) == (torch.bfloat16, "cpu", False)
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == "arcft_folded"
     for name, weight in small_model(seed=3).state_dict().items():
         assert torch.equal(model.state_dict()[name], weight.bfloat16())
     tokenizer = load_tokenizer(config_of(folder))

@@ -32,6 +32,7 @@ from transformers.utils import cached_file
 
 from arcft.config.model import ModelConfig
 from arcft.errors import ArcftError
+from arcft.models import folded_attention
 from arcft.models.backend import import_backend
 from arcft.models.gguf_tokenizer import load_gguf_tokenizer
 
@@ -115,7 +116,8 @@ def load_model(
     """The base model with its weights in `dtype` on `device`, in evaluation mode.
 
     For training all weights, pass float32 and leave the arithmetic to autocast; frozen weights under an adapter may
-    be in the dtype of the arithmetic. `max_seq_length` matters to unsloth only. Raises ModelError.
+    be in the dtype of the arithmetic. `max_seq_length` matters to unsloth only. On a CPU in bfloat16, sdpa attention is
+    computed by models/folded_attention.py. Raises ModelError.
     """
     if config.backend == "unsloth":
         return _load_unsloth(config, dtype, max_seq_length)
@@ -126,6 +128,10 @@ def load_model(
             model = _load_pretrained(config, dtype, device)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, struct.error) as error:
         raise ModelError(_not_loaded("model.path", _path(config), "a causal language model", error)) from error
+    is_sdpa = model.config._attn_implementation == "sdpa"
+    if is_sdpa and dtype == torch.bfloat16 and device.type == "cpu" and model._can_set_attn_implementation():
+        folded_attention.register()
+        model.set_attn_implementation(folded_attention.NAME)
     return model.eval()
 
 

@@ -1,0 +1,159 @@
+"""Causal attention in bfloat16 for CPUs, as matrix products over folded heads.
+
+torch's own CPU kernel for bfloat16 repeats the keys of grouped-query heads, and takes as long as the rest of a layer:
+SmolLM2-135M at 512 tokens, forward and backward on one core, 19.6 ms against 5.3 ms here. Scores are rounded to the
+inputs' dtype before the softmax, as in transformers' eager attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "arcft_folded"
+"""What `attn_implementation` calls it."""
+
+BLOCK = 64
+"""Queries at a time: what lies right of a block is not computed. Of 64, 128, 256 and 512 the fastest."""
+
+_MOST_KEPT = 1024
+"""Up to so many tokens the probabilities are kept for the backward pass; beyond, where they would fill the memory, they
+are computed again."""
+
+
+def register() -> None:
+    """Make it known to transformers, with the masks that sdpa takes: without these, padding would be looked at."""
+    AttentionInterface.register(NAME, folded_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def folded_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """The output [batch, queries, heads, size] for `query` [batch, heads, queries, size], and `key` and `value` [batch,
+    key heads, keys, size].
+
+    `attention_mask` is None for plain causal attention, or boolean, [batch or 1, 1, queries, keys], true where a query
+    looks. Whatever else a model asks for is left to transformers' sdpa attention.
+    """
+    kind = query.device.type
+    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    length = query.shape[2]
+    plain = attention_mask is None and (length == 1 or (causal and length == key.shape[2]))
+    masked = attention_mask is not None and attention_mask.dtype == torch.bool
+    unusual = dropout or options.get("position_bias") is not None or key.shape[-1] != value.shape[-1]
+    if unusual or not (plain or masked):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, is_causal, **options)
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # Autocast would turn every softmax into float32 and back.
+    with torch.autocast(kind, enabled=False):
+        output = _Attention.apply(query, key, value, attention_mask, scale)
+    return output.transpose(1, 2).contiguous(), None
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        folded = _Folded(query, key, value, mask, scale)
+        output = torch.empty_like(query, memory_format=torch.contiguous_format)
+        kept = []
+        for block in folded.blocks():
+            probabilities = folded.probabilities(block)
+            folded.unfold(output, block).copy_(folded.products(probabilities, block))
+            kept.append(probabilities)
+        ctx.mask, ctx.scale = mask, scale
+        ctx.save_for_backward(query, key, value, *(kept if query.shape[2] <= _MOST_KEPT else []))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        with torch.autocast(gradients[0].device.type, enabled=False):
+            return _gradients(ctx, gradients[0])
+
+
+def _gradients(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    query, key, value, *kept = ctx.saved_tensors
+    folded = _Folded(query, key, value, ctx.mask, ctx.scale)
+    outer = _Folded(gradient, key, value, ctx.mask, 1.0)
+    for_query = torch.empty_like(query, memory_format=torch.contiguous_format)
+    for_key, for_value = torch.zeros_like(folded.key), torch.zeros_like(folded.value)
+    for number, block in enumerate(folded.blocks()):
+        probabilities = kept[number] if kept else folded.probabilities(block)
+        keys, after = slice(0, folded.last_key(block)), outer.queries(block)
+        for_value[:, keys] += torch.bmm(probabilities.mT, after)
+        inner = torch.bmm(after, folded.value[:, keys].mT)
+        scores = torch._softmax_backward_data(inner, probabilities, -1, probabilities.dtype)
+        products = torch.bmm(scores, folded.key[:, keys]).mul_(ctx.scale)
+        folded.unfold(for_query, block).copy_(products.view_as(folded.unfold(for_query, block)))
+        for_key[:, keys] += torch.bmm(scores.mT, folded.queries(block))
+    return for_query, for_key.view_as(key), for_value.view_as(value), None, None
+
+
+class _Folded:
+    """Heads that share their keys as rows of one matrix: queries [batch * key heads, group * queries, size]."""
+
+    def __init__(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+    ) -> None:
+        self.batch, heads, self.length, size = query.shape
+        self.pairs, self.group = self.batch * key.shape[1], heads // key.shape[1]
+        self.query = query
+        self.key, self.value = (tensor.reshape(self.pairs, -1, size) for tensor in (key, value))
+        self.mask = mask
+        self.scale = scale
+
+    def blocks(self) -> Iterator[slice]:
+        for start in range(0, self.length, BLOCK):
+            yield slice(start, min(start + BLOCK, self.length))
+
+    def last_key(self, block: slice) -> int:
+        """One past the last key that a plain causal block looks at; a mask may let it look anywhere."""
+        return self.key.shape[1] if self.mask is not None or self.length == 1 else block.stop
+
+    def unfold(self, tensor: torch.Tensor, block: slice) -> torch.Tensor:
+        """The block of a contiguous [batch, heads, queries, size] as [pairs, group, block, size], a view."""
+        return tensor.view(self.pairs, self.group, self.length, -1)[:, :, block]
+
+    def queries(self, block: slice) -> torch.Tensor:
+        """The block's queries times the scale, [pairs, group * block, size]."""
+        size = self.query.shape[-1]
+        return (self.query[:, :, block] * self.scale).reshape(self.pairs, -1, size)
+
+    def products(self, probabilities: torch.Tensor, block: slice) -> torch.Tensor:
+        """[pairs, group, block, size]."""
+        products = torch.bmm(probabilities, self.value[:, : probabilities.shape[-1]])
+        return products.view(self.pairs, self.group, -1, products.shape[-1])
+
+    def probabilities(self, block: slice) -> torch.Tensor:
+        """[pairs, group * block, keys]."""
+        last = self.last_key(block)
+        scores = torch.bmm(self.queries(block), self.key[:, :last].mT)
+        # Not infinity: a row that sees nothing, as padding does, would be NaN, and so would all that looks at it.
+        lowest = torch.finfo(scores.dtype).min
+        if self.mask is not None:
+            seen = self.mask[:, :, block].expand(self.batch, 1, -1, -1)
+            scores.view(self.batch, -1, self.group, block.stop - block.start, last).masked_fill_(~seen[:, None], lowest)
+        elif self.length > 1:
+            width = block.stop - block.start
+            later = torch.ones(width, width, dtype=torch.bool, device=scores.device).triu(1)
+            scores.view(self.pairs, self.group, width, last)[..., block].masked_fill_(later, lowest)
+        return scores.softmax(dim=-1)
