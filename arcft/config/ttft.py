@@ -28,8 +28,8 @@ class TtftConfig:
     """Each adapter's gradient is scaled down to this norm."""
 
     start: Literal["trained", "fresh"]
-    """`trained` goes on from the checkpoint's adapter; `fresh` begins a new one as the lora group says. A model without
-    an adapter always gets a fresh one."""
+    """`trained` goes on from the checkpoint's adapter; `fresh` begins a new one on the base model, as the lora group
+    says. A model without an adapter always gets a fresh one."""
 
     seed: int
     """Seed of examples and fresh adapters; each task draws from (seed, task id)."""
