@@ -139,6 +139,11 @@ def test_all_problems_are_told_at_once() -> None:
             "e.g. \"data.task_ids=['007bbfb7']\"",
         ),
         (
+            ["training.max_time=90"],
+            "training.max_time=90: expected text or null, not int; write hours, minutes and seconds with their "
+            "letters, e.g. 90s, 45m, 11h30m",
+        ),
+        (
             ["training.max_time=soon"],
             "training.max_time=soon: write hours, minutes and seconds with their letters, e.g. 90s, 45m, 11h30m",
         ),

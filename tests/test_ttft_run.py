@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,9 @@ def test_what_was_evaluated_is_not_done_again(run: Path, tmp_path: Path, capsys:
     first = evaluated(tmp_path / "first", f"checkpoint={run}", *evaluation_tasks(), *FEW)
     capsys.readouterr()
     evaluated(tmp_path / "second", f"checkpoint={run}", *evaluation_tasks(), *FEW)
-    assert f"already evaluated in {first}" in capsys.readouterr().out.replace("\n", " ")
+    out = capsys.readouterr().out
+    assert f"already evaluated in {first}" in out.replace("\n", " ")
+    assert re.search(r"before +after +change", out)
     other = evaluated(tmp_path / "third", f"checkpoint={run}", *evaluation_tasks(), *FEW, "ttft.seed=1")
     assert "already evaluated" not in capsys.readouterr().out
     assert [record.seed for record in records(other, MAIN)] == [1, 1, 1, 1]
@@ -217,9 +220,10 @@ def test_failed_tasks_keep_their_predictions_and_are_counted(
     """A task whose demonstrations do not fit the training context, even one by one."""
     short = trained(tmp_path / "short", "training.max_seq_length=150")
     tasks = ["data=arc1", "data.split=evaluation", f"data.task_ids=['{SMALL_EVALUATION_TASKS[0]}','f3e62deb']"]
-    folder = evaluated(tmp_path / "evaluation", f"checkpoint={short}", *tasks, *FEW, "inference.max_seq_length=256")
+    folder = evaluated(tmp_path / "evaluation", f"checkpoint={short}", *tasks, *FEW)
     out = capsys.readouterr().out
-    assert "1 of 2 tasks failed" in out
+    assert "1 of 2 tasks failed; their predictions before adapting stand:" in out
+    assert "  1 task (f3e62deb): too long for ttft" in out
     failed = {record.name: record.state for record in records(folder, MAIN)}
     assert failed == {SMALL_EVALUATION_TASKS[0]: "done", "f3e62deb": "failed"}
     # Its two tests have the predictions that were made before adapting.
@@ -230,9 +234,43 @@ def test_a_run_in_which_every_task_fails_is_an_error(tmp_path: Path) -> None:
     short = trained(tmp_path / "short", "training.max_seq_length=150")
     tasks = ["data=arc1", "data.split=evaluation", "data.task_ids=['f3e62deb']"]
     folder = tmp_path / "evaluation"
-    with pytest.raises(AdaptError, match="not one of 1 task could be adapted to: 1 task \\(f3e62deb\\): "):
-        evaluated(folder, f"checkpoint={short}", *tasks, *FEW, "inference.max_seq_length=256")
+    with pytest.raises(AdaptError, match="not one of 1 task could be adapted to: too long for ttft: "):
+        evaluated(folder, f"checkpoint={short}", *tasks, *FEW)
     assert {path.name for path in folder.iterdir()} >= FILES
+
+
+def test_a_longer_context_helps_where_a_task_was_too_long(tmp_path: Path) -> None:
+    """As the message says that a task is failed with."""
+    short = trained(tmp_path / "short", "training.max_seq_length=150")
+    tasks = ["data=arc1", "data.split=evaluation", "data.task_ids=['f3e62deb']"]
+    longer = ["inference.max_seq_length=512", "ttft.predict_before=0"]
+    folder = evaluated(tmp_path / "evaluation", f"checkpoint={short}", *tasks, *FEW, *longer)
+    (record,) = records(folder, MAIN)
+    assert (record.state, record.recipe["max_seq_length"]) == ("done", 512)
+
+
+def test_a_task_with_one_demonstration_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (task,) = arc_tasks("evaluation", SMALL_EVALUATION_TASKS[0])
+    challenges = tmp_path / "challenges.json"
+    write_challenges(challenges, [dataclasses.replace(task, train=task.train[:1])])
+    evaluated(tmp_path / "evaluation", f"checkpoint={run}", "data=kaggle", f"data.path={challenges}", *FEW)
+    note = f"note: 1 task ({task.id}): the task has one demonstration only, so its variants are learned from each other"
+    assert note in capsys.readouterr().out
+
+
+def test_a_failure_is_told_at_once_and_whether_it_is_the_last(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = ["data=arc1", "data.split=evaluation", f"data.task_ids=['{SMALL_EVALUATION_TASKS[0]}']"]
+    with pytest.raises(AdaptError, match="not finite"):
+        evaluated(
+            tmp_path / "evaluation", f"checkpoint={run}", *tasks, *FEW, "ttft.learning_rate=1e30",
+            "ttft.predict_before=0",
+        )  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    failures = [line for line in lines if line.startswith(f"{SMALL_EVALUATION_TASKS[0]} failed: not finite")]
+    assert [line.endswith("; tried once more") for line in failures] == [True, False]
+    assert "1 of 1 task failed; there are no predictions for them:" in lines
 
 
 def test_dry_run_loads_and_counts(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,6 +303,7 @@ def test_dry_run_loads_and_counts(run: Path, tmp_path: Path, capsys: pytest.Capt
             [*evaluation_tasks(), "ttft=split", "ttft.splits=5"],
             "ttft.splits=5: there are only 4 tasks; at most one group for each",
         ),
+        (["ttft=per_task", "lora=none"], "lora=none with ttft: an adapter is what is trained for a task; drop it"),
         (["ttft=per_task", "encoder=shape"], "contradicts the checkpoint's"),
     ],
 )

@@ -88,7 +88,7 @@ def _convert(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
         if _has_shape(alternative, value):
             return _convert_as(alternative, value, path, problems)
     expected = f"expected {_describe(kind)}, not {type(value).__name__}"
-    problems.append(f"{path}={value!r}: {expected}{_numeric_id(path, value)}")
+    problems.append(f"{path}={value!r}: {expected}{_not_a_number(path, value)}")
     return _INVALID
 
 
@@ -171,7 +171,12 @@ def _describe(kind: Any) -> str:
     return " or ".join(described)
 
 
-def _numeric_id(path: str, value: Any) -> str:
-    if path.startswith("data.task_ids") and isinstance(value, int | float):
+def _not_a_number(path: str, value: Any) -> str:
+    """How to write what looks like a number and is none."""
+    if not isinstance(value, int | float):
+        return ""
+    if path.startswith("data.task_ids"):
         return "; YAML read the id as a number: quote it, e.g. \"data.task_ids=['007bbfb7']\""
+    if path in ("ttft.budget", "training.max_time"):
+        return "; write hours, minutes and seconds with their letters, e.g. 90s, 45m, 11h30m"
     return ""

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from arcft.config.duration import parse_duration
 from arcft.errors import ArcftError
@@ -17,10 +18,11 @@ from arcft.reporting.previews import metrics_table
 from arcft.reporting.report import REPORT_FILE, SUMMARY_FILE
 from arcft.reporting.words import count
 from arcft.runs import results
-from arcft.runs.adapt import engine_factory, make_units, slots_here
-from arcft.runs.begin import Settled, open_ledger
+from arcft.runs.adapt import engine_factory, keeps_adapters, make_units, slots_here
+from arcft.runs.begin import LEDGER_FILE, Settled, open_ledger
 from arcft.runs.edge import Stopped, stop_on_signals
-from arcft.runs.outcome import Outcome, outcome_of
+from arcft.runs.keep import ADAPTERS_FOLDER
+from arcft.runs.outcome import Outcome, lines_of, outcome_of
 from arcft.runs.paths import override
 from arcft.runs.predict import count_prompts
 from arcft.runs.progress import progress_bar
@@ -31,7 +33,7 @@ from arcft.scoring.voting import vote_tasks
 from arcft.tracking import NoTracker, Tracker
 from arcft.ttft.budget import Budget
 from arcft.ttft.engine import Engine
-from arcft.ttft.ledger import Ledger
+from arcft.ttft.ledger import Ledger, LedgerError
 from arcft.ttft.queue import Queue
 from arcft.ttft.recipe import Recipe
 from arcft.ttft.units import Unit
@@ -69,14 +71,20 @@ def adapt_and_score(settled: Settled, subject: Subject, folder: Path, tracker: T
     Raises Stopped after SIGTERM or SIGINT, and AdaptError where every task failed.
     """
     run, step = subject.run, subject.run.checkpoint.step if subject.run else 0
-    # What was done under a budget depends on how fast the machine was.
-    found = results.find_evaluation(run.folder, subject.key) if run and settled.config.ttft.budget is None else None
-    if found:
-        where = "here" if found.resolve() == folder.resolve() else f"in {found}; copied from there"
-        console.print(f"{subject.name}: already evaluated {where}", highlight=False, soft_wrap=True)
-        scores = results.reuse_evaluation(found, folder)
-        _show(subject, scores, None, folder)
-        _track(subject, scores, None, folder, tracker, step)
+    found = _found(settled, subject)
+    if found is not None:
+        earlier, outcome = found
+        is_here = earlier.resolve() == folder.resolve()
+        console.print(
+            f"{subject.name}: already evaluated {'here' if is_here else f'in {earlier}; copied from there'}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if not is_here and keeps_adapters(settled.config.ttft):
+            console.print(f"its adapters stay in {earlier / ADAPTERS_FOLDER}", highlight=False, soft_wrap=True)
+        scores = results.reuse_evaluation(earlier, folder)
+        _show(subject, scores, outcome, folder)
+        _track(subject, scores, outcome, folder, tracker, step)
         return
     outcome = _adapt(settled, subject, folder, tracker)
     seconds = sum(prediction.seconds or 0.0 for prediction in outcome.predictions)
@@ -95,7 +103,24 @@ def adapt_and_score(settled: Settled, subject: Subject, folder: Path, tracker: T
     _show(subject, scores, outcome, folder)
     _track(subject, scores, outcome, folder, tracker, step)
     if all(row.state == "failed" for row in outcome.adaptation.rows):
-        raise AdaptError(f"not one of {count(len(subject.tasks), 'task')} could be adapted to: {outcome.failures()[0]}")
+        raise AdaptError(
+            f"not one of {count(len(subject.tasks), 'task')} could be adapted to: {next(iter(outcome.failed))}"
+        )
+
+
+def _found(settled: Settled, subject: Subject) -> tuple[Path, Outcome] | None:
+    """The folder of an evaluation that came to what this one would, and its outcome."""
+    # What was done under a budget depends on how fast the machine was.
+    if subject.run is None or settled.config.ttft.budget is not None:
+        return None
+    folder = results.find_evaluation(subject.run.folder, subject.key)
+    if folder is None or (keeps_adapters(settled.config.ttft) and not (folder / ADAPTERS_FOLDER).is_dir()):
+        return None
+    try:
+        with Ledger.open(folder / LEDGER_FILE) as ledger:
+            return folder, outcome_of(subject.tasks, ledger)
+    except LedgerError:
+        return None  # taken away since, or in a folder that can't be written to
 
 
 def _units(settled: Settled, subject: Subject) -> list[Unit]:
@@ -128,7 +153,7 @@ def _adapt(settled: Settled, subject: Subject, folder: Path, tracker: Tracker) -
                 folder,
                 tracker=tracker,
                 advance=advance,
-                elapsed=ledger.elapsed,
+                ledger=ledger,
                 say=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
             )
             if not queue.done:
@@ -139,7 +164,7 @@ def _adapt(settled: Settled, subject: Subject, folder: Path, tracker: Tracker) -
             queue.stop()
             queue.give_back("local")
             raise Stopped(received[0], f"stopped; go on with: python evaluate.py {override('resume', folder)}")
-        return outcome_of(subject.tasks, ledger, queue)
+        return outcome_of(subject.tasks, ledger)
 
 
 def _drainer(settled: Settled, folder: Path, ledger: Ledger, engine: Engine | None) -> Callable[..., None]:
@@ -170,34 +195,33 @@ def _recipe(ledger: Ledger) -> Recipe | None:
     return Recipe(**recipes[-1]) if recipes else None
 
 
-def _show(subject: Subject, scores: Scores, outcome: Outcome | None, folder: Path) -> None:
+def _show(subject: Subject, scores: Scores, outcome: Outcome, folder: Path) -> None:
     title = count(len(subject.tasks), "task")
-    if scores.metrics and outcome is not None and outcome.adaptation.before is not None:
+    if scores.metrics and outcome.adaptation.before is not None:
         console.print(before_after_table(outcome.adaptation, title=f"{subject.name}, {title}"))
     elif scores.metrics:
         errors = {subject.name: scores.standard_errors()} if len(scores.tasks) > 1 else None
         console.print(metrics_table({subject.name: scores.metrics}, errors=errors, title=title))
     else:
         console.print(f"{subject.name}, {title}: no answers are known, so there are no metrics")
-    if outcome is not None and outcome.failed:
+    for line in lines_of(outcome.notes, "adapter" if outcome.adaptation.shares_adapters else "task"):
+        console.print("[yellow]note:[/]", escape(line), highlight=False, soft_wrap=True)
+    if outcome.failed:
         number = sum(map(len, outcome.failed.values()))
-        console.print(f"[yellow]{number} of {title} failed[/]; their predictions before adapting stand:")
-        for line in outcome.failures():
+        stands = "their predictions before adapting stand" if outcome.adaptation.predictions_before else "there are no predictions for them"
+        console.print(f"[yellow]{number} of {title} failed[/]; {stands}:", highlight=False)
+        for line in lines_of(outcome.failed):
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"report: [bold]{folder / REPORT_FILE}[/]", highlight=False, soft_wrap=True)
     console.print(f"submission: [bold]{folder / results.SUBMISSION_FILE}[/]", highlight=False, soft_wrap=True)
 
 
-def _track(
-    subject: Subject, scores: Scores, outcome: Outcome | None, folder: Path, tracker: Tracker, step: int
-) -> None:
+def _track(subject: Subject, scores: Scores, outcome: Outcome, folder: Path, tracker: Tracker, step: int) -> None:
     """The whole evaluation as one W&B run."""
     if isinstance(tracker, NoTracker):
         return
     tracker.log({f"eval/{name}": value for name, value in scores.metrics.items()}, step)
     tracker.picture("eval/summary", folder / SUMMARY_FILE)
-    if outcome is None:
-        return
     if outcome.adaptation.before is not None:
         before = {f"before/{name}": value for name, value in outcome.adaptation.before.metrics.items()}
         tracker.log(before, step)

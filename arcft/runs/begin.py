@@ -74,6 +74,8 @@ def settle(config: EvaluateConfig, explicit: Sequence[str]) -> Settled:
     model = run.config.model if run else config.model
     assert model is not None  # EvaluateConfig.problems: there is a checkpoint or a model
     lora, start = config.lora, config.ttft.start
+    if not lora.enabled:
+        raise ConfigError(["lora=none with ttft: an adapter is what is trained for a task; drop it"])
     if run is not None and run.config.lora.enabled and start == "trained":
         problems = contradictions(explicit, config, run.config, ("lora",))
         if problems:
@@ -83,8 +85,6 @@ def settle(config: EvaluateConfig, explicit: Sequence[str]) -> Settled:
         what = f"{run.checkpoint.path} is a whole model with" if run else f"model={model.name} has"
         notes.append(f"{what} no adapter to go on from: each begins as a fresh one")
         start = "fresh"
-    if not lora.enabled:
-        raise ConfigError(["lora=none with ttft: an adapter is what is trained for a task; drop it"])
     if model.backend == "unsloth":
         notes.append("model.backend=unsloth: ttft has layers of its own, and loads the model through transformers")
     config = dataclasses.replace(

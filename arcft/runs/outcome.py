@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from arcft.arc.task import Task
 from arcft.reporting.adaptation import Adaptation, TaskRow, votes_in_words
@@ -12,8 +12,7 @@ from arcft.scoring.metrics import Scores, score_tasks
 from arcft.scoring.predictions import Prediction, group_by_test
 from arcft.scoring.voting import vote_tasks
 from arcft.ttft.ledger import Ledger, Record
-from arcft.ttft.queue import Queue
-from arcft.ttft.units import MAIN
+from arcft.ttft.units import BEFORE, MAIN
 
 NO_TIME = "no time was left for it; raise ttft.budget, and go on with resume="
 FEW = 5
@@ -32,25 +31,28 @@ class Outcome:
 
     @property
     def failed(self) -> dict[str, list[str]]:
-        """Ids of the tasks that failed, by reason."""
-        reasons: dict[str, list[str]] = {}
-        for row in self.adaptation.rows:
-            if row.state == "failed":
-                reasons.setdefault(row.reason, []).append(row.task_id)
-        return reasons
+        """Ids of the tasks that failed, by reason, the most frequent one first."""
+        return _grouped((row.reason, row.task_id) for row in self.adaptation.rows if row.state == "failed")
 
-    def failures(self) -> list[str]:
-        """A line for each reason, with the tasks it is about."""
-        lines = []
-        for reason, ids in sorted(self.failed.items(), key=lambda entry: -len(entry[1])):
-            shown = ", ".join(ids[:SHOWN]) + (", ..." if len(ids) > SHOWN else "")
-            lines.append(f"{count(len(ids), 'task')} ({shown}): {reason}")
-        return lines
+    @property
+    def notes(self) -> dict[str, list[str]]:
+        """Ids of the tasks that something was done otherwise for than one may think, by what it is."""
+        rows = self.adaptation.rows
+        # An adapter's notes are told once, by its name, if several tasks share it.
+        return _grouped(dict.fromkeys((note, row.unit or row.task_id) for row in rows for note in row.notes))
 
 
-def outcome_of(tasks: Sequence[Task], ledger: Ledger, queue: Queue) -> Outcome:
+def lines_of(grouped: Mapping[str, Sequence[str]], what: str = "task") -> list[str]:
+    """For example `3 tasks (007bbfb7, 00d62c1b, 017c7c7b): out of memory`."""
+    return [
+        f"{count(len(names), what)} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}): {words}"
+        for words, names in grouped.items()
+    ]
+
+
+def outcome_of(tasks: Sequence[Task], ledger: Ledger) -> Outcome:
     """Read everything that is worth reporting."""
-    groups, before = group_by_test(tasks, queue.predictions()), queue.before()
+    groups, before = group_by_test(tasks, ledger.counting()), ledger.predictions(BEFORE)
     predictions = [prediction for group in groups.values() for prediction in group]
     after_scores, before_scores = _scores(tasks, predictions), _scores(tasks, before) if before else None
     records = {task_id: record for record in ledger.records(MAIN) for task_id in record.task_ids}
@@ -104,6 +106,13 @@ def _scores(tasks: Sequence[Task], predictions: Sequence[Prediction]) -> Scores 
 
 def _most(tasks: Sequence[Task], predictions: Sequence[Prediction]) -> int:
     return max(map(len, group_by_test(tasks, predictions).values()), default=0)
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for words, name in pairs:
+        names.setdefault(words, []).append(name)
+    return dict(sorted(names.items(), key=lambda entry: -len(entry[1])))
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -18,6 +18,7 @@ from arcft.scoring.metrics import score_tasks
 from arcft.scoring.submission import write_submission
 from arcft.scoring.voting import vote_tasks
 from arcft.tracking import Tracker
+from arcft.ttft.ledger import Ledger
 from arcft.ttft.queue import Progress, Queue
 from arcft.ttft.units import Event, Failed, Finished, Lowered, Predicted
 
@@ -42,17 +43,16 @@ class Standing:
         *,
         tracker: Tracker,
         advance: Advance,
-        elapsed: Callable[[], float],
+        ledger: Ledger,
         say: Say,
     ) -> None:
-        """`elapsed` says how many seconds the evaluation has taken, over all its processes; `say` prints what the user
-        should know at once."""
+        """`say` prints what the user should know at once."""
         self._tasks = tasks
         self._queue = queue
         self._path = folder / SUBMISSION_FILE
         self._tracker = tracker
         self._advance = advance
-        self._elapsed = elapsed
+        self._ledger = ledger
         self._say = say
         self._known = any(pair.output is not None for task in tasks for pair in task.test)
         self._solved = 0
@@ -65,8 +65,7 @@ class Standing:
         if isinstance(event, Lowered):
             self._say(event.reason)
         if isinstance(event, Failed):
-            name = event.key[1]
-            self._say(f"{name} failed: {event.reason}")
+            self._say(self._failure(event))
         now = time.monotonic()
         if isinstance(event, Predicted | Finished) and self._queue.changed and now >= self._next_look:
             self.look()
@@ -74,6 +73,11 @@ class Standing:
             self._next_line = now + _LINE_SECONDS
             progress = self._queue.progress()
             self._advance(progress.done + progress.failed, self.words(progress))
+
+    def _failure(self, event: Failed) -> str:
+        round, name = event.key
+        words = f"{name} failed{'' if round else ' as it is, before adapting'}: {event.reason}"
+        return f"{words}; tried once more" if self._ledger.find(event.key).state == "queued" else words
 
     def look(self) -> None:
         """Vote over what counts now, write the submission, and record how many tasks are solved."""
@@ -86,7 +90,7 @@ class Standing:
             scores = score_tasks(self._tasks, predictions, attempts)
             self._solved = sum(metrics["vote_2"] == 1 for metrics in scores.tasks.values())
             progress = self._queue.progress()
-            seconds = self._elapsed()
+            seconds = self._ledger.elapsed()
             values = {"ttft/solved": self._solved, "ttft/done": progress.done, "ttft/failed": progress.failed}
             # There is no training step: the seconds take its place, and so become the axis of the charts.
             self._tracker.log({**values, "ttft/seconds": seconds}, int(seconds))

@@ -90,9 +90,12 @@ def learning_rate(settled: Settled) -> float:
 
 
 def learn_builder(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:
-    """How examples are written: as in training, with demonstrations dropped where they don't fit."""
+    """How examples are written: as in training, with demonstrations dropped where they don't fit.
+
+    They may be longer than those of the training if inference.max_seq_length is.
+    """
     length, loss_on = _training_format(settled)
-    return _builder(settled, tokenizer, length, loss_on)
+    return _builder(settled, tokenizer, max(length, settled.config.inference.max_seq_length or 0), loss_on)
 
 
 def ask_builder(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:
