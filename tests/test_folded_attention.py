@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from train_command import ARCHITECTURES
@@ -76,6 +78,28 @@ def test_any_grouping_and_length(heads: int, key_heads: int, length: int, keys: 
     folded = attended("folded", heads, key_heads, length, keys)
     for found, expected in zip(folded, attended("sdpa", heads, key_heads, length, keys), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("length", "wanted", "most"), [(8, True, 8), (16, True, 2), (8, False, 2)])
+def test_probabilities_are_kept_for_short_contexts_and_gradients_only(
+    length: int, wanted: bool, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folded_attention, "BLOCK", 1)
+    monkeypatch.setattr(folded_attention, "_MOST_KEPT", 8)
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive = []
+    plain = folded_attention._Folded.probabilities
+
+    def watched(self: folded_attention._Folded, block: slice) -> torch.Tensor:
+        probabilities = plain(self, block)
+        made.append(weakref.ref(probabilities))
+        alive.append(sum(reference() is not None for reference in made))
+        return probabilities
+
+    monkeypatch.setattr(folded_attention._Folded, "probabilities", watched)
+    query = torch.randn(1, 2, length, 4, requires_grad=wanted)
+    folded_attention.folded_attention(torch.nn.Module(), query, query, query, None)
+    assert max(alive) <= most
 
 
 def test_a_row_that_sees_nothing_is_finite() -> None:

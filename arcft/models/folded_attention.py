@@ -75,13 +75,15 @@ class _Attention(torch.autograd.Function):
     ) -> torch.Tensor:
         folded = _Folded(query, key, value, mask, scale)
         output = torch.empty_like(query, memory_format=torch.contiguous_format)
+        keeps = any(ctx.needs_input_grad) and query.shape[2] <= _MOST_KEPT
         kept = []
         for block in folded.blocks():
             probabilities = folded.probabilities(block)
             folded.unfold(output, block).copy_(folded.products(probabilities, block))
-            kept.append(probabilities)
+            if keeps:
+                kept.append(probabilities)
         ctx.mask, ctx.scale = mask, scale
-        ctx.save_for_backward(query, key, value, *(kept if query.shape[2] <= _MOST_KEPT else []))
+        ctx.save_for_backward(query, key, value, *kept)
         return output
 
     @staticmethod
