@@ -208,7 +208,10 @@ def test_merged_equals_stacked_and_the_base_is_put_back_to_the_bit(variant: str,
     with torch.no_grad(), stacked.merged(1):
         merged = stacked.model(input_ids=IDS).logits
         assert any(not torch.equal(before[name], weight) for name, weight in stacked.model.state_dict().items())
-    assert float((merged - untouched).abs().max()) < (1e-5 if dtype == torch.float32 else 0.1)
+    # Of the largest logit; in bfloat16 both are as far from what float32 gives as they are from each other.
+    difference, scale = (merged - untouched).abs().float(), float(untouched.abs().max())
+    assert float(difference.max()) < (1e-5 if dtype == torch.float32 else 0.1) * scale
+    assert float(difference.mean()) < (1e-6 if dtype == torch.float32 else 0.01) * scale
     assert_equal(base_weights(stacked), before)
     assert torch.equal(logits_of(stacked, 6 * [1]), untouched)
 
@@ -364,6 +367,24 @@ def test_more_slots_than_there_is_memory_for_change_nothing() -> None:
     for slot in range(3):
         assert_equal(stacked.state(slot), before[slot])
     assert torch.equal(logits_of(stacked, [0, 0, 1, 1, 2, 2]), expected)
+
+
+def test_a_rank_that_there_is_no_memory_for_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stacked = make_stacked()
+    before = [stacked.state(slot) for slot in range(3)]
+    expected, size = logits_of(stacked, [0, 0, 1, 1, 2, 2]), stacked.size
+    monkeypatch.setattr(torch.Tensor, "to", refused)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        stacked.lower_rank(1)
+    monkeypatch.undo()
+    assert (stacked.size, stacked.slots) == (size, 3)
+    for slot in range(3):
+        assert_equal(stacked.state(slot), before[slot])
+    assert torch.equal(logits_of(stacked, [0, 0, 1, 1, 2, 2]), expected)
+
+
+def refused(tensor: torch.Tensor, *args: object) -> torch.Tensor:
+    raise RuntimeError("can't allocate memory")
 
 
 @pytest.mark.parametrize("change", [lambda stacked: stacked.resize(1), lambda stacked: stacked.lower_rank(1)])

@@ -294,16 +294,16 @@ class StackedLora:
     def lower_rank(self, rank: int) -> None:
         """Replace START and all slots by their best approximations of a lower rank (Eckart and Young 1936).
 
-        The scale stays as it is, so alpha falls with the rank.
+        The scale stays as it is, so alpha falls with the rank. Without the memory for it, everything is as before.
         """
         if not 1 <= rank < self.rank:
             raise ValueError(f"rank {rank}: at least 1 and below the present {self.rank}")
         scale, slots = _scale(self._config), self.slots
-        self._layout, (start, *lowered) = self._lowered(rank)
+        layout, (start, *lowered) = self._lowered(rank)
+        self._layout, self._start = layout, start.to(self.device)
         self._config.r = rank
         # PEFT's type says int, and its own arithmetic takes any number.
         self._config.lora_alpha = scale * (math.sqrt(rank) if self._config.use_rslora else rank)  # type: ignore
-        self._start = start.to(self.device)
         self._clear()
         self.resize(slots)
         for slot, numbers in enumerate(lowered):
