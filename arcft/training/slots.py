@@ -74,13 +74,12 @@ class SlotTrainer:
         self._widened = self._empty
         """Room for a gradient in the master's dtype, where the compute dtype is another."""
 
-    def begin(self, slot: int, *, learning_rate: float, factor: Callable[[int], float], reset: bool = True) -> None:
-        """Prepare the slot for another task: START (unless not `reset`), a new AdamW without weight decay, step 0.
+    def begin(self, slot: int, *, learning_rate: float, factor: Callable[[int], float]) -> None:
+        """Prepare the slot for another task: START, a new AdamW without weight decay, step 0.
 
         Step i has the learning rate `learning_rate` * `factor`(i).
         """
-        if reset:
-            self.stacked.reset(slot)
+        self.stacked.reset(slot)
         old = self._courses.pop(slot, None)
         weights = nn.Parameter(self._empty, requires_grad=False)
         fused = weights.device.type in ("cpu", "cuda")
