@@ -15,6 +15,7 @@ import numpy as np
 from arcft.arc.task import Pair, Task
 from arcft.errors import ArcftError
 from arcft.scoring.predictions import Prediction
+from arcft.ttft.budget import Budget
 from arcft.ttft.ledger import Ledger
 from arcft.ttft.queue import Queue
 from arcft.ttft.units import MAIN, Assignment, Event, Failed, Finished, Predicted, Started, Unit
@@ -114,7 +115,9 @@ def alive(numbers: set[int]) -> set[int]:
     return running
 
 
-def scripted_queue(folder: Path, names: Sequence[str], *, predict_before: int = 0) -> tuple[Queue, Ledger]:
+def scripted_queue(
+    folder: Path, names: Sequence[str], *, predict_before: int = 0, budget: Budget | None = None
+) -> tuple[Queue, Ledger]:
     """A queue of units that are called so."""
     grid = np.ones((2, 2), dtype=np.int8)
     units = [
@@ -122,7 +125,8 @@ def scripted_queue(folder: Path, names: Sequence[str], *, predict_before: int = 
         for number, name in enumerate(names)
     ]
     ledger = Ledger.create(folder / "ledger.sqlite", {"names": list(names)})
-    return Queue(ledger, units, steps=4, predictions=1, predict_before=predict_before, seed=0), ledger
+    queue = Queue(ledger, units, steps=4, predictions=1, predict_before=predict_before, seed=0, budget=budget)
+    return queue, ledger
 
 
 TESTS_PATH = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])

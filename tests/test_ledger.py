@@ -54,7 +54,9 @@ def test_a_unit_from_queued_to_done(tmp_path: Path) -> None:
     ledger.fill(UNITS)
     assert take(ledger, A)
     assert states(ledger) == {"a": "adapting", "b": "queued"}
-    assert ledger.record(Started(key=A, recipe={"slots": 2}, notes=("one demonstration",)), "local")
+    assert ledger.record(Started(key=A, recipe={"slots": 4}, notes=("one demonstration",)), "local")
+    # Told again, e.g. by a later process that loads its adapter: what was said about it remains.
+    assert ledger.record(Started(key=A, recipe={"slots": 2}, notes=("too long", "one demonstration")), "local")
     assert ledger.record(adapted(A, adapter="adapters/a"), "local")
     assert states(ledger) == {"a": "predicting", "b": "queued"}
     clock.now += 10
@@ -70,7 +72,7 @@ def test_a_unit_from_queued_to_done(tmp_path: Path) -> None:
         starts=1,
         deaths=0,
         reason=None,
-        notes=("one demonstration",),
+        notes=("one demonstration", "too long"),
         planned_steps=2,
         first_prediction=0,
         num_predictions=2,

@@ -68,7 +68,6 @@ def test_short_units_are_predicted_first_and_long_ones_adapted_to_first(tmp_path
         (MAIN, name) for name in ("long", "middle", "short")
     ]
     assert queue.done
-    assert not queue.out_of_time
 
 
 def test_what_a_unit_is_given(tmp_path: Path) -> None:
@@ -167,7 +166,6 @@ def test_nothing_is_handed_out_after_a_stop(tmp_path: Path, monkeypatch: pytest.
     assert not queue.done
     finish(queue, one)
     assert not queue.done
-    assert not queue.out_of_time
     later = next_process(tmp_path, monkeypatch, predict_before=0)
     assert [assignment.unit.name for assignment in pull_all(later)] == ["middle", "short"]
 
@@ -428,7 +426,6 @@ def test_others_wait_until_the_cost_of_a_step_is_known(tmp_path: Path) -> None:
     assert probe.unit.name == "short"
     assert queue.pull("worker-1") is None
     assert not queue.done
-    assert not queue.out_of_time
     for step in (1, 2):
         queue.record(Stepped(key=probe.key, step=step, steps=8, loss=1, tokens=9, seconds=0.1), "worker-0")
     assert queue.pull("worker-1").unit.name == "long"

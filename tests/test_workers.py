@@ -14,6 +14,7 @@ from scripted_engine import Scripted, assert_all_gone, never, pids, scripted_que
 from arcft.config.ttft import TtftConfig
 from arcft.ttft import workers as workers_module
 from arcft.ttft.body import Ask, Body, Broken
+from arcft.ttft.budget import Budget
 from arcft.ttft.ledger import Ledger
 from arcft.ttft.queue import Queue
 from arcft.ttft.share import Node, Share, share
@@ -175,6 +176,15 @@ def test_processes_share_the_units_and_the_machine(tmp_path: Path, monkeypatch: 
     assert_all_gone(tmp_path)
 
 
+def test_a_budget_counts_with_the_workers_that_there_are(tmp_path: Path) -> None:
+    # How many a Ray cluster has room for is not known before it is joined.
+    budget = Budget(600.0, workers=1)
+    queue, ledger = scripted_queue(tmp_path, ["a", "b"], budget=budget)
+    drain_in_processes(Scripted(tmp_path), 2, queue, stopped=never, on_event=lambda event: None)
+    assert budget.workers == 2
+    assert states(ledger) == {"a": "done", "b": "done"}
+
+
 def test_the_users_number_of_threads_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     queue, ledger = scripted_queue(tmp_path, ["a"])
@@ -193,6 +203,7 @@ def test_a_killed_process_gives_its_unit_back_and_is_replaced(tmp_path: Path, ca
         "process-0 died, its units are queued again: SIGKILL; "
         "that is also how a system ends processes when its memory is full"
     ] * 2 + ["process-0 died, its units are queued again: ValueError: a bug in the engine"]
+    assert sorted((note.kind, note.text) for note in ledger.notes()) == [("worker", text) for text in sorted(deaths)]
     assert len(pids(tmp_path)) == 4
     assert_all_gone(tmp_path)
 

@@ -91,6 +91,7 @@ class Crew(Generic[AnyWorker]):
         """
         if self._queue.done:
             return
+        self._queue.expect_workers(count)
         try:
             for number in range(count):
                 self._places.append(_Place(number, self._begin(number)))
@@ -165,7 +166,9 @@ class Crew(Generic[AnyWorker]):
         self._dry = False
         self._deaths += 1
         self._last_reason = reason
-        logger.warning("%s %s: %s", name, "did not start" if starting else "died, its units are queued again", reason)
+        text = f"{name} {'did not start' if starting else 'died, its units are queued again'}: {reason}"
+        logger.warning("%s", text)
+        self._queue.note("worker", text)
         if self._deaths >= DEATHS_IN_A_ROW:
             raise WorkerError(f"{self._deaths} workers died before one of them finished a unit; the last one: {reason}")
         place.failed_starts = place.failed_starts + 1 if starting else 0

@@ -139,7 +139,9 @@ class Ledger:
                 return False
             match event:
                 case Started():
-                    self._set(event.key, recipe=json.dumps(event.recipe), notes=json.dumps(event.notes))
+                    # What was said when it was taken before, by a process that died or in its first try, still holds.
+                    notes = dict.fromkeys([*json.loads(rows[0]["notes"]), *event.notes])
+                    self._set(event.key, recipe=json.dumps(event.recipe), notes=json.dumps(list(notes)))
                 case Adapted():
                     self._adapted(event)
                 case Predicted():

@@ -150,6 +150,16 @@ class Queue:
                 del self._board.hands[key]
                 self._board.refresh(key)
 
+    def note(self, kind: str, text: str) -> None:
+        """Keep in the ledger what happened to the engine or its workers, and to no unit alone."""
+        self._ledger.note(kind, text)
+
+    def expect_workers(self, count: int) -> None:
+        """So many will work at the same time, which is what a budget counts with."""
+        with self._lock:
+            if self._budget is not None:
+                self._budget.workers = count
+
     def stop(self) -> None:
         """Hand out nothing more, in this process."""
         with self._lock:
@@ -162,12 +172,6 @@ class Queue:
         """Nothing is in hand, and nothing waits that there is time for; so not after a `stop` that left units."""
         with self._lock:
             return not self._board.hands and self._chooser.choose(None) is None
-
-    @property
-    def out_of_time(self) -> bool:
-        """Whether units wait that the budget has no time for, and nothing is in hand."""
-        with self._lock:
-            return self._budget is not None and bool(self._board.queued(MAIN)) and self.done
 
     def progress(self) -> Progress:
         """How far the run is."""
