@@ -102,6 +102,7 @@ def test_what_happens_to_a_unit_is_told_in_order(tasks: list[Task]) -> None:
         "rank": 4,
         "batch_size": 3,
         "merge": True,
+        "slots_known": True,
         "learning_rate": 1e-2,
     }
     assert started.notes == ()
@@ -232,6 +233,13 @@ def test_a_saved_adapter_that_is_damaged_is_made_again(tasks: list[Task], tmp_pa
     (note,) = events_of(events, tasks[0].id, Started)[0].notes
     assert note.startswith("adapted again, as its adapter can't be used: ")
     assert str(tmp_path / "gone") in note
+
+
+def test_with_another_adapter_all_tests_are_answered_again(tasks: list[Task], tmp_path: Path) -> None:
+    # What the lost adapter answered is thrown away when the unit is adapted to again.
+    gone = assignment_of(tasks[0], adapter=str(tmp_path / "gone"), done=frozenset({(tasks[0].id, 0)}))
+    events = run(make_engine(), [gone])
+    assert outcome(events, gone) == outcome(run(make_engine(), [assignment_of(tasks[0])]), gone)
 
 
 @pytest.mark.parametrize("slots", [2, 3])
@@ -400,13 +408,32 @@ def test_a_second_try_is_gentler_shorter_and_alone(tasks: list[Task]) -> None:
     second = assignment_of(tasks[1], attempt=1)
     events = run(make_engine(slots=3), [assignment_of(tasks[0], steps=6), second, assignment_of(tasks[2])])
     recipe = events_of(events, second, Started)[0].recipe
-    assert (recipe["slots"], recipe["max_seq_length"], recipe["learning_rate"]) == (1, 384, 5e-3)
+    assert (recipe["slots"], recipe["max_seq_length"], recipe["learning_rate"]) == (
+        1,
+        second.unit.length * 3 // 4,
+        5e-3,
+    )
     steps = [event.key[1] for event in events if isinstance(event, Stepped)]
     first = steps.index(tasks[1].id)
     assert steps[first : first + 4] == [tasks[1].id] * 4
     assert sorted(set(steps)) == sorted(task.id for task in tasks[:3])
     alone = run(make_engine(), [second])
     assert outcome(events, second) == outcome(alone, second)
+
+
+def test_a_second_try_is_shorter_than_what_the_task_needs(tasks: list[Task]) -> None:
+    second = assignment_of(tasks[1], attempt=1)
+    longest = []
+    for attempt in (0, 1):
+        engine = make_engine()
+        (adapted,) = events_of(run(engine, [assignment_of(tasks[1], attempt=attempt)]), second, Adapted)
+        longest.append(adapted.tokens)
+    assert longest[1] < longest[0]
+    # Two demonstrations of unlike size: three quarters hold neither question, so the second try has the whole context.
+    small, large = as_grid([[1]]), as_grid([[1, 2] * 4] * 8)
+    task = Task("unlike", train=(Pair(large, small), Pair(small, large)), test=(Pair(small, small),))
+    events = run(make_engine(), [assignment_of(task, attempt=1)])
+    assert isinstance(events[-1], Finished)
 
 
 def test_measuring_the_slots_wastes_nothing_and_tells_its_choice(tasks: list[Task]) -> None:
@@ -433,6 +460,25 @@ def test_one_unit_alone_leaves_nothing_to_measure(tasks: list[Task]) -> None:
     (chosen,) = [event for event in events if isinstance(event, Lowered)]
     assert (chosen.recipe["slots"], chosen.reason) == (1, "ttft.slots=auto: 1 (nothing to compare)")
     assert isinstance(events[-1], Finished)
+
+
+def test_slots_that_were_not_chosen_are_given_back(tasks: list[Task]) -> None:
+    stacked = StackedLora(adapted_model(), 1)
+    slots = []
+    for event in make_engine(stacked=stacked, slots="auto").work(ListQueue([assignment_of(tasks[0])]), NEVER):
+        if isinstance(event, Stepped):
+            slots.append(stacked.slots)
+    assert slots == [1] * 4
+
+
+def test_slots_are_measured_also_where_memory_ran_out_before(tasks: list[Task]) -> None:
+    # An earlier process came no further than predictions before adapting, in smaller batches.
+    earlier = make_engine(slots="auto").recipe
+    engine = make_engine(slots="auto", options={"recipe": dataclasses.replace(earlier, batch_size=1)})
+    events = run(engine, [assignment_of(task, steps=9, round=number) for number in (1, 2) for task in tasks])
+    (chosen,) = [event for event in events if isinstance(event, Lowered)]
+    assert chosen.reason.startswith(f"ttft.slots=auto: {engine.recipe.slots} (2 are ")
+    assert engine.recipe.batch_size == 1
 
 
 def test_a_full_disk_is_no_units_fault(tasks: list[Task], tmp_path: Path) -> None:

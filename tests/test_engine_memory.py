@@ -152,6 +152,22 @@ def test_the_measuring_of_slots_ends_where_memory_does(tasks: list[Task], limit_
     assert list(kinds(events)).count("Finished") == 4
 
 
+def test_no_memory_to_look_at_what_is_held_back(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, looks = SlotTrainer.loss, []
+
+    def limited(self: SlotTrainer, slot: int, examples: Sequence[Any]) -> float:
+        looks.append(slot)
+        if len(looks) == 3:
+            raise RuntimeError(NO_MEMORY)
+        return loss(self, slot, examples)
+
+    monkeypatch.setattr(SlotTrainer, "loss", limited)
+    # The third look is the one after the last step.
+    events = run(make_engine(patience=8), [assignment_of(tasks[0], steps=4)])
+    assert lowered(events) == ["out of memory: gradient_checkpointing False -> True"]
+    assert isinstance(events[-1], Finished)
+
+
 def test_no_memory_for_another_slot(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
     resize = StackedLora.resize
 

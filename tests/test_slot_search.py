@@ -67,3 +67,5 @@ def test_without_enough_units_the_choice_is_what_is_known() -> None:
 def test_the_search_ends_at_the_most() -> None:
     search, passes = search_on(dict.fromkeys((1, 2, 4, 8), 1.0))
     assert search.choice == MOST == max(count for _, count in passes)
+    # No more units are asked for than that.
+    assert search.wanted == MOST

@@ -85,10 +85,8 @@ class Adapting:
             now = self._clock()
             train_until = now + SHARE_OF_TRAINING * max(0.0, assignment.deadline - now)
         self.occupants.append(Occupant(assignment, len(self.occupants), examples, train_until))
-        yield self.started(assignment, (*notes, *examples.notes))
-
-    def started(self, assignment: Assignment, notes: Sequence[str] = ()) -> Started:
-        return Started(key=assignment.key, recipe=self._preparing.recipe(assignment), notes=tuple(notes))
+        recipe = self._preparing.recipe(assignment, examples)
+        yield Started(key=assignment.key, recipe=recipe, notes=(*notes, *examples.notes))
 
     def advance(self) -> Iterator[Event]:
         """One pass: an optimizer step of each occupant in it."""
@@ -165,7 +163,8 @@ class Adapting:
 
     def _choose(self, slots: int, reason: str) -> Iterator[Event]:
         self.search = None
-        self._current.recipe = dataclasses.replace(self._current.recipe, slots=slots)
+        self._current.recipe = dataclasses.replace(self._current.recipe, slots=slots, slots_known=True)
+        self._shrink()
         yield Lowered(
             key=self.occupants[0].assignment.key,
             recipe=dataclasses.asdict(self._current.recipe),
@@ -262,7 +261,9 @@ class Adapting:
             yield self._lowered(group[0].assignment, old, f"{len(surplus)} units begin again later: {words}")
             return
         longest = max(
-            len(example.input_ids) for occupant in group for example in self._preparing.next_examples(occupant)
+            len(example.input_ids)
+            for occupant in group
+            for example in (*occupant.examples.held_back, *self._preparing.next_examples(occupant))
         )
         # Slots that the pass did not use are no memory to be won.
         held = dataclasses.replace(old, slots=min(old.slots, max(2, len(group))))

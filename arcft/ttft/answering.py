@@ -12,10 +12,10 @@ from arcft.arc.task import Task
 from arcft.config.inference import InferenceConfig
 from arcft.inference.predict import AugmentedPrompt, augmented_prompts, predict_places
 from arcft.models.stacked_lora import Route, StackedLora
-from arcft.scoring.predictions import Prediction, TestKey
+from arcft.scoring.predictions import Prediction
 from arcft.text.examples import ExampleBuilder
 from arcft.ttft.recipe import Current, difference, explain, forget, is_out_of_memory
-from arcft.ttft.units import Assignment, Event, Failed, Finished, Lowered, Predicted
+from arcft.ttft.units import Assignment, Event, Failed, Finished, Key, Lowered, Predicted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,6 @@ class Question:
     test_index: int
     max_seq_length: int
     """Of prompt and answer: lowered where there is no memory for more."""
-
-    @property
-    def key(self) -> TestKey:
-        return self.task.id, self.test_index
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +169,7 @@ class Answering:
     def _decode(
         self,
         chunk: Sequence[Question],
-        open_questions: dict[tuple[int, str], list[Question]],
+        open_questions: dict[Key, list[Question]],
         route: Route | None,
         stopped: Callable[[], bool],
     ) -> list[_Answers] | None:
@@ -200,7 +196,7 @@ class Answering:
             return None
         return [_answers(question, owners, asked, found) for question in chunk]
 
-    def _deadline(self, question: Question, open_questions: dict[tuple[int, str], list[Question]]) -> float | None:
+    def _deadline(self, question: Question, open_questions: dict[Key, list[Question]]) -> float | None:
         """An equal share for each of the unit's tests of the time that is left."""
         assignment = question.seated.assignment
         if assignment.deadline is None:
@@ -223,7 +219,7 @@ class Answering:
         self,
         answers: Sequence[_Answers],
         seconds: float,
-        open_questions: dict[tuple[int, str], list[Question]],
+        open_questions: dict[Key, list[Question]],
     ) -> Iterator[Event]:
         total = sum(answer.tokens for answer in answers)
         for answer in answers:

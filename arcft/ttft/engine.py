@@ -25,7 +25,7 @@ from arcft.ttft.preparing import Preparing
 from arcft.ttft.recipe import Current, Recipe
 from arcft.ttft.slot_search import SlotSearch
 from arcft.ttft.unit_examples import Draw
-from arcft.ttft.units import Assignment, Event, Failed, Finished
+from arcft.ttft.units import Assignment, Event, Failed, Finished, Started
 
 Pull = Callable[[int | None], Assignment | None]
 
@@ -54,7 +54,6 @@ class Engine:
         an earlier process had come down to, or had chosen for ttft.slots=auto. `clock` is what deadlines go by."""
         on_cpu = stacked.model.device.type == "cpu"
         slots = config.slots if config.slots is not None else (1 if on_cpu else "auto")
-        search = SlotSearch() if slots == "auto" and recipe is None else None
         self._stacked = stacked
         self._current = Current(
             recipe
@@ -65,6 +64,7 @@ class Engine:
                 rank=stacked.rank,
                 batch_size=inference.batch_size,
                 merge=stacked.can_merge,
+                slots_known=slots != "auto",
             )
         )
         if self.recipe.rank < stacked.rank:
@@ -85,7 +85,7 @@ class Engine:
             preparing,
             self._current,
             patience=config.patience,
-            search=search,
+            search=None if self.recipe.slots_known else SlotSearch(),
             save=save,
             clock=clock,
         )
@@ -146,8 +146,10 @@ class Engine:
                 assignment, self._next = self._next, None
                 yield from adapting.admit(assignment)
                 continue
+            if self._exhausted:
+                return
             yield from adapting.make_room()
-            if len(adapting.occupants) >= adapting.capacity or self._exhausted:
+            if len(adapting.occupants) >= adapting.capacity:
                 return
             pulled = pull(adapting.occupants[0].assignment.unit.length if adapting.occupants else None)
             if pulled is None:
@@ -177,7 +179,7 @@ class Engine:
         if unadapted:
             self._stacked.reset(slot)
             for assignment in unadapted:
-                yield self._adapting.started(assignment)
+                yield self._started(assignment)
             yield from self._answering.answer([Seated(assignment, slot) for assignment in unadapted], stopped)
         for assignment in saved:
             yield from self._answer_saved(assignment, slot, stopped)
@@ -187,12 +189,15 @@ class Engine:
         try:
             self._stacked.load(slot, Path(assignment.adapter))
         except LoraError as error:
-            # It can be made again, from the same examples.
-            again = dataclasses.replace(assignment, adapter=None)
+            # It can be made again, from the same examples; what it has answered goes with it.
+            again = dataclasses.replace(assignment, adapter=None, done=frozenset())
             yield from self._adapting.admit(again, (f"adapted again, as its adapter can't be used: {error}",))
             return
-        yield self._adapting.started(assignment)
+        yield self._started(assignment)
         yield from self._answering.answer([Seated(assignment, slot)], stopped)
+
+    def _started(self, assignment: Assignment) -> Started:
+        return Started(key=assignment.key, recipe=dataclasses.asdict(self.recipe))
 
     def _graduate(self, stopped: Callable[[], bool]) -> Iterator[Event]:
         """Predict the units whose training has ended, then give their slots away."""

@@ -9,7 +9,7 @@ from typing import Any
 from arcft.config.scheduler import SchedulerConfig
 from arcft.config.ttft import TtftConfig
 from arcft.inference.predict import derived_seed
-from arcft.text.examples import ExampleBuilder
+from arcft.text.examples import ExampleBuilder, LengthError
 from arcft.text.tokens import Example
 from arcft.training.schedulers import make_factor
 from arcft.ttft.occupant import Occupant
@@ -19,6 +19,7 @@ from arcft.ttft.units import Assignment
 
 SECOND_TRY_RATE = 0.5
 SECOND_TRY_CONTEXT = 0.75
+"""Of what the unit's longest test takes, if that is less than the engine's context."""
 
 
 class Preparing:
@@ -44,9 +45,19 @@ class Preparing:
 
     def unit_examples(self, assignment: Assignment) -> UnitExamples:
         """Raises LengthError where no example of the unit fits."""
+        context = self._current.recipe.max_seq_length
+        if not assignment.attempt:
+            return self._examples(assignment, context)
+        try:
+            return self._examples(assignment, int(min(context, assignment.unit.length) * SECOND_TRY_CONTEXT))
+        except LengthError:
+            # Nothing could be dropped.
+            return self._examples(assignment, context)
+
+    def _examples(self, assignment: Assignment, context: int) -> UnitExamples:
         return prepare_examples(
             assignment.unit.tasks,
-            shortened(self._learn, self._context(assignment)),
+            shortened(self._learn, context),
             draw=self._draw,
             input_from_inputs=self._input_from_inputs,
             seed=derived_seed(assignment.seed, assignment.unit.name),
@@ -55,9 +66,9 @@ class Preparing:
         )
 
     def next_examples(self, occupant: Occupant) -> list[Example]:
-        """Those of its next step."""
-        size = self._config.batch_size
-        return [occupant.examples.stream[k] for k in range(occupant.step * size, (occupant.step + 1) * size)]
+        """Those of its next step; none after the last."""
+        size, stream = self._config.batch_size, occupant.examples.stream
+        return [stream[k] for k in range(occupant.step * size, min((occupant.step + 1) * size, len(stream)))]
 
     def rate(self, assignment: Assignment) -> float:
         """The peak learning rate."""
@@ -70,14 +81,9 @@ class Preparing:
         )
         return make_factor(schedule, assignment.steps)
 
-    def recipe(self, assignment: Assignment) -> dict[str, Any]:
+    def recipe(self, assignment: Assignment, examples: UnitExamples) -> dict[str, Any]:
         """The engine's recipe as it is for this unit, and its learning rate."""
-        recipe = dataclasses.replace(self._current.recipe, max_seq_length=self._context(assignment))
+        recipe = dataclasses.replace(self._current.recipe, max_seq_length=examples.max_seq_length)
         if assignment.attempt:
             recipe = dataclasses.replace(recipe, slots=1)
-        rate = {"learning_rate": self.rate(assignment)} if assignment.steps else {}
-        return {**dataclasses.asdict(recipe), **rate}
-
-    def _context(self, assignment: Assignment) -> int:
-        length = self._current.recipe.max_seq_length
-        return int(length * SECOND_TRY_CONTEXT) if assignment.attempt else length
+        return {**dataclasses.asdict(recipe), "learning_rate": self.rate(assignment)}

@@ -37,6 +37,9 @@ class Recipe:
     merge: bool
     """Whether an adapter may be merged into the base weights to predict."""
 
+    slots_known: bool = True
+    """False until ttft.slots=auto has chosen `slots`."""
+
 
 @dataclasses.dataclass
 class Current:

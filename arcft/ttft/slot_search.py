@@ -29,12 +29,12 @@ class SlotSearch:
     @property
     def wanted(self) -> int:
         """How many units have to be at hand for the next pass."""
-        return 2 * self.level
+        return self.choice or 2 * self.level
 
     def next(self) -> tuple[int, int]:
         """The first slot and the number of slots of the next pass; in turn, so that all slots advance."""
         if self._last is None:
-            return 0, self.wanted
+            return 0, 2 * self.level
         return (self._pair % 2) * self.level, self.level
 
     def record(self, tokens: int, seconds: float) -> None:
@@ -45,7 +45,7 @@ class SlotSearch:
             return
         if self._pair >= 0:
             self._ratios.append(self._last / rate)
-            self.gains[self.wanted] = statistics.median(self._ratios)
+            self.gains[2 * self.level] = statistics.median(self._ratios)
         self._last = None
         self._pair += 1
         if self._pair < PAIRS:
@@ -60,7 +60,7 @@ class SlotSearch:
 
     def stop(self, *, at_most: int | None = None) -> None:
         """Decide by what is known: there are no more units to measure with, or no memory for more."""
-        more = self.wanted if len(self._ratios) * 2 > PAIRS and self._pays() else self.level
+        more = 2 * self.level if len(self._ratios) * 2 > PAIRS and self._pays() else self.level
         self.choice = more if at_most is None else min(more, at_most)
 
     def words(self) -> str:
@@ -68,4 +68,4 @@ class SlotSearch:
         return ", ".join(f"{count} are {gain:.2f} times as fast as {count // 2}" for count, gain in self.gains.items())
 
     def _pays(self) -> bool:
-        return self.gains[self.wanted] > GAIN
+        return self.gains[2 * self.level] > GAIN

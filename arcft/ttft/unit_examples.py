@@ -29,6 +29,8 @@ class UnitExamples:
     """Un-augmented examples that ask for demonstrations which the stream never shows."""
 
     notes: tuple[str, ...]
+    max_seq_length: int
+    """Tokens that they were fitted to."""
 
 
 def prepare_examples(
@@ -76,7 +78,9 @@ def prepare_examples(
         input_from_inputs=input_from_inputs,
     )
     notes = _notes(tasks, alone, too_long, patience_has_no_effect=hold_back and not held_back)
-    return UnitExamples(stream=stream, held_back=tuple(held_back), notes=tuple(notes))
+    return UnitExamples(
+        stream=stream, held_back=tuple(held_back), notes=tuple(notes), max_seq_length=builder.max_seq_length
+    )
 
 
 def shortened(builder: ExampleBuilder, max_seq_length: int) -> ExampleBuilder:

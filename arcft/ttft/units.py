@@ -46,7 +46,8 @@ class Assignment:
     """Of the examples; the unit's name is mixed in by the engine."""
 
     attempt: int = 0
-    """0, or 1 for the second try of a unit that failed: half the learning rate, and three quarters of the context."""
+    """0, or 1 for the second try of a unit that failed: alone, at half the learning rate, and with examples that take
+    three quarters of its length."""
 
     deadline: float | None = None
     """When to hand in what there is, in seconds since the epoch."""
