@@ -13,7 +13,7 @@ from small_units import Clock, adapted, make_prediction, make_unit, predicted, w
 
 from arcft.ttft import ledger as ledger_module
 from arcft.ttft.budget import Budget
-from arcft.ttft.closeness import closeness
+from arcft.ttft.close_votes import closeness
 from arcft.ttft.ledger import Ledger, LedgerError
 from arcft.ttft.queue import Progress, Queue
 from arcft.ttft.units import (

@@ -13,12 +13,12 @@ from scripted_engine import Scripted, assert_all_gone, never, pids, scripted_que
 
 from arcft.config.ttft import TtftConfig
 from arcft.ttft import workers as workers_module
-from arcft.ttft.body import Ask, Body, Broken
 from arcft.ttft.budget import Budget
 from arcft.ttft.ledger import Ledger
 from arcft.ttft.queue import Queue
-from arcft.ttft.share import Node, Share, share
 from arcft.ttft.units import MAIN, Assignment, Event, Failed, Finished, Started, Unit
+from arcft.ttft.worker_engine import Ask, Broken, WorkerEngine
+from arcft.ttft.worker_share import Node, Share, share
 from arcft.ttft.workers import WorkerError, drain, drain_in_processes
 
 
@@ -77,20 +77,20 @@ def ttft_config(**changes) -> TtftConfig:
     return TtftConfig(**(settings | changes))
 
 
-# A body, in this process.
+# What lives in a worker, in this process.
 
 
-def begun(factory: Scripted) -> Body:
-    body = Body({})
-    body.begin(factory)
-    return body
+def begun(factory: Scripted) -> WorkerEngine:
+    worker = WorkerEngine({})
+    worker.begin(factory)
+    return worker
 
 
-def heard(body: Body, answers: list[Assignment | None], *, stop: bool = False) -> list:
+def heard(worker: WorkerEngine, answers: list[Assignment | None], *, stop: bool = False) -> list:
     """The messages up to the next question."""
-    messages = body.exchange(answers, stop)
+    messages = worker.exchange(answers, stop)
     while not messages or not isinstance(messages[-1], Ask | Broken):
-        messages += body.exchange([], stop)
+        messages += worker.exchange([], stop)
     return messages
 
 
@@ -100,24 +100,24 @@ def assignment(name: str) -> Assignment:
 
 
 def test_a_body_asks_tells_and_waits_for_more_with_the_same_engine(tmp_path: Path) -> None:
-    body = begun(Scripted(tmp_path))
-    assert heard(body, []) == [Ask(None, idle=True)]
-    assert body.exchange([], False) == []
-    messages = heard(body, [assignment("a")])
+    worker = begun(Scripted(tmp_path))
+    assert heard(worker, []) == [Ask(None, idle=True)]
+    assert worker.exchange([], False) == []
+    messages = heard(worker, [assignment("a")])
     assert [type(message) for message in messages] == [Started, Finished, Ask]
     assert messages[-1] == Ask(None, idle=False)
-    assert [message.key for message in heard(body, [assignment("b")])[:-1]] == [(MAIN, "b")] * 2
-    assert heard(body, [None]) == [Ask(None, idle=True)]
-    assert [message.key for message in heard(body, [assignment("c")])[:-1]] == [(MAIN, "c")] * 2
+    assert [message.key for message in heard(worker, [assignment("b")])[:-1]] == [(MAIN, "b")] * 2
+    assert heard(worker, [None]) == [Ask(None, idle=True)]
+    assert [message.key for message in heard(worker, [assignment("c")])[:-1]] == [(MAIN, "c")] * 2
     assert len(list(tmp_path.glob("pid-*"))) == 1
 
 
 def test_a_body_stops_its_engine_within_a_moment(tmp_path: Path) -> None:
-    body = begun(Scripted(tmp_path, pause=60))
-    heard(body, [])
-    messages = body.exchange([assignment("a")], False)
+    worker = begun(Scripted(tmp_path, pause=60))
+    heard(worker, [])
+    messages = worker.exchange([assignment("a")], False)
     start = time.monotonic()
-    assert [type(message) for message in messages + heard(body, [], stop=True)] == [Started, Ask]
+    assert [type(message) for message in messages + heard(worker, [], stop=True)] == [Started, Ask]
     assert time.monotonic() - start < 2
 
 

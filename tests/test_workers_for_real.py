@@ -19,11 +19,11 @@ import pytest
 from evaluate_command import answers, evaluated, evaluation_tasks, run_json, trained
 from scripted_engine import TESTS_PATH, Scripted, assert_all_gone, never, pids, scripted_queue, states
 
-from arcft.runs.begin import LEDGER_FILE
+from arcft.runs.ttft_folder import LEDGER_FILE
 from arcft.ttft.ledger import Ledger
-from arcft.ttft.ray_actors import nodes_of
-from arcft.ttft.share import Node
 from arcft.ttft.units import BEFORE, MAIN, Event, Finished
+from arcft.ttft.worker_actors import nodes_of
+from arcft.ttft.worker_share import Node
 from arcft.ttft.workers import WorkerError, drain_on_ray
 
 # A driver of its own, for what happens when it is signalled or killed.
@@ -193,7 +193,7 @@ def adapt(run: Path, folder: Path, *overrides: str) -> Path:
 
 
 def workers_of_this_process() -> list[int]:
-    """Processes that hold a Body and descend from this one, however far."""
+    """Processes that hold a WorkerEngine and descend from this one, however far."""
     parents, names = {}, {}
     for status in Path("/proc").glob("[0-9]*/status"):
         with contextlib.suppress(OSError):
@@ -205,7 +205,9 @@ def workers_of_this_process() -> list[int]:
         return number == os.getpid() or (number in parents and is_mine(parents[number]))
 
     return [
-        number for number, name in names.items() if (b"spawn_main" in name or b"ray::Body" in name) and is_mine(number)
+        number
+        for number, name in names.items()
+        if (b"spawn_main" in name or b"ray::WorkerEngine" in name) and is_mine(number)
     ]
 
 

@@ -12,10 +12,10 @@ from arcft.models.stacked_lora import StackedLora
 from arcft.text.examples import LengthError
 from arcft.text.tokens import Example
 from arcft.training.slots import SlotStep, SlotTrainer
-from arcft.ttft.occupant import Occupant, Save
-from arcft.ttft.preparing import Preparing
 from arcft.ttft.recipe import Current, Recipe, difference, explain, forget, is_out_of_memory, lower
+from arcft.ttft.slot_occupant import Occupant, Save
 from arcft.ttft.slot_search import SlotSearch
+from arcft.ttft.unit_settings import UnitSettings
 from arcft.ttft.units import MAIN, Adapted, Assignment, Event, Failed, Lowered, Started, Stepped
 
 SHARE_OF_TRAINING = 0.5
@@ -29,7 +29,7 @@ class Adapting:
         self,
         stacked: StackedLora,
         trainer: SlotTrainer,
-        preparing: Preparing,
+        settings: UnitSettings,
         current: Current,
         *,
         patience: int | None,
@@ -41,7 +41,7 @@ class Adapting:
         self.search = search
         self._stacked = stacked
         self._trainer = trainer
-        self._preparing = preparing
+        self._settings = settings
         self._current = current
         self._patience = patience
         self._save = save
@@ -76,7 +76,7 @@ class Adapting:
     def admit(self, assignment: Assignment, notes: Sequence[str] = ()) -> Iterator[Event]:
         """Put the unit into the next free slot, or say why it can't be."""
         try:
-            examples = self._preparing.unit_examples(assignment)
+            examples = self._settings.unit_examples(assignment)
         except LengthError as error:
             yield Failed(key=assignment.key, reason=str(error), retry=False)
             return
@@ -85,7 +85,7 @@ class Adapting:
             now = self._clock()
             train_until = now + SHARE_OF_TRAINING * max(0.0, assignment.deadline - now)
         self.occupants.append(Occupant(assignment, len(self.occupants), examples, train_until))
-        recipe = self._preparing.recipe(assignment, examples)
+        recipe = self._settings.recipe(assignment, examples)
         yield Started(key=assignment.key, recipe=recipe, notes=(*notes, *examples.notes))
 
     def advance(self) -> Iterator[Event]:
@@ -98,7 +98,7 @@ class Adapting:
                 if not occupant.begun:
                     self._begin(occupant)
             begun = time.perf_counter()
-            examples = [self._preparing.next_examples(occupant) for occupant in group]
+            examples = [self._settings.next_examples(occupant) for occupant in group]
             steps = self._trainer.step(examples, group[0].slot)
             seconds = time.perf_counter() - begun
         except Exception as error:
@@ -226,7 +226,7 @@ class Adapting:
 
     def _begin(self, occupant: Occupant) -> None:
         assignment = occupant.assignment
-        rate, factor = self._preparing.rate(assignment), self._preparing.factor(assignment)
+        rate, factor = self._settings.rate(assignment), self._settings.factor(assignment)
         self._trainer.begin(occupant.slot, learning_rate=rate, factor=factor)
         occupant.begun = True
         self._check(occupant)
@@ -263,11 +263,11 @@ class Adapting:
         longest = max(
             len(example.input_ids)
             for occupant in group
-            for example in (*occupant.examples.held_back, *self._preparing.next_examples(occupant))
+            for example in (*occupant.examples.held_back, *self._settings.next_examples(occupant))
         )
         # Slots that the pass did not use are no memory to be won.
         held = dataclasses.replace(old, slots=min(old.slots, max(2, len(group))))
-        new = lower(held, longest=longest, shortest=self._preparing.shortest_context)
+        new = lower(held, longest=longest, shortest=self._settings.shortest_context)
         if new is None or not self._can_have(new):
             yield from self._fail(group, f"out of memory, and nothing is left to give up: {words}")
             return
@@ -303,7 +303,7 @@ class Adapting:
         if new.max_seq_length != old.max_seq_length:
             for occupant in list(self.occupants):
                 try:
-                    occupant.examples = self._preparing.unit_examples(occupant.assignment)
+                    occupant.examples = self._settings.unit_examples(occupant.assignment)
                 except LengthError as error:
                     yield Failed(key=occupant.assignment.key, reason=str(error), retry=False)
                     self.dismiss([occupant])

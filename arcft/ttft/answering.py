@@ -19,7 +19,7 @@ from arcft.ttft.units import Assignment, Event, Failed, Finished, Key, Lowered, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Seated:
+class UnitInSlot:
     """A unit, and the slot with the adapter that answers for it."""
 
     assignment: Assignment
@@ -30,7 +30,7 @@ class Seated:
 class Question:
     """One test of a unit."""
 
-    seated: Seated
+    owner: UnitInSlot
     task: Task
     test_index: int
     max_seq_length: int
@@ -79,21 +79,21 @@ class Answering:
         self._clock = clock
         self._context = min(ask.max_seq_length, inference.max_seq_length or ask.max_seq_length)
 
-    def answer(self, seated: Sequence[Seated], stopped: Callable[[], bool]) -> Iterator[Event]:
+    def answer(self, group: Sequence[UnitInSlot], stopped: Callable[[], bool]) -> Iterator[Event]:
         """Predict all tests that are missing; ends early, between batches, once `stopped`."""
         can_merge = self._stacked.can_merge and self._current.recipe.merge
         batch_size = self._current.recipe.batch_size
-        units = [one.assignment for one in seated]
-        one_slot = len({one.slot for one in seated}) == 1
+        units = [one.assignment for one in group]
+        one_slot = len({one.slot for one in group}) == 1
         if (self.together and one_slot) or side_by_side(
             units, batch_size=batch_size, together=self.together, can_merge=can_merge
         ):
-            yield from self._answer_group(seated, stopped)
+            yield from self._answer_group(group, stopped)
             return
-        for one in seated:
+        for one in group:
             yield from self._answer_group([one], stopped)
 
-    def _answer_group(self, group: Sequence[Seated], stopped: Callable[[], bool]) -> Iterator[Event]:
+    def _answer_group(self, group: Sequence[UnitInSlot], stopped: Callable[[], bool]) -> Iterator[Event]:
         with contextlib.ExitStack() as stack:
             route = None
             merged = False
@@ -111,7 +111,9 @@ class Answering:
                 route = stack.enter_context(self._stacked.routed())
             yield from self._questions(group, route, stopped)
 
-    def _questions(self, group: Sequence[Seated], route: Route | None, stopped: Callable[[], bool]) -> Iterator[Event]:
+    def _questions(
+        self, group: Sequence[UnitInSlot], route: Route | None, stopped: Callable[[], bool]
+    ) -> Iterator[Event]:
         open_questions = {one.assignment.key: self._missing(one) for one in group}
         for one in group:
             if not open_questions[one.assignment.key]:
@@ -140,9 +142,9 @@ class Answering:
                 continue
             gone, events = self._lower_or_fail(chunk[0], failure)
             yield from events
-            waiting = [question for question in waiting if not gone or question.seated != chunk[0].seated]
+            waiting = [question for question in waiting if not gone or question.owner != chunk[0].owner]
 
-    def _missing(self, one: Seated) -> list[Question]:
+    def _missing(self, one: UnitInSlot) -> list[Question]:
         return [
             Question(one, task, index, self._context)
             for task in one.assignment.unit.tasks
@@ -150,7 +152,7 @@ class Answering:
             if (task.id, index) not in one.assignment.done
         ]
 
-    def _by_length(self, group: Sequence[Seated]) -> list[Seated]:
+    def _by_length(self, group: Sequence[UnitInSlot]) -> list[UnitInSlot]:
         return sorted(group, key=lambda one: one.assignment.unit.length)
 
     def _chunk(self, waiting: Sequence[Question]) -> list[Question]:
@@ -158,9 +160,9 @@ class Answering:
         chunk = [waiting[0]]
         if not self.together:
             return chunk
-        rows = waiting[0].seated.assignment.predictions
+        rows = waiting[0].owner.assignment.predictions
         for question in waiting[1:]:
-            rows += question.seated.assignment.predictions
+            rows += question.owner.assignment.predictions
             if rows > self._current.recipe.batch_size:
                 break
             chunk.append(question)
@@ -198,14 +200,14 @@ class Answering:
 
     def _deadline(self, question: Question, open_questions: dict[Key, list[Question]]) -> float | None:
         """An equal share for each of the unit's tests of the time that is left."""
-        assignment = question.seated.assignment
+        assignment = question.owner.assignment
         if assignment.deadline is None:
             return None
         now = self._clock()
         return now + max(0.0, assignment.deadline - now) / len(open_questions[assignment.key])
 
     def _prompts(self, question: Question) -> list[AugmentedPrompt]:
-        assignment = question.seated.assignment
+        assignment = question.owner.assignment
         config = dataclasses.replace(
             self._inference,
             predictions_per_test=assignment.first_prediction + assignment.predictions,
@@ -223,7 +225,7 @@ class Answering:
     ) -> Iterator[Event]:
         total = sum(answer.tokens for answer in answers)
         for answer in answers:
-            key = answer.question.seated.assignment.key
+            key = answer.question.owner.assignment.key
             share = answer.tokens / total if total else 1 / len(answers)
             yield Predicted(key=key, predictions=answer.predictions, tokens=answer.tokens, seconds=seconds * share)
             open_questions[key].remove(answer.question)
@@ -232,7 +234,7 @@ class Answering:
 
     def _lower_or_fail(self, question: Question, error: Exception) -> tuple[bool, list[Event]]:
         """Whether the question's unit is given up, and what there is to tell."""
-        assignment = question.seated.assignment
+        assignment = question.owner.assignment
         if not is_out_of_memory(error):
             return True, [Failed(key=assignment.key, reason=explain(error), retry=True)]
         words = forget(error)
@@ -257,7 +259,7 @@ class Answering:
 
 
 def _by_place(route: Route, owners: Sequence[Question]) -> Callable[[Sequence[int]], None]:
-    return lambda places: route([owners[place].seated.slot for place in places])
+    return lambda places: route([owners[place].owner.slot for place in places])
 
 
 def _answers(

@@ -19,12 +19,12 @@ from arcft.models.stacked_lora import StackedLora
 from arcft.text.examples import ExampleBuilder
 from arcft.training.slots import SlotTrainer
 from arcft.ttft.adapting import Adapting
-from arcft.ttft.answering import Answering, Seated
-from arcft.ttft.occupant import Save
-from arcft.ttft.preparing import Preparing
+from arcft.ttft.answering import Answering, UnitInSlot
 from arcft.ttft.recipe import Current, Recipe
+from arcft.ttft.slot_occupant import Save
 from arcft.ttft.slot_search import SlotSearch
 from arcft.ttft.unit_examples import Draw
+from arcft.ttft.unit_settings import UnitSettings
 from arcft.ttft.units import Assignment, Event, Failed, Finished, Started
 
 Pull = Callable[[int | None], Assignment | None]
@@ -71,7 +71,7 @@ class Engine:
             stacked.lower_rank(self.recipe.rank)
         trainer = SlotTrainer(stacked, pad_id=pad_id, max_grad_norm=config.max_grad_norm)
         trainer.gradient_checkpointing = self.recipe.gradient_checkpointing
-        preparing = Preparing(
+        settings = UnitSettings(
             learn,
             self._current,
             config=config,
@@ -82,7 +82,7 @@ class Engine:
         self._adapting = Adapting(
             stacked,
             trainer,
-            preparing,
+            settings,
             self._current,
             patience=config.patience,
             search=None if self.recipe.slots_known else SlotSearch(),
@@ -180,7 +180,7 @@ class Engine:
             self._stacked.reset(slot)
             for assignment in unadapted:
                 yield self._started(assignment)
-            yield from self._answering.answer([Seated(assignment, slot) for assignment in unadapted], stopped)
+            yield from self._answering.answer([UnitInSlot(assignment, slot) for assignment in unadapted], stopped)
         for assignment in saved:
             yield from self._answer_saved(assignment, slot, stopped)
 
@@ -194,7 +194,7 @@ class Engine:
             yield from self._adapting.admit(again, (f"adapted again, as its adapter can't be used: {error}",))
             return
         yield self._started(assignment)
-        yield from self._answering.answer([Seated(assignment, slot)], stopped)
+        yield from self._answering.answer([UnitInSlot(assignment, slot)], stopped)
 
     def _started(self, assignment: Assignment) -> Started:
         return Started(key=assignment.key, recipe=dataclasses.asdict(self.recipe))
@@ -207,6 +207,6 @@ class Engine:
             yield adapted
         if ended:
             yield from self._answering.answer(
-                [Seated(occupant.assignment, occupant.slot) for occupant in ended], stopped
+                [UnitInSlot(occupant.assignment, occupant.slot) for occupant in ended], stopped
             )
             self._adapting.dismiss(ended)

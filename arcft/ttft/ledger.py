@@ -17,7 +17,7 @@ from typing import Any
 
 from arcft.scoring.predictions import Prediction, TestKey, prediction_from_json
 from arcft.ttft.ledger_file import LedgerError, connect, explained
-from arcft.ttft.records import Note, Record, UnitRow, read_record
+from arcft.ttft.ledger_records import Note, Record, UnitRow, read_record
 from arcft.ttft.units import BEFORE, MAIN, Adapted, Event, Failed, Finished, Key, Predicted, Started
 
 __all__ = ["Ledger", "LedgerError", "Note", "Record", "UnitRow"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arcft.errors import ArcftError
-from arcft.ttft.records import SCHEMA
+from arcft.ttft.ledger_records import SCHEMA
 
 # "arcf"; it tells a ledger from other SQLite files.
 _APPLICATION = 0x61726366

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 from arcft.scoring.predictions import Prediction
 from arcft.ttft.budget import Budget
-from arcft.ttft.choice import Board, Chooser, Hand, Wanted, row_of
 from arcft.ttft.costs import Costs
 from arcft.ttft.ledger import TRIES, Ledger
+from arcft.ttft.next_unit import Board, Chooser, InHand, Wanted, row_of
 from arcft.ttft.units import (
     BEFORE,
     MAIN,
@@ -108,7 +108,7 @@ class Queue:
                 )
                 self._board.refresh(assignment.key)
                 if claimed:
-                    self._board.hands[assignment.key] = Hand(worker, assignment, cost)
+                    self._board.hands[assignment.key] = InHand(worker, assignment, cost)
                     return assignment
             if not any(hand.worker == worker for hand in self._board.hands.values()):
                 self._costs.pause(worker)

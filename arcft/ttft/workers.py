@@ -13,13 +13,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from arcft.config.ttft import TtftConfig
-from arcft.ttft.crew import Crew, WorkerError
-from arcft.ttft.processes import ProcessWorker
-from arcft.ttft.processes import ready as ready_processes
-from arcft.ttft.ray_actors import RayWorker, cluster, nodes_of
-from arcft.ttft.ray_actors import ready as ready_actors
-from arcft.ttft.share import Node, Share, share
 from arcft.ttft.units import Event
+from arcft.ttft.worker_actors import RayWorker, cluster, nodes_of
+from arcft.ttft.worker_actors import ready as ready_actors
+from arcft.ttft.worker_pool import WorkerError, WorkerPool
+from arcft.ttft.worker_processes import ProcessWorker
+from arcft.ttft.worker_processes import ready as ready_processes
+from arcft.ttft.worker_share import Node, Share, share
 
 if TYPE_CHECKING:
     from arcft.ttft.engine import Engine
@@ -47,7 +47,7 @@ def drain_in_processes(
 ) -> None:
     """Work in `count` processes of this machine, which share its GPUs; None for what `processes_of` says.
 
-    `factory` is sent to each of them, and called there. Raises WorkerError, see Crew.work.
+    `factory` is sent to each of them, and called there. Raises WorkerError, see WorkerPool.work.
     """
     each = processes_of(count)
     devices = _devices()
@@ -58,7 +58,7 @@ def drain_in_processes(
             environment["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
         return ProcessWorker(number, factory, environment)
 
-    Crew(start, ready_processes, queue, stopped=stopped, on_event=on_event).work(each.count)
+    WorkerPool(start, ready_processes, queue, stopped=stopped, on_event=on_event).work(each.count)
 
 
 def drain_on_ray(
@@ -69,7 +69,7 @@ def drain_on_ray(
     Where there is none, a local one is started, which ends with this call. None is one actor for each GPU, or where
     there are none for each four cores. On every machine arcft, the files of the checkpoint and, where adapters are
     kept, the run's folder must lie at the same place. `factory` is sent to each actor, and called there. Raises
-    WorkerError, see Crew.work.
+    WorkerError, see WorkerPool.work.
     """
     with cluster() as ray:
         each = share(nodes_of(ray), count)
@@ -77,7 +77,7 @@ def drain_on_ray(
         def start(number: int) -> RayWorker:
             return RayWorker(ray, number, factory, _threads(each.threads), each)
 
-        Crew(start, ready_actors, queue, stopped=stopped, on_event=on_event).work(each.count)
+        WorkerPool(start, ready_actors, queue, stopped=stopped, on_event=on_event).work(each.count)
 
 
 def default_count(config: TtftConfig) -> int | None:

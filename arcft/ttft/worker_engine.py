@@ -52,7 +52,7 @@ class Broken:
 Message = Event | Ask | Broken
 
 
-class Body:
+class WorkerEngine:
     """Holds an engine, and with it the base model, for as long as the worker lives."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:

@@ -9,17 +9,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from arcft.ttft.body import QUIET, Body, Message
-from arcft.ttft.crew import WorkerDied, WorkerError
-from arcft.ttft.share import Node, Share
 from arcft.ttft.units import Assignment
+from arcft.ttft.worker_engine import QUIET, Message, WorkerEngine
+from arcft.ttft.worker_pool import WorkerDied, WorkerError
+from arcft.ttft.worker_share import Node, Share
 
 if TYPE_CHECKING:
     from arcft.ttft.engine import Engine
 
 
 class RayWorker:
-    """An actor that holds a Body. Ray ends it with the driver."""
+    """An actor that holds a WorkerEngine. Ray ends it with the driver."""
 
     def __init__(
         self, ray: Any, number: int, factory: Callable[[], Engine], environment: Mapping[str, str], share: Share
@@ -28,7 +28,7 @@ class RayWorker:
         self._ray = ray
         # Beside a GPU, one core is enough to be reserved: a busy cluster may have no more left.
         cores = min(1, share.cores) if share.gpus else share.cores
-        actor = ray.remote(num_cpus=cores, num_gpus=share.gpus, max_restarts=0)(Body)
+        actor = ray.remote(num_cpus=cores, num_gpus=share.gpus, max_restarts=0)(WorkerEngine)
         self._actor = actor.remote(dict(environment))
         # Not as an argument of the actor: what it imports must find the environment set.
         self._begun = self._actor.begin.remote(factory)

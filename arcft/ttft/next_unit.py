@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arcft.ttft.budget import Budget, Need, Plan, fitted
-from arcft.ttft.closeness import closeness
+from arcft.ttft.close_votes import closeness
 from arcft.ttft.costs import Costs
 from arcft.ttft.ledger import Ledger, Record, UnitRow
 from arcft.ttft.units import BEFORE, MAIN, Assignment, Key, Unit
@@ -39,7 +39,7 @@ class Wanted:
 
 
 @dataclasses.dataclass
-class Hand:
+class InHand:
     """A unit that a worker has in hand."""
 
     worker: str
@@ -62,7 +62,7 @@ class Board:
     def __init__(self, ledger: Ledger, units: Sequence[Unit]) -> None:
         self.units = {unit.name: unit for unit in units}
         self.records = {record.key: record for record in ledger.records()}
-        self.hands: dict[Key, Hand] = {}
+        self.hands: dict[Key, InHand] = {}
         self._ledger = ledger
 
     def refresh(self, key: Key) -> Record:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
 from arcft.errors import ArcftError
-from arcft.ttft.body import Ask, Broken, Message
 from arcft.ttft.units import Assignment, Event, Failed, Finished
+from arcft.ttft.worker_engine import Ask, Broken, Message
 
 if TYPE_CHECKING:
     from arcft.ttft.queue import Queue
@@ -33,7 +33,7 @@ class WorkerDied(Exception):  # noqa: N818 - reported, and most often made good
 
 
 class Worker(Protocol):
-    """An arcft.ttft.body.Body somewhere else, and the way to it."""
+    """An arcft.ttft.worker_engine.WorkerEngine somewhere else, and the way to it."""
 
     name: str
 
@@ -60,7 +60,7 @@ class _Place(Generic[AnyWorker]):
     failed_starts: int = 0
 
 
-class Crew(Generic[AnyWorker]):
+class WorkerPool(Generic[AnyWorker]):
     """Workers that empty one queue."""
 
     def __init__(
@@ -142,7 +142,7 @@ class Crew(Generic[AnyWorker]):
                     case _:
                         self._record(message, name)
         except WorkerDied as death:
-            self._bury(place, str(death), stopping)
+            self._replace(place, str(death), stopping)
             return
         if place.state == "idle" and not stopping:
             first = self._queue.pull(name)
@@ -158,7 +158,7 @@ class Crew(Generic[AnyWorker]):
             self._deaths = 0
         self._on_event(event)
 
-    def _bury(self, place: _Place[AnyWorker], reason: str, stopping: bool) -> None:
+    def _replace(self, place: _Place[AnyWorker], reason: str, stopping: bool) -> None:
         """Give back what a dead worker had, and put another in its place."""
         name, starting = place.worker.name, place.state == "starting"
         place.worker.close()

@@ -12,8 +12,8 @@ from arcft.inference.predict import derived_seed
 from arcft.text.examples import ExampleBuilder, LengthError
 from arcft.text.tokens import Example
 from arcft.training.schedulers import make_factor
-from arcft.ttft.occupant import Occupant
 from arcft.ttft.recipe import Current
+from arcft.ttft.slot_occupant import Occupant
 from arcft.ttft.unit_examples import Draw, UnitExamples, prepare_examples, shortened
 from arcft.ttft.units import Assignment
 
@@ -22,7 +22,7 @@ SECOND_TRY_CONTEXT = 0.75
 """Of what the unit's longest test takes, if that is less than the engine's context."""
 
 
-class Preparing:
+class UnitSettings:
     """Answers by the assignment, the config and the present recipe alone."""
 
     def __init__(

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from arcft.ttft.body import QUIET, Body, Message
-from arcft.ttft.crew import WorkerDied
 from arcft.ttft.units import Assignment
+from arcft.ttft.worker_engine import QUIET, Message, WorkerEngine
+from arcft.ttft.worker_pool import WorkerDied
 
 if TYPE_CHECKING:
     from arcft.ttft.engine import Engine
@@ -25,7 +25,7 @@ LAST_WORDS = 5.0
 
 
 class ProcessWorker:
-    """A child process that holds a Body. It ends when the pipe is closed, so also when the driver is killed."""
+    """A child process that holds a WorkerEngine. It ends when the pipe is closed, so also when the driver is killed."""
 
     def __init__(self, number: int, factory: Callable[[], Engine], environment: Mapping[str, str]) -> None:
         self.name = f"process-{number}"
@@ -75,11 +75,11 @@ def _serve(connection: Connection, environment: Mapping[str, str]) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    body = Body(environment)
+    hosted = WorkerEngine(environment)
     try:
-        body.begin(connection.recv())
+        hosted.begin(connection.recv())
         while True:
-            connection.send(body.exchange(*connection.recv()))
+            connection.send(hosted.exchange(*connection.recv()))
     except (EOFError, OSError):
         # The driver closed the pipe, or is gone. The engine's thread may be in the midst of a step, and is not waited
         # for.
