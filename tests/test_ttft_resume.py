@@ -18,7 +18,7 @@ from evaluate_command import arc_tasks, evaluation_tasks, predicted, run_json, s
 from train_command import ROOT
 
 from arcft.checkpoints import read_run_yaml
-from arcft.runs.begin import LEDGER_FILE
+from arcft.runs.ttft_folder import LEDGER_FILE
 from arcft.scoring.submission import check_submission
 from arcft.ttft.ledger import Ledger, LedgerError
 from arcft.ttft.units import MAIN

@@ -32,9 +32,9 @@ from arcft.checkpoints import CheckpointError, read_checkpoint, read_run_yaml
 from arcft.config.schema import ConfigError
 from arcft.errors import ArcftError
 from arcft.models.lora import LoraError
-from arcft.runs.adapt import make_units
-from arcft.runs.adapted_evaluation import AdaptError
-from arcft.runs.begin import LEDGER_FILE
+from arcft.runs.ttft_engine import make_units
+from arcft.runs.ttft_evaluate import AdaptError
+from arcft.runs.ttft_folder import LEDGER_FILE
 from arcft.scoring.submission import check_submission
 from arcft.ttft.ledger import Ledger, LedgerError
 from arcft.ttft.units import BEFORE, MAIN
@@ -388,7 +388,7 @@ def test_groups_of_tasks() -> None:
 def test_a_config_is_settled_once(run: Path) -> None:
     from test_config import evaluate_config
 
-    from arcft.runs.begin import settle
+    from arcft.runs.ttft_settle import settle
 
     config = evaluate_config(f"checkpoint={run}", "ttft=per_task")
     settled = settle(config, [])

@@ -71,20 +71,24 @@ class TaskSets:
 def task_sets(config: DataConfig, num_tokens: CountTokens, max_tokens: int | None) -> TaskSets:
     """Load, leave out what is longer than `max_tokens`, apply `limit`, and split off the held-out tasks.
 
-    A held-out task leaves every source of a mix, and with it every task that gives it away. Raises TaskError when more
-    than nine tenths are too long, or nothing is left.
+    A held-out task leaves every source of a mix, and with it every task that gives it away. A pool has the id of the
+    task whose type it is of, and leaves with it; one whose task is only too long stays. Raises TaskError when more than
+    nine tenths are too long, or nothing is left.
     """
     sources = load_sources(config)
-    everything = list({item.id: item for _, items in sources for item in items}.values())
-    too_long = too_long_ids(everything, num_tokens, max_tokens)
-    fitting = [item for item in everything if item.id not in too_long]
+    too_long = too_long_ids((item for _, items in sources for item in items), num_tokens, max_tokens)
+    everything = {(item.id, isinstance(item, Task)) for _, items in sources for item in items}
     if len(too_long) > 0.9 * len(everything):
         raise TaskError(
             f"{len(too_long)} of {len(everything)} tasks, more than 90%, take more than {max_tokens} tokens as this "
             "run writes them (prompt and answer); raise training.max_seq_length (or data.max_tokens), choose a shorter "
             "encoder or prompt, or set training.drop_demonstrations=true"
         )
-    chosen = select_tasks(fitting, task_ids=None, limit=config.limit, seed=config.seed)
+    sources = [
+        (weight, [item for item in items if not (isinstance(item, Task) and item.id in too_long)])
+        for weight, items in sources
+    ]
+    chosen = select_tasks(_one_of_each(sources), task_ids=None, limit=config.limit, seed=config.seed)
     train_items, held_out_items = split_held_out(chosen, config.held_out, config.seed)
     held_out = [as_task(item, config.seed) for item in held_out_items]
     train = _only(sources, {item.id for item in train_items})
@@ -102,17 +106,25 @@ def _only(sources: Sources, ids: Container[str]) -> Sources:
     return [(weight, items) for weight, items in kept if items]
 
 
-def leaking_ids(items: Iterable[Task | PairPool], held_out: Iterable[Task]) -> set[str]:
-    """Ids of the tasks among `items` that equal one of `held_out`, or share a pair with it, up to symmetry and colours.
+def _one_of_each(sources: Sources) -> list[Task | PairPool]:
+    """What the sources hold, each id once: where a task and a pool have one id, the task, for it is the real one."""
+    items = [item for _, group in sources for item in group]
+    chosen = {item.id: item for item in items}
+    chosen |= {item.id: item for item in items if isinstance(item, Task)}
+    return list(chosen.values())
 
-    Sets hold the same task under several names: ARC-1's training task 40853293 is its evaluation task 070dd51e. Pools
-    of many pairs are told by their ids alone.
+
+def leaking_ids(items: Iterable[Task | PairPool], held_out: Iterable[Task]) -> set[str]:
+    """Ids of the items that equal one of `held_out`, share a pair with it, up to symmetry and colours, or teach its type.
+
+    Sets hold the same task under several names: ARC-1's training task 40853293 is its evaluation task 070dd51e, and so
+    a pool of pairs that is called 40853293, as RE-ARC's are, gives the latter away whatever its pairs are.
     """
     held_out = list(held_out)
     if not held_out:
         return set()
-    shared = overlap((item for item in items if isinstance(item, Task)), held_out)
-    return {train_id for train_id, _ in shared.tasks_up_to_symmetry + shared.pairs_up_to_symmetry}
+    shared = overlap(items, held_out)
+    return {train_id for train_id, _ in shared.tasks_up_to_symmetry + shared.pairs_up_to_symmetry + shared.types}
 
 
 def too_long_ids(items: Iterable[Task | PairPool], num_tokens: CountTokens, max_tokens: int | None) -> set[str]:
@@ -174,8 +186,7 @@ def tasks_of_run(run: TrainedRun) -> list[Task]:
 def tasks_named(run: TrainedRun, ids: Sequence[str]) -> list[Task]:
     """The tasks of the run's data with these ids; of a pool of many pairs, the task that the run drew from it."""
     sources = load_sources(dataclasses.replace(run.config.data, task_ids=list(ids)))
-    unique = {item.id: as_task(item, run.config.data.seed) for _, items in sources for item in items}
-    return list(unique.values())
+    return [as_task(item, run.config.data.seed) for item in _one_of_each(sources)]
 
 
 def default_held_out(num_tokens: CountTokens, max_tokens: int) -> list[Task]:

@@ -18,9 +18,10 @@ from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import ConfigError, from_dict, to_dict
 from arcft.models.backend import import_backend
 from arcft.runs import edge
-from arcft.runs.begin import begun, refuse_without_effect, settle
 from arcft.runs.paths import absolute, evaluation_with_absolute_paths, with_absolute_paths
 from arcft.runs.trained import contradictions, open_checkpoint
+from arcft.runs.ttft_folder import begun
+from arcft.runs.ttft_settle import refuse_without_effect, settle
 
 Config = TypeVar("Config", TrainConfig, EvaluateConfig)
 

@@ -15,16 +15,18 @@ from arcft.config.run import EvaluateConfig
 from arcft.config.schema import to_dict
 from arcft.reporting.curves import read_history
 from arcft.reporting.previews import metrics_table
-from arcft.reporting.report import REPORT_FILE, SUMMARY_FILE
+from arcft.reporting.report import SUMMARY_FILE
 from arcft.reporting.words import count
 from arcft.runs import results
-from arcft.runs.adapted_evaluation import adapt_and_score, show_plan
-from arcft.runs.begin import Settled, begun, refuse_without_effect, settle
 from arcft.runs.paths import evaluation_with_absolute_paths
 from arcft.runs.predict import count_prompts, predict_shares
+from arcft.runs.show import show_files, show_metrics, show_reused
 from arcft.runs.subjects import Subject, find_subjects
 from arcft.runs.tracked import tracked
 from arcft.runs.trained import is_pattern
+from arcft.runs.ttft_evaluate import adapt_and_score, show_plan
+from arcft.runs.ttft_folder import begun
+from arcft.runs.ttft_settle import Settled, refuse_without_effect, settle
 from arcft.scoring.metrics import METRICS, Scores
 from arcft.tracking import Tracker
 
@@ -75,7 +77,8 @@ def _evaluate(config: EvaluateConfig, folder: Path, explicit: Sequence[str], set
             elif settled is not None:
                 adapt_and_score(settled, subjects[0], folder, tracker)
             else:
-                _show(subjects[0], _scores(config, subjects[0], folder, folder, tracker), folder)
+                show_metrics(subjects[0], _scores(config, subjects[0], folder, folder, tracker))
+                show_files(folder)
             if tracker.where:
                 console.print(f"W&B: {tracker.where}", highlight=False, soft_wrap=True)
 
@@ -115,8 +118,7 @@ def _scores(config: EvaluateConfig, subject: Subject, folder: Path, resume: Path
     run = subject.run
     found = results.find_evaluation(run.folder, subject.key) if run else None
     if found:
-        where = "here" if found.resolve() == folder.resolve() else f"in {found}; copied from there"
-        console.print(f"{subject.name}: already evaluated {where}", highlight=False, soft_wrap=True)
+        show_reused(subject, found, folder)
         scores = results.reuse_evaluation(found, folder)
     else:
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,14 +165,3 @@ def _sweep(config: EvaluateConfig, subjects: Sequence[Subject], folder: Path, tr
     else:
         console.print("no answers are known, so there are no metrics")
     console.print(f"a folder for each checkpoint in [bold]{folder}[/]", highlight=False, soft_wrap=True)
-
-
-def _show(subject: Subject, scores: Scores, folder: Path) -> None:
-    title = count(len(subject.tasks), "task")
-    if scores.metrics:
-        errors = {subject.name: scores.standard_errors()} if len(scores.tasks) > 1 else None
-        console.print(metrics_table({subject.name: scores.metrics}, errors=errors, title=title))
-    else:
-        console.print(f"{subject.name}, {title}: no answers are known, so there are no metrics")
-    console.print(f"report: [bold]{folder / REPORT_FILE}[/]", highlight=False, soft_wrap=True)
-    console.print(f"submission: [bold]{folder / results.SUBMISSION_FILE}[/]", highlight=False, soft_wrap=True)

@@ -19,7 +19,6 @@ from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError, to_dict
 from arcft.models.limits import refuse_beyond, stored_position_limit
 from arcft.models.load import load_tokenizer
-from arcft.runs.begin import what_adapts
 from arcft.runs.build import config_digest, example_builder
 from arcft.runs.choose import chosen_tasks, data_fingerprint, default_held_out, narrowed, tasks_named, tasks_of_run
 from arcft.runs.leaks import trained_on
@@ -34,6 +33,7 @@ from arcft.runs.trained import (
     matching_folders,
     open_checkpoint,
 )
+from arcft.runs.ttft_settle import what_adapts
 from arcft.scoring.predictions import Prediction, group_by_test, read_predictions
 from arcft.text.examples import ExampleBuilder
 

@@ -16,9 +16,9 @@ from adaptation.prepare import evaluate_config
 from adaptation.today import Meter
 from adaptation.workload import Figures, Way, Workload
 from arcft.arc.sources import load_kaggle
-from arcft.runs import adapt
-from arcft.runs.begin import Settled, settle
-from arcft.runs.start import ask_builder, start_tokenizer
+from arcft.runs import ttft_engine
+from arcft.runs.ttft_model import ask_builder, start_tokenizer
+from arcft.runs.ttft_settle import Settled, settle
 from arcft.text.examples import ExampleBuilder
 from arcft.ttft.engine import Engine
 from arcft.ttft.ledger import Ledger
@@ -61,15 +61,15 @@ class EngineWay(Way):
         if self.workload.device == "cuda":
             torch.cuda.empty_cache()
         # Nothing is kept, so no folder is needed.
-        with patch.object(adapt, "ask_builder", _asks_without_end):
-            self.engine = adapt.build_engine(self.settled, Path())
+        with patch.object(ttft_engine, "ask_builder", _asks_without_end):
+            self.engine = ttft_engine.build_engine(self.settled, Path())
 
     def _work(self, task_ids: list[str], *, steps: int, predictions: int) -> list[Event]:
         assert self.engine is not None
         config = self.settled.config.ttft
         events: list[Event] = []
         with tempfile.TemporaryDirectory() as folder, Ledger.create(Path(folder) / "ledger.sqlite", {}) as ledger:
-            units = adapt.make_units(config, [self.tasks[task_id] for task_id in task_ids], self.num_tokens)
+            units = ttft_engine.make_units(config, [self.tasks[task_id] for task_id in task_ids], self.num_tokens)
             queue = Queue(ledger, units, steps=steps, predictions=predictions, predict_before=0, seed=config.seed)
             drain(self.engine, queue, stopped=lambda: False, on_event=events.append)
         return events

@@ -20,10 +20,10 @@ from arcft.config.schema import from_dict
 from arcft.inference.predict import augmented_prompts, derived_seed
 from arcft.models.load import load_model, load_tokenizer
 from arcft.models.lora import save_adapter, trainable_parameters
-from arcft.runs.begin import Settled, settle
 from arcft.runs.build import choose_device, transform_drawer
 from arcft.runs.edge import config_folder
-from arcft.runs.start import ask_builder, learn_builder, learning_rate, load_start, start_model, start_tokenizer
+from arcft.runs.ttft_model import ask_builder, learn_builder, learning_rate, load_start, start_model, start_tokenizer
+from arcft.runs.ttft_settle import Settled, settle
 from arcft.text.examples import ExampleBuilder
 from arcft.ttft.unit_examples import prepare_examples
 

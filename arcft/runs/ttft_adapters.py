@@ -15,9 +15,9 @@ from arcft.config.optimizer import OptimizerConfig
 from arcft.config.run import TrainConfig
 from arcft.config.scheduler import SchedulerConfig
 from arcft.config.schema import to_dict
-from arcft.runs.begin import Settled
 from arcft.runs.choose import data_fingerprint
-from arcft.runs.start import Start, learning_rate
+from arcft.runs.ttft_model import Start, learning_rate
+from arcft.runs.ttft_settle import Settled
 from arcft.ttft.units import Unit
 
 ADAPTERS_FOLDER = "adapters"

@@ -1,4 +1,4 @@
-"""Test-time fine-tuning as part of an evaluation: units of work, an engine or several, and what they came to."""
+"""An engine for test-time fine-tuning, built from a config, and the tasks as its units of work."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from arcft.arc.task import Task
 from arcft.config.schema import ConfigError
 from arcft.config.ttft import TtftConfig
 from arcft.models.stacked_lora import StackedLora
-from arcft.runs.begin import Settled
 from arcft.runs.build import choose_device, transform_drawer
 from arcft.runs.choose import CountTokens
-from arcft.runs.keep import Keeper
-from arcft.runs.start import ask_builder, learn_builder, learning_rate, load_start
+from arcft.runs.ttft_adapters import Keeper
+from arcft.runs.ttft_model import ask_builder, learn_builder, learning_rate, load_start
+from arcft.runs.ttft_settle import Settled
 from arcft.ttft.engine import Engine
 from arcft.ttft.recipe import Recipe
 from arcft.ttft.units import Unit

@@ -14,20 +14,21 @@ from arcft.config.duration import parse_duration
 from arcft.errors import ArcftError
 from arcft.reporting.adaptation import adaptation_png, before_after_table, rows_table, task_picture
 from arcft.reporting.curves import read_history
-from arcft.reporting.previews import metrics_table
-from arcft.reporting.report import REPORT_FILE, SUMMARY_FILE
+from arcft.reporting.report import SUMMARY_FILE
 from arcft.reporting.words import count
 from arcft.runs import results
-from arcft.runs.adapt import engine_factory, keeps_adapters, make_units, slots_here
-from arcft.runs.begin import LEDGER_FILE, Settled, open_ledger
 from arcft.runs.edge import Stopped, stop_on_signals
-from arcft.runs.keep import ADAPTERS_FOLDER
-from arcft.runs.outcome import Outcome, lines_of, outcome_of
 from arcft.runs.paths import override
 from arcft.runs.predict import count_prompts
 from arcft.runs.progress import progress_bar
-from arcft.runs.standing import Standing
+from arcft.runs.show import show_files, show_metrics, show_reused
 from arcft.runs.subjects import Subject
+from arcft.runs.ttft_adapters import ADAPTERS_FOLDER
+from arcft.runs.ttft_engine import engine_factory, keeps_adapters, make_units, slots_here
+from arcft.runs.ttft_folder import LEDGER_FILE, open_ledger
+from arcft.runs.ttft_outcome import Outcome, lines_of, outcome_of
+from arcft.runs.ttft_progress import Standing
+from arcft.runs.ttft_settle import Settled
 from arcft.scoring.metrics import Scores
 from arcft.scoring.voting import vote_tasks
 from arcft.tracking import NoTracker, Tracker
@@ -74,13 +75,8 @@ def adapt_and_score(settled: Settled, subject: Subject, folder: Path, tracker: T
     found = _found(settled, subject)
     if found is not None:
         earlier, outcome = found
-        is_here = earlier.resolve() == folder.resolve()
-        console.print(
-            f"{subject.name}: already evaluated {'here' if is_here else f'in {earlier}; copied from there'}",
-            highlight=False,
-            soft_wrap=True,
-        )
-        if not is_here and keeps_adapters(settled.config.ttft):
+        show_reused(subject, earlier, folder)
+        if keeps_adapters(settled.config.ttft) and earlier.resolve() != folder.resolve():
             console.print(f"its adapters stay in {earlier / ADAPTERS_FOLDER}", highlight=False, soft_wrap=True)
         scores = results.reuse_evaluation(earlier, folder)
         _show(subject, scores, outcome, folder)
@@ -197,23 +193,21 @@ def _recipe(ledger: Ledger) -> Recipe | None:
 
 def _show(subject: Subject, scores: Scores, outcome: Outcome, folder: Path) -> None:
     title = count(len(subject.tasks), "task")
-    if scores.metrics and outcome.adaptation.before is not None:
-        console.print(before_after_table(outcome.adaptation, title=f"{subject.name}, {title}"))
-    elif scores.metrics:
-        errors = {subject.name: scores.standard_errors()} if len(scores.tasks) > 1 else None
-        console.print(metrics_table({subject.name: scores.metrics}, errors=errors, title=title))
+    adaptation = outcome.adaptation
+    if scores.metrics and adaptation.before is not None:
+        console.print(before_after_table(adaptation, title=f"{subject.name}, {title}"))
     else:
-        console.print(f"{subject.name}, {title}: no answers are known, so there are no metrics")
-    for line in lines_of(outcome.notes, "adapter" if outcome.adaptation.shares_adapters else "task"):
+        show_metrics(subject, scores)
+    for line in lines_of(outcome.notes, "adapter" if adaptation.shares_adapters else "task"):
         console.print("[yellow]note:[/]", escape(line), highlight=False, soft_wrap=True)
     if outcome.failed:
         number = sum(map(len, outcome.failed.values()))
-        stands = "their predictions before adapting stand" if outcome.adaptation.predictions_before else "there are no predictions for them"
+        has_fallback = adaptation.predictions_before > 0
+        stands = "their predictions before adapting stand" if has_fallback else "there are no predictions for them"
         console.print(f"[yellow]{number} of {title} failed[/]; {stands}:", highlight=False)
         for line in lines_of(outcome.failed):
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"report: [bold]{folder / REPORT_FILE}[/]", highlight=False, soft_wrap=True)
-    console.print(f"submission: [bold]{folder / results.SUBMISSION_FILE}[/]", highlight=False, soft_wrap=True)
+    show_files(folder)
 
 
 def _track(subject: Subject, scores: Scores, outcome: Outcome, folder: Path, tracker: Tracker, step: int) -> None:

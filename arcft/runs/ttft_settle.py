@@ -1,30 +1,18 @@
-"""The beginning of an evaluation that adapts, before any model library is loaded: choices checked, files on disk.
-
-With run.yaml and ledger in its folder, an evaluation that is killed while torch is still being imported can be resumed.
-"""
+"""What test-time fine-tuning is asked to do, checked and written out before any model library is loaded."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from arcft import __version__
-from arcft.checkpoints import LOCK_FILE, RUN_FILE, CheckpointError, lock_run, read_run_yaml, write_run_yaml
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError, to_dict
-from arcft.errors import ArcftError
 from arcft.runs.trained import TrainedRun, contradictions, is_pattern, open_checkpoint
-from arcft.ttft.ledger import Ledger
 
-LEDGER_FILE = "ledger.sqlite"
 GROUPS = ("ttft", "lora", "augmentation")
 """Groups of the config that only ttft reads."""
-
-# Not part of what comes out: may change on resuming.
-_FREE = ("resume", "dry_run", "tracking")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,60 +90,3 @@ def what_adapts(config: EvaluateConfig) -> dict[str, Any]:
     for name in ("budget", "workers", "num_workers"):
         del ttft[name]
     return {"ttft": ttft, "lora": to_dict(config.lora), "augmentation": to_dict(config.augmentation)}
-
-
-def open_ledger(settled: Settled, folder: Path) -> Ledger:
-    """The ledger in `folder`, a new one if there is none; LedgerError where it belongs to another evaluation."""
-    values: dict[str, Any] = {**to_dict(settled.config), **what_adapts(settled.config)}
-    for name in _FREE:
-        del values[name]
-    # Decides how many prompts are decoded in a pass.
-    del values["inference"]["batch_size"]
-    return Ledger.create(folder / LEDGER_FILE, {**values, "checkpoint_sha256": settled.identity})
-
-
-@contextlib.contextmanager
-def begun(settled: Settled, folder: Path) -> Iterator[None]:
-    """Write run.yaml and ledger into `folder`, unless they are there; refuse those of another evaluation.
-
-    They are taken away again where the evaluation is refused inside, before it had anything to do: nothing remains
-    that could be resumed.
-    """
-    with _owned(folder):
-        is_new = not (folder / RUN_FILE).exists()
-        if not is_new and read_run_yaml(folder).get("job") != "evaluate":
-            raise CheckpointError(f"{folder}: holds another run; choose another folder")
-        if is_new:
-            write_run_yaml(
-                folder, {"arcft": __version__, "job": "evaluate", "config": to_dict(settled.config), "keys": {}}
-            )
-        open_ledger(settled, folder).close()
-    try:
-        yield
-    except ArcftError:
-        if is_new:
-            _take_away(settled, folder)
-        raise
-
-
-@contextlib.contextmanager
-def _owned(folder: Path) -> Iterator[None]:
-    try:
-        with lock_run(folder):
-            yield
-    except OSError as error:
-        raise CheckpointError(f"{folder}: can't be written to ({error.strerror}); choose another folder") from error
-
-
-def _take_away(settled: Settled, folder: Path) -> None:
-    with lock_run(folder):
-        ledger = open_ledger(settled, folder)
-        has_units = bool(ledger.records())
-        ledger.close()
-        if has_units:
-            return
-        for path in [folder / RUN_FILE, *folder.glob(f"{LEDGER_FILE}*"), folder / LOCK_FILE]:
-            path.unlink(missing_ok=True)
-    # Of the command line, Hydra's own files remain.
-    with contextlib.suppress(OSError):
-        folder.rmdir()

@@ -14,10 +14,10 @@ from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.models.limits import embedding_rows
 from arcft.models.load import ModelError, base_fingerprint, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
-from arcft.runs.begin import Settled
 from arcft.runs.build import choose_device, example_builder
 from arcft.runs.restore import base_model, restored_tokenizer
 from arcft.runs.trained import check_base
+from arcft.runs.ttft_settle import Settled
 from arcft.text.examples import ExampleBuilder
 from arcft.text.tokens import choose_pad_token
 
