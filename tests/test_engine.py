@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,7 +269,38 @@ def test_a_unit_is_asked_for_when_a_slot_is_free_and_near_the_others_length(task
     # Two at first; then beside the second (and, when that ends, beside the third); at the end there is nothing more.
     assert queue.asked[:4] == [None, lengths[0], lengths[1], lengths[2]]
     assert set(queue.asked[4:]) <= {None, *lengths}
-    assert len(queue.asked) <= 2 * TASKS + 2
+    # Once after every step while a slot is free: of the last unit's two that it makes alone, and when all is done.
+    assert len(queue.asked) <= 2 * TASKS + 6
+
+
+def handed_out_after(events: list[Event], wanted: list[Assignment], steps: int) -> Callable[[int | None], Any]:
+    """A queue that knows after so many steps what they cost, and gives nothing but its first unit before."""
+    waiting = list(wanted)
+
+    def pull(near: int | None) -> Assignment | None:
+        known = [event for event in events if isinstance(event, Stepped)][steps - 1 :]
+        return waiting.pop(0) if waiting and (known or len(waiting) == len(wanted)) else None
+
+    return pull
+
+
+def test_what_was_held_back_at_first_joins_while_others_are_trained(tasks: list[Task]) -> None:
+    events: list[Event] = []
+    pull = handed_out_after(events, [assignment_of(task, steps=6) for task in tasks[:2]], 2)
+    for event in make_engine(slots=2).work(pull, NEVER):
+        events.append(event)
+    assert [type(event) for event in events[:4]] == [Started, Stepped, Stepped, Started]
+    assert list(kinds(events)).count("Finished") == 2
+
+
+def test_slots_are_measured_also_where_units_are_held_back_at_first(tasks: list[Task]) -> None:
+    events: list[Event] = []
+    wanted = [assignment_of(task, steps=9, round=number) for number in (1, 2) for task in tasks]
+    for event in make_engine(slots="auto").work(handed_out_after(events, wanted, 2), NEVER):
+        events.append(event)
+    (chosen,) = [event for event in events if isinstance(event, Lowered)]
+    assert re.match(r"ttft\.slots=auto: \d \(2 are ", chosen.reason)
+    assert list(kinds(events)).count("Stepped") == 9 * len(wanted)
 
 
 def test_what_failed_elsewhere_may_come_back(tasks: list[Task]) -> None:
@@ -456,7 +488,7 @@ def test_measuring_the_slots_wastes_nothing_and_tells_its_choice(tasks: list[Tas
 
 
 def test_one_unit_alone_leaves_nothing_to_measure(tasks: list[Task]) -> None:
-    events = run(make_engine(slots="auto"), [assignment_of(tasks[0])])
+    events = run(make_engine(slots="auto"), [assignment_of(tasks[0], steps=8)])
     (chosen,) = [event for event in events if isinstance(event, Lowered)]
     assert (chosen.recipe["slots"], chosen.reason) == (1, "ttft.slots=auto: 1 (nothing to compare)")
     assert isinstance(events[-1], Finished)
@@ -465,10 +497,11 @@ def test_one_unit_alone_leaves_nothing_to_measure(tasks: list[Task]) -> None:
 def test_slots_that_were_not_chosen_are_given_back(tasks: list[Task]) -> None:
     stacked = StackedLora(adapted_model(), 1)
     slots = []
-    for event in make_engine(stacked=stacked, slots="auto").work(ListQueue([assignment_of(tasks[0])]), NEVER):
+    for event in make_engine(stacked=stacked, slots="auto").work(ListQueue([assignment_of(tasks[0], steps=8)]), NEVER):
         if isinstance(event, Stepped):
             slots.append(stacked.slots)
-    assert slots == [1] * 4
+    # It had a second one while it waited for another unit.
+    assert slots[-1] == 1
 
 
 def test_slots_are_measured_also_where_memory_ran_out_before(tasks: list[Task]) -> None:

@@ -168,6 +168,28 @@ def test_no_memory_to_look_at_what_is_held_back(tasks: list[Task], monkeypatch: 
     assert isinstance(events[-1], Finished)
 
 
+def test_who_loses_a_slot_while_others_are_looked_at_begins_again_whole(
+    tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = [assignment_of(task, steps=5) for task in tasks[:2]]
+    alone = run(make_engine(patience=4), wanted)
+    loss, looks = SlotTrainer.loss, []
+
+    def limited(self: SlotTrainer, slot: int, examples: Sequence[Any]) -> float:
+        looks.append(slot)
+        if len(looks) == 3:
+            raise RuntimeError(NO_MEMORY)
+        return loss(self, slot, examples)
+
+    monkeypatch.setattr(SlotTrainer, "loss", limited)
+    # Two looks before the first step, the third after it.
+    events = run(make_engine(slots=2, patience=4), wanted)
+    assert lowered(events) == ["out of memory: slots 2 -> 1"]
+    for assignment in wanted:
+        (own,), (other,) = events_of(events, assignment, Adapted), events_of(alone, assignment, Adapted)
+        assert own.losses == pytest.approx(other.losses, rel=1e-4)
+
+
 def test_no_memory_for_another_slot(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
     resize = StackedLora.resize
 

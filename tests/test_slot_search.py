@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from arcft.ttft.slot_search import MOST, PAIRS, SlotSearch
+from arcft.ttft.slot_search import MOST, PAIRS, WAITING, SlotSearch
 
 
 def search_on(seconds: dict[int, float], noise: list[float] | None = None) -> tuple[SlotSearch, list[tuple[int, int]]]:
@@ -61,6 +61,20 @@ def test_without_enough_units_the_choice_is_what_is_known() -> None:
     search.stop()
     assert search.choice == 2
     search.stop(at_most=1)
+    assert search.choice == 1
+
+
+def test_the_search_waits_for_units_but_not_for_long() -> None:
+    search = SlotSearch()
+    for _ in range(2):
+        for _ in range(WAITING):
+            search.wait()
+        assert (search.choice, search.next()) == (None, (0, 2))
+        # Enough for once: the waiting begins anew.
+        search.record(200, 1.0)
+        assert search.next() == (1, 1)
+    for _ in range(WAITING + 1):
+        search.wait()
     assert search.choice == 1
 
 

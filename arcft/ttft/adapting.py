@@ -157,7 +157,7 @@ class Adapting:
         if search is None or not self.occupants:
             return
         if search.choice is None and len(self.occupants) < search.wanted:
-            search.stop()
+            search.wait()
         if search.choice is not None:
             yield from self._choose(search.choice, search.words() if search.gains else "nothing to compare")
 
@@ -171,9 +171,14 @@ class Adapting:
             reason=f"ttft.slots=auto: {slots} ({reason})",
         )
 
+    @property
+    def _is_measuring(self) -> bool:
+        """Whether the next pass is one that the search has asked for."""
+        return self.search is not None and len(self.occupants) >= self.search.wanted
+
     def _next_group(self) -> list[Occupant]:
-        if self.search is not None and len(self.occupants) >= self.search.wanted:
-            first, count = self.search.next()
+        if self.search is not None:
+            first, count = self.search.next() if self._is_measuring else (0, self.search.level)
             return self.occupants[first : first + count]
         return self.occupants[: max(1, self._current.recipe.slots)]
 
@@ -185,12 +190,13 @@ class Adapting:
         seconds: float,
     ) -> Iterator[Event]:
         tokens = [sum(len(example.input_ids) for example in own) for own in examples]
-        if self.search is not None:
+        if self.search is not None and self._is_measuring:
             self.search.record(sum(tokens), seconds)
         for occupant, step, own in zip(group, steps, tokens, strict=True):
             occupant.tokens += own
             occupant.seconds += seconds / len(group)
             occupant.losses.append(step.loss)
+        for occupant, step, own in zip(group, steps, tokens, strict=True):
             if not step.finite:
                 reason = f"loss {step.loss:.4g}, gradient norm {step.gradient_norm:.4g} in step {occupant.step}"
                 yield from self._fail([occupant], f"not finite: {reason}")
@@ -203,6 +209,9 @@ class Adapting:
                 tokens=own,
                 seconds=seconds / len(group),
             )
+        for occupant in group:
+            if occupant not in self.occupants or not occupant.begun:
+                continue  # failed, or has lost its slot
             try:
                 self._check(occupant)
             except Exception as error:

@@ -25,7 +25,7 @@ from arcft.ttft.slot_occupant import Save
 from arcft.ttft.slot_search import SlotSearch
 from arcft.ttft.unit_examples import Draw
 from arcft.ttft.unit_settings import UnitSettings
-from arcft.ttft.units import Assignment, Event, Failed, Finished, Started
+from arcft.ttft.units import Assignment, Event, Failed, Finished, Started, Stepped
 
 Pull = Callable[[int | None], Assignment | None]
 
@@ -104,12 +104,13 @@ class Engine:
         """Pull assignments while slots are free, and yield what happens, until there is nothing left to do.
 
         `pull` is given the length that the next unit should be near, or None; when it gives None it is asked again
-        after a unit has finished or failed. Ends within a training step or a decoded batch after `stopped`.
+        after a step, and when a unit has finished or failed. Ends within a training step or a decoded batch after
+        `stopped`.
         """
         self._exhausted = False
         try:
             for event in self._loop(pull, stopped):
-                if isinstance(event, Finished | Failed):
+                if isinstance(event, Stepped | Finished | Failed):
                     self._exhausted = False
                 yield event
         finally:

@@ -6,6 +6,8 @@ import statistics
 
 MOST = 8
 PAIRS = 5
+WAITING = 3
+"""Passes without enough units that it puts up with: a queue may hold them back until it knows what steps cost."""
 GAIN = 1.05
 """Twice as many must be so much faster, or fewer are kept: they take less memory, and finish sooner."""
 
@@ -25,6 +27,7 @@ class SlotSearch:
         self._pair = -1
         self._ratios: list[float] = []
         self._last: float | None = None
+        self._waited = 0
 
     @property
     def wanted(self) -> int:
@@ -39,6 +42,7 @@ class SlotSearch:
 
     def record(self, tokens: int, seconds: float) -> None:
         """Tell what the pass that `next` asked for has done."""
+        self._waited = 0
         rate = tokens / max(seconds, 1e-9)
         if self._last is None:
             self._last = rate
@@ -57,6 +61,13 @@ class SlotSearch:
         self._pair, self._ratios = -1, []
         if self.level == MOST:
             self.choice = self.level
+
+    def wait(self) -> None:
+        """Tell that there are too few units for the next pass, which is then another; once too often, it stops."""
+        self._last = None
+        self._waited += 1
+        if self._waited > WAITING:
+            self.stop()
 
     def stop(self, *, at_most: int | None = None) -> None:
         """Decide by what is known: there are no more units to measure with, or no memory for more."""
