@@ -356,6 +356,15 @@ def test_the_ledger_of_another_config_is_refused_with_what_differs(adapted: Path
     assert yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8")) == stored
 
 
+def test_a_ledger_that_is_none_is_refused(run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    (folder / LEDGER_FILE).write_bytes(b"no ledger" * 1000)
+    with pytest.raises(LedgerError, match="this is no ledger, or it is damaged; begin another run in a new folder"):
+        evaluated(folder, f"checkpoint={run}", *evaluation_tasks(), *FEW)
+    assert {path.name for path in folder.iterdir()} == {LEDGER_FILE, ".lock"}
+
+
 def test_the_folder_of_a_plain_evaluation_is_refused(run: Path, tmp_path: Path) -> None:
     folder = evaluated(tmp_path / "evaluation", f"checkpoint={run}")
     before = (folder / "run.yaml").read_bytes()

@@ -31,7 +31,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # Switches of hydra.main that take no config keys of ours.
 HYDRA_ONLY = ("hydra.", "hydra/", "experiment", "local")
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 WAY_OUT = "Make room or get the right to write, and go on with resume=, or choose another folder with hydra.run.dir=DIR"
 
 _failures: list[str] = []

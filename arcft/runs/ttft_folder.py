@@ -48,7 +48,12 @@ def begun(settled: Settled, folder: Path) -> Iterator[None]:
             write_run_yaml(
                 folder, {"arcft": __version__, "job": "evaluate", "config": to_dict(settled.config), "keys": {}}
             )
-        open_ledger(settled, folder).close()
+        try:
+            open_ledger(settled, folder).close()
+        except ArcftError:
+            if is_new:
+                (folder / RUN_FILE).unlink()
+            raise
     try:
         yield
     except ArcftError:
