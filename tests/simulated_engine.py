@@ -52,7 +52,7 @@ class SimulatedEngine:
                 near = occupants[0].assignment.unit.length if occupants else None
                 assignment = self.queue.pull(self.name, near)
                 if assignment is None:
-                    # As the engine does: asked again after a unit has finished.
+                    # As the engine does: asked again after the next pass.
                     asks = False
                     break
                 self.queue.record(Started(key=assignment.key, recipe={}), self.name)
@@ -69,11 +69,11 @@ class SimulatedEngine:
                 yield 0.5
                 continue
             yield from self._pass(occupants)
+            asks = True
             for occupant in list(occupants):
                 if occupant.step >= occupant.assignment.steps or self.clock.now >= occupant.train_until:
                     yield from self._hand_over(occupant)
                     occupants.remove(occupant)
-                    asks = True
 
     def _pass(self, occupants: list[_Occupant]) -> Iterator[float]:
         yield self.speed.step + sum(occupant.assignment.unit.length for occupant in occupants) / self.speed.train

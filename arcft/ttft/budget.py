@@ -111,12 +111,14 @@ class Budget:
         if available <= 0:
             return None
         fit = None if probing else fitted(costs)
+        # The worker's slots fill up: what it does meanwhile takes time on the clock.
+        side_by_side = min(self.slots, 1 + (len(others) + in_hand) // self.workers)
         if fit is None:
             share = available / len(group)
             if costs.prediction is not None:
                 each = costs.prediction(need.unit.length) * count_tests(need.unit)
                 predictions = max(1, _quotient(share / 2, each, predictions))
-            return self._due(steps, predictions, share, share)
+            return self._due(steps, predictions, share, share * side_by_side)
         chosen = fit.most(group, _PLANNED * available, steps, predictions)
         alone = self.left(1) - sum(beside)
         if chosen is not None and fit.seconds([need], *chosen) > alone:
@@ -132,8 +134,7 @@ class Budget:
             return None
         cost, needed = fit.seconds([need], *chosen), fit.seconds(group, *chosen)
         share, mean = available * cost / max(needed, cost, 1e-9), available / len(group)
-        # On the clock it takes as long as all that the worker does meanwhile.
-        to_come = max(0, min(self.slots, 1 + (len(others) + in_hand) // self.workers) - 1 - len(beside))
+        to_come = max(0, side_by_side - 1 - len(beside))
         company = sum(beside) + to_come * max(cost, mean)
         seconds = _SLACK * (max(cost, share) + company) + max(0.0, available - needed) / 2
         return self._due(*chosen, cost, seconds)
