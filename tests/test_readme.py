@@ -1,4 +1,4 @@
-"""The commands of the README, as they stand there, on few and small tasks."""
+"""The commands of README and documentation, as they stand there, on few and small tasks."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from arcft.runs import commands
 
 pytestmark = pytest.mark.slow
 
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+TEXT = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/ttft.md"))
 # In code spans and blocks; comments and what follows && are cut off.
 COMMANDS = list(dict.fromkeys(re.findall(r"(?:python (?:train|evaluate)\.py)[^`#\n&]*", TEXT)))
 # What keeps a command small, without touching what it is about.
 SMALL_TRAIN = ["training.max_steps=2", "training.generation_tasks=1", "inference.max_new_tokens=4", "tracking=none"]
 SMALL_EVALUATE = ["data.limit=2", "inference.max_new_tokens=4", "inference.predictions_per_test=2", "tracking=none"]
+SMALL_TTFT = ["ttft.max_steps=2", *SMALL_EVALUATE]
 # Need a hub, show help, or name a folder of somebody else's.
 NOT_HERE = ("model=qwen2_5_0_5b", "experiment=arc24", "--help", "checkpoint=/home/me/")
 
@@ -96,6 +97,8 @@ def run_command(text: str, places: dict[str, str]) -> int:
         small = []
     elif "predictions=" in text:
         small = ["tracking=none"]
+    elif "ttft=" in text:
+        small = SMALL_TTFT
     else:
         small = SMALL_TRAIN if program == "train" else SMALL_EVALUATE
     given = {word.partition("=")[0] for word in words}
