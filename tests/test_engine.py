@@ -20,6 +20,7 @@ from arcft.models.stacked_lora import StackedLora
 from arcft.text.examples import ExampleStream
 from arcft.training.batches import collate
 from arcft.training.slots import SlotTrainer
+from arcft.ttft import slot_search
 from arcft.ttft.units import (
     BEFORE,
     MAIN,
@@ -492,6 +493,21 @@ def test_one_unit_alone_leaves_nothing_to_measure(tasks: list[Task]) -> None:
     (chosen,) = [event for event in events if isinstance(event, Lowered)]
     assert (chosen.recipe["slots"], chosen.reason) == (1, "ttft.slots=auto: 1 (nothing to compare)")
     assert isinstance(events[-1], Finished)
+
+
+@pytest.mark.parametrize(("lengths", "times"), [((400, 300), 1), ((400, 200), 2)])
+def test_slots_are_measured_again_for_units_of_half_the_length(
+    tasks: list[Task], monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, int], times: int
+) -> None:
+    # More are never found to pay.
+    monkeypatch.setattr(slot_search, "GAIN", float("inf"))
+    units = [Unit(name=f"{length}-{task.id}", tasks=(task,), length=length) for length in lengths for task in tasks]
+    engine = make_engine(slots="auto")
+    events = run(engine, [assignment_of(unit, steps=9) for unit in units])
+    chosen = [event for event in events if isinstance(event, Lowered)]
+    assert len(chosen) == times
+    assert all(event.reason.startswith("ttft.slots=auto: 1 (2 are ") for event in chosen)
+    assert list(kinds(events)).count("Stepped") == 9 * len(units)
 
 
 def test_slots_that_were_not_chosen_are_given_back(tasks: list[Task]) -> None:

@@ -78,6 +78,13 @@ def test_the_search_waits_for_units_but_not_for_long() -> None:
     assert search.choice == 1
 
 
+def test_a_search_may_begin_where_another_ended() -> None:
+    search = SlotSearch(2)
+    assert (search.next(), search.wanted) == ((0, 4), 4)
+    search.stop()
+    assert search.choice == 2
+
+
 def test_the_search_ends_at_the_most() -> None:
     search, passes = search_on(dict.fromkeys((1, 2, 4, 8), 1.0))
     assert search.choice == MOST == max(count for _, count in passes)

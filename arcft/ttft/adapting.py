@@ -14,12 +14,15 @@ from arcft.text.tokens import Example
 from arcft.training.slots import SlotStep, SlotTrainer
 from arcft.ttft.recipe import Current, Recipe, difference, explain, forget, is_out_of_memory, lower
 from arcft.ttft.slot_occupant import Occupant, Save
-from arcft.ttft.slot_search import SlotSearch
+from arcft.ttft.slot_search import MOST, SlotSearch
 from arcft.ttft.unit_settings import UnitSettings
 from arcft.ttft.units import MAIN, Adapted, Assignment, Event, Failed, Lowered, Started, Stepped
 
 SHARE_OF_TRAINING = 0.5
 """Of the time to a deadline; the rest is for predictions."""
+
+MUCH_SHORTER = 2
+"""By this factor units have become shorter when ttft.slots=auto measures again."""
 
 
 class Adapting:
@@ -33,12 +36,15 @@ class Adapting:
         current: Current,
         *,
         patience: int | None,
-        search: SlotSearch | None,
+        measures: bool,
         save: Save | None,
         clock: Callable[[], float],
     ) -> None:
+        """`measures`: the number of slots is found out, and again where units have become much shorter."""
         self.occupants: list[Occupant] = []
-        self.search = search
+        self.search = None if current.recipe.slots_known else SlotSearch()
+        self._measures = measures
+        self._measured_at: int | None = None
         self._stacked = stacked
         self._trainer = trainer
         self._settings = settings
@@ -153,8 +159,18 @@ class Adapting:
 
     def decide(self) -> Iterator[Event]:
         """End the measuring of ttft.slots=auto where it has come to a choice, or can't go on with what is at hand."""
+        if not self._measures or not self.occupants:
+            return
+        length = max(occupant.assignment.unit.length for occupant in self.occupants)
         search = self.search
-        if search is None or not self.occupants:
+        if search is None:
+            # What one long task keeps busy, many short ones may not. (Of an earlier engine's choice, the lengths are
+            # not known.)
+            self._measured_at = self._measured_at or length
+            slots = self._current.recipe.slots
+            is_full = len(self.occupants) >= slots and not self.occupants[0].alone
+            if self._measured_at >= MUCH_SHORTER * length and is_full and slots < MOST:
+                self.search = SlotSearch(slots)
             return
         if search.choice is None and len(self.occupants) < search.wanted:
             search.wait()
@@ -163,6 +179,7 @@ class Adapting:
 
     def _choose(self, slots: int, reason: str) -> Iterator[Event]:
         self.search = None
+        self._measured_at = max(occupant.assignment.unit.length for occupant in self.occupants)
         self._current.recipe = dataclasses.replace(self._current.recipe, slots=slots, slots_known=True)
         self._shrink()
         yield Lowered(

@@ -22,7 +22,6 @@ from arcft.ttft.adapting import Adapting
 from arcft.ttft.answering import Answering, UnitInSlot
 from arcft.ttft.recipe import Current, Recipe
 from arcft.ttft.slot_occupant import Save
-from arcft.ttft.slot_search import SlotSearch
 from arcft.ttft.unit_examples import Draw
 from arcft.ttft.unit_settings import UnitSettings
 from arcft.ttft.units import Assignment, Event, Failed, Finished, Started, Stepped
@@ -85,7 +84,7 @@ class Engine:
             settings,
             self._current,
             patience=config.patience,
-            search=None if self.recipe.slots_known else SlotSearch(),
+            measures=slots == "auto",
             save=save,
             clock=clock,
         )

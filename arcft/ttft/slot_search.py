@@ -1,4 +1,4 @@
-"""How many adapters to train in one pass: measured on the first units, with steps that count."""
+"""How many adapters to train in one pass: measured on units as they come, with steps that count."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class SlotSearch:
     of each would not: a neighbour's load, a clock that drops. The first pair of a level warms up and is not counted.
     """
 
-    def __init__(self) -> None:
-        self.level = 1
+    def __init__(self, level: int = 1) -> None:
+        self.level = level
         self.choice: int | None = None
         self.gains: dict[int, float] = {}
         """By the number of adapters: how many times as many tokens a second as with half of them."""
