@@ -156,6 +156,12 @@ def test_several_checkpoints_one_after_the_other(run: Path, tmp_path: Path) -> N
     assert len(list(tmp_path.glob("multirun/evaluate/*/*/metrics.json"))) == 2
 
 
+def test_what_workers_refuse_leaves_nothing_behind(run: Path, tmp_path: Path) -> None:
+    base = f"base_model={ROOT / 'tests' / 'architectures' / 'qwen3'}"
+    message = refused(tmp_path, f"checkpoint={run}", base, *FEW, "ttft.workers=processes", "ttft.num_workers=1")
+    assert "so it is another model" in message
+
+
 def test_one_message_for_each_mistake(run: Path, tmp_path: Path) -> None:
     checkpoint = f"checkpoint={run}"
     assert refused(tmp_path, checkpoint, "ttft.max_steps=3") == (

@@ -72,14 +72,16 @@ def _owned(folder: Path) -> Iterator[None]:
 
 
 def _take_away(settled: Settled, folder: Path) -> None:
+    # Only now, for it brings along what takes a second to import.
+    from arcft.runs.results import SUBMISSION_FILE
+
     with lock_run(folder):
-        ledger = open_ledger(settled, folder)
-        has_units = bool(ledger.records())
-        ledger.close()
-        if has_units:
-            return
-        for path in [folder / RUN_FILE, *folder.glob(f"{LEDGER_FILE}*"), folder / LOCK_FILE]:
-            path.unlink(missing_ok=True)
+        with open_ledger(settled, folder) as ledger:
+            if any(record.starts for record in ledger.records()):
+                return
+        for name in (RUN_FILE, f"{LEDGER_FILE}*", SUBMISSION_FILE, LOCK_FILE):
+            for path in folder.glob(name):
+                path.unlink(missing_ok=True)
     # Of the command line, Hydra's own files remain.
     with contextlib.suppress(OSError):
         folder.rmdir()
