@@ -401,6 +401,21 @@ def test_time_left_goes_to_the_closest_votes(tmp_path: Path) -> None:
     assert counts == {"middle": 4, "long": 16, "short": 16}
 
 
+@pytest.mark.parametrize(("near", "first"), [(None, "far"), (110, "near"), (900, "far")])
+def test_further_rounds_beside_others_prefer_units_of_like_length(tmp_path: Path, near: int | None, first: str) -> None:
+    clock = Clock()
+    units = [make_unit("near", 100), make_unit("far", 1000)]
+    queue = make_queue(tmp_path, units, predict_before=0, budget=Budget(10_000, clock=clock), clock=clock)
+    for _ in units:
+        assignment = queue.pull("local")
+        for step in (1, 2):
+            clock.now += 1
+            queue.record(Stepped(key=assignment.key, step=step, steps=8, loss=1, tokens=9, seconds=0.1), "local")
+        # The votes of `far` are closer.
+        finish(queue, assignment, values=(1, 2, 3, 3) if assignment.unit.name == "far" else (1, 1, 1, 2))
+    assert queue.pull("local", near).key == (2, first)
+
+
 def test_a_further_round_that_fails_costs_the_unit_nothing(tmp_path: Path) -> None:
     clock = Clock()
     queue = make_queue(tmp_path, UNITS[:1], budget=Budget(1000, clock=clock), clock=clock)

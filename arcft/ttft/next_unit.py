@@ -24,7 +24,10 @@ from arcft.ttft.units import BEFORE, MAIN, Assignment, Key, Unit
 EXTRA_ROUNDS = 3
 """Most that a unit gets with time that is left over: more of the same changes less each time."""
 
-_ALIKE = 1.5
+_LIKE = 2.0
+"""Lengths that differ by no more than this factor share a pass without much padding."""
+
+_KNOWN = 1.5
 """The cost of a unit is known well enough once one has been trained that is shorter by no more than this factor."""
 
 
@@ -136,7 +139,7 @@ class Chooser:
             plan = self._plan(self._budget, record, worker, probing=record is probe)
             if plan is not None:
                 return self._assignment(*record.key, plan)
-        return None if board.queued(MAIN) else self._further(self._budget, worker)
+        return None if board.queued(MAIN) else self._further(self._budget, near, worker)
 
     def votes_changed(self, name: str) -> None:
         """There are other predictions of a unit than before."""
@@ -158,7 +161,7 @@ class Chooser:
         if not ordered or not self._costs.longest_step:
             return ordered[0] if ordered else None
         middle = ordered[len(ordered) // 2]
-        return middle if middle.length > _ALIKE * self._costs.longest_step else None
+        return middle if middle.length > _KNOWN * self._costs.longest_step else None
 
     def _plan(self, budget: Budget, record: Record, worker: str, *, probing: bool) -> Plan | None:
         board, wanted = self._board, self._wanted
@@ -183,15 +186,20 @@ class Chooser:
             probing=probing,
         )
 
-    def _further(self, budget: Budget, worker: str) -> tuple[Assignment, float] | None:
-        """A further round for the unit whose votes are closest; each gets its second before one gets its third."""
+    def _further(self, budget: Budget, near: int | None, worker: str) -> tuple[Assignment, float] | None:
+        """A further round for the unit whose votes are closest; each gets its second before one gets its third.
+
+        Beside others in a pass come those of a length like theirs first: padding would take the time that is left.
+        """
         found = []
         for place, name in enumerate(self._board.units):
             round = self._next_round(name)
             close = None if round is None else self._close(name)
             if round is not None and close is not None:
-                found.append((round, close, place, name))
-        for round, _, _, name in sorted(found):
+                length = self._board.units[name].length
+                is_unlike = near is not None and max(length, near) > _LIKE * min(length, near)
+                found.append((round, is_unlike, close, place, name))
+        for round, _, _, _, name in sorted(found):
             unit = self._board.units[name]
             plan = budget.extra(
                 unit,
