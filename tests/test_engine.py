@@ -577,11 +577,14 @@ def test_a_model_that_takes_one_slot_only(tasks: list[Task], monkeypatch: pytest
         return step(self, examples, first)
 
     monkeypatch.setattr(SlotTrainer, "step", one_only)
-    events = run(make_engine(slots="auto"), [assignment_of(task) for task in tasks[:2]])
+    units = [
+        Unit(name=f"{length}-{task.id}", tasks=(task,), length=length) for length in (400, 100) for task in tasks[:2]
+    ]
+    events = run(make_engine(slots="auto"), [assignment_of(unit) for unit in units])
     (chosen,) = [event for event in events if isinstance(event, Lowered)]
     assert chosen.recipe["slots"] == 1
     assert "experts: its rows are not in equal groups" in chosen.reason
-    assert list(kinds(events)).count("Finished") == 2
+    assert list(kinds(events)).count("Finished") == 4
     with pytest.raises(LoraError, match=r"use ttft\.slots=1"):
         run(make_engine(slots=2), [assignment_of(task) for task in tasks[:2]])
 

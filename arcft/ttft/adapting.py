@@ -263,6 +263,7 @@ class Adapting:
             # What the layers of this model say about more than one slot, whatever the unit.
             if self.search is None or len(group) == 1:
                 raise error
+            self._measures = False
             yield from self._choose(1, str(error))
             return
         if not is_out_of_memory(error):
