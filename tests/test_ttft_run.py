@@ -35,6 +35,7 @@ from arcft.models.lora import LoraError
 from arcft.runs.ttft_engine import make_units
 from arcft.runs.ttft_evaluate import AdaptError
 from arcft.runs.ttft_folder import LEDGER_FILE
+from arcft.runs.ttft_outcome import outcome_of
 from arcft.scoring.submission import check_submission
 from arcft.ttft.ledger import Ledger, LedgerError
 from arcft.ttft.units import BEFORE, MAIN
@@ -105,6 +106,28 @@ def test_the_ledger_knows_every_task(adapted: Path) -> None:
     with Ledger.open(adapted / LEDGER_FILE) as ledger:
         before = [(p.task_id, p.test_index) for p in ledger.predictions(BEFORE)]
     assert before == TESTS
+
+
+def test_first_and_last_losses_have_no_step_in_common(adapted: Path) -> None:
+    with Ledger.open(adapted / LEDGER_FILE) as ledger:
+        outcome = outcome_of(arc_tasks("evaluation", *SMALL_EVALUATION_TASKS), ledger)
+    losses = {record.name: record.losses for record in records(adapted, MAIN)}
+    for row in outcome.adaptation.rows:
+        assert (row.loss_first, row.loss_last) == (losses[row.task_id][0], losses[row.task_id][-1])
+
+
+def test_without_time_tasks_are_left_out_and_nothing_failed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loading alone takes longer than the budget, so all that can be done is to say so."""
+    folder = tmp_path / "evaluation"
+    with pytest.raises(AdaptError, match="no time was left; go on with resume=, and a larger"):
+        evaluated(folder, f"checkpoint={run}", *evaluation_tasks(), *FEW, "ttft.budget=0.01s")
+    assert "4 of 4 tasks left out; there are no predictions for them:" in capsys.readouterr().out
+    check_submission(
+        json.loads((folder / "submission.json").read_text(encoding="utf-8")),
+        arc_tasks("evaluation", *SMALL_EVALUATION_TASKS),
+    )
 
 
 def test_before_adapting_it_predicts_as_without_ttft(adapted: Path, run: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from arcft.runs.subjects import Subject
 from arcft.runs.ttft_adapters import ADAPTERS_FOLDER
 from arcft.runs.ttft_engine import engine_factory, keeps_adapters, make_units, slots_here
 from arcft.runs.ttft_folder import LEDGER_FILE, open_ledger
-from arcft.runs.ttft_outcome import Outcome, lines_of, outcome_of
+from arcft.runs.ttft_outcome import NO_TIME, Outcome, lines_of, outcome_of
 from arcft.runs.ttft_progress import Standing
 from arcft.runs.ttft_settle import Settled
 from arcft.scoring.metrics import Scores
@@ -204,7 +204,8 @@ def _show(subject: Subject, scores: Scores, outcome: Outcome, folder: Path) -> N
         number = sum(map(len, outcome.failed.values()))
         has_fallback = adaptation.predictions_before > 0
         stands = "their predictions before adapting stand" if has_fallback else "there are no predictions for them"
-        console.print(f"[yellow]{number} of {title} failed[/]; {stands}:", highlight=False)
+        what = "left out" if set(outcome.failed) == {NO_TIME} else "failed"
+        console.print(f"[yellow]{number} of {title} {what}[/]; {stands}:", highlight=False)
         for line in lines_of(outcome.failed):
             console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     show_files(folder)

@@ -73,11 +73,11 @@ def _owned(folder: Path) -> Iterator[None]:
 
 def _take_away(settled: Settled, folder: Path) -> None:
     # Only now, for it brings along what takes a second to import.
-    from arcft.runs.results import SUBMISSION_FILE
+    from arcft.runs.results import METRICS_FILE, SUBMISSION_FILE
 
     with lock_run(folder):
         with open_ledger(settled, folder) as ledger:
-            if any(record.starts for record in ledger.records()):
+            if any(record.starts for record in ledger.records()) or (folder / METRICS_FILE).exists():
                 return
         for name in (RUN_FILE, f"{LEDGER_FILE}*", SUBMISSION_FILE, LOCK_FILE):
             for path in folder.glob(name):

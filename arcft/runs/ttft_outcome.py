@@ -14,9 +14,9 @@ from arcft.scoring.voting import vote_tasks
 from arcft.ttft.ledger import Ledger, Record
 from arcft.ttft.units import BEFORE, MAIN
 
-NO_TIME = "no time was left for it; raise ttft.budget, and go on with resume="
+NO_TIME = "no time was left; go on with resume=, and a larger ttft.budget="
 FEW = 5
-"""Steps that the first and the last loss are means of."""
+"""Steps at most that the first and the last loss are means of; no step is in both."""
 SHOWN = 5
 
 
@@ -80,6 +80,7 @@ def _row(
     scores: Scores | None,
     finished_at: float | None,
 ) -> TaskRow:
+    few = min(FEW, max(1, len(record.losses) // 2))
     is_known = scores is not None and all(pair.output is not None for pair in task.test)
     return TaskRow(
         task_id=task.id,
@@ -87,8 +88,8 @@ def _row(
         reason="" if record.state == "done" else record.reason or NO_TIME,
         solved=scores.tasks[task.id]["vote_2"] == 1 if scores is not None and is_known else None,
         votes=votes_in_words(groups),
-        loss_first=_mean(record.losses[:FEW]),
-        loss_last=_mean(record.losses[-FEW:]),
+        loss_first=_mean(record.losses[:few]),
+        loss_last=_mean(record.losses[-few:]),
         steps=record.steps,
         attempts=record.attempts,
         adapt_seconds=record.adapt_seconds,
