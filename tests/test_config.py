@@ -201,7 +201,7 @@ def test_a_wrong_value_is_refused_with_its_remedy(overrides: list[str], message:
         (["checkpoint=a", "ttft=per_task", "ttft.learning_rate=0"], "ttft.learning_rate=0.0: above 0"),
         (
             ["checkpoint=a", "ttft=per_task", "ttft.slots=many"],
-            "ttft.slots=many: one of auto",
+            "ttft.slots=many: expected a whole number or auto or null",
         ),
     ],
 )

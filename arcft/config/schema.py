@@ -85,6 +85,11 @@ def _convert(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
         problems.append(f"{path}: must not be null; expected {_describe(kind)}")
         return _INVALID
     for alternative in alternatives:
+        words = typing.get_args(alternative) if typing.get_origin(alternative) is typing.Literal else ()
+        if len(words) == 1 and isinstance(value, str) and value not in words:
+            # One word that may stand in place of something else.
+            problems.append(f"{path}={value}: expected {_describe(kind)}")
+            return _INVALID
         if _has_shape(alternative, value):
             return _convert_as(alternative, value, path, problems)
     expected = f"expected {_describe(kind)}, not {type(value).__name__}"
@@ -161,7 +166,8 @@ def _describe(kind: Any) -> str:
     for alternative in _alternatives(kind):
         origin = typing.get_origin(alternative)
         if origin is typing.Literal:
-            described.append("one of " + ", ".join(map(str, typing.get_args(alternative))))
+            words = ", ".join(map(str, typing.get_args(alternative)))
+            described.append(f"one of {words}" if len(typing.get_args(alternative)) > 1 else words)
         elif origin is list:
             described.append(f"a list of {_describe(typing.get_args(alternative)[0])}")
         elif origin is dict or dataclasses.is_dataclass(alternative):
