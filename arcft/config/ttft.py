@@ -42,7 +42,7 @@ class TtftConfig:
     """In this process, in several on this machine, or on a Ray cluster."""
 
     keep_adapters: bool
-    """Keep each task's adapter, in `adapters/`."""
+    """Keep the adapters, in `adapters/`."""
 
     learning_rate: float | None = None
     """Peak rate; null for what the model recommends."""

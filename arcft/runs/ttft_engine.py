@@ -47,7 +47,7 @@ def build_engine(settled: Settled, folder: Path, recipe: Recipe | None = None) -
         input_from_inputs=config.augmentation.input_from_inputs,
         learning_rate=learning_rate(settled),
         pad_id=start.pad_id,
-        save=Keeper(settled, start, folder) if keeps_adapters(ttft) else None,
+        save=Keeper(settled, start, folder) if ttft.keep_adapters else None,
         recipe=recipe,
     )
 
@@ -57,11 +57,6 @@ def slots_here(config: TtftConfig) -> int | Literal["auto"]:
     if config.slots is not None:
         return config.slots
     return "auto" if choose_device().type == "cuda" else 1
-
-
-def keeps_adapters(config: TtftConfig) -> bool:
-    """An adapter of many tasks cost much, and is one file: it is kept in any case."""
-    return config.keep_adapters or config.name != "per_task"
 
 
 def make_units(config: TtftConfig, tasks: Sequence[Task], num_tokens: CountTokens) -> list[Unit]:

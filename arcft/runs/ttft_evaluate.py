@@ -24,7 +24,7 @@ from arcft.runs.progress import progress_bar
 from arcft.runs.show import show_files, show_metrics, show_reused
 from arcft.runs.subjects import Subject
 from arcft.runs.ttft_adapters import ADAPTERS_FOLDER
-from arcft.runs.ttft_engine import engine_factory, keeps_adapters, make_units, slots_here
+from arcft.runs.ttft_engine import engine_factory, make_units, slots_here
 from arcft.runs.ttft_folder import LEDGER_FILE, open_ledger
 from arcft.runs.ttft_outcome import NO_TIME, Outcome, lines_of, outcome_of
 from arcft.runs.ttft_progress import Standing
@@ -76,7 +76,7 @@ def adapt_and_score(settled: Settled, subject: Subject, folder: Path, tracker: T
     if found is not None:
         earlier, outcome = found
         show_reused(subject, earlier, folder)
-        if keeps_adapters(settled.config.ttft) and earlier.resolve() != folder.resolve():
+        if settled.config.ttft.keep_adapters and earlier.resolve() != folder.resolve():
             console.print(f"its adapters stay in {earlier / ADAPTERS_FOLDER}", highlight=False, soft_wrap=True)
         scores = results.reuse_evaluation(earlier, folder)
         _show(subject, scores, outcome, folder)
@@ -110,7 +110,7 @@ def _found(settled: Settled, subject: Subject) -> tuple[Path, Outcome] | None:
     if subject.run is None or settled.config.ttft.budget is not None:
         return None
     folder = results.find_evaluation(subject.run.folder, subject.key)
-    if folder is None or (keeps_adapters(settled.config.ttft) and not (folder / ADAPTERS_FOLDER).is_dir()):
+    if folder is None or (settled.config.ttft.keep_adapters and not (folder / ADAPTERS_FOLDER).is_dir()):
         return None
     try:
         with Ledger.open(folder / LEDGER_FILE) as ledger:
