@@ -32,6 +32,7 @@ from arcft.checkpoints import CheckpointError, read_checkpoint, read_run_yaml
 from arcft.config.schema import ConfigError
 from arcft.errors import ArcftError
 from arcft.models.lora import LoraError
+from arcft.runs.ttft_adapters import folder_name
 from arcft.runs.ttft_engine import make_units
 from arcft.runs.ttft_evaluate import AdaptError
 from arcft.runs.ttft_folder import LEDGER_FILE
@@ -394,6 +395,14 @@ def test_the_folder_of_a_plain_evaluation_is_refused(run: Path, tmp_path: Path) 
     with pytest.raises((CheckpointError, ConfigError), match="was begun with"):
         evaluated(folder, f"checkpoint={run}", *FEW)
     assert (folder / "run.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [("007bbfb7", "007bbfb7"), ("a.json", "a.json"), ("../a", "..%2Fa"), ("..", "%2E%2E"), (".", "%2E")],
+)
+def test_no_id_leads_out_of_the_folder_of_adapters(name: str, folder: str) -> None:
+    assert folder_name(name) == folder
 
 
 def test_groups_of_tasks() -> None:

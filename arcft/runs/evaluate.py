@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from arcft import __version__
 from arcft.checkpoints import RUN_FILE, CheckpointError, lock_run, read_run_yaml, write_run_yaml
@@ -49,7 +50,7 @@ def evaluate(
         return
     settled = settled or settle(config, explicit)
     for note in settled.notes:
-        console.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
+        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
     with contextlib.nullcontext() if config.dry_run else begun(settled, folder):
         _evaluate(settled.config, folder, explicit, settled)
 

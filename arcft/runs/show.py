@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from arcft.reporting.previews import metrics_table
 from arcft.reporting.report import REPORT_FILE
@@ -19,7 +20,7 @@ console = Console()
 def show_reused(subject: Subject, found: Path, folder: Path) -> None:
     """That the evaluation in `found` is taken over into `folder`."""
     where = "here" if found.resolve() == folder.resolve() else f"in {found}; copied from there"
-    console.print(f"{subject.name}: already evaluated {where}", highlight=False, soft_wrap=True)
+    console.print(f"{subject.name}: already evaluated {where}", highlight=False, markup=False, soft_wrap=True)
 
 
 def show_metrics(subject: Subject, scores: Scores) -> None:
@@ -34,5 +35,5 @@ def show_metrics(subject: Subject, scores: Scores) -> None:
 
 def show_files(folder: Path) -> None:
     """Where to look, and what to hand in."""
-    console.print(f"report: [bold]{folder / REPORT_FILE}[/]", highlight=False, soft_wrap=True)
-    console.print(f"submission: [bold]{folder / SUBMISSION_FILE}[/]", highlight=False, soft_wrap=True)
+    console.print(f"report: [bold]{escape(str(folder / REPORT_FILE))}[/]", highlight=False, soft_wrap=True)
+    console.print(f"submission: [bold]{escape(str(folder / SUBMISSION_FILE))}[/]", highlight=False, soft_wrap=True)

@@ -38,8 +38,7 @@ class Keeper:
 
     def __call__(self, unit: Unit, steps: int, write: Write) -> str:
         """Save the adapter of `unit` after `steps` steps in place of an earlier one; returns its folder."""
-        # A task's id is a file's name or a JSON key, and may hold a slash.
-        place = self.folder / ADAPTERS_FOLDER / quote(unit.name, safe="")
+        place = self.folder / ADAPTERS_FOLDER / folder_name(unit.name)
         stored = self._run(unit, steps)
         if stored is None:
             return str(_write_plain(place, write))
@@ -84,6 +83,12 @@ class Keeper:
             scheduler=scheduler,
             training=training,
         )
+
+
+def folder_name(name: str) -> str:
+    """A unit's name as that of a folder: a task's id is a JSON key, and may be `a/b`, or `..`."""
+    quoted = quote(name, safe="")
+    return quoted if quoted.strip(".") else quoted.replace(".", "%2E")
 
 
 def _write_plain(place: Path, write: Write) -> Path:
