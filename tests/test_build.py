@@ -58,6 +58,7 @@ BUILT = {
     "selection",
     "tracking",
     "training",
+    "ttft",
 }
 
 
@@ -258,6 +259,11 @@ def test_tracking(tmp_path: Path) -> None:
         train_config("tracking=none").tracking, run_config={}, folder=tmp_path, job="train", name="x"
     )
     assert isinstance(tracker, NoTracker)
+
+
+def test_ttft() -> None:
+    # Each is run in tests/test_ttft_run.py.
+    assert set(options("ttft")) == {"none", "per_task", "whole_set", "split"}
 
 
 @pytest.mark.parametrize("option", options("experiment"))
