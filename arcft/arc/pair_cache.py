@@ -1,8 +1,8 @@
 """Caches of many verified pairs a task, as scripts/generate_re_arc.sh writes them: read whole, kept compact.
 
 A cache is a folder of shards, one `ID.npz` a task, and `manifest.json`, written last, which names each shard with its
-size and sha256, and its own. 240,000 pairs are about 130 MB in memory as one byte a cell; as lists they would be
-gigabytes, and as arrays of their own they would take half a minute to check.
+size and sha256, and its own. 240,000 pairs are about 135 MB in memory as one byte a cell, and more than a gigabyte as
+lists.
 """
 
 from __future__ import annotations
