@@ -112,6 +112,15 @@ def test_without_known_answers_tasks_done_are_counted(tmp_path: Path) -> None:
     ]
 
 
+def test_tasks_that_were_left_out_did_not_fail(tmp_path: Path) -> None:
+    states = {"a": "done", "b": "failed", "c": "left out", "d": "left out"}
+    rows = [row(name, state=state, solved=False, reason="no time was left") for name, state in states.items()]
+    assert adaptation(rows).not_adapted() == "1 failed, 2 left out"
+    text = parsed(section(write(tmp_path, adaptation(rows)))).text
+    assert "Adapted to 1 of 4 tasks; 1 failed, 2 left out." in text
+    assert "3 tasks not adapted to" in text
+
+
 def test_when_every_task_failed(tmp_path: Path) -> None:
     rows = [row(name, state="failed", solved=False, steps=0, reason="no room", attempts=1) for name in "abcd"]
     html = write(tmp_path, adaptation(rows, log=["out of memory"]), predictions=[])

@@ -395,7 +395,7 @@ def test_a_task_that_is_too_long_fails_once_and_the_others_go_on(tasks: list[Tas
     events = run(make_engine(), [assignment_of(wide_task()), assignment_of(tasks[0])])
     assert events[0] == Failed(
         key=(MAIN, "wide"),
-        reason="too long for ttft: no example of task wide fits 512 tokens, not even with one demonstration; raise "
+        reason="too long for ttft: no example fits 512 tokens, not even with one demonstration; raise "
         "inference.max_seq_length",
         retry=False,
     )

@@ -29,9 +29,9 @@ class TaskRow:
     """How the adaptation to one task went."""
 
     task_id: str
-    state: Literal["done", "failed"]
+    state: Literal["done", "failed", "left out"]
     reason: str = ""
-    """Why it failed; its un-adapted predictions stand then."""
+    """Why it failed or was left out; its un-adapted predictions stand then."""
 
     solved: bool | None = None
     """Every test by one of the two attempts handed in; None where an answer is not known."""
@@ -87,6 +87,11 @@ class Adaptation:
     def adapters(self) -> list[TaskRow]:
         """The rows of tasks that are done, one for each adapter."""
         return list({row.unit or row.task_id: row for row in self.rows if row.state == "done"}.values())
+
+    def not_adapted(self) -> str:
+        """For example `2 failed, 1 left out`; empty where all were adapted to."""
+        numbers = [(sum(row.state == state for row in self.rows), state) for state in ("failed", "left out")]
+        return ", ".join(f"{number:,} {state}" for number, state in numbers if number)
 
     @property
     def shares_adapters(self) -> bool:

@@ -36,7 +36,7 @@ def adaptation_section(adaptation: Adaptation, results: Sequence[Result], anchor
         _costs(adaptation),
         _changes(adaptation),
         _charts(adaptation),
-        _failures([row for row, _ in ordered if row.state == "failed"], anchors),
+        _failures([row for row, _ in ordered if row.state != "done"], anchors),
         _tasks(adaptation, [(row, result) for row, result in ordered if row.state == "done"], anchors),
         _log(adaptation.log),
     ]
@@ -54,11 +54,11 @@ def before_words(before: Scores | None, metric: str) -> str:
 def _outcome(adaptation: Adaptation, anchors: Mapping[str, str]) -> str:
     """How many tasks were adapted to, and which of them it changed."""
     done = sum(row.state == "done" for row in adaptation.rows)
-    failed = len(adaptation.rows) - done
+    missing = adaptation.not_adapted()
     words = f"Adapted to {done:,} of {count(len(adaptation.rows), 'task')}"
     if adaptation.shares_adapters:
         words += f", with {count(len(adaptation.adapters), 'adapter')}"
-    words += f"; <b>{failed:,} failed</b>." if failed else "."
+    words += f"; <b>{missing}</b>." if missing else "."
     gained, lost = gained_and_lost(adaptation)
     if adaptation.before is not None and not gained and not lost:
         words += " The same tasks are solved as before."
@@ -151,7 +151,7 @@ def _failures(rows: Sequence[TaskRow], anchors: Mapping[str, str]) -> str:
         for row in rows
     )
     return (
-        f"<details{_opened(rows)}><summary>{count(len(rows), 'task')} failed</summary>"
+        f"<details{_opened(rows)}><summary>{count(len(rows), 'task')} not adapted to</summary>"
         "<p class='faint'>What was predicted without adapting, if anything, is handed in for them.</p>"
         f'<table><tr><th>task</th><th class="number">tries</th><th>reason</th><th></th></tr>{body}</table></details>'
     )

@@ -131,8 +131,8 @@ def _charts(
     width, height = room
     panels = adaptation_panels(adaptation) if adaptation else []
     if adaptation and panels:
-        failed = sum(row.state == "failed" for row in adaptation.rows)
-        words = "test-time fine-tuning" + (f"; {count(failed, 'task')} failed" if failed else "")
+        missing = adaptation.not_adapted()
+        words = "test-time fine-tuning" + (f"; tasks: {missing}" if missing else "")
         size = (width, min(height, MOST_CURVE_HEIGHT * len(panels)))
         return words, _opened(charts_png(panels, pixel_size=size, stacked=True))
     if curves is not None and not curves.is_empty:

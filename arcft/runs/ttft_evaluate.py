@@ -98,7 +98,7 @@ def adapt_and_score(settled: Settled, subject: Subject, folder: Path, tracker: T
         results.record_evaluation(run.folder, subject.key, run.checkpoint.path.name, folder)
     _show(subject, scores, outcome, folder)
     _track(subject, scores, outcome, folder, tracker, step)
-    if all(row.state == "failed" for row in outcome.adaptation.rows):
+    if all(row.state != "done" for row in outcome.adaptation.rows):
         raise AdaptError(
             f"not one of {count(len(subject.tasks), 'task')} could be adapted to: {next(iter(outcome.failed))}"
         )

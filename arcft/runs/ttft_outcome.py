@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 from arcft.arc.task import Task
 from arcft.reporting.adaptation import Adaptation, TaskRow, votes_in_words
@@ -31,8 +32,8 @@ class Outcome:
 
     @property
     def failed(self) -> dict[str, list[str]]:
-        """Ids of the tasks that failed, by reason, the most frequent one first."""
-        return _grouped((row.reason, row.task_id) for row in self.adaptation.rows if row.state == "failed")
+        """Ids of the tasks that failed or were left out, by reason, the most frequent one first."""
+        return _grouped((row.reason, row.task_id) for row in self.adaptation.rows if row.state != "done")
 
     @property
     def notes(self) -> dict[str, list[str]]:
@@ -82,10 +83,14 @@ def _row(
 ) -> TaskRow:
     few = min(FEW, max(1, len(record.losses) // 2))
     is_known = scores is not None and all(pair.output is not None for pair in task.test)
+    # Whatever is still queued when the run ends had no time.
+    state: Literal["done", "failed", "left out"] = "left out"
+    if record.state == "done" or record.state == "failed":
+        state = record.state
     return TaskRow(
         task_id=task.id,
-        state="done" if record.state == "done" else "failed",
-        reason="" if record.state == "done" else record.reason or NO_TIME,
+        state=state,
+        reason={"done": "", "failed": record.reason or "", "left out": NO_TIME}[state],
         solved=scores.tasks[task.id]["vote_2"] == 1 if scores is not None and is_known else None,
         votes=votes_in_words(groups),
         loss_first=_mean(record.losses[:few]),

@@ -126,9 +126,10 @@ def _notes(
 
 
 def _none_fits(too_long: Sequence[str], limit: int) -> str:
-    which = f"task {too_long[0]}" if len(too_long) == 1 else f"any of {len(too_long)} tasks ({_few(too_long)})"
+    # Without the id of a task that is alone, so that many such tasks have one reason.
+    which = "" if len(too_long) == 1 else f" of any of {len(too_long)} tasks ({_few(too_long)})"
     return (
-        f"too long for ttft: no example of {which} fits {limit} tokens, not even with one demonstration; raise "
+        f"too long for ttft: no example{which} fits {limit} tokens, not even with one demonstration; raise "
         "inference.max_seq_length"
     )
 
