@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from arcft.runs.ttft_model import ask_builder, learn_builder, learning_rate, loa
 from arcft.runs.ttft_settle import Settled
 from arcft.ttft.engine import Engine
 from arcft.ttft.recipe import Recipe
+from arcft.ttft.slot_search import resolve_slots
 from arcft.ttft.units import Unit
 
 
@@ -35,8 +35,8 @@ def build_engine(settled: Settled, folder: Path, recipe: Recipe | None = None) -
     """
     config = settled.config
     start = load_start(settled)
-    ttft = dataclasses.replace(config.ttft, slots=slots_here(config.ttft))
-    slots = recipe.slots if recipe is not None else ttft.slots
+    ttft = config.ttft
+    slots = recipe.slots if recipe is not None else slots_here(ttft)
     return Engine(
         StackedLora(start.adapted, slots if isinstance(slots, int) else 1),
         learn_builder(settled, start.tokenizer),
@@ -53,10 +53,8 @@ def build_engine(settled: Settled, folder: Path, recipe: Recipe | None = None) -
 
 
 def slots_here(config: TtftConfig) -> int | Literal["auto"]:
-    """What ttft.slots=null stands for: 1 on a CPU, which one task keeps busy; auto on a GPU, which it does not."""
-    if config.slots is not None:
-        return config.slots
-    return "auto" if choose_device().type == "cuda" else 1
+    """What ttft.slots stands for on this machine."""
+    return resolve_slots(config.slots, choose_device().type)
 
 
 def make_units(config: TtftConfig, tasks: Sequence[Task], num_tokens: CountTokens) -> list[Unit]:

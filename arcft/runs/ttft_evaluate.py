@@ -37,13 +37,11 @@ from arcft.ttft.engine import Engine
 from arcft.ttft.ledger import Ledger, LedgerError
 from arcft.ttft.queue import Queue
 from arcft.ttft.recipe import Recipe
+from arcft.ttft.slot_search import MOST
 from arcft.ttft.units import Unit
 from arcft.ttft.workers import default_count, drain, drain_in_processes, drain_on_ray
 
 console = Console()
-
-MOST_SLOTS = 8
-"""As many as ttft.slots=auto tries."""
 
 
 class AdaptError(ArcftError):
@@ -181,7 +179,7 @@ def _budget(settled: Settled, ledger: Ledger) -> Budget | None:
         parse_duration(ttft.budget),
         ledger.elapsed(),
         workers=default_count(ttft) or 1,
-        slots=slots if isinstance(slots, int) else MOST_SLOTS,
+        slots=slots if isinstance(slots, int) else MOST,
     )
 
 

@@ -22,6 +22,7 @@ from arcft.ttft.adapting import Adapting
 from arcft.ttft.answering import Answering, UnitInSlot
 from arcft.ttft.recipe import Current, Recipe
 from arcft.ttft.slot_occupant import Save
+from arcft.ttft.slot_search import resolve_slots
 from arcft.ttft.unit_examples import Draw
 from arcft.ttft.unit_settings import UnitSettings
 from arcft.ttft.units import Assignment, Event, Failed, Finished, Started, Stepped
@@ -52,7 +53,7 @@ class Engine:
         augmentation of an example, and `input_from_inputs` is the share that asks for another input. `recipe` is what
         an earlier process had come down to, or had chosen for ttft.slots=auto. `clock` is what deadlines go by."""
         on_cpu = stacked.model.device.type == "cpu"
-        slots = config.slots if config.slots is not None else (1 if on_cpu else "auto")
+        slots = resolve_slots(config.slots, stacked.model.device.type)
         self._stacked = stacked
         self._current = Current(
             recipe

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import statistics
+from typing import Literal
 
 MOST = 8
+"""As many as are tried."""
+
 PAIRS = 5
 WAITING = 3
 """Passes without enough units that it puts up with: a queue may hold them back until it knows what steps cost."""
 GAIN = 1.05
 """Twice as many must be so much faster, or fewer are kept: they take less memory, and finish sooner."""
+
+
+def resolve_slots(slots: int | Literal["auto"] | None, device_type: str) -> int | Literal["auto"]:
+    """What ttft.slots stands for on a device: null is 1 on a CPU, which one task keeps busy, and else auto."""
+    if slots is not None:
+        return slots
+    return 1 if device_type == "cpu" else "auto"
 
 
 class SlotSearch:
