@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -275,9 +275,13 @@ def test_a_very_low_temperature_is_greedy(model: PreTrainedModel) -> None:
     )
 
 
-def rows_of_four(token_ids: list[int]) -> list[int]:
+def rows_of_four(token_ids: Sequence[int], after: int = -1) -> list[int]:
     """A jumping rule, made up: tokens lie in rows of four, and rows are 10 positions apart."""
-    return [10 * (place // 4) + place % 4 for place in range(len(token_ids))]
+    places = []
+    for _ in token_ids:
+        after += 7 if after % 10 == 3 else 1
+        places.append(after)
+    return places
 
 
 @pytest.mark.parametrize("prompts", [UNEQUAL, EQUAL], ids=["unequal", "equal"])

@@ -32,7 +32,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_tiny_tokenizer", ROOT / "scripts" / "make_tiny_tokenizer.py")
+    spec = importlib.util.spec_from_file_location("make_tiny", ROOT / "scripts" / "make_tiny.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -91,7 +91,7 @@ def test_specials(tokenizer: PreTrainedTokenizerBase) -> None:
 def test_architecture(tokenizer: PreTrainedTokenizerBase) -> None:
     config: Any = AutoConfig.from_pretrained(FOLDER)
     model = AutoModelForCausalLM.from_config(config)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 969_856
+    assert sum(parameter.numel() for parameter in model.parameters()) == 1_663_840
     assert len(tokenizer) <= config.vocab_size < len(tokenizer) + 64
     assert config.vocab_size % 64 == 0
     assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (0, 1, 2)

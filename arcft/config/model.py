@@ -9,6 +9,9 @@ from typing import Literal
 LossOn = Literal["completion", "all", "from_second_output"]
 """What is supervised: the answer, the whole text, or the outputs from the second demonstration on."""
 
+PositionsName = Literal["none", "grid"]
+"""How tokens get their positions: counted, or by grid, row and column."""
+
 
 @dataclasses.dataclass(kw_only=True)
 class ModelConfig:
@@ -45,6 +48,10 @@ class ModelConfig:
     loss_on: LossOn = "completion"
     """Recommended labels; training.loss_on takes it unless set."""
 
+    positions: PositionsName = "none"
+    """`grid` tells the model grid, row and column of each token instead of its number (text/grid_positions.py); for
+    models made for it, with encoder=minimal prompt=grid_only. It belongs to the model, as its context does."""
+
     attn_implementation: str = "sdpa"
     """As in transformers: sdpa, eager, flash_attention_2, ..."""
 
@@ -71,3 +78,8 @@ class ModelConfig:
             yield f"model.tokenizer={self.tokenizer}: give a folder or a hub id; a .gguf file is read as model.path"
         if self.backend == "unsloth" and self.init == "random":
             yield "model.backend=unsloth loads pretrained weights only; use model.backend=transformers"
+        if self.backend == "unsloth" and self.positions != "none":
+            yield (
+                f"model.positions={self.positions}: unsloth only counts positions; use model.backend=transformers or "
+                "model.positions=none"
+            )

@@ -156,9 +156,9 @@ def _complete(
                 route(live)
             kept = torch.tensor(keep, device=model.device)
             cache.reorder_cache(cast(torch.LongTensor, kept))
-            feed.select(kept)
+            feed.select(keep, kept)
             tokens = tokens[kept]
-        feed.extend(tokens, [rows[row].ids for row in live])
+        feed.extend(tokens, [rows[row].ids[-1] for row in live])
 
 
 def _to_lists(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[list[int], list[float]]:
@@ -178,6 +178,8 @@ class _Feed:
         lengths = [row.prompt_length for row in rows]
         self.width = max(lengths)
         self.positions = positions
+        self.last_places: list[int] = []
+        """Where each row's last token stands; kept only where positions jump."""
         self.input_ids = torch.tensor(
             [[pad_id] * (self.width - len(row.ids)) + row.ids for row in rows], dtype=torch.long, device=device
         )
@@ -193,6 +195,8 @@ class _Feed:
             padding = self.width - length
             self.mask[row, :padding] = 0
             places.append([0] * padding + (list(range(length)) if positions is None else positions(rows[row].ids)))
+        if positions is not None:
+            self.last_places = [own[-1] for own in places]
         self.mask = self.mask.to(device)
         self.position_ids = torch.tensor(places, dtype=torch.long, device=device)
 
@@ -200,19 +204,22 @@ class _Feed:
         mask = None if self.mask is None else self.mask[:, : self.width]
         return {"input_ids": self.input_ids, "attention_mask": mask, "position_ids": self.position_ids}
 
-    def select(self, kept: torch.Tensor) -> None:
-        """Keep only the rows at the places `kept` [rows]."""
+    def select(self, keep: list[int], kept: torch.Tensor) -> None:
+        """Keep only the rows at the places `keep`, which are `kept` [rows] on the device."""
         if self.mask is not None and self.position_ids is not None:
             self.mask = self.mask[kept]
             self.position_ids = self.position_ids[kept]
+        if self.positions is not None:
+            self.last_places = [self.last_places[place] for place in keep]
 
-    def extend(self, tokens: torch.Tensor, ids: list[list[int]]) -> None:
-        """Feed one more token a row next; `ids` are the rows' tokens so far, that one included."""
+    def extend(self, tokens: torch.Tensor, chosen: list[int]) -> None:
+        """Feed one more token a row next: `tokens` [batch], which are `chosen` in plain numbers."""
         self.input_ids = tokens[:, None]
         self.width += 1
         if self.positions is not None:
-            last = [[self.positions(row)[-1]] for row in ids]
-            self.position_ids = torch.tensor(last, dtype=torch.long, device=tokens.device)
+            pairs = zip(chosen, self.last_places, strict=True)
+            self.last_places = [place for token, last in pairs for place in self.positions([token], last)]
+            self.position_ids = torch.tensor(self.last_places, dtype=torch.long, device=tokens.device)[:, None]
         elif self.position_ids is not None:
             self.position_ids = self.position_ids[:, -1:] + 1
 

@@ -191,6 +191,7 @@ def _decode(
         temperature=config.temperature,
         top_p=config.top_p,
         generator=generators,
+        positions=tokenization.positions,
         route=route,
     )
 

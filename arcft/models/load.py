@@ -35,6 +35,7 @@ from arcft.errors import ArcftError
 from arcft.models import folded_attention
 from arcft.models.backend import import_backend
 from arcft.models.gguf_tokenizer import load_gguf_tokenizer
+from arcft.models.positional_kernels import set_positional_kernels
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = "bundled:"
@@ -144,14 +145,18 @@ def load_architecture(config: ModelConfig) -> PretrainedConfig:
 
 
 def draw_random_model(config: ModelConfig) -> PreTrainedModel:
-    """A model of the architecture at `config.path`, weights drawn from `config.seed`; float32 on the CPU."""
+    """A model of the architecture at `config.path`, weights drawn from `config.seed`; float32 on the CPU.
+
+    Where its config asks for positional kernels, these come on top."""
     architecture = load_architecture(config)
     trust = _trusts_code(config)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
-        return AutoModelForCausalLM.from_config(
+        model = AutoModelForCausalLM.from_config(
             architecture, attn_implementation=config.attn_implementation, dtype=torch.float32, trust_remote_code=trust
         )
+    set_positional_kernels(model)
+    return model
 
 
 def base_fingerprint(config: ModelConfig, model: PreTrainedModel) -> str:

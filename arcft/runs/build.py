@@ -16,10 +16,11 @@ from arcft.arc.task import Task
 from arcft.arc.transforms import Transform, draw_transform
 from arcft.config.augmentation import AugmentationConfig
 from arcft.config.encoder import EncoderConfig
-from arcft.config.model import LossOn
+from arcft.config.model import LossOn, PositionsName
 from arcft.config.prompt import PromptConfig
 from arcft.text.encoders import build_encoder
 from arcft.text.examples import ExampleBuilder, check_uneven_tokens
+from arcft.text.grid_positions import check_grid_positions, grid_positions
 from arcft.text.prompts import PromptBuilder
 from arcft.text.tokens import Tokenization
 
@@ -29,17 +30,26 @@ def example_builder(
     prompt_config: PromptConfig,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    positions: PositionsName,
     max_seq_length: int,
     drop_demonstrations: bool = False,
     loss_on: LossOn = "completion",
 ) -> ExampleBuilder:
-    """Build encoder, prompt and tokenisation; raise ArcftError where the tokenizer merges cells."""
+    """Build encoder, prompt and tokenisation; raise ArcftError where the tokenizer merges cells, or where `positions`
+    do not fit the text. `positions` are those of ModelConfig."""
     encoder = build_encoder(encoder_config.grid)
     check_uneven_tokens(
         tokenizer, encoder, allow=encoder_config.allow_uneven_tokens, name=str(tokenizer.name_or_path) or "tokenizer"
     )
     prompts = PromptBuilder(prompt_config, encoder)
-    tokenization = Tokenization(tokenizer, chat_template=prompt_config.chat_template, loss_on=loss_on)
+    tokenization = Tokenization(
+        tokenizer,
+        chat_template=prompt_config.chat_template,
+        loss_on=loss_on,
+        positions=grid_positions(tokenizer) if positions == "grid" else None,
+    )
+    if positions == "grid":
+        check_grid_positions(prompts, tokenization)
     return ExampleBuilder(prompts, tokenization, max_seq_length=max_seq_length, drop_demonstrations=drop_demonstrations)
 
 

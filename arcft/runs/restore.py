@@ -31,6 +31,7 @@ def restored_builder(run: TrainedRun, tokenizer: PreTrainedTokenizerBase, max_se
         run.config.encoder,
         run.config.prompt,
         tokenizer,
+        positions=run.config.model.positions,
         max_seq_length=max_seq_length,
         drop_demonstrations=True,
     )

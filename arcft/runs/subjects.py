@@ -117,7 +117,12 @@ class _Finder:
             path=str(model.path),
         )
         builder = example_builder(
-            config.encoder, config.prompt, tokenizer, max_seq_length=length, drop_demonstrations=True
+            config.encoder,
+            config.prompt,
+            tokenizer,
+            positions=model.positions,
+            max_seq_length=length,
+            drop_demonstrations=True,
         )
         if config.data.source == "held_out":
             held_out = default_held_out(builder.num_tokens, model.max_task_tokens or model.max_seq_length)

@@ -121,6 +121,7 @@ def prepare(config: TrainConfig) -> Prepared:
         config.encoder,
         config.prompt,
         tokenizer,
+        positions=config.model.positions,
         max_seq_length=training.max_seq_length,
         drop_demonstrations=training.drop_demonstrations,
         loss_on=training.loss_on,
@@ -234,6 +235,7 @@ def _train_and_close(
             best_metric=config.training.best_metric if tasks else None,
             callbacks=[recorder, ProgressBar(advance)],
             stop=stop,
+            positions=prepared.builder.tokenization.positions,
         )
         trainer.train(checkpoints[-1] if checkpoints else None)
         if start == max_steps and tasks and not generation.predictions:

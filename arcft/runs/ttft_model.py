@@ -111,10 +111,12 @@ def _builder(
     # Found out when the tasks were chosen.
     assert form.encoder is not None
     assert form.prompt is not None
+    assert form.model is not None
     return example_builder(
         form.encoder,
         form.prompt,
         tokenizer,
+        positions=form.model.positions,
         max_seq_length=max_seq_length,
         drop_demonstrations=True,
         loss_on=loss_on,

@@ -7,8 +7,8 @@ import dataclasses
 import datetime
 import logging
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
@@ -21,10 +21,6 @@ logger = logging.getLogger(__name__)
 IGNORED = -100
 """The label of a token that is not supervised, as PyTorch's cross entropy has it."""
 
-Positions = Callable[[list[int]], list[int]]
-"""Position ids of a list of token ids, for formats whose positions jump. A token's position may depend on the tokens
-before it, never on later ones."""
-
 # Stands for the answer while a chat template is rendered: templates may trim white space off what they are given.
 _ANSWER = "arcft-answer"
 # Some templates write today's date; a prompt must read the same on the day of training and on the day of inference.
@@ -36,6 +32,13 @@ _PADDING_NAMES = (
     re.compile(r"[<\[].*pad.*[>\]]", re.IGNORECASE),
     re.compile(r"[<\[].*(reserved|unused|extra|placeholder|dummy).*[>\]]", re.IGNORECASE),
 )
+
+
+class Positions(Protocol):
+    """A rule for position ids that jump: a token's position depends on the token and on the position before it."""
+
+    def __call__(self, token_ids: Sequence[int], after: int = -1) -> list[int]:
+        """The positions of `token_ids` behind a token at position `after`, or from the beginning on."""
 
 
 class TokenizationError(ArcftError):
@@ -70,15 +73,18 @@ class Tokenization:
         *,
         chat_template: Literal["auto", "never"] = "auto",
         loss_on: LossOn = "completion",
+        positions: Positions | None = None,
     ) -> None:
         """Prepare the tokenizer, which is left as it is.
 
         `chat_template`: `auto` uses the tokenizer's template if it has one; without, the turns are plain text, with a
-        blank line after the system's. `loss_on`: completion, all or from_second_output, as in TrainingConfig. Raise
+        blank line after the system's. `loss_on`: completion, all or from_second_output, as in TrainingConfig.
+        `positions`: where the model is told that the tokens stand, if they are not just counted. Raise
         TokenizationError where template or tokenizer lack what is needed: an open last turn, an end token, character
         offsets for from_second_output.
         """
         self.tokenizer = tokenizer
+        self.positions = positions
         self.loss_on = loss_on
         self.has_template = chat_template == "auto" and tokenizer.chat_template is not None
         if loss_on == "from_second_output" and not tokenizer.is_fast:

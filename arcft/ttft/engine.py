@@ -69,7 +69,8 @@ class Engine:
         )
         if self.recipe.rank < stacked.rank:
             stacked.lower_rank(self.recipe.rank)
-        trainer = SlotTrainer(stacked, pad_id=pad_id, max_grad_norm=config.max_grad_norm)
+        positions = learn.tokenization.positions
+        trainer = SlotTrainer(stacked, pad_id=pad_id, max_grad_norm=config.max_grad_norm, positions=positions)
         trainer.gradient_checkpointing = self.recipe.gradient_checkpointing
         settings = UnitSettings(
             learn,

@@ -1,6 +1,6 @@
 """Write arcft/assets/tiny: the tokenizer and the architecture of the bundled model.
 
-    python scripts/make_tiny_tokenizer.py [FOLDER]
+    python scripts/make_tiny.py [FOLDER]
 
 Any text can be written and read back, byte by byte; what our encoders and prompts write takes one token a digit,
 symbol, colour name or word. The words come from conf/prompt, so run this again after changing them; the token ids
@@ -10,6 +10,7 @@ change then, and with them every checkpoint of the model.
 from __future__ import annotations
 
 import json
+import math
 import string
 import sys
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import yaml
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from arcft.text.encoders import COLOR_NAMES, DIGITS, FENCE, SYMBOLS
+from arcft.text.grid_positions import GRID, ROW
 
 ROOT = Path(__file__).resolve().parents[1]
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
@@ -26,7 +28,23 @@ SPECIALS = (PAD, BEGIN, END)
 # One piece is one token if the vocabulary has it, else its bytes. Nothing merges across pieces.
 PIECES = rf"{FENCE}|#+|[{SYMBOLS}]|[0-9]| ?[A-Za-z]+|\s|[^\sA-Za-z0-9{SYMBOLS}]"
 FORMAT_PIECES = (*DIGITS, "\n", " ", "|", *SYMBOLS, FENCE, "grid", " shape", ":", "x")
-CONTEXT = 8192  # tokens
+CONTEXT = 4096  # tokens
+HIDDEN, LAYERS, HEADS, FEED_FORWARD = 160, 5, 5, 448
+HEAD = HIDDEN // HEADS
+# Positions are grid * 1024 + row * 32 + column (arcft/text/grid_positions.py), so these are waves over a row of
+# columns, over a grid of rows and over the grids, and at last one that tells nearly nothing about the place.
+HARMONICS, GRID_HARMONICS = (1, 2, 3, 5, 8), (1, 2, 4, 8, 16)
+PERIODS = (
+    *(ROW / k for k in HARMONICS),
+    *(GRID / k for k in HARMONICS),
+    *(ROW * GRID / k for k in GRID_HARMONICS),
+    2**22,
+)
+# No position of a prompt is beyond: 64 grids.
+LAST_POSITION = 64 * GRID
+ROPE_THETA = 10000.0
+# How far behind a head looks at first: a cell, a row, the twin in the paired grid and its neighbours, ... by layer.
+KERNELS = ((1, 32, 1024, 1023, 31), (1023, 1024, 31, 992, 2047), (1023, 2047))
 
 
 def main(folder: Path) -> None:
@@ -90,24 +108,45 @@ def architecture(num_tokens: int) -> dict[str, object]:
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": -(-num_tokens // 64) * 64,
-        "hidden_size": 128,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "head_dim": 32,
-        "intermediate_size": 384,
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": HEADS,
+        "head_dim": HEAD,
+        "intermediate_size": FEED_FORWARD,
         "hidden_act": "silu",
         "attention_bias": True,
-        "max_position_embeddings": CONTEXT,
+        "max_position_embeddings": LAST_POSITION,
         "rms_norm_eps": 1e-06,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-        "tie_word_embeddings": False,
-        # A width of 128 wants more than the usual 0.02: frozen layers near zero would give an adapter nothing to use.
+        "rope_parameters": rope_parameters(),
+        "tie_word_embeddings": True,
+        # A width of 160 wants more than the usual 0.02: frozen layers near zero would give an adapter nothing to use.
         "initializer_range": 0.05,
+        "positional_kernels": [
+            {"layer": layer, "head": head, "offset": offset}
+            for layer, offsets in enumerate(KERNELS)
+            for head, offset in enumerate(offsets)
+        ],
+        "positional_kernel_strength": 1.5,
         "pad_token_id": SPECIALS.index(PAD),
         "bos_token_id": SPECIALS.index(BEGIN),
         "eos_token_id": SPECIALS.index(END),
         "dtype": "float32",
+    }
+
+
+def rope_parameters() -> dict[str, object]:
+    """Rotary frequencies 2 pi / PERIODS. Of transformers' kinds, longrope takes any: as a factor for each of the usual
+    ones. With short and long factors equal, nothing changes with the length of a text."""
+    factors = [period / (2 * math.pi * ROPE_THETA ** (2 * pair / HEAD)) for pair, period in enumerate(PERIODS)]
+    return {
+        "rope_type": "longrope",
+        "rope_theta": ROPE_THETA,
+        "factor": 1.0,
+        "attention_factor": 1.0,
+        "original_max_position_embeddings": LAST_POSITION,
+        "short_factor": factors,
+        "long_factor": factors,
     }
 
 
