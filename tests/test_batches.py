@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import pytest
 import torch
 from small_training import EVALUATION, PAD, VOCABULARY, adapted_model, small_model
 
 from arcft.text.tokens import IGNORED, Example
-from arcft.training.batches import collate
+from arcft.training.batches import collate, collate_in_groups, group_by_length
 from arcft.training.loss import can_keep_logits, mean_loss, summed_cross_entropy
 
 SHORT = Example([5, 6, 7], [IGNORED, 6, 7], 1)
@@ -19,6 +22,44 @@ def test_rows_are_padded_on_the_right_and_the_first_label_is_never_a_target() ->
     assert batch["input_ids"].tolist() == [[5, 6, 7, 3, 3], [8, 9, 10, 11, 12]]
     assert batch["labels"].tolist() == [[-100, 6, 7, -100, -100], [-100, -100, 10, -100, 12]]
     assert batch["input_ids"].dtype == batch["labels"].dtype == torch.int64
+
+
+def of_lengths(*lengths: int) -> list[Example]:
+    return [Example([5 + number] * length, [5] * length, 1) for number, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "max_rows", "expected"),
+    [
+        (None, None, [[9, 5, 5, 3, 2, 2]]),
+        (10, None, [[9], [5, 5], [3, 2, 2]]),
+        (9, None, [[9], [5], [5], [3, 2, 2]]),
+        (8, None, [[9], [5], [5], [3, 2], [2]]),
+        (1, None, [[9], [5], [5], [3], [2], [2]]),
+        (27, None, [[9, 5, 5], [3, 2, 2]]),
+        (27, 2, [[9, 5], [5, 3], [2, 2]]),
+        (None, 4, [[9, 5, 5, 3], [2, 2]]),
+    ],
+)
+def test_groups_are_of_like_length_and_no_larger_than_allowed(
+    max_tokens: int | None, max_rows: int | None, expected: list[list[int]]
+) -> None:
+    groups = group_by_length(of_lengths(2, 5, 9, 3, 5, 2), max_tokens=max_tokens, max_rows=max_rows)
+    assert [[len(example.input_ids) for example in group] for group in groups] == expected
+    # Equal lengths stay in their order, so that a batch is always grouped alike.
+    assert [example.input_ids[0] for group in groups for example in group] == [7, 6, 9, 8, 5, 10]
+
+
+def test_a_batch_without_groups_is_collated_as_it_comes() -> None:
+    def rows(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
+        return collate(examples, pad_id=3)
+
+    whole = collate_in_groups([SHORT, LONG], rows, None)
+    assert whole["tokens"] == 8
+    assert [group["input_ids"].tolist() for group in whole["groups"]] == [[[5, 6, 7, 3, 3], [8, 9, 10, 11, 12]]]
+    grouped = collate_in_groups([SHORT, LONG], rows, 9)
+    assert grouped["tokens"] == 8
+    assert [group["input_ids"].tolist() for group in grouped["groups"]] == [[[8, 9, 10, 11, 12]], [[5, 6, 7]]]
 
 
 def test_jumping_positions_come_with_a_mask_of_ones() -> None:

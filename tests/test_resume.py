@@ -72,9 +72,10 @@ def comparable(logs: list[dict[str, float]]) -> list[dict[str, float]]:
     [
         (adapted_model, {}),
         (adapted_model, {"optimizer_config": optimizer_config("muon"), "gradient_accumulation_steps": 2}),
+        (adapted_model, {"max_batch_tokens": 40, "gradient_accumulation_steps": 2}),
         (small_model, {"optimizer_config": optimizer_config("adamw_8bit"), "learning_rate": 1e-3}),
     ],
-    ids=["adapter", "muon", "whole model"],
+    ids=["adapter", "muon", "groups", "whole model"],
 )
 def test_a_resumed_run_is_the_whole_run(tmp_path: Path, at: list[int], make: Any, changes: dict[str, Any]) -> None:
     whole = new_run(tmp_path / "whole", make(), **changes)

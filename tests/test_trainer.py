@@ -71,9 +71,25 @@ def golden() -> dict[str, list[float]]:
         {"gradient_checkpointing": True},
         {"gradient_checkpointing": True, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
         {"num_workers": 2},
+        {"max_batch_tokens": 40},
+        {"max_batch_tokens": 40, "gradient_checkpointing": True, "num_workers": 2},
+        {"max_batch_tokens": 40, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+        {"max_batch_tokens": 1},
         {"eval_dataset": EVALUATION, "eval_steps": 2},
     ],
-    ids=["8x1", "1x8", "2x4", "checkpointing", "checkpointing 4x2", "workers", "evaluation"],
+    ids=[
+        "8x1",
+        "1x8",
+        "2x4",
+        "checkpointing",
+        "checkpointing 4x2",
+        "workers",
+        "groups",
+        "checkpointed groups",
+        "groups 4x2",
+        "alone",
+        "evaluation",
+    ],
 )
 def test_the_trajectory_is_one(changes: dict[str, Any], golden: dict[str, list[float]], tmp_path: Path) -> None:
     computed = trajectory(tmp_path, **changes)
@@ -116,6 +132,53 @@ def test_the_loss_is_the_mean_over_all_supervised_tokens_of_a_step(tmp_path: Pat
         assert run.logs.of("loss") == pytest.approx([expected], rel=1e-6)
     # The mean of the examples' means would be another number, so this test can tell them apart.
     assert sum(by_example) / 8 != pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["float64", "float32"]
+)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_batch_tokens": 64},
+        {"max_batch_tokens": 1},
+        {"max_batch_tokens": 64, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
+        {"max_batch_tokens": 64, "gradient_checkpointing": True},
+    ],
+    ids=["groups", "alone", "accumulated", "checkpointed"],
+)
+def test_a_step_has_one_gradient_however_it_is_grouped(
+    tmp_path: Path, changes: dict[str, Any], dtype: torch.dtype, tolerance: float
+) -> None:
+    def gradients(name: str, **changes: Any) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+
+        class Keep(TrainerCallback):
+            def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kw: Any) -> None:
+                found.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+
+        options: dict[str, Any] = {"max_steps": 1, "per_device_train_batch_size": 16, "max_grad_norm": 1e9}
+        run = small_run(tmp_path / name, small_model(seed=1).to(dtype), **(options | changes), callbacks=[Keep()])
+        run.trainer.train()
+        return found
+
+    whole, grouped = gradients("whole"), gradients("grouped", **changes)
+    assert whole.keys() == grouped.keys()
+    assert len(whole) > 10
+    for name, gradient in whole.items():
+        difference = (gradient - grouped[name]).norm() / gradient.norm().clamp(min=1e-30)
+        assert difference < tolerance, name
+
+
+def test_groups_are_passed_one_after_the_other(tmp_path: Path) -> None:
+    shapes: list[tuple[int, ...]] = []
+    run = small_run(tmp_path, max_steps=1, max_batch_tokens=60, eval_dataset=EVALUATION)
+    embeddings = run.trainer.trained_model.get_input_embeddings()
+    embeddings.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape)))
+    run.trainer.train()
+    assert sum(rows for rows, _ in shapes) == 8 + len(EVALUATION)
+    assert all(rows * length <= 60 for rows, length in shapes)
+    assert {rows for rows, _ in shapes} > {2, 3}
 
 
 def test_each_step_has_the_rate_of_the_schedule_also_when_trained_again(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ class TrainingConfig:
     """Peak rate; the schedule multiplies it."""
 
     per_device_train_batch_size: int
-    """Examples in one forward pass."""
+    """Examples in one forward pass, or, with `max_batch_tokens`, in as many as these take."""
 
     gradient_accumulation_steps: int
     """Forward passes before an optimizer step; the loss is weighted by supervised tokens over all of them."""
@@ -65,6 +65,10 @@ class TrainingConfig:
     generation_tasks: int
     """Held-out tasks that are predicted at each evaluation; 0 for the loss alone."""
 
+    max_batch_tokens: int | None = None
+    """Examples of a batch pass through the model in groups of like length, each of at most so many tokens, padding
+    included (a longer example alone); null passes the batch whole. The gradient is the same up to rounding."""
+
     max_time: str | None = None
     """Stop, saving, after this time: 90s, 45m, 11h30m."""
 
@@ -79,6 +83,8 @@ class TrainingConfig:
         for name in ("generation_tasks", "num_workers", "seed"):
             if getattr(self, name) < 0:
                 yield f"training.{name}={getattr(self, name)}: at least 0"
+        if self.max_batch_tokens is not None and self.max_batch_tokens < 1:
+            yield f"training.max_batch_tokens={self.max_batch_tokens}: at least 1, or null to pass a batch whole"
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 yield f"training.{name}={getattr(self, name)}: above 0"

@@ -56,6 +56,8 @@ def estimate(model: PreTrainedModel | nn.Module, config: TrainConfig, hidden_siz
     parameters = list(model.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     tokens = training.per_device_train_batch_size * training.max_seq_length
+    if training.max_batch_tokens is not None:
+        tokens = min(tokens, max(training.max_batch_tokens, training.max_seq_length))
     # With checkpointing only each layer's input is kept, in 16 bits, and one layer is recomputed at a time.
     layers = num_layers * 2 + ACTIVATION_BYTES if training.gradient_checkpointing else num_layers * ACTIVATION_BYTES
     width = 2 if training.dtype == "float32" or parameters[0].device.type == "cpu" else 1

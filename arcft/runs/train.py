@@ -62,11 +62,12 @@ class Prepared:
 
     @property
     def tasks(self) -> dict[str, Any]:
-        """Task ids by use, as run.yaml keeps them."""
+        """Task ids by use, and the sets that they were found to have nothing in common with, as run.yaml keeps them."""
         return {
             "train": self.sets.train_ids,
             "held_out": [task.id for task in self.sets.held_out],
             "adapted_to": self.sets.train_ids if self.stream.view == "leave_one_out" else None,
+            "disjoint_from": self.sets.disjoint_from,
         }
 
 
@@ -231,6 +232,7 @@ def _train_and_close(
             scheduler_config=config.scheduler,
             eval_steps=config.training.eval_steps,
             saving=saving,
+            max_batch_tokens=config.training.max_batch_tokens,
             more_metrics=generation if tasks else None,
             best_metric=config.training.best_metric if tasks else None,
             callbacks=[recorder, ProgressBar(advance)],

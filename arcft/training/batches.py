@@ -2,11 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 import torch
 
 from arcft.text.tokens import IGNORED, Example, Positions
+
+Collate = Callable[[Sequence[Example]], dict[str, torch.Tensor]]
+
+
+class Batch(TypedDict):
+    """Examples whose losses are added up, as the groups in which they pass through the model."""
+
+    groups: list[dict[str, torch.Tensor]]
+    """Each as `collate` makes it."""
+
+    tokens: int
+    """Of all the examples, without padding."""
+
+
+def collate_in_groups(examples: Sequence[Example], collate: Collate, max_batch_tokens: int | None) -> Batch:
+    """The batch in groups of like length of at most `max_batch_tokens` each; None makes one group of it as it is."""
+    groups = [examples] if max_batch_tokens is None else group_by_length(examples, max_tokens=max_batch_tokens)
+    return Batch(
+        groups=[collate(group) for group in groups], tokens=sum(len(example.input_ids) for example in examples)
+    )
+
+
+def group_by_length(
+    examples: Sequence[Example], *, max_tokens: int | None, max_rows: int | None = None
+) -> list[list[Example]]:
+    """`examples`, the longest first, in as few groups as hold at most `max_tokens` tokens each, padding included, and
+    `max_rows` examples; one that is longer by itself is a group of its own. None is no limit."""
+    groups: list[list[Example]] = []
+    # The longest first, so that memory fails early.
+    for example in sorted(examples, key=lambda example: len(example.input_ids), reverse=True):
+        rows = len(groups[-1]) + 1 if groups else 1
+        padded = rows * len(groups[-1][0].input_ids) if groups else 0
+        full = (max_tokens is not None and padded > max_tokens) or (max_rows is not None and rows > max_rows)
+        if full or not groups:
+            groups.append([])
+        groups[-1].append(example)
+    return groups
 
 
 def collate(examples: Sequence[Example], pad_id: int, positions: Positions | None = None) -> dict[str, torch.Tensor]:

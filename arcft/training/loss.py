@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import peft
 import torch
 from torch import nn
 
 from arcft.text.tokens import IGNORED, Example
+from arcft.training.batches import Collate, group_by_length
 
 
 def summed_cross_entropy(
@@ -44,18 +45,19 @@ def can_keep_logits(model: nn.Module) -> bool:
 def mean_loss(
     model: nn.Module,
     examples: Sequence[Example],
-    collate: Callable[[Sequence[Example]], Mapping[str, torch.Tensor]],
+    collate: Collate,
     *,
     batch_size: int,
     keep_logits: bool,
+    max_batch_tokens: int | None = None,
 ) -> float:
-    """The mean cross entropy (nats) over all supervised tokens of `examples`, whatever the batch size."""
+    """The mean cross entropy (nats) over all supervised tokens of `examples`, whatever the batches: each of at most
+    `batch_size` examples and `max_batch_tokens` tokens, padding included."""
     device = next(model.parameters()).device
-    # Examples of one length waste no computation on padding; the longest first, so that memory fails early.
-    by_length = sorted(examples, key=lambda example: len(example.input_ids), reverse=True)
     total, count = 0.0, 0
-    for start in range(0, len(by_length), batch_size):
-        batch = {name: tensor.to(device) for name, tensor in collate(by_length[start : start + batch_size]).items()}
+    # Examples of one length waste no computation on padding.
+    for group in group_by_length(examples, max_tokens=max_batch_tokens, max_rows=batch_size):
+        batch = {name: tensor.to(device) for name, tensor in collate(group).items()}
         loss, tokens = summed_cross_entropy(model, batch, keep_logits=keep_logits)
         total += loss.item()
         count += int(tokens)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +21,9 @@ from arcft import checkpoints
 from arcft.config.optimizer import OptimizerConfig
 from arcft.config.scheduler import SchedulerConfig
 from arcft.errors import ArcftError
-from arcft.text.tokens import Example, Positions
+from arcft.text.tokens import IGNORED, Example, Positions
 from arcft.training.arguments import TrainingError
-from arcft.training.batches import collate
+from arcft.training.batches import Batch, collate, collate_in_groups
 from arcft.training.flow import FlowCallback
 from arcft.training.loss import can_keep_logits, mean_loss, summed_cross_entropy
 from arcft.training.optimizers import build_optimizer
@@ -44,9 +45,10 @@ class NonFiniteError(ArcftError):
 class ArcftTrainer(Trainer):
     """Trains on a stream of examples, item after item in the stream's own order.
 
-    The loss is the mean over all supervised tokens of an optimizer step, however they are split into batches. Losses
-    and gradient norms are finite or end the run before the step. Checkpoints are atomic, and training from one goes on
-    as if it had never stopped: to the bit on a CPU in float32.
+    The loss is the mean over all supervised tokens of an optimizer step, however they are split into batches, and these
+    by `max_batch_tokens` into groups of like length: without dropout, the gradient of a step is the same up to
+    rounding, whatever the split. Losses and gradient norms are finite or end the run before the step. Checkpoints are
+    atomic, and training from one goes on as if it had never stopped: to the bit on a CPU in float32.
 
     Every `eval_steps` and at the end, `eval_loss` is the mean over the supervised tokens of `eval_dataset`, and
     `more_metrics(model, step)` may add to it, e.g. from generated answers (under the trainer's autocast; names are
@@ -67,6 +69,7 @@ class ArcftTrainer(Trainer):
         scheduler_config: SchedulerConfig,
         eval_steps: int,
         saving: Saving,
+        max_batch_tokens: int | None = None,
         positions: Positions | None = None,
         more_metrics: Callable[[nn.Module, int], Mapping[str, float] | None] | None = None,
         best_metric: str | None = None,
@@ -77,6 +80,7 @@ class ArcftTrainer(Trainer):
         self.scheduler_config = scheduler_config
         self.eval_steps = eval_steps
         self.saving = saving
+        self.max_batch_tokens = max_batch_tokens
         self.more_metrics = more_metrics
         self.best_metric = best_metric
         self.stop = stop or StopRequest()
@@ -92,7 +96,9 @@ class ArcftTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=self._collate,
+            data_collator=functools.partial(
+                collate_in_groups, collate=self._collate, max_batch_tokens=max_batch_tokens
+            ),
             train_dataset=train_dataset,
             callbacks=[*callbacks, FlowCallback(self)],
         )
@@ -150,6 +156,23 @@ class ArcftTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], torch.Tensor]:
+        """The batches of an optimizer step, and how many supervised tokens (int64) they have together."""
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        counts = [group["labels"].ne(IGNORED).sum() for batch in batches for group in batch["groups"]]
+        return batches, torch.stack(counts).sum().to(device)
+
+    def training_step(  # type: ignore[override]
+        self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Forward and backward of a batch, one group after the other; its share of the loss of the step."""
+        losses = []
+        for group in inputs["groups"]:
+            losses.append(super().training_step(model, group, num_items_in_batch))
+        return torch.stack(losses).sum()
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -157,7 +180,7 @@ class ArcftTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """This batch's share of the mean over the supervised tokens of the whole step."""
+        """This group's share of the mean over the supervised tokens of the whole step."""
         total, count = summed_cross_entropy(model, inputs, keep_logits=self._keep_logits)
         loss = total / (count if num_items_in_batch is None else num_items_in_batch)
         if not torch.isfinite(loss):
@@ -209,6 +232,7 @@ class ArcftTrainer(Trainer):
                     examples,
                     self._collate,
                     batch_size=self.args.per_device_eval_batch_size,
+                    max_batch_tokens=self.max_batch_tokens,
                     keep_logits=self._keep_logits,
                 )
             if self.more_metrics is not None:
