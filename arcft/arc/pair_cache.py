@@ -71,6 +71,17 @@ class PackedPairs(Sequence[Pair]):
     def __hash__(self) -> int:
         return hash((self._cells.tobytes(), self._shapes.tobytes()))
 
+    @property
+    def shapes(self) -> NDArray[np.uint8]:
+        """Rows and columns of input and output, [pairs, 4]."""
+        return self._shapes
+
+    def color_counts(self) -> NDArray[np.int64]:
+        """How many cells of each colour each grid has, [pairs, 2 (input, output), colours]."""
+        grids = np.repeat(np.arange(2 * len(self)), np.diff(self._starts))
+        counts = np.bincount(grids * NUM_COLORS + self._cells, minlength=2 * len(self) * NUM_COLORS)
+        return counts.reshape(len(self), 2, NUM_COLORS)
+
     def grids(self, index: int) -> tuple[Grid, Grid]:
         """Input and output of pair `index` (from 0) as read-only views: no check and no copy, for going through all."""
         rows_in, columns_in, rows_out, columns_out = self._shapes[index].tolist()

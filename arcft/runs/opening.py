@@ -35,6 +35,9 @@ def say_tasks(sets: TaskSets, max_tokens: int | None) -> None:
         words += f"; {len(sets.too_long)} left out, longer than {max_tokens} tokens"
     if sets.leaked:
         words += f"; {len(sets.leaked)} left out, equal to a held-out task or sharing a pair with it"
+    if sets.disjoint_from:
+        names = ", ".join(f"{name} ({entry['tasks']} tasks)" for name, entry in sets.disjoint_from.items())
+        words += f"; nothing in common with {names}"
     console.print(words, highlight=False, soft_wrap=True)
 
 

@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any, TypeVar
 
+from arcft.arc.sources import is_bundled
 from arcft.config.data import DataConfig, SourceConfig
 from arcft.config.model import ModelConfig
 from arcft.config.run import EvaluateConfig, TrainConfig
@@ -52,8 +53,14 @@ def evaluation_with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
 
 def _data_paths(data: DataConfig) -> DataConfig:
     data = _source_paths(data)
-    task_ids = absolute(data.task_ids) if isinstance(data.task_ids, str) else data.task_ids
-    return dataclasses.replace(data, sources=[_source_paths(source) for source in data.sources], task_ids=task_ids)
+    ids = {name: getattr(data, name) for name in ("task_ids", "exclude")}
+    files: dict[str, Any] = {name: absolute(value) for name, value in ids.items() if isinstance(value, str)}
+    return dataclasses.replace(
+        data,
+        sources=[_source_paths(source) for source in data.sources],
+        disjoint_from=[name if is_bundled(name) else absolute(name) for name in data.disjoint_from],
+        **files,
+    )
 
 
 def _source_paths(source: Source) -> Source:
