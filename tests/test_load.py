@@ -14,9 +14,9 @@ from small_training import CPU, small_config, small_model, small_tokenizer
 
 from arcft.config.model import ModelConfig
 from arcft.models.backend import BackendError, import_backend
+from arcft.models.bundled import ASSETS
 from arcft.models.gguf_tokenizer import GgufTokenizerError
 from arcft.models.load import (
-    ASSETS,
     ModelError,
     base_fingerprint,
     load_model,

@@ -31,16 +31,15 @@ from transformers import (
 from transformers.utils import cached_file
 
 from arcft.config.model import ModelConfig
-from arcft.errors import ArcftError
 from arcft.models import folded_attention
 from arcft.models.backend import import_backend
+from arcft.models.bundled import BUNDLED, WEIGHTS_FILE, bundled_folder, check_tokenizer, check_weights
+from arcft.models.errors import ModelError
 from arcft.models.gguf_tokenizer import load_gguf_tokenizer
 from arcft.models.positional_kernels import set_positional_kernels
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
-BUNDLED = "bundled:"
-
 _HUB_SECONDS = 5
+_READ_WHOLE = 8 * 2**20
 _BLOCKS = 64
 _BLOCK_BYTES = 4096
 
@@ -60,19 +59,11 @@ _VOLATILE = (
 )
 
 
-class ModelError(ArcftError):
-    """A model or tokenizer that can't be found, read or built."""
-
-
 def resolve_path(path: str) -> str:
     """A `bundled:NAME` as its folder in the package, a local folder or GGUF file as its absolute path, and anything
     else unchanged: a hub id. Raises ModelError for a bundled name or a local path that does not exist."""
     if path.startswith(BUNDLED):
-        folder = ASSETS / path.removeprefix(BUNDLED)
-        if not (folder / "config.json").is_file():
-            names = sorted(entry.parent.name for entry in ASSETS.glob("*/config.json"))
-            raise ModelError(f"model.path={path}: bundled are {', '.join(BUNDLED + name for name in names) or 'none'}")
-        return str(folder)
+        return str(bundled_folder(path))
     local = Path(path).expanduser()
     if local.exists():
         if local.is_file() and local.suffix != ".gguf":
@@ -96,8 +87,11 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer at `config.tokenizer`, or else at `config.path`; raises ModelError where there is none."""
-    key = "model.tokenizer" if config.tokenizer else "model.path"
-    source = resolve_path(config.tokenizer or _path(config))
+    key, path = ("model.tokenizer", config.tokenizer) if config.tokenizer else ("model.path", _path(config))
+    source = resolve_path(path)
+    # Random weights belong to no tokenizer in particular.
+    if path.startswith(BUNDLED) and config.init == "pretrained":
+        check_tokenizer(path)
     if source.endswith(".gguf"):
         return load_gguf_tokenizer(Path(source))
     trust = _trusts_code(config)
@@ -105,7 +99,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust, **_hub_options(source))
     # The tokenizers library has no exceptions of its own: it raises plain ones.
     except Exception as error:
-        raise ModelError(_not_loaded(key, config.tokenizer or _path(config), "a tokenizer", error)) from error
+        raise ModelError(_not_loaded(key, path, "a tokenizer", error)) from error
     # Spaces before punctuation belong to the text here.
     tokenizer.clean_up_tokenization_spaces = False
     return tokenizer
@@ -163,8 +157,8 @@ def base_fingerprint(config: ModelConfig, model: PreTrainedModel) -> str:
     """sha256 (hexadecimal) over the architecture and a digest of the base weights; the same for every device, dtype
     and quantisation that they are loaded in, and whether or not `model` carries an adapter or was trained since.
 
-    Weight files are digested by size and 64 evenly spread blocks of 4 KiB each, which takes milliseconds for files
-    of any size; random weights by drawing them again. Raises ModelError.
+    Weight files are digested whole up to 8 MiB, and by size and 64 evenly spread blocks of 4 KiB each above, which
+    takes milliseconds for files of any size; random weights by drawing them again. Raises ModelError.
     """
     # Without what a class says by default, which grows with every version of transformers.
     architecture = _without_volatile(model.config.to_diff_dict())
@@ -181,6 +175,8 @@ def base_fingerprint(config: ModelConfig, model: PreTrainedModel) -> str:
 
 def _load_pretrained(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     source = resolve_path(_path(config))
+    if _path(config).startswith(BUNDLED):
+        check_weights(_path(config))
     options: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": config.attn_implementation,
@@ -295,7 +291,7 @@ def _without_volatile(value: Any) -> Any:
 def _weight_files(source: str) -> list[Path]:
     if source.endswith(".gguf"):
         return [Path(source)]
-    single, index = "model.safetensors", "model.safetensors.index.json"
+    single, index = WEIGHTS_FILE, "model.safetensors.index.json"
     for name in (single, index):
         # Finds a file in a folder or in the hub's cache; None where there is none.
         found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **_hub_options(source))
@@ -311,6 +307,9 @@ def _weight_files(source: str) -> list[Path]:
 def _add_file(digest: hashlib._Hash, path: Path) -> None:
     size = path.stat().st_size
     digest.update(f"{size}".encode())
+    if size <= _READ_WHOLE:
+        digest.update(path.read_bytes())
+        return
     with path.open("rb") as file:
         for number in range(_BLOCKS):
             file.seek(number * max(size - _BLOCK_BYTES, 0) // (_BLOCKS - 1))

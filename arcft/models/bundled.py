@@ -1,0 +1,92 @@
+"""Models that come with the package, `bundled:NAME`: found by name, and held to the files they were shipped with.
+
+Weights are shipped together with bundle.json, which names every file of the model with its size and sha256. Without
+weights there is no bundle.json, and the model serves as an architecture for random ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from arcft.models.errors import ModelError
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+BUNDLED = "bundled:"
+BUNDLE_FILE = "bundle.json"
+WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+FILES = (WEIGHTS_FILE, "config.json", *TOKENIZER_FILES)
+"""What a bundled model with weights consists of, beside bundle.json."""
+
+_FORMAT = 1
+_WAY_OUT = "reinstall arcft (in a checkout: git restore arcft/assets)"
+
+
+def bundled_folder(path: str) -> Path:
+    """The folder of a `bundled:NAME`; raises ModelError, naming those that there are."""
+    folder = ASSETS / path.removeprefix(BUNDLED)
+    if not (folder / "config.json").is_file():
+        names = sorted(entry.parent.name for entry in ASSETS.glob("*/config.json"))
+        raise ModelError(f"model.path={path}: bundled are {', '.join(BUNDLED + name for name in names) or 'none'}")
+    return folder
+
+
+def check_weights(path: str) -> None:
+    """Raise ModelError unless `path`, a `bundled:NAME`, has weights and all its files are as they were shipped."""
+    folder = bundled_folder(path)
+    if not (folder / BUNDLE_FILE).is_file():
+        raise ModelError(
+            f"model.path={path}: no pretrained weights are bundled ({folder / BUNDLE_FILE} is missing); use "
+            f"model.init=random, or if they were there, {_WAY_OUT}"
+        )
+    _check(folder, FILES)
+
+
+def check_tokenizer(path: str) -> None:
+    """The same for the tokenizer's files; nothing is known of a tokenizer that was shipped without weights."""
+    folder = bundled_folder(path)
+    if (folder / BUNDLE_FILE).is_file():
+        _check(folder, TOKENIZER_FILES)
+
+
+def write_bundle(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write bundle.json for the files that lie in `folder`, with `about`, plain data on where they come from."""
+    files = {name: {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in FILES}
+    partial = folder / f"{BUNDLE_FILE}.partial"
+    content = {"format": _FORMAT, **about, "files": files}
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, folder / BUNDLE_FILE)
+
+
+def _check(folder: Path, names: Sequence[str]) -> None:
+    files = _read_files(folder / BUNDLE_FILE)
+    for name in names:
+        path, entry = folder / name, files[name]
+        if not path.is_file():
+            raise ModelError(f"{path}: is missing, and {BUNDLE_FILE} beside it lists it; {_WAY_OUT}")
+        size = path.stat().st_size
+        if size != entry["size"]:
+            raise ModelError(f"{path}: has {size:,} bytes, was shipped with {entry['size']:,}; {_WAY_OUT}")
+        if _sha256(path) != entry["sha256"]:
+            raise ModelError(f"{path}: was changed: its sha256 is not that of {BUNDLE_FILE} beside it; {_WAY_OUT}")
+
+
+def _read_files(path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != _FORMAT:
+            raise ModelError(f"{path}: is of format {content['format']}, this version reads {_FORMAT}; {_WAY_OUT}")
+        listed = {name: content["files"][name] for name in FILES}
+        return {name: {"size": int(entry["size"]), "sha256": str(entry["sha256"])} for name, entry in listed.items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path}: is damaged ({type(error).__name__}: {error}); {_WAY_OUT}") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
