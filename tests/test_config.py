@@ -117,6 +117,23 @@ def test_all_problems_are_told_at_once() -> None:
         ),
         (["scheduler=cosine_with_restarts", "scheduler.decay=0"], "scheduler.decay=0.0: above 0, at most 1"),
         (
+            ["scheduler.decay_ratio=0.3"],
+            "scheduler.decay_ratio=0.3 has no effect with scheduler=linear; use scheduler=warmup_stable_decay",
+        ),
+        (
+            ["scheduler=warmup_stable_decay", "scheduler.decay_ratio=null"],
+            "scheduler.decay_ratio is null: scheduler=warmup_stable_decay needs it",
+        ),
+        (
+            ["scheduler=warmup_stable_decay", "scheduler.decay_ratio=1.5"],
+            "scheduler.decay_ratio=1.5: a share of the steps, above 0, at most 1",
+        ),
+        (
+            ["scheduler=warmup_stable_decay", "scheduler.decay_ratio=0.8", "scheduler.warmup_ratio=0.3"],
+            "scheduler.decay_ratio=0.8: with scheduler.warmup_ratio=0.3 more than the whole run; lower one of the two",
+        ),
+        (["training.max_batch_tokens=0"], "training.max_batch_tokens=0: at least 1, or null to pass a batch whole"),
+        (
             ["inference.temperature=1"],
             "inference.temperature=1.0 has no effect with inference=greedy; use inference=sample",
         ),

@@ -17,6 +17,7 @@ from arcft.training.schedulers import (
     linear_factor,
     make_factor,
     schedule_warnings,
+    warmup_stable_decay_factor,
 )
 
 
@@ -59,6 +60,38 @@ def test_linear_and_constant() -> None:
     options = {"total_steps": 5, "warmup_ratio": 0.4, "min_lr_ratio": 0.1}
     assert [linear_factor(step, **options) for step in range(7)] == pytest.approx([0.1, 0.55, 1.0, 0.7, 0.4, 0.1, 0.1])
     assert [constant_factor(step, **options) for step in range(7)] == pytest.approx([0.1, 0.55, 1, 1, 1, 1, 1])
+
+
+def test_warmup_stable_decay() -> None:
+    # 2 of 10 steps climb, 4 fall: 3/4, 2/4 and 1/4 of the way are left at steps 7, 8 and 9.
+    options = {"total_steps": 10, "warmup_ratio": 0.2, "decay_ratio": 0.4, "min_lr_ratio": 0.2}
+    expected = [0.2, 0.6, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.2]
+    assert [warmup_stable_decay_factor(step, **options) for step in range(12)] == pytest.approx(expected)
+    # The whole run, without a stable part, and a decay that rounds to no step at all.
+    options |= {"warmup_ratio": 0.5, "decay_ratio": 0.5, "total_steps": 4, "min_lr_ratio": 0.0}
+    assert [warmup_stable_decay_factor(step, **options) for step in range(6)] == [0, 0.5, 1, 0.5, 0, 0]
+    options |= {"warmup_ratio": 0.0, "decay_ratio": 0.1}
+    assert [warmup_stable_decay_factor(step, **options) for step in range(6)] == [1, 1, 1, 1, 0, 0]
+    # round(1.5) + round(3.5) is one more than there are: the warm-up has its 2, the decay 3 of its 4.
+    options |= {"total_steps": 5, "warmup_ratio": 0.3, "decay_ratio": 0.7}
+    assert [warmup_stable_decay_factor(step, **options) for step in range(6)] == pytest.approx(
+        [0, 0.5, 1, 2 / 3, 1 / 3, 0]
+    )
+
+
+def test_warmup_stable_decay_of_one_share_is_the_linear_schedule() -> None:
+    for warmup_ratio in (0.0, 0.25, 0.8):
+        options = {"total_steps": 20, "warmup_ratio": warmup_ratio, "min_lr_ratio": 0.1}
+        for step in range(22):
+            assert warmup_stable_decay_factor(step, decay_ratio=1 - warmup_ratio, **options) == pytest.approx(
+                linear_factor(step, **options)
+            )
+
+
+@pytest.mark.parametrize("decay_ratio", [0.0, 0.91, math.nan])
+def test_a_decay_that_is_none_or_too_long_is_refused(decay_ratio: float) -> None:
+    with pytest.raises(ValueError, match=f"^decay_ratio={decay_ratio}"):
+        warmup_stable_decay_factor(0, total_steps=9, decay_ratio=decay_ratio, warmup_ratio=0.1, min_lr_ratio=0)
 
 
 @settings(max_examples=200, deadline=None)
@@ -137,6 +170,11 @@ def test_make_factor_knows_every_schedule_of_one_cycle(name: str) -> None:
     assert [factor(0), factor(1), factor(2)] == pytest.approx([0.2, 0.6, 1.0])
 
 
+def test_make_factor_passes_the_decay_on() -> None:
+    config = SchedulerConfig(name="warmup_stable_decay", warmup_ratio=0, min_lr_ratio=0.5, decay_ratio=0.5)
+    assert [make_factor(config, 4)(step) for step in range(5)] == [1, 1, 1, 0.75, 0.5]
+
+
 def test_make_factor_refuses_at_once() -> None:
     config = SchedulerConfig(name="cosine_with_restarts", num_cycles=3, decay=0.5, warmup_ratio=0, min_lr_ratio=0.3)
     with pytest.raises(ValueError, match=r"min_lr_ratio=0\.3"):
@@ -164,3 +202,6 @@ def test_warnings_name_the_cycle() -> None:
     assert schedule_warnings(linear, 5) == [
         "scheduler.warmup_ratio=0.05: the warm-up of the run (5 steps) rounds to none"
     ]
+    stable = SchedulerConfig(name="warmup_stable_decay", warmup_ratio=0, min_lr_ratio=0, decay_ratio=0.1)
+    assert schedule_warnings(stable, 4) == ["scheduler.decay_ratio=0.1: the decay of the run (4 steps) rounds to none"]
+    assert schedule_warnings(stable, 40) == []

@@ -11,8 +11,9 @@ from typing import Literal
 class SchedulerConfig:
     """A factor of training.learning_rate for every optimizer step."""
 
-    name: Literal["linear", "cosine", "constant", "cosine_with_restarts"]
-    """cosine_with_restarts falls to the floor in each cycle, and each cycle's peak is `decay` times the last one's."""
+    name: Literal["linear", "cosine", "constant", "cosine_with_restarts", "warmup_stable_decay"]
+    """cosine_with_restarts falls to the floor in each cycle, and each cycle's peak is `decay` times the last one's;
+    warmup_stable_decay stays at the peak and falls to the floor at the end of the run."""
 
     warmup_ratio: float
     """Share of the run (of each cycle, with restarts) in which the rate climbs from the floor to the peak."""
@@ -26,18 +27,27 @@ class SchedulerConfig:
     decay: float | None = None
     """For cosine_with_restarts: peak of a cycle relative to the one before."""
 
+    decay_ratio: float | None = None
+    """For warmup_stable_decay: share of the run, at its end, in which the rate falls from the peak to the floor."""
+
     def problems(self) -> Iterator[str]:
         if not 0 <= self.warmup_ratio < 1:
             yield f"scheduler.warmup_ratio={self.warmup_ratio}: a share of the steps, from 0 to below 1"
         restarts = self.name == "cosine_with_restarts"
-        for name in ("num_cycles", "decay"):
+        owners = {"num_cycles": "cosine_with_restarts", "decay": "cosine_with_restarts"}
+        for name, owner in (owners | {"decay_ratio": "warmup_stable_decay"}).items():
             value = getattr(self, name)
-            if restarts and value is None:
-                yield f"scheduler.{name} is null: scheduler=cosine_with_restarts needs it"
-            if not restarts and value is not None:
+            if self.name == owner and value is None:
+                yield f"scheduler.{name} is null: scheduler={owner} needs it"
+            if self.name != owner and value is not None:
+                yield f"scheduler.{name}={value} has no effect with scheduler={self.name}; use scheduler={owner}"
+        if self.decay_ratio is not None:
+            if not 0 < self.decay_ratio <= 1:
+                yield f"scheduler.decay_ratio={self.decay_ratio}: a share of the steps, above 0, at most 1"
+            elif 0 <= self.warmup_ratio < 1 < self.warmup_ratio + self.decay_ratio:
                 yield (
-                    f"scheduler.{name}={value} has no effect with scheduler={self.name}; "
-                    "use scheduler=cosine_with_restarts"
+                    f"scheduler.decay_ratio={self.decay_ratio}: with scheduler.warmup_ratio={self.warmup_ratio} more "
+                    "than the whole run; lower one of the two"
                 )
         if self.num_cycles is not None and self.num_cycles < 1:
             yield f"scheduler.num_cycles={self.num_cycles}: at least 1"

@@ -77,6 +77,29 @@ def constant_factor(step: int, *, total_steps: int, warmup_ratio: float, min_lr_
     return min_lr_ratio + (1 - min_lr_ratio) * step / warmup if step < warmup else 1.0
 
 
+def warmup_stable_decay_factor(
+    step: int, *, total_steps: int, decay_ratio: float, warmup_ratio: float, min_lr_ratio: float
+) -> float:
+    """Warm-up, a stable peak, and decay (WSD; MiniCPM, Hu et al. 2024, arXiv 2404.06395): from the floor up to 1, where
+    it stays until the last round(decay_ratio * total_steps) steps, which fall to the floor in a straight line.
+
+    It stays at the floor once `step` has reached `total_steps`. Raises ValueError for values outside their ranges.
+    """
+    _check(step, total_steps, warmup_ratio)
+    _check_floor(min_lr_ratio)
+    if not (decay_ratio > 0 and warmup_ratio + decay_ratio <= 1):
+        raise ValueError(f"decay_ratio={decay_ratio}: above 0, and at most 1 together with warmup_ratio")
+    warmup = round(warmup_ratio * total_steps)
+    # Where both shares are rounded up, the warm-up is kept whole.
+    stable_until = max(warmup, total_steps - round(decay_ratio * total_steps))
+    if step < warmup:
+        return min_lr_ratio + (1 - min_lr_ratio) * step / warmup
+    if step <= stable_until and step < total_steps:
+        return 1.0
+    left = max(0, total_steps - step)
+    return min_lr_ratio + (1 - min_lr_ratio) * left / max(1, total_steps - stable_until)
+
+
 def make_factor(config: SchedulerConfig, total_steps: int) -> Callable[[int], float]:
     """The configured schedule as a function of the step alone."""
 
@@ -88,6 +111,10 @@ def make_factor(config: SchedulerConfig, total_steps: int) -> Callable[[int], fl
             return cosine_with_restarts_factor(
                 step, total_steps=total_steps, num_cycles=config.num_cycles, decay=config.decay, **ends
             )
+        if config.name == "warmup_stable_decay":
+            if config.decay_ratio is None:
+                raise ValueError("warmup_stable_decay needs decay_ratio")
+            return warmup_stable_decay_factor(step, total_steps=total_steps, decay_ratio=config.decay_ratio, **ends)
         one_cycle = {"linear": linear_factor, "cosine": cosine_factor, "constant": constant_factor}[config.name]
         return one_cycle(step, total_steps=total_steps, **ends)
 
@@ -96,7 +123,8 @@ def make_factor(config: SchedulerConfig, total_steps: int) -> Callable[[int], fl
 
 
 def schedule_warnings(config: SchedulerConfig, total_steps: int) -> list[str]:
-    """What is allowed, and hardly meant: a line for each cycle without steps, without warm-up or without its peak."""
+    """What is allowed, and hardly meant: a line for each cycle without steps, without warm-up or without its peak, and
+    for a decay without steps."""
     warnings = []
     num_cycles = config.num_cycles or 1
     bounds = _boundaries(total_steps, num_cycles)
@@ -117,6 +145,10 @@ def schedule_warnings(config: SchedulerConfig, total_steps: int) -> list[str]:
             warnings.append(
                 f"scheduler.warmup_ratio={config.warmup_ratio}: the warm-up of {which} ({length} steps) rounds to none"
             )
+    if config.decay_ratio is not None and round(config.decay_ratio * total_steps) == 0:
+        warnings.append(
+            f"scheduler.decay_ratio={config.decay_ratio}: the decay of the run ({total_steps} steps) rounds to none"
+        )
     return warnings
 
 

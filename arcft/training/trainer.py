@@ -96,7 +96,7 @@ class ArcftTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=functools.partial(
+            data_collator=functools.partial(  # type: ignore[arg-type]
                 collate_in_groups, collate=self._collate, max_batch_tokens=max_batch_tokens
             ),
             train_dataset=train_dataset,
