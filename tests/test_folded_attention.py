@@ -123,13 +123,18 @@ def test_autocast_computes_in_its_own_dtype() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "asked", "used"),
+    ("dtype", "autocast", "asked", "used"),
     [
-        (torch.bfloat16, "sdpa", folded_attention.NAME),
-        (torch.float32, "sdpa", "sdpa"),
-        (torch.bfloat16, "eager", "eager"),
+        (torch.bfloat16, None, "sdpa", folded_attention.NAME),
+        (torch.float32, torch.bfloat16, "sdpa", folded_attention.NAME),
+        (torch.float32, torch.float32, "sdpa", "sdpa"),
+        (torch.float32, None, "sdpa", "sdpa"),
+        (torch.bfloat16, None, "eager", "eager"),
     ],
 )
-def test_it_is_used_for_bfloat16_on_a_cpu(dtype: torch.dtype, asked: str, used: str) -> None:
+def test_it_is_used_for_bfloat16_on_a_cpu(
+    dtype: torch.dtype, autocast: torch.dtype | None, asked: str, used: str
+) -> None:
     config = ModelConfig(name="small", path=str(ARCHITECTURES / "qwen2"), init="random", attn_implementation=asked)
-    assert load_model(config, dtype=dtype, device=CPU).config._attn_implementation == used
+    model = load_model(config, dtype=dtype, device=CPU, autocast=autocast)
+    assert model.config._attn_implementation == used

@@ -1,8 +1,9 @@
 """Causal attention in bfloat16 for CPUs, as matrix products over folded heads.
 
 torch's own CPU kernel for bfloat16 repeats the keys of grouped-query heads, and takes as long as the rest of a layer:
-SmolLM2-135M at 512 tokens, forward and backward on one core, 19.6 ms against 5.3 ms here. Scores are rounded to the
-inputs' dtype before the softmax, as in transformers' eager attention.
+SmolLM2-135M at 512 tokens, forward and backward on one core, 19.6 ms against 5.3 ms here; with few and small heads
+(five of 32), the whole model is trained in autocast 1.5 times as fast at 512 tokens, 1.1 times at 2048. Scores are
+rounded to the inputs' dtype before the softmax, as in transformers' eager attention.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -31,6 +32,13 @@ def register() -> None:
     """Make it known to transformers, with the masks that sdpa takes: without these, padding would be looked at."""
     AttentionInterface.register(NAME, folded_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def use_folded_attention(model: PreTrainedModel) -> None:
+    """Let `model` compute with it where it would have computed with sdpa."""
+    if model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation():
+        register()
+        model.set_attn_implementation(NAME)
 
 
 def folded_attention(

@@ -31,10 +31,10 @@ from transformers import (
 from transformers.utils import cached_file
 
 from arcft.config.model import ModelConfig
-from arcft.models import folded_attention
 from arcft.models.backend import import_backend
 from arcft.models.bundled import BUNDLED, WEIGHTS_FILE, bundled_folder, check_tokenizer, check_weights
 from arcft.models.errors import ModelError
+from arcft.models.folded_attention import use_folded_attention
 from arcft.models.gguf_tokenizer import load_gguf_tokenizer
 from arcft.models.positional_kernels import set_positional_kernels
 
@@ -106,13 +106,18 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def load_model(
-    config: ModelConfig, *, dtype: torch.dtype, device: torch.device, max_seq_length: int | None = None
+    config: ModelConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    autocast: torch.dtype | None = None,
+    max_seq_length: int | None = None,
 ) -> PreTrainedModel:
     """The base model with its weights in `dtype` on `device`, in evaluation mode.
 
-    For training all weights, pass float32 and leave the arithmetic to autocast; frozen weights under an adapter may
-    be in the dtype of the arithmetic. `max_seq_length` matters to unsloth only. On a CPU in bfloat16, sdpa attention is
-    computed by models/folded_attention.py. Raises ModelError.
+    For training all weights, pass float32 and leave the arithmetic to autocast, in the dtype `autocast`; frozen weights
+    under an adapter may be in the dtype of the arithmetic. `max_seq_length` matters to unsloth only. On a CPU, sdpa
+    attention in bfloat16 is computed by models/folded_attention.py. Raises ModelError.
     """
     if config.backend == "unsloth":
         return _load_unsloth(config, dtype, max_seq_length)
@@ -123,10 +128,8 @@ def load_model(
             model = _load_pretrained(config, dtype, device)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, struct.error) as error:
         raise ModelError(_not_loaded("model.path", _path(config), "a causal language model", error)) from error
-    is_sdpa = model.config._attn_implementation == "sdpa"
-    if is_sdpa and dtype == torch.bfloat16 and device.type == "cpu" and model._can_set_attn_implementation():
-        folded_attention.register()
-        model.set_attn_implementation(folded_attention.NAME)
+    if device.type == "cpu" and torch.bfloat16 in (dtype, autocast):
+        use_folded_attention(model)
     return model.eval()
 
 

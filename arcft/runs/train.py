@@ -172,8 +172,14 @@ def _held_out_examples(builder: ExampleBuilder, tasks: list[Task]) -> list[Examp
 def build_model(config: TrainConfig, device: torch.device) -> tuple[PreTrainedModel | PeftModel, str]:
     """The model to train, and the fingerprint of its base weights."""
     # All weights that are trained are float32; frozen ones may have the dtype of the arithmetic.
-    dtype = resolve_dtype(config.training.dtype, device) if config.lora.enabled else torch.float32
-    base = load_model(config.model, dtype=dtype, device=device, max_seq_length=config.training.max_seq_length)
+    arithmetic = resolve_dtype(config.training.dtype, device)
+    base = load_model(
+        config.model,
+        dtype=arithmetic if config.lora.enabled else torch.float32,
+        device=device,
+        autocast=arithmetic,
+        max_seq_length=config.training.max_seq_length,
+    )
     fingerprint = base_fingerprint(config.model, base)
     if not config.lora.enabled:
         return base, fingerprint
