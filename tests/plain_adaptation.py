@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from arcft.config.model import ModelConfig
 from arcft.models.load import load_model
 from arcft.models.lora import apply_lora
-from arcft.text.tokens import IGNORED, Example
+from arcft.text.tokens import IGNORED, Example, Positions
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 CPU = torch.device("cpu")
@@ -75,6 +75,7 @@ def adapt_alone(
     learning_rate: float,
     factor: Callable[[int], float],
     max_grad_norm: float,
+    positions: Positions | None = None,
 ) -> Iterator[PlainStep]:
     """Train `model` on one batch a step, an example after the other, so that nothing is padded."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -86,7 +87,11 @@ def adapt_alone(
         loss = 0.0
         for example in batch:
             labels = torch.tensor([example.labels])
-            logits = model(input_ids=torch.tensor([example.input_ids])).logits
+            inputs = {"input_ids": torch.tensor([example.input_ids])}
+            if positions is not None:
+                inputs["position_ids"] = torch.tensor([positions(example.input_ids)])
+                inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+            logits = model(**inputs).logits
             logits = logits if logits.dtype == torch.float64 else logits.float()
             share = torch.nn.functional.cross_entropy(
                 logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum", ignore_index=IGNORED

@@ -212,19 +212,23 @@ def test_checkpointed_activations_change_nothing() -> None:
 
 
 def test_positions_that_jump() -> None:
-    def far(ids: list[int]) -> list[int]:
-        return [3 * place for place in range(len(ids))]
+    def far(ids: Sequence[int], after: int = -1) -> list[int]:
+        return [after + 3 * place for place, _ in enumerate(ids, 1)]
 
-    batch = make_examples(1, seed=3)
+    batches = [task_batches(task, 4) for task in range(2)]
     stacked = StackedLora(adapted(architecture("llama")), 2)
-    trainer = SlotTrainer(stacked, pad_id=PAD, max_grad_norm=1.0, positions=far)
-    reference = adapted(architecture("llama"))
-    ids = torch.tensor([batch[0].input_ids])
-    logits = reference(
-        input_ids=ids, position_ids=torch.tensor([far(batch[0].input_ids)]), attention_mask=torch.ones_like(ids)
-    ).logits
-    expected = torch.nn.functional.cross_entropy(logits[0, :-1], torch.tensor(batch[0].labels)[1:])
-    assert trainer.loss(1, batch) == pytest.approx(expected.item(), abs=1e-5)
+    trainer = SlotTrainer(stacked, pad_id=PAD, max_grad_norm=MAX_NORM, positions=far)
+    for slot in range(2):
+        trainer.begin(slot, learning_rate=RATE, factor=linear)
+    losses = [[step.loss for step in steps] for steps in in_turn(trainer, batches)]
+    for slot, own in enumerate(batches):
+        reference = adapted(architecture("llama"))
+        options: dict[str, Any] = {"learning_rate": RATE, "factor": linear, "max_grad_norm": MAX_NORM}
+        expected = [step.loss for step in adapt_alone(reference, own, **options, positions=far)]
+        assert [step[slot] for step in losses] == pytest.approx(expected, abs=1e-5)
+        assert largest_difference(stacked.state(slot), adapter_state(reference)) < 1e-4
+        counted = [step.loss for step in adapt_alone(adapted(architecture("llama")), own, **options)]
+        assert expected != pytest.approx(counted, abs=1e-3)
 
 
 def test_bfloat16_follows_float32() -> None:

@@ -13,11 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from arcft.errors import ArcftError
-
-
-class KernelError(ArcftError):
-    """Positional kernels that the model has no place for."""
+from arcft.models.errors import ModelError
 
 
 @torch.no_grad()
@@ -26,14 +22,14 @@ def set_positional_kernels(model: PreTrainedModel) -> None:
 
     It is a list of {"layer": from 0, "head": from 0, "offset": in positions}, with `positional_kernel_strength`, the
     size of the bias in each pair of dimensions. The layout is that of Llama and its kin: dimension i of a head is
-    turned together with dimension i + head_dim / 2. Raises KernelError where the model has no such head or biases.
+    turned together with dimension i + head_dim / 2. Raises ModelError where the model has no such head or biases.
     """
     config: Any = model.config
     for kernel in getattr(config, "positional_kernels", None) or ():
         try:
             _set(model, config, **kernel)
         except (AttributeError, IndexError, TypeError) as error:
-            raise KernelError(
+            raise ModelError(
                 f"positional_kernels in the model's config.json: {kernel}: needs a layer and a head of the model, an offset, "
                 f"positional_kernel_strength, and biases in a rotary attention (attention_bias): {error}"
             ) from error

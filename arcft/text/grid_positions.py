@@ -2,8 +2,8 @@
 
 A position is grid * 1024 + row * 32 + column. The words that announce a grid, `Input` and `Output`, open the next grid
 in row 0; a newline opens the next row, at column 0; any other token is one further. So the cell (r, c) of a grid,
-counted from 1, lies at row r, column c; the cell to be written is always one behind the last token, the one above it
-32, and a cell of an output lies 1024 behind its twin in the paired input, whatever the sizes of the grids.
+counted from 1, lies at row r, column c: always one beyond the last token, 32 beyond the cell above it, and 1024 beyond
+its twin in the paired input, whatever the sizes of the grids.
 """
 
 from __future__ import annotations
