@@ -50,7 +50,13 @@ def example_builder(
     )
     if positions == "grid":
         check_grid_positions(prompts, tokenization)
-    return ExampleBuilder(prompts, tokenization, max_seq_length=max_seq_length, drop_demonstrations=drop_demonstrations)
+    return ExampleBuilder(
+        prompts,
+        tokenization,
+        max_seq_length=max_seq_length,
+        drop_demonstrations=drop_demonstrations,
+        cells_are_tokens=not encoder_config.allow_uneven_tokens,
+    )
 
 
 def transform_drawer(config: AugmentationConfig) -> Callable[[Task, np.random.Generator], Transform]:

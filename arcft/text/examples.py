@@ -14,6 +14,7 @@ from arcft.arc.sources import PairPool, TaskSampler
 from arcft.arc.task import MAX_SIDE, NUM_COLORS, Task, TaskError
 from arcft.arc.transforms import Transform
 from arcft.arc.views import Problem, draw_task, drop_demonstrations, input_from_inputs, leave_one_out, test_problem
+from arcft.config.training import CurriculumStage
 from arcft.errors import ArcftError
 from arcft.text.encoders import GridEncoder
 from arcft.text.evenness import check_uneven_tokens as check_uneven_tokens
@@ -41,21 +42,32 @@ class ExampleBuilder:
         *,
         max_seq_length: int,
         drop_demonstrations: bool,
+        cells_are_tokens: bool = False,
     ) -> None:
-        """`drop_demonstrations`: shorten what is too long by its last demonstrations, instead of giving it up."""
+        """`drop_demonstrations`: shorten what is too long by its last demonstrations, instead of giving it up.
+
+        `cells_are_tokens`: every cell takes a token at least, so what has too many cells need not be written to know
+        that it is too long.
+        """
         self.prompts = prompts
         self.tokenization = tokenization
         self.max_seq_length = max_seq_length
         self.drop_demonstrations = drop_demonstrations
+        self._cells_are_tokens = cells_are_tokens
         self._longest_answer: int | None = None
 
-    def example(self, problem: Problem) -> Example | None:
-        """The training example, or None if it does not fit; raise TokenizationError if the answer is not known."""
+    def example(self, problem: Problem, max_seq_length: int | None = None) -> Example | None:
+        """The training example, or None if it does not fit; raise TokenizationError if the answer is not known.
+
+        `max_seq_length` is a tighter limit than the builder's own.
+        """
+        limit = self.max_seq_length if max_seq_length is None else max_seq_length
         shortened: Problem | None = problem
         while shortened is not None:
-            example = self._example(shortened)
-            if len(example.input_ids) <= self.max_seq_length:
-                return example
+            if not (self._cells_are_tokens and _num_cells(shortened) > limit):
+                example = self._example(shortened)
+                if len(example.input_ids) <= limit:
+                    return example
             shortened = drop_demonstrations(shortened) if self.drop_demonstrations else None
         return None
 
@@ -112,7 +124,8 @@ class Trial:
 
 
 class ExampleStream:
-    """Augmented examples as a map-style dataset in which item k is a pure function of (seed, k).
+    """Augmented examples as a map-style dataset in which item k is a pure function of (seed, k) and, with a curriculum,
+    of the stage that k / length falls into.
 
     So to resume is to start at an index, and any number of workers gives the same data.
     """
@@ -127,9 +140,10 @@ class ExampleStream:
         seed: int,
         view: Literal["test", "leave_one_out"],
         input_from_inputs: float,
+        curriculum: Sequence[CurriculumStage] = (),
     ) -> None:
         """`draw` draws the augmentation of a task; `input_from_inputs` is the share of examples that ask for another
-        input instead of an output."""
+        input instead of an output; `curriculum`, its stages in order, limits the lengths of earlier examples."""
         self.sampler = sampler
         self.draw = draw
         self.builder = builder
@@ -137,6 +151,7 @@ class ExampleStream:
         self.seed = seed
         self.view = view
         self.input_from_inputs = input_from_inputs
+        self.curriculum = curriculum
 
     def __len__(self) -> int:
         return self.length
@@ -144,32 +159,39 @@ class ExampleStream:
     def __getitem__(self, k: int) -> Example:
         if not 0 <= k < self.length:
             raise IndexError(k)
+        stage = self._stage(k)
+        limit = self._limit(stage)
         for attempt in range(ATTEMPTS):
             rng = np.random.default_rng([_STREAM, self.seed, k, attempt])
             # A task that is too long is replaced by any other, not by the next, which item k + 1 shows already.
             item = self.sampler.item(k if attempt == 0 else int(rng.integers(2**31)))
-            example = self.builder.example(self._problem(self._task(item, rng), rng))
+            example = self.builder.example(self._problem(self._task(item, rng), rng), limit)
             if example is not None:
                 return example
-        raise LengthError(f"{ATTEMPTS} draws for example {k} were {self._remedy()}")
+        raise LengthError(f"{ATTEMPTS} draws for example {k} were {self._remedy(stage)}")
 
     def check(self) -> Trial:
         """Try up to 200 tasks without augmentation.
 
         Of a set of many pairs, which other draws may make fit, no id is returned. Raise LengthError if more than 90%
-        don't fit, and TaskError for a task that has nothing to learn from.
+        don't fit, in a curriculum its first stage, and TaskError for a task that has nothing to learn from.
         """
-        tried, too_long = 0, []
+        first = self._stage(0)
+        tightest = self._limit(first)
+        tried, too_long, too_long_at_first = 0, [], []
         rng = np.random.default_rng([_STREAM, self.seed])
         for item in itertools.islice(self._distinct_items(), CHECKED_TASKS):
             tried += 1
-            problems = (test_problem(task, index) for task in self._views(item, rng) for index in _answered(task))
-            if all(self.builder.example(problem) is None for problem in problems):
+            problems = [test_problem(task, index) for task in self._views(item, rng) for index in _answered(task)]
+            if any(self.builder.example(problem, tightest) is not None for problem in problems):
+                continue
+            too_long_at_first.append(item)
+            if tightest == self.builder.max_seq_length or all(self.builder.example(each) is None for each in problems):
                 too_long.append(item)
-        if len(too_long) > MAX_TOO_LONG * tried:
+        if len(too_long_at_first) > MAX_TOO_LONG * tried:
             raise LengthError(
-                f"{len(too_long)} of {tried} tasks, more than {MAX_TOO_LONG:.0%}, are {self._remedy()} "
-                f"(for example {', '.join(item.id for item in too_long[:3])})"
+                f"{len(too_long_at_first)} of {tried} tasks, more than {MAX_TOO_LONG:.0%}, are {self._remedy(first)} "
+                f"(for example {', '.join(item.id for item in too_long_at_first[:3])})"
             )
         return Trial(tried, [item.id for item in too_long if isinstance(item, Task)])
 
@@ -206,10 +228,26 @@ class ExampleStream:
             return input_from_inputs(task, index)
         return test_problem(task, index)
 
-    def _remedy(self) -> str:
-        limit = self.builder.max_seq_length
-        remedy = f"too long for training.max_seq_length={limit}; raise training.max_seq_length"
+    def _stage(self, k: int) -> int | None:
+        """The stage of the curriculum that item k belongs to; None without a curriculum."""
+        begun = [number for number, stage in enumerate(self.curriculum) if k / self.length >= stage.start]
+        return begun[-1] if begun else None
+
+    def _limit(self, stage: int | None) -> int:
+        return self.builder.max_seq_length if stage is None else self.curriculum[stage].max_seq_length
+
+    def _remedy(self, stage: int | None) -> str:
+        key = "training.max_seq_length" if stage is None else f"training.curriculum[{stage}].max_seq_length"
+        remedy = f"too long for {key}={self._limit(stage)}; raise {key}"
         return remedy if self.builder.drop_demonstrations else f"{remedy} or set training.drop_demonstrations=true"
+
+
+def _num_cells(problem: Problem) -> int:
+    """Cells of all the grids that are written for `problem`."""
+    grids = [pair.input for pair in problem.demonstrations] + [problem.query, problem.answer]
+    if problem.kind == "output":
+        grids += [pair.output for pair in problem.demonstrations]
+    return sum(grid.size for grid in grids if grid is not None)
 
 
 def _answered(task: Task) -> list[int]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import jinja2
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from arcft.config.model import LossOn
@@ -126,7 +127,11 @@ class Tokenization:
         if not completion:
             raise TokenizationError("an example without a completion has no supervised token; its answer is not known")
         prompt = self.prompt_text(system, user, opener)
-        prompt_ids = self._begin_ids + self._encode(prompt)
+        if self.loss_on == "from_second_output":
+            ids, supervised = self._encode_and_find(prompt, user, output_spans[1:])
+        else:
+            ids, supervised = self._encode(prompt), []
+        prompt_ids = self._begin_ids + ids
         completion_ids = self._encode(completion)
         self._report_merge(prompt, completion, prompt_ids + completion_ids)
         completion_ids = [*completion_ids, self.end_id]
@@ -134,9 +139,8 @@ class Tokenization:
             prompt_labels = prompt_ids
         else:
             prompt_labels = [IGNORED] * len(prompt_ids)
-            if self.loss_on == "from_second_output":
-                for position in self._positions(prompt, user, output_spans[1:]):
-                    prompt_labels[position] = prompt_ids[position]
+            for position in supervised:
+                prompt_labels[len(self._begin_ids) + position] = ids[position]
         return Example(prompt_ids + completion_ids, prompt_labels + completion_ids, len(prompt_ids))
 
     def completion_length(self, completion: str) -> int:
@@ -226,10 +230,10 @@ class Tokenization:
                 completion[:12],
             )
 
-    def _positions(self, prompt: str, user: str, spans: Sequence[tuple[int, int]]) -> list[int]:
-        """Where in the prompt's ids the tokens stand that hold a character of `spans` of `user`."""
+    def _encode_and_find(self, prompt: str, user: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+        """The prompt's ids, and where in them the tokens stand that hold a character of `spans` of `user`."""
         if not spans:
-            return []
+            return self._encode(prompt), []
         words = user.strip()  # templates trim a turn
         start = prompt.rfind(words)
         if start < 0:
@@ -241,11 +245,11 @@ class Tokenization:
         encoding: Any = self.tokenizer(
             prompt, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
         )
-        return [
-            len(self._begin_ids) + position
-            for position, (first, last) in enumerate(encoding["offset_mapping"])
-            if any(first < end + shift and last > begin + shift for begin, end in spans)
-        ]
+        firsts, lasts = np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
+        found = np.zeros(len(firsts), dtype=bool)
+        for begin, end in spans:
+            found |= (firsts < end + shift) & (lasts > begin + shift)
+        return encoding["input_ids"], np.flatnonzero(found).tolist()
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
