@@ -63,8 +63,11 @@ def test_a_batch_without_groups_is_collated_as_it_comes() -> None:
 
 
 def test_jumping_positions_come_with_a_mask_of_ones() -> None:
-    batch = collate([SHORT, LONG], pad_id=3, positions=lambda ids: [10 * index for index in range(len(ids))])
-    assert batch["position_ids"].tolist() == [[0, 10, 20, 30, 40]] * 2
+    def tens(ids: Sequence[int], after: int = -1) -> list[int]:
+        return [after + 10 * place for place, _ in enumerate(ids, 1)]
+
+    batch = collate([SHORT, LONG], pad_id=3, positions=tens)
+    assert batch["position_ids"].tolist() == [[9, 19, 29, 39, 49]] * 2
     assert batch["attention_mask"].tolist() == [[1] * 5] * 2
 
 
@@ -73,8 +76,8 @@ def test_positions_that_jump_are_not_taken_for_packed_documents() -> None:
     ids = list(range(5, 15))
     whole = Example(ids, ids, 0)
 
-    def jumping(row: list[int]) -> list[int]:
-        return [index if index < 5 else index + 20 for index in range(len(row))]
+    def jumping(row: Sequence[int], after: int = -1) -> list[int]:
+        return [place if place < 5 else place + 20 for place, _ in enumerate(row, after + 1)]
 
     batch = collate([whole], PAD, jumping)
     with torch.no_grad():
