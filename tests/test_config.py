@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from arcft.config import schema
 from arcft.config.duration import DurationError, parse_duration
 from arcft.config.run import EvaluateConfig, TrainConfig
+from arcft.config.training import CurriculumStage
 from arcft.runs.edge import config_folder, let_unknown_keys_in
 
 GROUPS = sorted(path.name for path in config_folder().iterdir() if path.is_dir() and path.name != "local")
@@ -94,6 +95,46 @@ def test_all_problems_are_told_at_once() -> None:
         "scheduler.warmup_ratio=1.5: a share of the steps, from 0 to below 1",
         "training.steps: there is no such key; did you mean training.max_steps or training.save_steps?",
     ]
+
+
+def test_a_curriculum_is_written_on_the_command_line() -> None:
+    text = "training.curriculum=[{start:0,max_seq_length:512},{start:0.25,max_seq_length:1024}]"
+    config = train_config(text, "training.max_seq_length=2048")
+    assert config.training.curriculum == [
+        CurriculumStage(start=0.0, max_seq_length=512),
+        CurriculumStage(start=0.25, max_seq_length=1024),
+    ]
+    assert schema.from_dict(TrainConfig, schema.to_dict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ("{start:0.5,max_seq_length:512}", "[0].start=0.5: the first stage starts at 0.0"),
+        (
+            "{start:0,max_seq_length:512},{start:0,max_seq_length:600}",
+            "[1].start=0.0: a share of the run, above that of the stage before (0.0) and below 1",
+        ),
+        (
+            "{start:0,max_seq_length:512},{start:1,max_seq_length:600}",
+            "[1].start=1.0: a share of the run, above that of the stage before (0.0) and below 1",
+        ),
+        (
+            "{start:0,max_seq_length:512},{start:0.5,max_seq_length:512}",
+            "[1].max_seq_length=512: above that of the stage before (512), as stages grow",
+        ),
+        ("{start:0,max_seq_length:0}", "[0].max_seq_length=0: at least 1"),
+        (
+            "{start:0,max_seq_length:512},{start:0.5,max_seq_length:2000}",
+            "[1].max_seq_length=2000: at most training.max_seq_length=1024; raise that, or lower this",
+        ),
+        ("{from:0,max_seq_length:512}", "[0].from: there is no such key; did you mean training.curriculum[0].start"),
+        ("512", "[0]=512: expected a group of keys, not int"),
+    ],
+)
+def test_a_mistake_in_a_curriculum_is_told(stages: str, message: str) -> None:
+    problems = refusal("training.max_seq_length=1024", f"training.curriculum=[{stages}]")
+    assert problems[0].startswith("training.curriculum" + message)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from arcft.arc.task import Pair, Task, TaskError, as_grid
 from arcft.arc.transforms import Identity, Transform, draw_transform
 from arcft.arc.views import Problem, input_from_inputs, test_problem
 from arcft.config.prompt import PromptConfig
+from arcft.config.training import CurriculumStage
 from arcft.text.encoders import GridEncoder, MinimalGridEncoder, build_encoder
 from arcft.text.evenness import ALTERNATIVES, UnevenTokensError, check_uneven_tokens
 from arcft.text.examples import ExampleBuilder, ExampleStream, LengthError, Trial, longest_answer_tokens
@@ -307,6 +308,50 @@ def test_items_are_a_pure_function_of_seed_and_index(tiny: PreTrainedTokenizerBa
     assert max(len(example.input_ids) for example in forwards) <= 1024
     with pytest.raises(IndexError):
         stream[40]
+
+
+CURRICULUM = [
+    CurriculumStage(start=0.0, max_seq_length=300),
+    CurriculumStage(start=0.25, max_seq_length=600),
+    CurriculumStage(start=0.75, max_seq_length=1024),
+]
+
+
+def test_a_curriculum_limits_each_item_by_its_place_in_the_run(tiny: PreTrainedTokenizerBase) -> None:
+    builder = builder_of(tiny, max_seq_length=1024)
+    stream = stream_of(builder, arc_tasks(), length=80, curriculum=CURRICULUM)
+    examples = [stream[k] for k in range(80)]
+    lengths = [len(example.input_ids) for example in examples]
+    assert max(lengths[:20]) <= 300 < max(lengths[20:60]) <= 600 < max(lengths[60:]) <= 1024
+    again = stream_of(builder, arc_tasks(), length=80, curriculum=CURRICULUM)
+    assert [again[k] for k in reversed(range(80))] == examples[::-1]
+    # What fits its stage is what a run without a curriculum shows there.
+    plain = stream_of(builder, arc_tasks(), length=80)
+    fits = [len(plain[k].input_ids) <= limit for k, limit in enumerate([300] * 20 + [600] * 40 + [1024] * 20)]
+    assert 20 <= sum(fits) < 80
+    assert all(plain[k] == examples[k] for k in range(80) if fits[k])
+
+
+def test_a_curriculum_shortens_what_may_be_shortened(tiny: PreTrainedTokenizerBase) -> None:
+    builder = builder_of(tiny, max_seq_length=43, drop_demonstrations=True)
+    stages = [CurriculumStage(start=0.0, max_seq_length=22), CurriculumStage(start=0.5, max_seq_length=43)]
+    stream = stream_of(builder, [TASK], augment=False, length=4, curriculum=stages)
+    assert [len(stream[k].input_ids) for k in range(4)] == [21, 21, 43, 43]
+
+
+def test_a_curriculum_that_begins_too_short_is_refused(tiny: PreTrainedTokenizerBase) -> None:
+    small = [Task("small", TASK.train, TASK.test[:1])]
+    large = [task for task in arc_tasks() if 400 < builder_of(tiny).num_tokens(task) <= 1024][:10]
+    stages = [CurriculumStage(start=0.0, max_seq_length=100), CurriculumStage(start=0.5, max_seq_length=1024)]
+    builder = builder_of(tiny, max_seq_length=1024)
+    with pytest.raises(LengthError, match=r"10 of 11 tasks, .* too long for training\.curriculum\[0\]") as caught:
+        stream_of(builder, [*small, *large], curriculum=stages).check()
+    assert "max_seq_length=100; raise training.curriculum[0].max_seq_length or set" in str(caught.value)
+    # What only the first stage leaves out is learned later, and not named.
+    assert stream_of(builder, [*small, *large[:9]], curriculum=stages).check() == Trial(10, [])
+    hopeless = [CurriculumStage(start=0.0, max_seq_length=10), *stages[1:]]
+    with pytest.raises(LengthError, match=r"example 0 were too long for training\.curriculum\[0\]\.max_seq_length=10"):
+        stream_of(builder, small, curriculum=hopeless)[0]
 
 
 def test_workers_give_the_same_data(tiny: PreTrainedTokenizerBase) -> None:

@@ -13,6 +13,17 @@ BEST_METRICS = ("accuracy", "correct_pixels", "correct_size", "max_correct_pixel
 
 
 @dataclasses.dataclass(kw_only=True)
+class CurriculumStage:
+    """A limit on the length of examples, from one point of the run to the next stage."""
+
+    start: float
+    """Share of the run's examples that come before; 0.0 for the first stage."""
+
+    max_seq_length: int
+    """As in TrainingConfig, for the examples of this stage."""
+
+
+@dataclasses.dataclass(kw_only=True)
 class TrainingConfig:
     max_steps: int
     """Optimizer steps."""
@@ -69,6 +80,9 @@ class TrainingConfig:
     """Examples of a batch pass through the model in groups of like length, each of at most so many tokens, padding
     included (a longer example alone); null passes the batch whole. The gradient is the same up to rounding."""
 
+    curriculum: list[CurriculumStage] = dataclasses.field(default_factory=list)
+    """Shorter examples first: stages of growing `max_seq_length`; empty trains on all lengths throughout."""
+
     max_time: str | None = None
     """Stop, saving, after this time: 90s, 45m, 11h30m."""
 
@@ -88,6 +102,9 @@ class TrainingConfig:
         for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 yield f"training.{name}={getattr(self, name)}: above 0"
+        problem = self._curriculum_problem()
+        if problem is not None:
+            yield problem
         if self.best_metric not in BEST_METRICS:
             yield f"training.best_metric={self.best_metric}: one of {', '.join(BEST_METRICS)}"
         if self.max_time is not None:
@@ -95,3 +112,22 @@ class TrainingConfig:
                 parse_duration(self.max_time)
             except DurationError as error:
                 yield f"training.max_time={self.max_time}: {error}"
+
+    def _curriculum_problem(self) -> str | None:
+        """What is wrong first, as every later stage is compared with the one before."""
+        before: CurriculumStage | None = None
+        for number, stage in enumerate(self.curriculum):
+            where = f"training.curriculum[{number}]"
+            start, length = f"{where}.start={stage.start}", f"{where}.max_seq_length={stage.max_seq_length}"
+            if before is None and stage.start != 0:
+                return f"{start}: the first stage starts at 0.0"
+            if before is not None and not before.start < stage.start < 1:
+                return f"{start}: a share of the run, above that of the stage before ({before.start}) and below 1"
+            if stage.max_seq_length < 1:
+                return f"{length}: at least 1"
+            if before is not None and stage.max_seq_length <= before.max_seq_length:
+                return f"{length}: above that of the stage before ({before.max_seq_length}), as stages grow"
+            if stage.max_seq_length > self.max_seq_length:
+                return f"{length}: at most training.max_seq_length={self.max_seq_length}; raise that, or lower this"
+            before = stage
+        return None

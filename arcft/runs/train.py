@@ -27,11 +27,12 @@ from arcft.models.lora import apply_lora, load_adapter
 from arcft.runs.build import choose_device, example_builder, transform_drawer
 from arcft.runs.callbacks import GenerationMetrics, ProgressBar, Recorder
 from arcft.runs.choose import CountTokens, TaskSets, data_fingerprint, task_sets
-from arcft.runs.closing import close_run
+from arcft.runs.closing import close_run, say_next
 from arcft.runs.edge import Stopped, stop_on_signals
 from arcft.runs.opening import say_model, say_skipped, say_tasks, show_estimate, show_first_example
 from arcft.runs.paths import override
 from arcft.runs.progress import progress_bar
+from arcft.runs.showcase import show_showcase
 from arcft.runs.tracked import tracked
 from arcft.runs.trained import check_base, open_checkpoint
 from arcft.text.examples import ExampleBuilder, ExampleStream, Trial
@@ -111,7 +112,12 @@ def train(config: TrainConfig, folder: Path) -> None:
             origin=origin,
             save_total_limit=config.training.save_total_limit,
         )
-        _train_and_close(config, folder, prepared, model, arguments, saving, tracker)
+        kept = _train_and_close(config, folder, prepared, model, arguments, saving, tracker)
+        if kept is not None:
+            # The showcase loads the checkpoint, and a large model does not fit twice.
+            del model
+            show_showcase(config, folder, prepared.builder.num_tokens, tracker)
+            say_next(folder, kept)
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -136,6 +142,7 @@ def prepare(config: TrainConfig) -> Prepared:
         seed=training.seed,
         view=config.data.view,
         input_from_inputs=config.augmentation.input_from_inputs,
+        curriculum=config.training.curriculum,
     )
     trial = stream.check()
     held_out = _held_out_examples(builder, sets.held_out)
@@ -215,7 +222,8 @@ def _train_and_close(
     arguments: TrainingArguments,
     saving: Saving,
     tracker: Tracker,
-) -> None:
+) -> str | None:
+    """Train to the end; returns which checkpoints were kept, in words, or None where it was stopped before."""
     checkpoints = find_checkpoints(folder) if config.resume is not None else []
     start = int(checkpoints[-1].name.rpartition("-")[2]) if checkpoints else 0
     max_steps = config.training.max_steps
@@ -258,5 +266,5 @@ def _train_and_close(
         if received:
             raise Stopped(received[0], message)
         console.print(message, highlight=False, markup=False, soft_wrap=True)
-        return
-    close_run(config, folder, generation, trainer, tracker)
+        return None
+    return close_run(config, folder, generation, trainer, tracker)
