@@ -1,18 +1,20 @@
 """Write arcft/assets/tiny: the tokenizer and the architecture of the bundled model.
 
-    python scripts/make_tiny.py [FOLDER]
+    python scripts/make_tiny.py [FOLDER] [--hidden 192] [--layers 6]
 
 Any text can be written and read back, byte by byte; what our encoders and prompts write takes one token a digit,
 symbol, colour name or word. The words come from conf/prompt, so run this again after changing them; the token ids
-change then, and with them every checkpoint of the model.
+change then, and with them every checkpoint of the model. Another size belongs into a folder of its own:
+
+    python train.py model.path=FOLDER model.init=random
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import string
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,8 +31,9 @@ SPECIALS = (PAD, BEGIN, END)
 PIECES = rf"{FENCE}|#+|[{SYMBOLS}]|[0-9]| ?[A-Za-z]+|\s|[^\sA-Za-z0-9{SYMBOLS}]"
 FORMAT_PIECES = (*DIGITS, "\n", " ", "|", *SYMBOLS, FENCE, "grid", " shape", ":", "x")
 CONTEXT = 4096  # tokens
-HIDDEN, LAYERS, HEADS, FEED_FORWARD = 160, 5, 5, 448
-HEAD = HIDDEN // HEADS
+HIDDEN, LAYERS = 160, 5
+HEAD = 32  # the width of a head: a pair of numbers for each of PERIODS
+FEED_FORWARD = 2.8  # of the width, in steps of 64
 # Positions are grid * 1024 + row * 32 + column (arcft/text/grid_positions.py), so these are waves over a row of
 # columns, over a grid of rows and over the grids, and at last one that tells nearly nothing about the place.
 HARMONICS, GRID_HARMONICS = (1, 2, 3, 5, 8), (1, 2, 4, 8, 16)
@@ -47,13 +50,13 @@ ROPE_THETA = 10000.0
 KERNELS = ((1, 32, 1024, 1023, 31), (1023, 1024, 31, 992, 2047), (1023, 2047))
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, hidden: int = HIDDEN, layers: int = LAYERS) -> None:
     tokenizer = make_tokenizer()
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     size = tokenizer.get_vocab_size()
     _write(folder / "tokenizer_config.json", tokenizer_settings())
-    _write(folder / "config.json", architecture(size))
+    _write(folder / "config.json", architecture(size, hidden, layers))
     print(f"{folder}: {size} tokens")
 
 
@@ -98,22 +101,23 @@ def tokenizer_settings() -> dict[str, object]:
     }
 
 
-def architecture(num_tokens: int) -> dict[str, object]:
-    """A Llama with biases in attention, which is Qwen2 but for one bias.
+def architecture(num_tokens: int, hidden: int = HIDDEN, layers: int = LAYERS) -> dict[str, object]:
+    """A Llama with biases in attention, which is Qwen2 but for one bias; `hidden` is its width, a multiple of 32.
 
     Not Qwen2 itself: beside a config.json of that type, transformers' AutoTokenizer rebuilds any tokenizer with
     Qwen2's own pieces (MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS in tokenization_auto.py), and ours falls to bytes.
     """
+    heads = hidden // HEAD
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": -(-num_tokens // 64) * 64,
-        "hidden_size": HIDDEN,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": HEADS,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
         "head_dim": HEAD,
-        "intermediate_size": FEED_FORWARD,
+        "intermediate_size": round(FEED_FORWARD * hidden / 64) * 64,
         "hidden_act": "silu",
         "attention_bias": True,
         "max_position_embeddings": LAST_POSITION,
@@ -124,8 +128,8 @@ def architecture(num_tokens: int) -> dict[str, object]:
         "initializer_range": 0.05,
         "positional_kernels": [
             {"layer": layer, "head": head, "offset": offset}
-            for layer, offsets in enumerate(KERNELS)
-            for head, offset in enumerate(offsets)
+            for layer, offsets in enumerate(KERNELS[:layers])
+            for head, offset in enumerate(offsets[:heads])
         ],
         "positional_kernel_strength": 1.5,
         "pad_token_id": SPECIALS.index(PAD),
@@ -154,5 +158,22 @@ def _write(path: Path, content: dict[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shipped = ROOT / "arcft" / "assets" / "tiny"
+    parser.add_argument("folder", type=Path, nargs="?", default=shipped, help="default: the package's own")
+    parser.add_argument("--hidden", type=int, default=HIDDEN, help=f"width, a multiple of {HEAD} (default {HIDDEN})")
+    parser.add_argument("--layers", type=int, default=LAYERS, help=f"default {LAYERS}")
+    arguments = parser.parse_args()
+    if arguments.hidden < HEAD or arguments.hidden % HEAD:
+        parser.error(f"--hidden {arguments.hidden}: a multiple of {HEAD}, the width of a head")
+    if arguments.layers < 1:
+        parser.error(f"--layers {arguments.layers}: at least 1")
+    if arguments.folder == shipped and (arguments.hidden, arguments.layers) != (HIDDEN, LAYERS):
+        parser.error("another size needs a FOLDER of its own; the package's holds the bundled model")
+    return arguments
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "arcft" / "assets" / "tiny")
+    asked = parse_arguments()
+    main(asked.folder, asked.hidden, asked.layers)
