@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import peft
@@ -106,7 +107,8 @@ def test_models(option: str) -> None:
 
 @pytest.mark.parametrize("option", options("encoder"))
 def test_encoders(option: str) -> None:
-    prepared = prepare(train_config(f"encoder={option}", "training.loss_on=completion", *TASKS))
+    counted = ["model.positions=none", "training.loss_on=completion"]
+    prepared = prepare(train_config(f"encoder={option}", *counted, *TASKS))
     for task in real_tasks(*TASK_IDS):
         text = prepared.builder.prompts.render(test_problem(task, 0))
         assert np.array_equal(prepared.builder.prompts.parse(text.completion), task.test[0].output)
@@ -116,10 +118,11 @@ def test_encoders(option: str) -> None:
 
 
 def test_a_tokenizer_without_offsets_will_do_for_what_was_trained_with_them(tmp_path: Path) -> None:
-    config = train_config("encoder=minimal", "training.loss_on=from_second_output", *TASKS)
+    config = train_config("model.positions=none", "training.loss_on=from_second_output", *TASKS)
     slow = ByT5Tokenizer()
+    options: dict[str, Any] = {"positions": "none", "max_seq_length": 4096, "loss_on": "from_second_output"}
     with pytest.raises(TokenizationError, match=r"needs a tokenizer that reports character offsets"):
-        example_builder(config.encoder, config.prompt, slow, max_seq_length=4096, loss_on=config.training.loss_on)
+        example_builder(config.encoder, config.prompt, slow, **options)
     checkpoint = Checkpoint(path=tmp_path, step=1, run_config={}, manifest={}, digest="")
     run = TrainedRun(checkpoint, config, {})
     (task,) = real_tasks(TASK_IDS[0])
@@ -129,7 +132,7 @@ def test_a_tokenizer_without_offsets_will_do_for_what_was_trained_with_them(tmp_
 
 @pytest.mark.parametrize("option", options("prompt"))
 def test_prompts(option: str) -> None:
-    prepared = prepare(train_config(f"prompt={option}", *TASKS))
+    prepared = prepare(train_config(f"prompt={option}", "model.positions=none", *TASKS))
     problem = test_problem(real_tasks(*TASK_IDS)[0], 0)
     example, prompt = prepared.builder.example(problem), prepared.builder.prompt(problem)
     assert example is not None

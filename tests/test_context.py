@@ -76,7 +76,7 @@ def test_limits_of_architectures() -> None:
     assert position_limit(LlamaConfig(max_position_embeddings=9)) == 9
     # Its positions have no end.
     assert position_limit(BloomConfig()) is None
-    assert stored_position_limit(ModelConfig(name="tiny", path="bundled:tiny")) == 8192
+    assert stored_position_limit(ModelConfig(name="tiny", path="bundled:tiny")) == 65_536
     assert stored_position_limit(ModelConfig(name="none", path="/no/model")) is None
 
 

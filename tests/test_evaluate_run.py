@@ -262,7 +262,8 @@ def test_adapters_without_data_answer_what_they_were_adapted_to(run: Path, adapt
 
 def test_adapters_that_do_not_belong_are_refused(run: Path, adapters: Path, tmp_path: Path) -> None:
     folder = tmp_path / "evaluation"
-    trained(tmp_path / "other" / "0", "encoder=code_block", "training.max_steps=1", "training.generation_tasks=0")
+    counted = ["encoder=code_block", "model.positions=none"]
+    trained(tmp_path / "other" / "0", *counted, "training.max_steps=1", "training.generation_tasks=0")
     assert refusal(folder, f"checkpoint={run}", f"adapters={tmp_path}/other/*") == (
         f"adapters: {tmp_path}/other/0 was not adapted to tasks; make one with data=leave_one_out"
     )

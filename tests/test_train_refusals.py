@@ -74,7 +74,7 @@ NESTED_WRONGLY = f"{{_target_: arcft.text.encoders.ReplaceNumberEncoder, base: {
         (["model.train_modules=[lm_heads]"], ["model.train_modules", "lm_heads", "lm_head"]),
         (["training.dtype=float16"], ["training.dtype=float16", "training.dtype=float32 or bfloat16"]),
         (["lora.start=/no/run", "data=leave_one_out"], ["/no/run: there is no such folder"]),
-        (["model.backend=unsloth", "model.init=pretrained"], ["model.backend=unsloth needs a CUDA GPU"]),
+        (["model.backend=unsloth", "model.init=pretrained", "model.positions=none"], ["model.backend=unsloth needs a CUDA GPU"]),
         (["+lora.rank=3"], ["lora.rank: there is no such key; did you mean"]),
         (["lora.rank=3"], ["lora.rank: there is no such key; did you mean"]),
         (["lora.r=0", "scheduler.warmup_ratio=1.5"], ["2 problems in the config:", "lora.r=0", "warmup_ratio=1.5"]),
@@ -102,7 +102,7 @@ def test_a_tokenizer_that_merges_cells(refusal: Callable[..., str], tokenizer_fo
 def test_a_tokenizer_of_another_model(refusal: Callable[..., str], tokenizer_folder: Callable[[str], Path]) -> None:
     qwen = tokenizer_folder("qwen2_5")
     small = [word for word in QUICK if not word.startswith("model.tokenizer")]
-    message = refusal(*small, f"model.tokenizer={qwen}", "training.max_seq_length=1024")
+    message = refusal(*small, f"model.tokenizer={qwen}", "model.positions=none", "training.max_seq_length=1024")
     assert message.startswith(f"model.tokenizer={qwen}: writes token ")
     assert message.endswith("has embeddings for 448 tokens only; give the tokenizer that belongs to it")
 
