@@ -62,7 +62,13 @@ def files_of(checkpoint: Path) -> dict[str, str]:
 
 
 def comparable(logs: list[dict[str, float]]) -> list[dict[str, float]]:
-    timing = ("eval_seconds", "train_runtime", "train_samples_per_second", "train_steps_per_second")
+    timing = (
+        "eval_seconds",
+        "tokens_per_second",
+        "train_runtime",
+        "train_samples_per_second",
+        "train_steps_per_second",
+    )
     return [{name: value for name, value in log.items() if name not in timing} for log in logs]
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,25 @@ def test_groups_are_passed_one_after_the_other(tmp_path: Path) -> None:
     assert sum(rows for rows, _ in shapes) == 8 + len(EVALUATION)
     assert all(rows * length <= 60 for rows, length in shapes)
     assert {rows for rows, _ in shapes} > {2, 3}
+
+
+def test_tokens_are_counted_without_padding_and_timed_without_evaluation(tmp_path: Path) -> None:
+    def slow(model: Any, step: int) -> dict[str, float]:
+        time.sleep(2.0)
+        return {"accuracy": 0.0}
+
+    changes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_batch_tokens": 40}
+    began = time.monotonic()
+    run = small_run(tmp_path, max_steps=4, logging_steps=2, eval_steps=1, more_metrics=slow, **changes)
+    run.trainer.train()
+    seconds = time.monotonic() - began - 4 * 2.0
+    sums = [sum(len(CopyStream()[k].input_ids) for k in range(examples)) for examples in (16, 32)]
+    assert run.logs.of("tokens") == sums
+    rates = run.logs.of("tokens_per_second")
+    assert len(rates) == 2
+    assert sums[0] / rates[0] + (sums[1] - sums[0]) / rates[1] < seconds
+    run.trainer.train()
+    assert run.logs.of("tokens") == sums * 2
 
 
 def test_each_step_has_the_rate_of_the_schedule_also_when_trained_again(tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sized
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
 from arcft.config.training import TrainingConfig
 from arcft.errors import ArcftError
 from arcft.models.load import resolve_dtype
+from arcft.text.tokens import Example
 
 
 class TrainingError(ArcftError):
@@ -65,3 +69,11 @@ def make_training_arguments(config: TrainingConfig, output_dir: Path, device: to
     # More GPUs than one would be used by DataParallel, which is slow and splits batches behind our back.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
+
+
+def check_length(train_dataset: Dataset[Example], arguments: TrainingArguments) -> None:
+    """Raise TrainingError where the run would take more examples than there are."""
+    length = len(cast(Sized, train_dataset))
+    needed = arguments.max_steps * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    if length < needed:
+        raise TrainingError(f"the stream has {length} examples, the run takes {needed}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from arcft.checkpoints import Checkpoint, CheckpointError, Origin
 from arcft.models.lora import load_adapter_weights, save_adapter
 
 MODEL_FILE = "model.safetensors"
+STATE_FILE = "trainer_state.json"
+LOOP_FILE = "loop_state.json"
+"""What our trainer knows beside transformers' own state."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,3 +63,8 @@ def load_weights(model: PreTrainedModel | peft.PeftModel, folder: Path) -> None:
         load_model(model, folder / MODEL_FILE, device=str(model.device))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder / MODEL_FILE}: does not fit this model: {error}") from error
+
+
+def read_loop_state(checkpoint: Path) -> dict[str, Any]:
+    """What a trainer wrote to LOOP_FILE."""
+    return json.loads((checkpoint / LOOP_FILE).read_text(encoding="utf-8"))

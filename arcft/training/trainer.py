@@ -22,17 +22,23 @@ from arcft.config.optimizer import OptimizerConfig
 from arcft.config.scheduler import SchedulerConfig
 from arcft.errors import ArcftError
 from arcft.text.tokens import IGNORED, Example, Positions
-from arcft.training.arguments import TrainingError
+from arcft.training.arguments import check_length
 from arcft.training.batches import Batch, collate, collate_in_groups
 from arcft.training.flow import FlowCallback
 from arcft.training.loss import can_keep_logits, mean_loss, summed_cross_entropy
 from arcft.training.optimizers import build_optimizer
-from arcft.training.saving import Saving, check_origin, load_weights, save_weights
+from arcft.training.saving import (
+    LOOP_FILE,
+    STATE_FILE,
+    Saving,
+    check_origin,
+    load_weights,
+    read_loop_state,
+    save_weights,
+)
 from arcft.training.schedulers import make_factor
 from arcft.training.stopping import StopRequest
-
-STATE_FILE = "trainer_state.json"
-LOOP_FILE = "loop_state.json"
+from arcft.training.throughput import Throughput
 
 # Loss scaling doubles and halves around what float16 can hold; a scale this low means that no scale helps.
 _SMALLEST_SCALE = 2.0**-10
@@ -86,13 +92,14 @@ class ArcftTrainer(Trainer):
         self.stop = stop or StopRequest()
         self.evaluation_due = False
         """Whether the run was stopped at a step whose evaluation is left to be done on resuming."""
+        self.throughput = Throughput()
         self._best_rank: tuple[float, float] | None = None
         self._resumed_from: Path | None = None
         self.trained_model = model
         self.eval_examples = eval_dataset or []
         self._keep_logits = can_keep_logits(model)
         self._collate = functools.partial(collate, pad_id=pad_id, positions=positions)
-        _check_length(train_dataset, args)
+        check_length(train_dataset, args)
         super().__init__(
             model=model,
             args=args,
@@ -132,7 +139,7 @@ class ArcftTrainer(Trainer):
         # Finished: Trainer would take another step before it looks at the limit.
         load_weights(self.trained_model, self._resumed_from)
         self.state = state
-        loop_state = _read_loop_state(self._resumed_from)
+        loop_state = read_loop_state(self._resumed_from)
         self._restore_best_and_evaluate(loop_state)
         return TrainOutput(state.global_step, loop_state["loss_before"] / state.global_step, {})
 
@@ -169,6 +176,7 @@ class ArcftTrainer(Trainer):
     ) -> torch.Tensor:
         """Forward and backward of a batch, one group after the other; its share of the loss of the step."""
         losses = []
+        self.throughput.tokens += inputs["tokens"]
         for group in inputs["groups"]:
             losses.append(super().training_step(model, group, num_items_in_batch))
         return torch.stack(losses).sum()
@@ -243,7 +251,14 @@ class ArcftTrainer(Trainer):
         metrics["eval_seconds"] = time.monotonic() - started
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.throughput.leave_out(time.monotonic() - started)
         return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log what the callbacks record; beside each loss the tokens so far, and those a second since the last one."""
+        if "loss" in logs:
+            logs |= self.throughput.log()
+        super().log(logs, start_time)
 
     def _break_off_evaluation(self) -> dict[str, float]:
         self.evaluation_due = True
@@ -298,15 +313,18 @@ class ArcftTrainer(Trainer):
             "loss_since_log": self._tr_loss.item(),
             "loss_before": self._total_loss_scalar,
             "logged_step": self._globalstep_last_logged,
+            "tokens": self.throughput.tokens,
             "best_rank": self._best_rank,
             "evaluation_due": self.evaluation_due,
         }
 
     def restore_loop_state(self) -> None:
-        """Called once the loop has set up its own state, where the run goes on from a checkpoint."""
+        """Called once the loop has set up its own state, of which a run that goes on from a checkpoint has more."""
         if self._resumed_from is None:
+            self.throughput.begin(0)
             return
-        state = _read_loop_state(self._resumed_from)
+        state = read_loop_state(self._resumed_from)
+        self.throughput.begin(state["tokens"])
         self._tr_loss = torch.tensor(state["loss_since_log"], device=self.args.device)
         self._total_loss_scalar = state["loss_before"]
         self._globalstep_last_logged = state["logged_step"]
@@ -317,14 +335,3 @@ class ArcftTrainer(Trainer):
         self._best_rank = None if loop_state["best_rank"] is None else tuple(loop_state["best_rank"])
         if loop_state["evaluation_due"]:
             self._determine_best_metric(self.evaluate())
-
-
-def _read_loop_state(checkpoint: Path) -> dict[str, Any]:
-    return json.loads((checkpoint / LOOP_FILE).read_text(encoding="utf-8"))
-
-
-def _check_length(train_dataset: Dataset[Example], args: TrainingArguments) -> None:
-    length = len(cast(Sized, train_dataset))
-    needed = args.max_steps * args.per_device_train_batch_size * args.gradient_accumulation_steps
-    if length < needed:
-        raise TrainingError(f"the stream has {length} examples, the run takes {needed}")
