@@ -38,7 +38,7 @@ from arcft.scoring.metrics import METRICS
 
 pytestmark = pytest.mark.slow
 
-TRACKED = [word for word in QUICK if word not in QUIET]
+TRACKED = [*(word for word in QUICK if word not in QUIET), "showcase=none"]
 BAD_RANK = "lora.r=0: the rank must be at least 1; to train without an adapter use lora=none"
 
 

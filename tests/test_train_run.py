@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from train_command import (
     QUICK,
     QUIET,
+    RANDOM_WEIGHTS,
     TASK_IDS,
     TEN_TASKS,
     assert_same_run,
@@ -40,6 +41,7 @@ from arcft.scoring.metrics import METRICS
 
 GOLDEN = Path(__file__).parent / "golden" / "main_job.json"
 MAIN_JOB = [
+    *RANDOM_WEIGHTS,
     *TEN_TASKS,
     *QUIET,
     "training.max_seq_length=512",
@@ -200,7 +202,7 @@ def test_a_dry_run_writes_nothing_but_hydras_folder(tmp_path: Path, capsys: pyte
     shown = capsys.readouterr().out
     assert "The first training example" in shown
     assert "dry run: nothing was trained or written" in shown
-    for row in (r"steps +40", r"examples +160", r"tokens, at most +0\.1 M", r"memory, about +[\d.]+ MiB"):
+    for row in (r"steps +40", r"examples +160", r"tokens, at most +0\.1 M", r"memory, about +[\d.]+ GiB"):
         assert re.search(row, shown), row
 
 

@@ -52,6 +52,9 @@ class ModelConfig:
     """`grid` tells the model grid, row and column of each token instead of its number (text/grid_positions.py); for
     models made for it, with encoder=minimal prompt=grid_only. It belongs to the model, as its context does."""
 
+    showcase_tasks: int = 0
+    """Recommended showcase.tasks: new tasks that train.py adapts to and shows in the end."""
+
     attn_implementation: str = "sdpa"
     """As in transformers: sdpa, eager, flash_attention_2, ..."""
 

@@ -14,6 +14,7 @@ from arcft.config.model import ModelConfig
 from arcft.config.optimizer import OptimizerConfig
 from arcft.config.prompt import PromptConfig
 from arcft.config.scheduler import SchedulerConfig
+from arcft.config.showcase import ShowcaseConfig
 from arcft.config.tracking import TrackingConfig
 from arcft.config.training import TrainingConfig
 from arcft.config.ttft import TtftConfig
@@ -35,6 +36,9 @@ class TrainConfig:
 
     selection: SelectionConfig
     tracking: TrackingConfig
+
+    showcase: ShowcaseConfig | None = None
+    """New tasks that the trained model is adapted to in the end."""
 
     resume: str | None = None
     """A run folder to go on with; its own config is used."""
@@ -59,6 +63,9 @@ class TrainConfig:
                 f"inference.max_seq_length={limit} is above training.max_seq_length={self.training.max_seq_length}, "
                 "and while training no more is read; drop it, or raise training.max_seq_length"
             )
+        if self.showcase is not None and self.showcase.tasks:
+            for problem in showcase_evaluation(self, self.showcase, "RUN").problems():
+                yield f"showcase: {problem}"
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -136,3 +143,18 @@ class EvaluateConfig:
             yield f"data.view={self.data.view} is for training; evaluate.py predicts the test pairs"
         if self.data.disjoint_from:
             yield f"data.disjoint_from={self.data.disjoint_from} has no effect in evaluate.py; set it to []"
+
+
+def showcase_evaluation(config: TrainConfig, showcase: ShowcaseConfig, checkpoint: str) -> EvaluateConfig:
+    """The evaluation of `checkpoint`, a checkpoint of a run of `config`, that `showcase` asks for; of all its tasks."""
+    return EvaluateConfig(
+        checkpoint=checkpoint,
+        data=showcase.data,
+        inference=showcase.inference,
+        ttft=showcase.ttft,
+        lora=showcase.lora,
+        augmentation=showcase.augmentation,
+        selection=config.selection,
+        # What comes out is recorded with the training run.
+        tracking=TrackingConfig(name="none"),
+    )

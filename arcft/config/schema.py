@@ -135,7 +135,9 @@ def _convert_fields(config_class: type, value: dict[str, Any], path: str, proble
         return _INVALID
     config = config_class(**converted)
     if isinstance(getattr(config_class, "problems", None), types.FunctionType):
-        problems += config.problems()
+        # A group inside another one knows its own name alone.
+        outer = path.rpartition(".")[0]
+        problems += [f"{outer}: {problem}" if outer else problem for problem in config.problems()]
     return config
 
 

@@ -23,8 +23,11 @@ SHOWN_TASKS = 2
 
 def close_run(
     config: TrainConfig, folder: Path, generation: GenerationMetrics, trainer: ArcftTrainer, tracker: Tracker
-) -> None:
-    """Write metrics.json and a picture of predicted against true grids; show the table and what to type next."""
+) -> str:
+    """Write metrics.json and a picture of predicted against true grids, and show the table.
+
+    Returns what was kept, in words, for `say_next`.
+    """
     step, best = trainer.state.global_step, trainer.best_step
     history = trainer.state.log_history
     losses = {name: entry[name] for entry in history for name in ("loss", "eval_loss") if name in entry}
@@ -37,7 +40,11 @@ def close_run(
     if tracker.where:
         _say(f"W&B: {tracker.where}")
     best_words = f"best {config.training.best_metric}" if metrics else "lowest eval_loss"
-    kept = f"checkpoint-{step}" + (f", {best_words} in checkpoint-{best}" if best else "")
+    return f"checkpoint-{step}" + (f", {best_words} in checkpoint-{best}" if best else "")
+
+
+def say_next(folder: Path, kept: str) -> None:
+    """The last words: where the checkpoints are, and what to type next."""
     _say(f"checkpoints in {folder} ({kept}). Next:")
     _say(f"  python evaluate.py {override('checkpoint', folder)}", style="bold")
 

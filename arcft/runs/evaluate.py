@@ -25,7 +25,7 @@ from arcft.runs.show import show_files, show_metrics, show_reused
 from arcft.runs.subjects import Subject, find_subjects
 from arcft.runs.tracked import tracked
 from arcft.runs.trained import is_pattern
-from arcft.runs.ttft_evaluate import adapt_and_score, show_plan
+from arcft.runs.ttft_evaluate import Show, adapt_and_score, show_outcome, show_plan
 from arcft.runs.ttft_folder import begun
 from arcft.runs.ttft_settle import Settled, refuse_without_effect, settle
 from arcft.scoring.metrics import METRICS, Scores
@@ -35,27 +35,34 @@ console = Console()
 
 
 def evaluate(
-    config: EvaluateConfig, folder: Path, *, explicit: Sequence[str] = (), settled: Settled | None = None
+    config: EvaluateConfig,
+    folder: Path,
+    *,
+    explicit: Sequence[str] = (),
+    settled: Settled | None = None,
+    show: Show = show_outcome,
 ) -> None:
     """Evaluate what `config` names and write everything into `folder`; goes on where an earlier call was stopped.
 
-    `explicit` are the keys that the user set by hand: they may not contradict a checkpoint. `settled` is what was made
-    of the config with ttft, if that was done already. Raises ArcftError before anything is written where checkpoints,
-    tasks or predictions are not as they should be.
+    `explicit` are the keys that the user set by hand: they may not contradict a checkpoint. `settled` is what was
+    made of the config with ttft, if that was done already, and `show` tells its outcome. Raises ArcftError before
+    anything is written where checkpoints, tasks or predictions are not as they should be.
     """
     config = evaluation_with_absolute_paths(config)
     refuse_without_effect(config, explicit)
     if config.ttft.name == "none":
-        _evaluate(config, folder, explicit, None)
+        _evaluate(config, folder, explicit, None, show)
         return
     settled = settled or settle(config, explicit)
     for note in settled.notes:
         console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
     with contextlib.nullcontext() if config.dry_run else begun(settled, folder):
-        _evaluate(settled.config, folder, explicit, settled)
+        _evaluate(settled.config, folder, explicit, settled, show)
 
 
-def _evaluate(config: EvaluateConfig, folder: Path, explicit: Sequence[str], settled: Settled | None) -> None:
+def _evaluate(
+    config: EvaluateConfig, folder: Path, explicit: Sequence[str], settled: Settled | None, show: Show
+) -> None:
     subjects = find_subjects(config, explicit)
     if config.dry_run:
         if settled is None:
@@ -76,7 +83,7 @@ def _evaluate(config: EvaluateConfig, folder: Path, explicit: Sequence[str], set
             if is_sweep:
                 _sweep(config, subjects, folder, tracker)
             elif settled is not None:
-                adapt_and_score(settled, subjects[0], folder, tracker)
+                adapt_and_score(settled, subjects[0], folder, tracker, show)
             else:
                 show_metrics(subjects[0], _scores(config, subjects[0], folder, folder, tracker))
                 show_files(folder)

@@ -42,6 +42,8 @@ from arcft.ttft.units import Unit
 from arcft.ttft.workers import default_count, drain, drain_in_processes, drain_on_ray
 
 console = Console()
+Show = Callable[[Subject, Scores, Outcome, Path], None]
+"""Tells on the console what came out; the path is the evaluation's folder."""
 
 
 class AdaptError(ArcftError):
@@ -64,8 +66,8 @@ def show_plan(settled: Settled, subject: Subject, folder: Path) -> None:
     console.print("dry run: nothing was adapted, predicted or written")
 
 
-def adapt_and_score(settled: Settled, subject: Subject, folder: Path, tracker: Tracker) -> None:
-    """Adapt and predict what the ledger in `folder` does not hold yet, and write the results.
+def adapt_and_score(settled: Settled, subject: Subject, folder: Path, tracker: Tracker, show: Show) -> None:
+    """Adapt and predict what the ledger in `folder` does not hold yet, write the results and `show` them.
 
     Raises Stopped after SIGTERM or SIGINT, and AdaptError where every task failed.
     """
@@ -77,7 +79,7 @@ def adapt_and_score(settled: Settled, subject: Subject, folder: Path, tracker: T
         if settled.config.ttft.keep_adapters and earlier.resolve() != folder.resolve():
             console.print(f"its adapters stay in {earlier / ADAPTERS_FOLDER}", highlight=False, soft_wrap=True)
         scores = results.reuse_evaluation(earlier, folder)
-        _show(subject, scores, outcome, folder)
+        show(subject, scores, outcome, folder)
         _track(subject, scores, outcome, folder, tracker, step)
         return
     outcome = _adapt(settled, subject, folder, tracker)
@@ -94,7 +96,7 @@ def adapt_and_score(settled: Settled, subject: Subject, folder: Path, tracker: T
     )
     if run and settled.config.ttft.budget is None and not outcome.failed:
         results.record_evaluation(run.folder, subject.key, run.checkpoint.path.name, folder)
-    _show(subject, scores, outcome, folder)
+    show(subject, scores, outcome, folder)
     _track(subject, scores, outcome, folder, tracker, step)
     if all(row.state != "done" for row in outcome.adaptation.rows):
         raise AdaptError(
@@ -189,7 +191,8 @@ def _recipe(ledger: Ledger) -> Recipe | None:
     return Recipe(**recipes[-1]) if recipes else None
 
 
-def _show(subject: Subject, scores: Scores, outcome: Outcome, folder: Path) -> None:
+def show_outcome(subject: Subject, scores: Scores, outcome: Outcome, folder: Path) -> None:
+    """Scores before and after, what was noted, what failed, and where to look."""
     title = count(len(subject.tasks), "task")
     adaptation = outcome.adaptation
     if scores.metrics and adaptation.before is not None:

