@@ -1,4 +1,4 @@
-"""The bundled model's rotary frequencies are the waves of a grid, and some of its heads look a given distance behind."""
+"""The bundled model's rotary frequencies are the waves of a grid; some of its heads look a given distance behind."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ def set_positional_kernels(model: PreTrainedModel) -> None:
             _set(model, config, **kernel)
         except (AttributeError, IndexError, TypeError) as error:
             raise ModelError(
-                f"positional_kernels in the model's config.json: {kernel}: needs a layer and a head of the model, an offset, "
-                f"positional_kernel_strength, and biases in a rotary attention (attention_bias): {error}"
+                f"positional_kernels in the model's config.json: {kernel}: needs a layer and a head of the model, an "
+                f"offset, positional_kernel_strength, and biases in a rotary attention (attention_bias): {error}"
             ) from error
 
 

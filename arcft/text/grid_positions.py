@@ -82,13 +82,7 @@ def check_grid_positions(prompts: PromptBuilder, tokenization: Tokenization) -> 
             for row, column in np.ndindex(grid.shape)
         ]
         if found != expected:
-            wrong = next((number for number, pair in enumerate(zip(found, expected)) if pair[0] != pair[1]), None)
-            where = (
-                f"{len(found)} tokens of cells in grids of {len(expected)} cells"
-                if wrong is None
-                else f"cell {wrong + 1} of a prompt has position {found[wrong][0]} instead of {expected[wrong][0]}"
-            )
-            raise GridPositionsError(f"model.positions=grid: {where}: {_RULE}")
+            raise GridPositionsError(f"model.positions=grid: {_first_difference(found, expected)}: {_RULE}")
 
 
 def _only_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
@@ -96,6 +90,14 @@ def _only_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
     if len(ids) != 1:
         raise GridPositionsError(f"model.positions=grid: {text!r} is {len(ids)} tokens: {_RULE}")
     return ids[0]
+
+
+def _first_difference(found: Sequence[tuple[int, int]], expected: Sequence[tuple[int, int]]) -> str:
+    """What is wrong, in words; the pairs are position and colour of each cell."""
+    for number, (own, other) in enumerate(zip(found, expected, strict=False), 1):
+        if own != other:
+            return f"cell {number} of a prompt has position {own[0]} instead of {other[0]}"
+    return f"{len(found)} tokens of cells in grids of {len(expected)} cells"
 
 
 def _trials() -> list[tuple[Problem, list[Grid]]]:
