@@ -68,8 +68,8 @@ def check_grid_positions(prompts: PromptBuilder, tokenization: Tokenization) -> 
     Tried with the largest grids and with small ones, for both kinds of problems.
     """
     positions = grid_positions(tokenization.tokenizer)
-    to_text = prompts.encoder.to_text
-    cells = {_only_token(tokenization.tokenizer, to_text([[color]])): color for color in range(NUM_COLORS)}
+    texts = [prompts.encoder.to_text(np.array([[color]], dtype=np.int8)) for color in range(NUM_COLORS)]
+    cells = {_only_token(tokenization.tokenizer, text): color for color, text in enumerate(texts)}
     for problem, grids in _trials():
         text = prompts.render(problem)
         ids = tokenization.example(text.system, text.user, text.opener, text.completion, text.output_spans).input_ids
