@@ -156,6 +156,12 @@ def draw_random_model(config: ModelConfig) -> PreTrainedModel:
     return model
 
 
+def architecture_values(config: PretrainedConfig) -> dict[str, Any]:
+    """The entries of a model's config that say what it computes: equal for models of one architecture."""
+    # Without what a class says by default, which grows with every version of transformers.
+    return dict(_without_volatile(config.to_diff_dict()))
+
+
 def base_fingerprint(config: ModelConfig, model: PreTrainedModel) -> str:
     """sha256 (hexadecimal) over the architecture and a digest of the base weights; the same for every device, dtype
     and quantisation that they are loaded in, and whether or not `model` carries an adapter or was trained since.
@@ -163,9 +169,7 @@ def base_fingerprint(config: ModelConfig, model: PreTrainedModel) -> str:
     Weight files are digested whole up to 8 MiB, and by size and 64 evenly spread blocks of 4 KiB each above, which
     takes milliseconds for files of any size; random weights by drawing them again. Raises ModelError.
     """
-    # Without what a class says by default, which grows with every version of transformers.
-    architecture = _without_volatile(model.config.to_diff_dict())
-    digest = hashlib.sha256(json.dumps(architecture, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(architecture_values(model.config), sort_keys=True, default=str).encode())
     if config.init == "random":
         for name, tensor in draw_random_model(config).state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)}".encode())

@@ -1,0 +1,151 @@
+"""Put the weights of a finished `experiment=pretrain_tiny` into the package: arcft/assets/tiny.
+
+    python scripts/ship_tiny.py CHECKPOINT [FOLDER]
+
+Writes model.safetensors in bfloat16 and bundle.json, which holds architecture, tokenizer and weights to their sha256
+from then on. Architecture and tokenizer are the package's own: a checkpoint of others is refused, and so is one whose
+run did not check that it shares nothing with ARC-1's evaluation set. CHECKPOINT is the run's folder, or one checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import AutoConfig
+
+from arcft import __version__
+from arcft.config.run import TrainConfig
+from arcft.config.schema import from_dict, to_dict
+from arcft.errors import ArcftError
+from arcft.models.bundled import ASSETS, TOKENIZER_FILES, WEIGHTS_FILE, write_bundle
+from arcft.models.load import architecture_values
+from arcft.reporting.curves import HISTORY_FILE
+from arcft.runs.edge import config_folder, plain_config
+from arcft.runs.trained import TrainedRun, open_checkpoint
+
+MOST_BYTES = 8_000_000
+DISJOINT_FROM = ("arcagi:evaluation", "arcagi2:evaluation")
+"""Sets that the run must have been held to share nothing with: those that the bundled model is scored on."""
+
+
+class ShipError(ArcftError):
+    """A checkpoint that may not become the bundled model."""
+
+
+def main(checkpoint: Path, folder: Path) -> None:
+    """Check everything, then write; raises ArcftError before anything is written."""
+    run = open_checkpoint(checkpoint)
+    problems = [*_problems_of_run(run), *_problems_of_files(run.checkpoint.path, folder)]
+    if problems:
+        raise ShipError("\n  - ".join([f"{run.checkpoint.path} can't be shipped:", *problems]))
+    weights = {
+        name: tensor.to(torch.bfloat16).contiguous()
+        for name, tensor in load_file(run.checkpoint.path / WEIGHTS_FILE).items()
+    }
+    broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ShipError(f"{run.checkpoint.path / WEIGHTS_FILE}: not finite: {', '.join(broken)}")
+    partial = folder / f"{WEIGHTS_FILE}.partial"
+    save_file(weights, partial, metadata={"format": "pt"})
+    size = partial.stat().st_size
+    if size > MOST_BYTES:
+        partial.unlink()
+        raise ShipError(f"{WEIGHTS_FILE} would have {size:,} bytes, more than {MOST_BYTES:,}; ship a smaller model")
+    os.replace(partial, folder / WEIGHTS_FILE)
+    about = _about(run, sum(tensor.numel() for tensor in weights.values()))
+    write_bundle(folder, about)
+    print(f"{folder}: {about['parameters']:,} parameters, {size:,} bytes of weights, step {about['step']}")
+    print("Now edit conf/model/tiny.yaml, and commit it together with the folder:")
+    print("  init: pretrained, train_modules: [], and the learning_rate, max_task_tokens and loss_on that suit weights")
+    print(f"Then fill in the figures of {folder / 'README.md'}.")
+
+
+def _problems_of_run(run: TrainedRun) -> list[str]:
+    """What is wrong with how it was made."""
+    config, problems = run.config, []
+    if config.lora.enabled:
+        problems.append("an adapter is no whole model: train with lora=none, as experiment=pretrain_tiny does")
+    if run.checkpoint.step < config.training.max_steps:
+        problems.append(f"its run was not finished: step {run.checkpoint.step} of {config.training.max_steps}")
+    missing = [name for name in DISJOINT_FROM if name not in config.data.disjoint_from]
+    if missing:
+        problems.append(
+            f"its run did not check that it shares nothing with {' and '.join(missing)}: data.disjoint_from="
+            f"{config.data.disjoint_from}; train again with [{','.join(DISJOINT_FROM)}]"
+        )
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        recommended = to_dict(from_dict(TrainConfig, plain_config(compose("train", ["model=tiny"]))))
+    stored = to_dict(config)
+    if stored["model"]["positions"] != recommended["model"]["positions"]:
+        problems.append(f"it was trained with model.positions={config.model.positions}, unlike conf/model/tiny.yaml")
+    problems += [
+        f"it was trained with another {group} than conf/model/tiny.yaml recommends"
+        for group in ("encoder", "prompt")
+        if stored[group] != recommended[group]
+    ]
+    return problems
+
+
+def _problems_of_files(checkpoint: Path, folder: Path) -> list[str]:
+    """What of its files is not as in the package."""
+    problems = []
+    if not (checkpoint / WEIGHTS_FILE).is_file():
+        problems.append(f"there is no {WEIGHTS_FILE}")
+    if not (checkpoint / "config.json").is_file():
+        return [*problems, "there is no config.json"]
+    stored, own = (architecture_values(AutoConfig.from_pretrained(place)) for place in (checkpoint, folder))
+    different = sorted(name for name in stored.keys() | own.keys() if stored.get(name) != own.get(name))
+    if different:
+        problems.append(f"another architecture than {folder / 'config.json'}: {', '.join(different)}")
+    words = [Tokenizer.from_file(str(place / TOKENIZER_FILES[0])).to_str() for place in (checkpoint, folder)]
+    if words[0] != words[1]:
+        problems.append(f"another tokenizer than {folder / TOKENIZER_FILES[0]}, whose token ids the weights don't know")
+    return problems
+
+
+def _about(run: TrainedRun, parameters: int) -> dict[str, Any]:
+    """Where the weights come from, without any place on the machine that made them."""
+    manifest = run.checkpoint.manifest
+    return {
+        "arcft": __version__,
+        "parameters": parameters,
+        "dtype": "bfloat16",
+        "checkpoint_sha256": run.checkpoint.digest,
+        "data_fingerprint": manifest["data_fingerprint"],
+        "disjoint_from": list(run.config.data.disjoint_from),
+        "seed": manifest["seed"],
+        "step": run.checkpoint.step,
+        "tokens": _tokens(run),
+        "versions": manifest["versions"],
+    }
+
+
+def _tokens(run: TrainedRun) -> int | None:
+    """Tokens trained on up to this checkpoint, from the run's history; None where that is gone."""
+    path = run.folder / HISTORY_FILE
+    if not path.is_file():
+        return None
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    seen = [line["tokens"] for line in lines if "tokens" in line and line.get("step", math.inf) <= run.checkpoint.step]
+    return int(max(seen)) if seen else None
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", default=ASSETS / "tiny")
+    arguments = parser.parse_args()
+    try:
+        main(arguments.checkpoint, arguments.folder)
+    except ArcftError as error:
+        sys.exit(f"error: {error}")
