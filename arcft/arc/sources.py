@@ -117,6 +117,8 @@ def load_pairs(path: str | Path, demonstrations: int | tuple[int, int]) -> list[
     """A JSON file `{id: [{input, output}, ...]}` of many pairs a task, in its order, or a cache folder of pairs by id
     (pair_cache.py); `demonstrations` of a task's pairs are drawn for each example, beside a test."""
     path = Path(path)
+    if not path.exists():
+        raise TaskError(f"{path}: no such file or folder; scripts/generate_re_arc.sh makes a folder of pairs")
     if path.is_dir():
         return [PairPool(task_id, pairs, demonstrations) for task_id, pairs in read_pair_cache(path).items()]
     pools = []

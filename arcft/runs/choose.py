@@ -223,8 +223,16 @@ def tasks_of_run(run: TrainedRun) -> list[Task]:
 
 def tasks_named(run: TrainedRun, ids: Sequence[str]) -> list[Task]:
     """The tasks of the run's data with these ids; of a pool of many pairs, the task that the run drew from it."""
-    sources = load_sources(dataclasses.replace(run.config.data, task_ids=list(ids)))
-    return [as_task(item, run.config.data.seed) for item in _one_of_each(sources)]
+    return [as_task(item, run.config.data.seed) for item in _one_of_each(_sources_named(run, ids))]
+
+
+def items_named(run: TrainedRun, ids: Sequence[str]) -> list[Task | PairPool]:
+    """All tasks and pools of the run's data with these ids."""
+    return [item for _, items in _sources_named(run, ids) for item in items]
+
+
+def _sources_named(run: TrainedRun, ids: Sequence[str]) -> Sources:
+    return load_sources(dataclasses.replace(run.config.data, task_ids=list(ids)))
 
 
 def default_held_out(num_tokens: CountTokens, max_tokens: int) -> list[Task]:

@@ -10,14 +10,15 @@ from rich.console import Console
 from arcft.arc.contamination import overlap
 from arcft.arc.task import Task, TaskError
 from arcft.checkpoints import CheckpointError
-from arcft.runs.choose import tasks_named
+from arcft.runs.choose import items_named
 from arcft.runs.trained import TrainedRun, open_checkpoint
 
 console = Console()
 
 
 def trained_on(run: TrainedRun, tasks: Sequence[Task]) -> list[str]:
-    """Ids of those of `tasks` that `run`, or a run that it was started from, has seen with their answers.
+    """Ids of those of `tasks` that `run`, or a run that it was started from, has seen with their answers, or practised
+    on pairs generated for their type.
 
     Tasks of a run that learned from demonstrations alone don't count. Where the earlier tasks or runs are no longer to
     be had, a note says what could not be compared.
@@ -29,11 +30,12 @@ def trained_on(run: TrainedRun, tasks: Sequence[Task]) -> list[str]:
         ids = list(earlier.tasks.get("train", ()))
         seen.update(ids)
         try:
-            learned = tasks_named(earlier, ids)
+            learned = items_named(earlier, ids)
         except TaskError as error:
             console.print(f"[yellow]note:[/] tasks are compared with those trained on by id alone: {error}")
             continue
-        seen.update(task_id for _, task_id in overlap(learned, tasks).tasks_up_to_symmetry)
+        shared = overlap(learned, tasks)
+        seen.update(task_id for _, task_id in shared.tasks_up_to_symmetry + shared.types)
     return [task.id for task in tasks if task.id in seen]
 
 
