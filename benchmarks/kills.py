@@ -124,7 +124,7 @@ def train(folder: Path) -> Path:
     """A run to start from: a few steps of the tiny model."""
     run = folder / "trained"
     overrides = ["training.max_steps=4", "training.per_device_train_batch_size=2", "training.generation_tasks=0"]
-    overrides += ["preview=false", *QUIET, f"hydra.run.dir='{run}'"]
+    overrides += ["model.init=random", "preview=false", "showcase=none", *QUIET, f"hydra.run.dir='{run}'"]
     finished = subprocess.run(command("train.py", *overrides), capture_output=True, text=True, check=False)
     if finished.returncode:
         raise SystemExit(f"train.py ended with {finished.returncode}:\n{finished.stderr[-2000:]}")

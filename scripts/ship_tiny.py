@@ -77,11 +77,12 @@ def _problems_of_run(run: TrainedRun) -> list[str]:
         problems.append("an adapter is no whole model: train with lora=none, as experiment=pretrain_tiny does")
     if run.checkpoint.step < config.training.max_steps:
         problems.append(f"its run was not finished: step {run.checkpoint.step} of {config.training.max_steps}")
-    missing = [name for name in DISJOINT_FROM if name not in config.data.disjoint_from]
+    checked = run.tasks.get("disjoint_from") or {}
+    missing = [name for name in DISJOINT_FROM if name not in checked]
     if missing:
         problems.append(
-            f"its run did not check that it shares nothing with {' and '.join(missing)}: data.disjoint_from="
-            f"{config.data.disjoint_from}; train again with [{','.join(DISJOINT_FROM)}]"
+            f"its run did not check that it shares nothing with {' and '.join(missing)}; train again with "
+            f"data.disjoint_from=[{','.join(DISJOINT_FROM)}]"
         )
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
         recommended = to_dict(from_dict(TrainConfig, plain_config(compose("train", ["model=tiny"]))))
@@ -122,7 +123,7 @@ def _about(run: TrainedRun, parameters: int) -> dict[str, Any]:
         "dtype": "bfloat16",
         "checkpoint_sha256": run.checkpoint.digest,
         "data_fingerprint": manifest["data_fingerprint"],
-        "disjoint_from": list(run.config.data.disjoint_from),
+        "disjoint_from": run.tasks["disjoint_from"],
         "seed": manifest["seed"],
         "step": run.checkpoint.step,
         "tokens": _tokens(run),

@@ -436,4 +436,28 @@ def test_a_config_is_settled_once(run: Path) -> None:
     assert settled.config.checkpoint == str(run / "checkpoint-6")
     assert settle(settled.config, []).config == settled.config
     assert settled.notes == ()
+    assert settled.max_steps == 64
     assert settle(dataclasses.replace(config, ttft=dataclasses.replace(config.ttft, start="fresh")), []).notes == ()
+
+
+def test_what_a_model_recommends_for_adapting_is_taken_unless_set() -> None:
+    from test_config import evaluate_config, train_config
+
+    from arcft.config.schema import ConfigError
+    from arcft.runs.ttft_model import learning_rate
+    from arcft.runs.ttft_settle import settle
+
+    def settled(*overrides: str) -> tuple[float, int, int | None, float | None]:
+        found = settle(evaluate_config("model=tiny", "model.learning_rate=1e-3", "ttft=per_task", *overrides), [])
+        return learning_rate(found), found.max_steps, found.config.lora.r, found.config.lora.alpha
+
+    recommended = ["model.ttft_learning_rate=5e-3", "model.ttft_max_steps=90", "model.lora_r=8", "model.lora_alpha=4"]
+    assert settled() == (1e-3, 64, 16, 32.0)
+    assert settled(*recommended) == (5e-3, 90, 8, 4.0)
+    own = ["ttft.learning_rate=2e-3", "ttft.max_steps=7", "lora.r=2", "lora.alpha=1"]
+    assert settled(*recommended, *own) == (2e-3, 7, 2, 1.0)
+    lora = train_config(*recommended).lora
+    assert (lora.r, lora.alpha) == (8, 4.0)
+    assert evaluate_config("checkpoint=run", "ttft=split", "ttft.splits=2").ttft.max_steps == 300
+    with pytest.raises(ConfigError, match=r"ttft\.max_steps is null: ttft=whole_set needs a number"):
+        evaluate_config("checkpoint=run", "ttft=whole_set", "ttft.max_steps=null")

@@ -52,6 +52,16 @@ class ModelConfig:
     """`grid` tells the model grid, row and column of each token instead of its number (text/grid_positions.py); for
     models made for it, with encoder=minimal prompt=grid_only. It belongs to the model, as its context does."""
 
+    lora_r: int = 16
+    lora_alpha: float = 32.0
+    """Recommended rank and scale of a fresh adapter; lora=default takes them unless set."""
+
+    ttft_learning_rate: float | None = None
+    """Recommended peak rate of test-time fine-tuning; ttft.learning_rate=null takes it, or without it learning_rate."""
+
+    ttft_max_steps: int = 64
+    """Recommended steps for a task; ttft=per_task takes them unless set."""
+
     showcase_tasks: int = 0
     """Recommended showcase.tasks: new tasks that train.py adapts to and shows in the end."""
 
@@ -68,6 +78,13 @@ class ModelConfig:
         if not self.path:
             yield "model.path is not set: give a hub id, a folder or a .gguf file, e.g. model.path=/models/my-model"
             return
+        for name in ("lora_r", "ttft_max_steps"):
+            if getattr(self, name) < 1:
+                yield f"model.{name}={getattr(self, name)}: at least 1"
+        if self.showcase_tasks < 0:
+            yield f"model.showcase_tasks={self.showcase_tasks}: at least 0, which recommends none"
+        if self.ttft_learning_rate is not None and not self.ttft_learning_rate > 0:
+            yield f"model.ttft_learning_rate={self.ttft_learning_rate}: above 0, or null for model.learning_rate"
         if self.init == "random" and self.quantization != "none":
             yield f"model.quantization={self.quantization} has no effect on random weights; use model.quantization=none"
         if self.init == "pretrained" and self.seed != 0:

@@ -14,8 +14,8 @@ class TtftConfig:
     name: Literal["none", "per_task", "whole_set", "split"]
     """An adapter for each task, one for all tasks together, or one for each of `splits` groups of tasks."""
 
-    max_steps: int
-    """Optimizer steps of an adapter."""
+    max_steps: int | None
+    """Optimizer steps of an adapter; null for what the model recommends for one task, with ttft=per_task."""
 
     batch_size: int
     """Examples in a step."""
@@ -79,6 +79,8 @@ class TtftConfig:
                 yield f"ttft.{name}={value}: above 0"
         if not 0 <= self.warmup_ratio < 1:
             yield f"ttft.warmup_ratio={self.warmup_ratio}: a share of the steps, from 0 to below 1"
+        if self.max_steps is None and self.name in ("whole_set", "split"):
+            yield f"ttft.max_steps is null: ttft={self.name} needs a number, for it depends on the number of tasks"
         if self.name == "split" and self.splits is None:
             yield "ttft.splits is null: ttft=split needs the number of groups"
         if self.name != "split" and self.splits is not None:

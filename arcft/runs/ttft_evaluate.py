@@ -59,7 +59,7 @@ def show_plan(settled: Settled, subject: Subject, folder: Path) -> None:
     before = sum(len(task.test) for task in subject.tasks) * config.ttft.predict_before
     console.print(
         f"{subject.name}: {count(len(subject.tasks), 'task')}, {count(len(units), 'adapter')} of up to "
-        f"{count(config.ttft.max_steps, 'step')}, {count(prompts, 'prompt')} and {before:,} before adapting",
+        f"{count(settled.max_steps, 'step')}, {count(prompts, 'prompt')} and {before:,} before adapting",
         highlight=False,
         soft_wrap=True,
     )
@@ -135,7 +135,7 @@ def _adapt(settled: Settled, subject: Subject, folder: Path, tracker: Tracker) -
         queue = Queue(
             ledger,
             units,
-            steps=config.ttft.max_steps,
+            steps=settled.max_steps,
             predictions=config.inference.predictions_per_test,
             predict_before=config.ttft.predict_before,
             seed=config.ttft.seed,

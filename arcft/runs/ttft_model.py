@@ -86,7 +86,7 @@ def learning_rate(settled: Settled) -> float:
     """The peak rate: what was asked for, or what the model recommends."""
     model = settled.run.config.model if settled.run else settled.config.model
     assert model is not None  # EvaluateConfig.problems
-    return settled.config.ttft.learning_rate or model.learning_rate
+    return settled.config.ttft.learning_rate or model.ttft_learning_rate or model.learning_rate
 
 
 def learn_builder(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:

@@ -29,6 +29,13 @@ class Settled:
     """What is done otherwise than one may think."""
 
     @property
+    def max_steps(self) -> int:
+        """Of an adapter."""
+        steps = self.config.ttft.max_steps
+        assert steps is not None  # written out by settle
+        return steps
+
+    @property
     def identity(self) -> str:
         """Of the checkpoint, byte by byte; empty with model=."""
         return self.run.checkpoint.digest if self.run else ""
@@ -79,7 +86,7 @@ def settle(config: EvaluateConfig, explicit: Sequence[str]) -> Settled:
         config,
         checkpoint=str(run.checkpoint.path) if run else None,
         lora=lora,
-        ttft=dataclasses.replace(config.ttft, start=start),
+        ttft=dataclasses.replace(config.ttft, start=start, max_steps=config.ttft.max_steps or model.ttft_max_steps),
     )
     return Settled(config=config, run=run, notes=tuple(notes))
 

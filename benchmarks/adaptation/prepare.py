@@ -192,10 +192,10 @@ def training_examples(settled: Settled, builder: ExampleBuilder, task: Task) -> 
         draw=transform_drawer(config.augmentation),
         input_from_inputs=config.augmentation.input_from_inputs,
         seed=derived_seed(config.ttft.seed, task.id),
-        length=config.ttft.max_steps,
+        length=settled.max_steps,
         hold_back=False,
     )
-    examples = [prepared.stream[step] for step in range(config.ttft.max_steps)]
+    examples = [prepared.stream[step] for step in range(settled.max_steps)]
     return [{"input_ids": example.input_ids, "labels": example.labels} for example in examples]
 
 
