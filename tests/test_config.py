@@ -21,6 +21,7 @@ OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((config_fol
 EXTRA = {
     ("data", "kaggle"): ["data.path=tasks.json"],
     ("data", "folder"): ["data.path=tasks"],
+    ("data", "pairs"): ["data.path=pairs"],
     ("model", "local"): ["model.path=model"],
 }
 
