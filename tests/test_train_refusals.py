@@ -74,7 +74,10 @@ NESTED_WRONGLY = f"{{_target_: arcft.text.encoders.ReplaceNumberEncoder, base: {
         (["model.train_modules=[lm_heads]"], ["model.train_modules", "lm_heads", "lm_head"]),
         (["training.dtype=float16"], ["training.dtype=float16", "training.dtype=float32 or bfloat16"]),
         (["lora.start=/no/run", "data=leave_one_out"], ["/no/run: there is no such folder"]),
-        (["model.backend=unsloth", "model.init=pretrained", "model.positions=none"], ["model.backend=unsloth needs a CUDA GPU"]),
+        (
+            ["model.backend=unsloth", "model.init=pretrained", "model.positions=none"],
+            ["model.backend=unsloth needs a CUDA GPU"],
+        ),
         (["+lora.rank=3"], ["lora.rank: there is no such key; did you mean"]),
         (["lora.rank=3"], ["lora.rank: there is no such key; did you mean"]),
         (["lora.r=0", "scheduler.warmup_ratio=1.5"], ["2 problems in the config:", "lora.r=0", "warmup_ratio=1.5"]),
