@@ -57,6 +57,7 @@ BUILT = {
     "prompt",
     "scheduler",
     "selection",
+    "showcase",
     "tracking",
     "training",
     "ttft",
@@ -267,6 +268,11 @@ def test_tracking(tmp_path: Path) -> None:
 def test_ttft() -> None:
     # Each is run in tests/test_ttft_run.py.
     assert set(options("ttft")) == {"none", "per_task", "whole_set", "split"}
+
+
+def test_showcase() -> None:
+    # Each is run in tests/test_showcase.py.
+    assert set(options("showcase")) == {"none", "ttft"}
 
 
 @pytest.mark.parametrize("option", options("experiment"))

@@ -64,10 +64,11 @@ def test_the_agent_writes_hydra_overrides(recorded: Path, monkeypatch: pytest.Mo
     )
     assert exit_code == 0
     argv = json.loads((folder / "argv.json").read_text(encoding="utf-8"))
-    assert argv == ["recorder.py", "lora.r=64", "training.seed=1", "lora.alpha=${lora.r}"]
+    assert argv == ["recorder.py", "lora.r=64", "training.seed=1", "lora.alpha=${lora.r}", "showcase=none"]
     overrides = OverridesParser.create().parse_overrides(argv[1:])
     assert [(override.key_or_group, override.value()) for override in overrides] == [
         ("lora.r", 64),
         ("training.seed", 1),
         ("lora.alpha", "${lora.r}"),
+        ("showcase", "none"),
     ]
