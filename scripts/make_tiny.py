@@ -36,7 +36,7 @@ HEAD = 32  # the width of a head: a pair of numbers for each of PERIODS
 FEED_FORWARD = 2.8  # of the width, in steps of 64
 # Positions are grid * 1024 + row * 32 + column (arcft/text/grid_positions.py), so these are waves over a row of
 # columns, over a grid of rows and over the grids, and at last one that tells nearly nothing about the place.
-HARMONICS, GRID_HARMONICS = (1, 2, 3, 5, 8), (1, 2, 4, 8, 16)
+HARMONICS, GRID_HARMONICS = (1, 2, 4, 8, 13), (1, 2, 4, 8, 16)
 PERIODS = (
     *(ROW / k for k in HARMONICS),
     *(GRID / k for k in HARMONICS),
@@ -131,7 +131,7 @@ def architecture(num_tokens: int, hidden: int = HIDDEN, layers: int = LAYERS) ->
             for layer, offsets in enumerate(KERNELS[:layers])
             for head, offset in enumerate(offsets[:heads])
         ],
-        "positional_kernel_strength": 1.5,
+        "positional_kernel_strength": 2.0,
         "pad_token_id": SPECIALS.index(PAD),
         "bos_token_id": SPECIALS.index(BEGIN),
         "eos_token_id": SPECIALS.index(END),
