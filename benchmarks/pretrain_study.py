@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,7 @@ def nats_per_cell(model: PreTrainedModel | PeftModel, run: TrainedRun, tasks: Se
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    columns = {
+    columns: dict[str, tuple[str, Callable[[Any], str]]] = {
         "M parameters": ("parameters", lambda value: f"{value / 1e6:.2f}"),
         "steps": ("steps", str),
         "M tokens": ("tokens", lambda value: f"{value / 1e6:.2f}"),

@@ -295,6 +295,17 @@ def stream_of(
     return ExampleStream(sampler, draw, builder, seed=seed, **(settings | options))
 
 
+@pytest.mark.parametrize("drop_demonstrations", [True, False])
+@pytest.mark.parametrize("inputs", [0.0, 0.3])
+def test_what_is_too_large_by_its_cells_need_not_be_written(
+    tiny: PreTrainedTokenizerBase, drop_demonstrations: bool, inputs: float
+) -> None:
+    builder = builder_of(tiny, max_seq_length=300, drop_demonstrations=drop_demonstrations)
+    written = [stream_of(builder, arc_tasks(), input_from_inputs=inputs)[k] for k in range(40)]
+    builder.cells_are_tokens = True
+    assert [stream_of(builder, arc_tasks(), input_from_inputs=inputs)[k] for k in range(40)] == written
+
+
 def test_items_are_a_pure_function_of_seed_and_index(tiny: PreTrainedTokenizerBase) -> None:
     builder = builder_of(tiny, max_seq_length=1024)
     stream = stream_of(builder, arc_tasks(), input_from_inputs=0.3)

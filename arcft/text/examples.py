@@ -53,7 +53,7 @@ class ExampleBuilder:
         self.tokenization = tokenization
         self.max_seq_length = max_seq_length
         self.drop_demonstrations = drop_demonstrations
-        self._cells_are_tokens = cells_are_tokens
+        self.cells_are_tokens = cells_are_tokens
         self._longest_answer: int | None = None
 
     def example(self, problem: Problem, max_seq_length: int | None = None) -> Example | None:
@@ -64,7 +64,7 @@ class ExampleBuilder:
         limit = self.max_seq_length if max_seq_length is None else max_seq_length
         shortened: Problem | None = problem
         while shortened is not None:
-            if not (self._cells_are_tokens and _num_cells(shortened) > limit):
+            if not (self.cells_are_tokens and _num_cells(shortened) > limit):
                 example = self._example(shortened)
                 if len(example.input_ids) <= limit:
                     return example
@@ -142,8 +142,9 @@ class ExampleStream:
         input_from_inputs: float,
         curriculum: Sequence[CurriculumStage] = (),
     ) -> None:
-        """`draw` draws the augmentation of a task; `input_from_inputs` is the share of examples that ask for another
-        input instead of an output; `curriculum`, its stages in order, limits the lengths of earlier examples."""
+        """`draw` draws the augmentation of a task, which makes no grid smaller; `input_from_inputs` is the share of
+        examples that ask for another input instead of an output; `curriculum`, its stages in order, limits the lengths
+        of earlier examples."""
         self.sampler = sampler
         self.draw = draw
         self.builder = builder
@@ -165,7 +166,10 @@ class ExampleStream:
             rng = np.random.default_rng([_STREAM, self.seed, k, attempt])
             # A task that is too long is replaced by any other, not by the next, which item k + 1 shows already.
             item = self.sampler.item(k if attempt == 0 else int(rng.integers(2**31)))
-            example = self.builder.example(self._problem(self._task(item, rng), rng), limit)
+            task = self._task(item, rng)
+            if self._is_too_large(task, limit):
+                continue
+            example = self.builder.example(self._problem(task, rng), limit)
             if example is not None:
                 return example
         raise LengthError(f"{ATTEMPTS} draws for example {k} were {self._remedy(stage)}")
@@ -219,6 +223,17 @@ class ExampleStream:
                 "use data.view=leave_one_out to learn from its demonstrations"
             )
         return [item]
+
+    def _is_too_large(self, task: Task, limit: int) -> bool:
+        """Whether the cells alone of the smallest pairs that make an example are too many: most of what is drawn for a
+        curriculum's first stage need not be augmented to know that."""
+        if not self.builder.cells_are_tokens or self.input_from_inputs:
+            return False
+        sizes = sorted(
+            pair.input.size + (0 if pair.output is None else pair.output.size) for pair in task.train + task.test
+        )
+        needed = 2 if self.builder.drop_demonstrations else len(task.train) + 1
+        return sum(sizes[:needed]) > limit
 
     def _problem(self, task: Task, rng: np.random.Generator) -> Problem:
         task = self.draw(task, rng).apply(task)
