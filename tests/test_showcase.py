@@ -120,11 +120,11 @@ def test_tasks_are_new_and_chosen_by_length_alone(tmp_path: Path) -> None:
     assert run_train(tmp_path / "run", *QUICK, ids("40853293", "25ff71a9", "25d8a9c8"), *options) == 0
     run = open_checkpoint(tmp_path / "run")
     names = f"showcase.data.task_ids=[{','.join(repr(task.id) for task in (seen, *others))}]"
-    config = train_config("showcase.tasks=3", names).showcase
+    config = train_config("showcase.tasks=3", "showcase.data.max_tokens=null", names).showcase
     assert config is not None
     assert [task.id for task in shortest_new_tasks(config, run, size)] == ["66e6c45b", "be03b35f", "00576224"]
     assert [task.id for task in shortest_new_tasks(config, run, lambda task: 1)] == sorted(task.id for task in others)
-    only_seen = train_config("showcase.tasks=3", "showcase.data.task_ids=['070dd51e']")
+    only_seen = train_config("showcase.tasks=3", "showcase.data.max_tokens=null", "showcase.data.task_ids=['070dd51e']")
     assert only_seen.showcase is not None
     with pytest.raises(ArcftError, match=r"showcase\.data: all of its 1 task were trained on"):
         shortest_new_tasks(only_seen.showcase, run, size)
