@@ -39,6 +39,19 @@ def test_adapters_learn_on_every_base_with_every_optimizer(tmp_path: Path, quant
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_groups_change_no_more_than_rounding(tmp_path: Path, dtype: str) -> None:
+    def losses(name: str, **changes: int) -> list[float]:
+        run = small_run(
+            tmp_path / name, small_model(), dtype=dtype, device=choose_device(), max_steps=12, num_workers=1, **changes
+        )
+        run.trainer.train()
+        return run.logs.of("loss")
+
+    grouped = losses("groups", max_batch_tokens=40)
+    assert grouped == pytest.approx(losses("whole"), rel=1e-3 if dtype == "float32" else 5e-2)
+
+
 def test_unsloth_trains(tmp_path: Path) -> None:
     pytest.importorskip("unsloth")
     small_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")

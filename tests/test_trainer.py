@@ -35,10 +35,10 @@ from arcft.models.load import load_model
 from arcft.models.lora import apply_lora, load_adapter
 from arcft.training.arguments import TrainingError, make_training_arguments
 from arcft.training.batches import collate
+from arcft.training.finite import NonFiniteError
 from arcft.training.loss import mean_loss
 from arcft.training.schedulers import make_factor
 from arcft.training.stopping import StopRequest
-from arcft.training.trainer import NonFiniteError
 
 GOLDEN = Path(__file__).parent / "golden" / "trajectory.json"
 NAMES = ("loss", "grad_norm", "learning_rate")

@@ -15,10 +15,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from arcft.models.stacked_lora import StackedLora
 from arcft.text.tokens import IGNORED, Example, Positions
 from arcft.training.batches import collate
+from arcft.training.finite import SMALLEST_SCALE
 
-# Of loss scaling in float16: where each task begins, and where no scale helps.
+# Of loss scaling in float16: where each task begins.
 _FIRST_SCALE = 2.0**14
-_SMALLEST_SCALE = 2.0**-10
 _STRETCH = 4096
 
 
@@ -162,7 +162,7 @@ class SlotTrainer:
             overflown = [
                 slot
                 for slot, loss, norm, scale in zip(slots, *found, scales, strict=True)
-                if scale > _SMALLEST_SCALE and math.isfinite(loss) and not math.isfinite(norm)
+                if scale > SMALLEST_SCALE and math.isfinite(loss) and not math.isfinite(norm)
             ]
             if self.stacked.compute_dtype != torch.float16 or not overflown:
                 return found[0], [norm / scale for norm, scale in zip(found[1], scales, strict=True)]

@@ -20,10 +20,10 @@ from transformers.trainer_utils import TrainOutput
 from arcft import checkpoints
 from arcft.config.optimizer import OptimizerConfig
 from arcft.config.scheduler import SchedulerConfig
-from arcft.errors import ArcftError
 from arcft.text.tokens import IGNORED, Example, Positions
 from arcft.training.arguments import check_length
 from arcft.training.batches import Batch, collate, collate_in_groups
+from arcft.training.finite import SMALLEST_SCALE, check_finite
 from arcft.training.flow import FlowCallback
 from arcft.training.loss import can_keep_logits, mean_loss, summed_cross_entropy
 from arcft.training.optimizers import build_optimizer
@@ -39,13 +39,6 @@ from arcft.training.saving import (
 from arcft.training.schedulers import make_factor
 from arcft.training.stopping import StopRequest
 from arcft.training.throughput import Throughput
-
-# Loss scaling doubles and halves around what float16 can hold; a scale this low means that no scale helps.
-_SMALLEST_SCALE = 2.0**-10
-
-
-class NonFiniteError(ArcftError):
-    """A loss or gradient that is infinite or not a number; raised before the step that would spoil the weights."""
 
 
 class ArcftTrainer(Trainer):
@@ -191,24 +184,16 @@ class ArcftTrainer(Trainer):
         """This group's share of the mean over the supervised tokens of the whole step."""
         total, count = summed_cross_entropy(model, inputs, keep_logits=self._keep_logits)
         loss = total / (count if num_items_in_batch is None else num_items_in_batch)
-        if not torch.isfinite(loss):
-            raise NonFiniteError(self._not_finite("loss", loss))
+        check_finite("loss", loss, self.state.global_step + 1, self.args.learning_rate)
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         norm = super()._clip_grad_norm(model)
         scaler = self.accelerator.scaler
         # With loss scaling, gradients that overflow are expected: the scaler skips the step and lowers the scale.
-        if not torch.isfinite(norm) and (scaler is None or scaler.get_scale() < _SMALLEST_SCALE):
-            raise NonFiniteError(self._not_finite("gradient norm", norm))
+        if scaler is None or scaler.get_scale() < SMALLEST_SCALE:
+            check_finite("gradient norm", norm, self.state.global_step + 1, self.args.learning_rate)
         return norm
-
-    def _not_finite(self, what: str, value: torch.Tensor) -> str:
-        return (
-            f"step {self.state.global_step + 1}: the {what} is {value.item()}, so the step was not taken; lower "
-            f"training.learning_rate={self.args.learning_rate}, or compute in float32 (training.dtype=float32). "
-            "The checkpoints so far are good to resume from"
-        )
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
         """Not counted: it would walk over all parameters for every batch."""
