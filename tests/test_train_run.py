@@ -444,7 +444,7 @@ def test_leave_one_out_goes_on_from_an_adapter(quick_run: Path, tmp_path: Path) 
     options = [*QUIET, "data=leave_one_out", ids("25ff71a9"), f"lora.start={quick_run}", "training.max_steps=4"]
     assert run_train(tmp_path / "run", *options, "training.logging_steps=1") == 0
     stored = read_run_yaml(tmp_path / "run")
-    assert stored["tasks"] == {"train": ["25ff71a9"], "held_out": [], "adapted_to": ["25ff71a9"]}
+    assert stored["tasks"] == {"train": ["25ff71a9"], "held_out": [], "adapted_to": ["25ff71a9"], "disjoint_from": {}}
     assert stored["config"]["model"] == stored_config(quick_run)["model"]
     assert stored["config"]["lora"] == stored_config(quick_run)["lora"] | {"start": str(quick_run)}
     # The trained adapter knows more at its first step than it did at its own.
