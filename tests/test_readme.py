@@ -23,7 +23,10 @@ TEXT = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md
 # In code spans and blocks; comments and what follows && are cut off.
 COMMANDS = list(dict.fromkeys(re.findall(r"(?:python (?:train|evaluate)\.py)[^`#\n&]*", TEXT)))
 # What keeps a command small, without touching what it is about.
-SMALL_TRAIN = ["training.max_steps=2", "training.generation_tasks=1", "inference.max_new_tokens=4", "tracking=none"]
+SMALL_TRAIN = [
+    "training.max_steps=2", "training.generation_tasks=1", "inference.max_new_tokens=4", "tracking=none",
+    "showcase.tasks=1", "showcase.ttft.max_steps=1", "showcase.inference.max_new_tokens=4",
+]  # fmt: skip
 SMALL_EVALUATE = ["data.limit=2", "inference.max_new_tokens=4", "inference.predictions_per_test=2", "tracking=none"]
 SMALL_TTFT = ["ttft.max_steps=2", *SMALL_EVALUATE]
 # Need a hub, show help, or name a folder of somebody else's.
