@@ -80,12 +80,17 @@ def test_any_grouping_and_length(heads: int, key_heads: int, length: int, keys: 
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("length", "wanted", "most"), [(8, True, 8), (16, True, 2), (8, False, 2)])
-def test_probabilities_are_kept_for_short_contexts_and_gradients_only(
-    length: int, wanted: bool, most: int, monkeypatch: pytest.MonkeyPatch
+# Two heads of 16 queries, which see 1, 2, ..., 16 keys: 2 * 136 probabilities of 4 bytes.
+@pytest.mark.parametrize(
+    ("length", "most_bytes", "wanted", "most"),
+    [(8, 0, True, 8), (16, 1087, True, 2), (16, 1088, True, 16), (8, 1088, False, 2)],
+)
+def test_probabilities_are_kept_where_they_are_few_and_for_gradients_only(
+    length: int, most_bytes: int, wanted: bool, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folded_attention, "BLOCK", 1)
     monkeypatch.setattr(folded_attention, "_MOST_KEPT", 8)
+    monkeypatch.setattr(folded_attention, "_MOST_KEPT_BYTES", most_bytes)
     made: list[weakref.ref[torch.Tensor]] = []
     alive = []
     plain = folded_attention._Folded.probabilities
