@@ -135,7 +135,7 @@ def architecture(num_tokens: int, hidden: int = HIDDEN, layers: int = LAYERS) ->
         "pad_token_id": SPECIALS.index(PAD),
         "bos_token_id": SPECIALS.index(BEGIN),
         "eos_token_id": SPECIALS.index(END),
-        "dtype": "float32",
+        "dtype": "bfloat16",  # as the weights are stored
     }
 
 
