@@ -11,6 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from re_arc_script import make
 from test_config import GROUPS, OPTIONS, train_config
 from test_train_run import real_tasks, write_kaggle
 from train_command import ARCHITECTURES, SMALL_MODEL, TASK_IDS, ids
@@ -238,7 +239,8 @@ def test_data(tmp_path: Path, option: str, train: list[int], held_out: int) -> N
 
 
 def test_every_kind_of_data_is_tested() -> None:
-    assert set(options("data")) == {"arc1", "arc2", "leave_one_out", "mix", "kaggle", "folder", "held_out"}
+    # data=pairs: tests/test_disjoint.py and tests/test_pair_cache.py.
+    assert set(options("data")) == {"arc1", "arc2", "leave_one_out", "mix", "kaggle", "folder", "pairs", "held_out"}
 
 
 @pytest.mark.parametrize("option", options("inference"))
@@ -276,8 +278,13 @@ def test_showcase() -> None:
 
 
 @pytest.mark.parametrize("option", options("experiment"))
-def test_experiments(option: str) -> None:
-    config = train_config(f"experiment={option}", *architecture("qwen2"), *TASKS)
+def test_experiments(tmp_path: Path, option: str) -> None:
+    changes = [*architecture("qwen2"), *TASKS]
+    if option.startswith("pretrain"):
+        # The whole recipe is run in small in tests/test_disjoint.py.
+        make(tmp_path, pairs=8, diff_lb=0.1, diff_ub=0.25)
+        changes = ["model.tokenizer=null", f"data.path={tmp_path}", "data.held_out=0"]
+    config = train_config(f"experiment={option}", *changes)
     prepared = prepare(config)
     model, _ = build_model(config, CPU)
     assert loss_of(model, prepared) == pytest.approx(np.log(448), rel=0.1)
