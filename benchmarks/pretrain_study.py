@@ -56,8 +56,8 @@ VARIANTS: dict[str, list[str]] = {
     "adamw": ["optimizer=adamw", "training.learning_rate=1e-3"],
     "no_composition": ["augmentation.composition=0"],
     "half_composition": ["augmentation.composition=0.5"],
-    "batch_16": ["training.per_device_train_batch_size=16"],
-    "batch_64": ["training.per_device_train_batch_size=64"],
+    "batch_8": ["training.per_device_train_batch_size=8"],
+    "batch_32": ["training.per_device_train_batch_size=32"],
     "real_tasks_more": ["data.sources.0.weight=0.7", "data.sources.1.weight=0.3"],
 }
 SIZES = {"smaller": (128, 4), "wider": (224, 5), "deeper": (160, 8), "larger": (224, 8)}
