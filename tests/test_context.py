@@ -29,7 +29,8 @@ def gpt2(tmp_path: Path) -> list[str]:
     """Overrides for a small GPT-2, whose learned positions end."""
     folder = tmp_path / "gpt2"
     GPT2Config(vocab_size=448, n_positions=POSITIONS, n_embd=16, n_layer=1, n_head=2).save_pretrained(folder)
-    return ["model=local", f"model.path={folder}", "model.init=random", "model.tokenizer=bundled:tiny", *SHORT]
+    own = [f"model.path={folder}", "model.init=random", "model.tokenizer=bundled:tiny", "model.train_modules=[]"]
+    return ["model=local", *own, *SHORT]
 
 
 def refusal(key: str, value: int, path: Path) -> str:
