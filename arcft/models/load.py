@@ -20,6 +20,7 @@ import torch
 import transformers
 from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +28,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import cached_file
 
@@ -101,6 +103,20 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     except Exception as error:
         raise ModelError(_not_loaded(key, path, "a tokenizer", error)) from error
     # Spaces before punctuation belong to the text here.
+    tokenizer.clean_up_tokenization_spaces = False
+    return tokenizer
+
+
+def load_saved_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that a run saved in `folder`, as it is in its tokenizer.json.
+
+    Beside a config.json of some types (Qwen2), AutoTokenizer puts the type's own rules in its place. Raises ModelError.
+    """
+    tokenizer = load_tokenizer(ModelConfig(name="saved", path=str(folder)))
+    file = folder / "tokenizer.json"
+    if not file.is_file() or Tokenizer.from_file(str(file)).to_str() == tokenizer.backend_tokenizer.to_str():
+        return tokenizer
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     tokenizer.clean_up_tokenization_spaces = False
     return tokenizer
 
