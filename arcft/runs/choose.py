@@ -189,7 +189,8 @@ def _shown(ids: list[str] | str) -> str:
 
 def chosen_tasks(config: DataConfig, num_tokens: CountTokens | None) -> list[Task]:
     """The tasks of the source that `config` names, narrowed as it says."""
-    tasks = [item for _, items in load_sources(config) for item in items if isinstance(item, Task)]
+    everything = load_sources(dataclasses.replace(config, task_ids=None, exclude=[]))
+    tasks = [item for _, items in everything for item in items if isinstance(item, Task)]
     return narrowed(tasks, config, num_tokens)
 
 
@@ -232,7 +233,8 @@ def items_named(run: TrainedRun, ids: Sequence[str]) -> list[Task | PairPool]:
 
 
 def _sources_named(run: TrainedRun, ids: Sequence[str]) -> Sources:
-    return load_sources(dataclasses.replace(run.config.data, task_ids=list(ids)))
+    # What was excluded is among no ids of the run, and a file that names it may be elsewhere by now.
+    return load_sources(dataclasses.replace(run.config.data, task_ids=list(ids), exclude=[]))
 
 
 def default_held_out(num_tokens: CountTokens, max_tokens: int) -> list[Task]:

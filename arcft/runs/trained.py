@@ -27,7 +27,8 @@ class TrainedRun:
     checkpoint: Checkpoint
     config: TrainConfig
     tasks: dict[str, Any]
-    """Ids by use: `train`, `held_out`, and `adapted_to` for a run that learned tasks from their demonstrations."""
+    """Ids by use: `train`, `held_out`, and `adapted_to` for a run that learned tasks from their demonstrations. And
+    `disjoint_from`: the sets that those trained on were found to have nothing in common with."""
 
     @property
     def folder(self) -> Path:
