@@ -24,7 +24,7 @@ from arcft.checkpoints import last_checkpoint, read_run_yaml
 from arcft.errors import ArcftError
 from arcft.reporting.adaptation import TaskRow
 from arcft.reporting.showcase import right_attempt, showcase_picture, showcase_table
-from arcft.runs.paths import override
+from arcft.runs.paths import override, with_absolute_paths
 from arcft.runs.showcase import shortest_new_tasks
 from arcft.runs.trained import open_checkpoint
 from arcft.ttft.ledger import Ledger, LedgerError
@@ -111,6 +111,15 @@ def test_only_the_quick_model_recommends_it() -> None:
     assert tasks() == tasks("model=tiny") == 8
     assert tasks("model=smollm2_135m") == tasks("model=qwen3_4b") == 0
     assert tasks("model=qwen3_4b", "showcase.tasks=3") == 3
+
+
+def test_its_tasks_are_found_from_another_folder_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ["data@showcase.data=folder", "showcase.data.split=null", "showcase.data.path=mine"]
+    asked = train_config(*folder, "showcase.data.exclude=ids.txt")
+    monkeypatch.chdir(tmp_path)
+    stored = with_absolute_paths(asked).showcase
+    assert stored is not None
+    assert (stored.data.path, stored.data.exclude) == (str(tmp_path / "mine"), str(tmp_path / "ids.txt"))
 
 
 def test_tasks_are_new_and_chosen_by_length_alone(tmp_path: Path) -> None:

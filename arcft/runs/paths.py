@@ -35,7 +35,12 @@ def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     lora = config.lora
     if lora.start is not None:
         lora = dataclasses.replace(lora, start=absolute(lora.start))
-    return dataclasses.replace(config, data=_data_paths(config.data), lora=lora, model=_model_paths(config.model))
+    showcase = config.showcase
+    if showcase is not None:
+        showcase = dataclasses.replace(showcase, data=_data_paths(showcase.data))
+    return dataclasses.replace(
+        config, data=_data_paths(config.data), lora=lora, model=_model_paths(config.model), showcase=showcase
+    )
 
 
 def evaluation_with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
