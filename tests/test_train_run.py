@@ -505,9 +505,10 @@ def test_the_start_may_not_be_contradicted(
 
 def test_what_the_model_of_the_start_recommends_is_taken(tmp_path: Path) -> None:
     recommended = ["model.learning_rate=2e-4", "model.max_seq_length=300", "model.loss_on=from_second_output"]
+    recommended.append("model.showcase_tasks=3")
     assert run_train(tmp_path / "start", *QUICK, *recommended, "training.max_steps=1") == 0
     options = [
-        *QUIET,
+        *(word for word in QUIET if word != "showcase=none"),
         "data=leave_one_out",
         ids("25ff71a9"),
         f"lora.start={tmp_path / 'start'}",
@@ -517,8 +518,10 @@ def test_what_the_model_of_the_start_recommends_is_taken(tmp_path: Path) -> None
     training = stored_config(tmp_path / "run")["training"]
     names = ("learning_rate", "max_seq_length", "loss_on")
     assert [training[name] for name in names] == [2e-4, 300, "from_second_output"]
-    assert run_train(tmp_path / "own", *options, "training.learning_rate=3e-3") == 0
+    assert stored_config(tmp_path / "run")["showcase"]["tasks"] == 3
+    assert run_train(tmp_path / "own", *options, "training.learning_rate=3e-3", "showcase.tasks=2") == 0
     assert stored_config(tmp_path / "own")["training"]["learning_rate"] == 3e-3
+    assert stored_config(tmp_path / "own")["showcase"]["tasks"] == 2
 
 
 def test_a_whole_model_is_no_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,6 +144,9 @@ def _started(config: TrainConfig, start: str, explicit: dict[str, str]) -> Train
     data = config.data
     if "data.max_tokens" not in explicit and data.max_tokens == config.model.max_task_tokens:
         data = dataclasses.replace(data, max_tokens=stored.model.max_task_tokens)
+    showcase = config.showcase
+    if showcase is not None and "showcase.tasks" not in explicit and showcase.tasks == config.model.showcase_tasks:
+        showcase = dataclasses.replace(showcase, tasks=stored.model.showcase_tasks)
     return dataclasses.replace(
         config,
         data=data,
@@ -152,4 +155,5 @@ def _started(config: TrainConfig, start: str, explicit: dict[str, str]) -> Train
         prompt=stored.prompt,
         lora=stored.lora,
         training=dataclasses.replace(config.training, **recommended),
+        showcase=showcase,
     )
