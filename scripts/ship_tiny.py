@@ -123,7 +123,8 @@ def _about(run: TrainedRun, parameters: int) -> dict[str, Any]:
         "dtype": "bfloat16",
         "checkpoint_sha256": run.checkpoint.digest,
         "data_fingerprint": manifest["data_fingerprint"],
-        "disjoint_from": run.tasks["disjoint_from"],
+        # Other sets may be called by their place.
+        "disjoint_from": {name: run.tasks["disjoint_from"][name] for name in DISJOINT_FROM},
         "seed": manifest["seed"],
         "step": run.checkpoint.step,
         "tokens": _tokens(run),

@@ -92,16 +92,20 @@ def remade(run: Path, folder: Path, **changes: Any) -> Path:
 def test_shipped_weights_are_the_checkpoints_and_are_loaded(
     pretrained: Path, assets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = ship(pretrained, assets)
+    sets = read_run_yaml(last_checkpoint(pretrained))["tasks"]["disjoint_from"]
+    private = {str(pretrained / "private"): {"tasks": 1, "fingerprint": ""}}
+    run = remade(pretrained, assets.parents[1] / "run", tasks__disjoint_from=private | sets)
+    done = ship(run, assets)
     assert done.returncode == 0, done.stderr
     assert "step 2\n" in done.stdout
     assert "edit conf/model/tiny.yaml" in done.stdout
     stored = json.loads((assets / "bundle.json").read_text())
-    checkpoint = last_checkpoint(pretrained)
+    checkpoint = last_checkpoint(run)
     assert stored["checkpoint_sha256"] == hashlib.sha256((checkpoint / MANIFEST_FILE).read_bytes()).hexdigest()
     assert (stored["step"], stored["seed"], stored["dtype"]) == (2, 0, "bfloat16")
     assert stored["tokens"] > 100
-    assert list(stored["disjoint_from"]) == ["arcagi:evaluation", "arcagi2:evaluation"]
+    assert stored["disjoint_from"] == sets
+    assert list(sets) == ["arcagi:evaluation", "arcagi2:evaluation"]
     assert str(pretrained) not in (assets / "bundle.json").read_text()
     for name in FILES:
         content = (assets / name).read_bytes()
