@@ -21,6 +21,7 @@ from arcft.config.duration import parse_duration
 from arcft.config.inference import InferenceConfig
 from arcft.config.run import TrainConfig
 from arcft.config.schema import to_dict
+from arcft.errors import ArcftError
 from arcft.models.limits import embedding_rows, position_limit, refuse_beyond
 from arcft.models.load import ModelError, base_fingerprint, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
@@ -116,7 +117,12 @@ def train(config: TrainConfig, folder: Path) -> None:
         if kept is not None:
             # The showcase loads the checkpoint, and a large model does not fit twice.
             del model
-            show_showcase(config, folder, prepared.builder.num_tokens, tracker)
+            try:
+                show_showcase(config, folder, prepared.builder.num_tokens, tracker)
+            except ArcftError:
+                # The training itself is done, and its checkpoint there.
+                say_next(folder, kept)
+                raise
             say_next(folder, kept)
 
 
