@@ -14,10 +14,11 @@ FEWER_ON_GPU: Mapping[str, int] = MappingProxyType({"a": 2, "b": 2, "c": 4, "d1"
 
 
 def tiny(*, quick: bool) -> Plan:
-    """Five blocks, so that ways can be compared in five pairs. Positions are counted, as `generate` can't do otherwise."""
+    """Five blocks, so that ways can be compared in five pairs. Positions are counted: `generate` knows no others."""
     return Plan(
         model="tiny",
         overrides=("model.positions=none",),
+        note="positions counted",
         dtype="float32",
         max_tokens=512 if quick else 1024,
         blocks=1 if quick else 5,
