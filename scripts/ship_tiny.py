@@ -122,6 +122,7 @@ def _about(run: TrainedRun, parameters: int) -> dict[str, Any]:
         "parameters": parameters,
         "dtype": "bfloat16",
         "checkpoint_sha256": run.checkpoint.digest,
+        "began_from": manifest["base_fingerprint"],  # random weights or, for a later leg, those of the leg before
         "data_fingerprint": manifest["data_fingerprint"],
         # Other sets may be called by their place.
         "disjoint_from": {name: run.tasks["disjoint_from"][name] for name in DISJOINT_FROM},

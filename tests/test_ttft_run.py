@@ -448,7 +448,8 @@ def test_what_a_model_recommends_for_adapting_is_taken_unless_set() -> None:
     from arcft.runs.ttft_settle import settle
 
     def settled(*overrides: str) -> tuple[float, int, int | None, float | None]:
-        found = settle(evaluate_config("model=tiny", "model.learning_rate=1e-3", "ttft=per_task", *overrides), [])
+        own = ["model=tiny", "model.learning_rate=1e-3", "model.ttft_learning_rate=null", "ttft=per_task"]
+        found = settle(evaluate_config(*own, *overrides), [])
         return learning_rate(found), found.max_steps, found.config.lora.r, found.config.lora.alpha
 
     recommended = ["model.ttft_learning_rate=5e-3", "model.ttft_max_steps=90", "model.lora_r=8", "model.lora_alpha=4"]
