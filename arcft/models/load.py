@@ -6,11 +6,13 @@ the config's own seed, so that they are the same base model on every device and 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,6 @@ import torch
 import transformers
 from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors import SafetensorError
-from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -31,6 +32,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.utils import cached_file
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from arcft.config.model import ModelConfig
 from arcft.models.backend import import_backend
@@ -97,8 +99,9 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     if source.endswith(".gguf"):
         return load_gguf_tokenizer(Path(source))
     trust = _trusts_code(config)
+    loader = PreTrainedTokenizerFast if _is_generic(Path(source)) else AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust, **_hub_options(source))
+        tokenizer = loader.from_pretrained(source, trust_remote_code=trust, **_hub_options(source))
     # The tokenizers library has no exceptions of its own: it raises plain ones.
     except Exception as error:
         raise ModelError(_not_loaded(key, path, "a tokenizer", error)) from error
@@ -107,18 +110,19 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_saved_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that a run saved in `folder`, as it is in its tokenizer.json.
+def _is_generic(folder: Path) -> bool:
+    """Whether the tokenizer in `folder` was saved as no model's own class, with all its rules in tokenizer.json.
 
-    Beside a config.json of some types (Qwen2), AutoTokenizer puts the type's own rules in its place. Raises ModelError.
+    Beside a config.json of some types (Qwen2), AutoTokenizer would put the type's rules in their place.
     """
-    tokenizer = load_tokenizer(ModelConfig(name="saved", path=str(folder)))
-    file = folder / "tokenizer.json"
-    if not file.is_file() or Tokenizer.from_file(str(file)).to_str() == tokenizer.backend_tokenizer.to_str():
-        return tokenizer
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    tokenizer.clean_up_tokenization_spaces = False
-    return tokenizer
+    settings = folder / "tokenizer_config.json"
+    if not settings.is_file() or not (folder / "tokenizer.json").is_file():
+        return False
+    try:
+        name = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
+    except (ValueError, AttributeError):
+        return False  # told by whoever loads it
+    return name in ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def load_model(
@@ -209,12 +213,25 @@ def _load_pretrained(config: ModelConfig, dtype: torch.dtype, device: torch.devi
         return _load_gguf(Path(source), options)
     if config.quantization != "none":
         options["quantization_config"] = _quantization(config.quantization, dtype)
-    model = AutoModelForCausalLM.from_pretrained(
-        source, use_safetensors=True, trust_remote_code=_trusts_code(config), **options, **_hub_options(source)
-    )
+    # A bar is for what takes long.
+    with _no_progress_bar() if _path(config).startswith(BUNDLED) else contextlib.nullcontext():
+        model = AutoModelForCausalLM.from_pretrained(
+            source, use_safetensors=True, trust_remote_code=_trusts_code(config), **options, **_hub_options(source)
+        )
     if config.quantization == "nf4":
         _keep_gradients(model)
     return model
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    was_shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            enable_progress_bar()
 
 
 def _keep_gradients(model: PreTrainedModel) -> None:

@@ -12,7 +12,7 @@ from arcft.checkpoints import CheckpointError
 from arcft.config.inference import InferenceConfig
 from arcft.config.model import ModelConfig
 from arcft.config.schema import to_dict
-from arcft.models.load import ModelError, base_fingerprint, load_model, load_saved_tokenizer, resolve_dtype
+from arcft.models.load import ModelError, base_fingerprint, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import CONFIG_FILE as ADAPTER_CONFIG
 from arcft.models.lora import load_adapter, load_adapter_weights
 from arcft.runs.build import choose_device, example_builder
@@ -22,7 +22,7 @@ from arcft.text.examples import ExampleBuilder
 
 def restored_tokenizer(run: TrainedRun) -> PreTrainedTokenizerBase:
     """The tokenizer that lies in the checkpoint."""
-    return load_saved_tokenizer(run.checkpoint.path)
+    return load_tokenizer(ModelConfig(name=run.config.model.name, path=str(run.checkpoint.path)))
 
 
 def restored_builder(run: TrainedRun, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> ExampleBuilder:
