@@ -105,4 +105,6 @@ def run_command(text: str, places: dict[str, str]) -> int:
     else:
         small = SMALL_TRAIN if program == "train" else SMALL_EVALUATE
     given = {word.partition("=")[0] for word in words}
+    if "showcase=none" in words:
+        given |= {word.partition("=")[0] for word in small if word.startswith("showcase.")}
     return command(program, [*words[1:], *(word for word in small if word.partition("=")[0] not in given)])
