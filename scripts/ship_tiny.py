@@ -65,9 +65,7 @@ def main(checkpoint: Path, folder: Path) -> None:
     about = _about(run, sum(tensor.numel() for tensor in weights.values()))
     write_bundle(folder, about)
     print(f"{folder}: {about['parameters']:,} parameters, {size:,} bytes of weights, step {about['step']}")
-    print("Now edit conf/model/tiny.yaml, and commit it together with the folder:")
-    print("  init: pretrained, train_modules: [], and the learning_rate, max_task_tokens and loss_on that suit weights")
-    print(f"Then fill in the figures of {folder / 'README.md'}.")
+    print(f"Now commit the folder, with its figures in {folder / 'README.md'}.")
 
 
 def _problems_of_run(run: TrainedRun) -> list[str]:

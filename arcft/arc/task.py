@@ -37,8 +37,11 @@ def as_grid(value: Any, *, where: str = "grid") -> Grid:
     if not (1 <= rows <= MAX_SIDE and 1 <= columns <= MAX_SIDE):
         raise TaskError(f"{where}: {rows}x{columns} (rows x columns); a grid has 1 to {MAX_SIDE} of each")
     # Of int8, as all grids are once they were checked, one look finds both: seen as uint8, colours below 0 are large.
-    outside = array.view(np.uint8).max() >= NUM_COLORS if array.dtype == np.int8 else None
-    if outside or (outside is None and (array.min() < 0 or array.max() >= NUM_COLORS)):
+    if array.dtype == np.int8:
+        outside = array.view(np.uint8).max() >= NUM_COLORS
+    else:
+        outside = array.min() < 0 or array.max() >= NUM_COLORS
+    if outside:
         row, column = (int(index) for index in np.argwhere((array < 0) | (array >= NUM_COLORS))[0])
         raise TaskError(
             f"{where}: colour {array[row, column]} at row {row + 1}, column {column + 1}; "
