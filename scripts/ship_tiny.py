@@ -5,6 +5,8 @@
 Writes model.safetensors in bfloat16 and bundle.json, which holds architecture, tokenizer and weights to their sha256
 from then on. Architecture and tokenizer are the package's own: a checkpoint of others is refused, and so is one whose
 run did not check that it shares nothing with ARC-1's evaluation set. CHECKPOINT is the run's folder, or one checkpoint.
+A run may have begun from the checkpoint of another (model.init=pretrained model.path=CHECKPOINT): then all of them are
+checked, back to random weights, and their steps and tokens told.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +27,14 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig
 
 from arcft import __version__
+from arcft.checkpoints import CheckpointError
 from arcft.config.run import TrainConfig
 from arcft.config.schema import from_dict, to_dict
 from arcft.errors import ArcftError
 from arcft.models.bundled import ASSETS, TOKENIZER_FILES, WEIGHTS_FILE, write_bundle
 from arcft.models.load import architecture_values
 from arcft.reporting.curves import HISTORY_FILE
+from arcft.reporting.words import count
 from arcft.runs.edge import config_folder, plain_config
 from arcft.runs.trained import TrainedRun, open_checkpoint
 
@@ -44,8 +49,12 @@ class ShipError(ArcftError):
 
 def main(checkpoint: Path, folder: Path) -> None:
     """Check everything, then write; raises ArcftError before anything is written."""
-    run = open_checkpoint(checkpoint)
-    problems = [*_problems_of_run(run), *_problems_of_files(run.checkpoint.path, folder)]
+    legs = _legs(open_checkpoint(checkpoint))
+    run = legs[-1]
+    problems = [problem for leg in legs for problem in _problems_of_run(leg)]
+    if run.checkpoint.step < run.config.training.max_steps:
+        problems.append(f"its run was not finished: step {run.checkpoint.step} of {run.config.training.max_steps}")
+    problems += _problems_of_files(run.checkpoint.path, folder)
     if problems:
         raise ShipError("\n  - ".join([f"{run.checkpoint.path} can't be shipped:", *problems]))
     weights = {
@@ -62,10 +71,24 @@ def main(checkpoint: Path, folder: Path) -> None:
         partial.unlink()
         raise ShipError(f"{WEIGHTS_FILE} would have {size:,} bytes, more than {MOST_BYTES:,}; ship a smaller model")
     os.replace(partial, folder / WEIGHTS_FILE)
-    about = _about(run, sum(tensor.numel() for tensor in weights.values()))
+    about = _about(legs, sum(tensor.numel() for tensor in weights.values()))
     write_bundle(folder, about)
-    print(f"{folder}: {about['parameters']:,} parameters, {size:,} bytes of weights, step {about['step']}")
+    print(f"{folder}: {about['parameters']:,} parameters, {size:,} bytes of weights, {count(len(legs), 'leg')}")
     print(f"Now commit the folder, with its figures in {folder / 'README.md'}.")
+
+
+def _legs(run: TrainedRun) -> list[TrainedRun]:
+    """The runs that the weights went through, from random ones on; only the last one has to be finished."""
+    legs = [run]
+    while (model := legs[0].config.model).init != "random":
+        try:
+            legs.insert(0, open_checkpoint(Path(str(model.path))))
+        except CheckpointError as error:
+            raise ShipError(
+                f"{legs[0].checkpoint.path} can't be shipped: it began from {model.path}, and what that was trained on "
+                f"is not known: {error}"
+            ) from error
+    return legs
 
 
 def _problems_of_run(run: TrainedRun) -> list[str]:
@@ -73,8 +96,6 @@ def _problems_of_run(run: TrainedRun) -> list[str]:
     config, problems = run.config, []
     if config.lora.enabled:
         problems.append("an adapter is no whole model: train with lora=none, as experiment=pretrain_tiny does")
-    if run.checkpoint.step < config.training.max_steps:
-        problems.append(f"its run was not finished: step {run.checkpoint.step} of {config.training.max_steps}")
     checked = run.tasks.get("disjoint_from") or {}
     missing = [name for name in DISJOINT_FROM if name not in checked]
     if missing:
@@ -112,22 +133,28 @@ def _problems_of_files(checkpoint: Path, folder: Path) -> list[str]:
     return problems
 
 
-def _about(run: TrainedRun, parameters: int) -> dict[str, Any]:
+def _about(legs: Sequence[TrainedRun], parameters: int) -> dict[str, Any]:
     """Where the weights come from, without any place on the machine that made them."""
-    manifest = run.checkpoint.manifest
+    run = legs[-1]
     return {
         "arcft": __version__,
         "parameters": parameters,
         "dtype": "bfloat16",
         "checkpoint_sha256": run.checkpoint.digest,
-        "began_from": manifest["base_fingerprint"],  # random weights or, for a later leg, those of the leg before
-        "data_fingerprint": manifest["data_fingerprint"],
+        "legs": [
+            {
+                "checkpoint_sha256": leg.checkpoint.digest,
+                "seed": leg.checkpoint.manifest["seed"],
+                "steps": leg.checkpoint.step,
+                "tokens": _tokens(leg),
+                "data_fingerprint": leg.checkpoint.manifest["data_fingerprint"],
+            }
+            for leg in legs
+        ],
         # Other sets may be called by their place.
         "disjoint_from": {name: run.tasks["disjoint_from"][name] for name in DISJOINT_FROM},
-        "seed": manifest["seed"],
-        "step": run.checkpoint.step,
-        "tokens": _tokens(run),
-        "versions": manifest["versions"],
+        "trained_on": sorted({task_id for leg in legs for task_id in leg.tasks["train"]}),
+        "versions": run.checkpoint.manifest["versions"],
     }
 
 

@@ -123,7 +123,9 @@ def test_narrowing_keeps_the_order_of_the_ids_and_the_first_of_a_shuffle() -> No
     few = narrowed(tasks, dataclasses.replace(asked, task_ids=None, limit=5), cells)
     more = narrowed(tasks, dataclasses.replace(asked, task_ids=None, limit=8), cells)
     assert ids_of(few) < ids_of(more)
-    short = narrowed(tasks, dataclasses.replace(asked, max_tokens=40), cells)
+    said: list[str] = []
+    short = narrowed(tasks, dataclasses.replace(asked, max_tokens=40), cells, said.append)
+    assert said == [f"data.max_tokens=40: {3 - len(short)} of 3 tasks are longer, and left out"]
     assert [task.id for task in short] == ["25ff71a9", "25d8a9c8"]
 
 

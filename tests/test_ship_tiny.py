@@ -97,13 +97,16 @@ def test_shipped_weights_are_the_checkpoints_and_are_loaded(
     run = remade(pretrained, assets.parents[1] / "run", tasks__disjoint_from=private | sets)
     done = ship(run, assets)
     assert done.returncode == 0, done.stderr
-    assert "step 2\n" in done.stdout
+    assert "bytes of weights, 1 leg\n" in done.stdout
     assert "Now commit the folder" in done.stdout
     stored = json.loads((assets / "bundle.json").read_text())
     checkpoint = last_checkpoint(run)
     assert stored["checkpoint_sha256"] == hashlib.sha256((checkpoint / MANIFEST_FILE).read_bytes()).hexdigest()
-    assert (stored["step"], stored["seed"], stored["dtype"]) == (2, 0, "bfloat16")
-    assert stored["tokens"] > 100
+    assert stored["dtype"] == "bfloat16"
+    (leg,) = stored["legs"]
+    assert (leg["steps"], leg["seed"], leg["checkpoint_sha256"]) == (2, 0, stored["checkpoint_sha256"])
+    assert leg["tokens"] > 100
+    assert stored["trained_on"] == sorted(read_run_yaml(checkpoint)["tasks"]["train"])
     assert stored["disjoint_from"] == sets
     assert list(sets) == ["arcagi:evaluation", "arcagi2:evaluation"]
     assert str(pretrained) not in (assets / "bundle.json").read_text()
@@ -119,6 +122,28 @@ def test_shipped_weights_are_the_checkpoints_and_are_loaded(
     for name, tensor in trained.items():
         assert torch.equal(model.state_dict()[name], tensor.bfloat16().float()), name
     assert ship(pretrained, assets).returncode == 0, "shipped again, over itself"
+
+
+def test_a_later_leg_is_traced_back_to_random_weights(pretrained: Path, assets: Path, tmp_path: Path) -> None:
+    first = last_checkpoint(pretrained)
+    options = [
+        word for word in PRETRAINED if not word.startswith(("model.init", "data.held_out", "training.max_steps"))
+    ]
+    later = ["model.init=pretrained", f"model.path={first}", "data.held_out=1", "training.max_steps=1"]
+    assert run_train(tmp_path / "later", *options, *later) == 0
+    done = ship(tmp_path / "later", assets)
+    assert done.returncode == 0, done.stderr
+    assert "2 legs\n" in done.stdout
+    stored = json.loads((assets / "bundle.json").read_text())
+    assert [leg["steps"] for leg in stored["legs"]] == [2, 1]
+    learned = [set(read_run_yaml(place)["tasks"]["train"]) for place in (first, last_checkpoint(tmp_path / "later"))]
+    assert learned[0] != learned[1]
+    assert stored["trained_on"] == sorted(learned[0] | learned[1])
+    gone = remade(tmp_path / "later", tmp_path / "orphan", model__path=str(tmp_path / "gone"))
+    assert "gone, and what that was trained on is not known" in refused(gone, assets)
+    unchecked = remade(pretrained, tmp_path / "unchecked", tasks__disjoint_from={})
+    child = remade(tmp_path / "later", tmp_path / "child", model__path=str(last_checkpoint(unchecked)))
+    assert "did not check that it shares nothing with arcagi:evaluation" in refused(child, assets)
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,13 @@ def check_tokenizer(path: str) -> None:
         _check(folder, TOKENIZER_FILES)
 
 
+def pretrained_on(path: str) -> list[str]:
+    """Ids of the tasks that the weights of `path`, a `bundled:NAME`, were trained on, or on pairs generated for their
+    type; none where there are no weights. Raises ModelError where bundle.json is damaged."""
+    file = bundled_folder(path) / BUNDLE_FILE
+    return [str(task_id) for task_id in _read(file).get("trained_on", ())] if file.is_file() else []
+
+
 def write_bundle(folder: Path, about: Mapping[str, Any]) -> None:
     """Write bundle.json for the files that lie in `folder`, with `about`, plain data on where they come from."""
     files = {name: {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in FILES}
@@ -77,14 +84,26 @@ def _check(folder: Path, names: Sequence[str]) -> None:
 
 
 def _read_files(path: Path) -> dict[str, dict[str, Any]]:
+    content = _read(path)
+    try:
+        listed = {name: content["files"][name] for name in FILES}
+        return {name: {"size": int(entry["size"]), "sha256": str(entry["sha256"])} for name, entry in listed.items()}
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
             raise ModelError(f"{path}: is of format {content['format']}, this version reads {_FORMAT}; {_WAY_OUT}")
-        listed = {name: content["files"][name] for name in FILES}
-        return {name: {"size": int(entry["size"]), "sha256": str(entry["sha256"])} for name, entry in listed.items()}
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: is damaged ({type(error).__name__}: {error}); {_WAY_OUT}") from error
+        raise _damaged(path, error) from error
+    return content
+
+
+def _damaged(path: Path, error: Exception) -> ModelError:
+    return ModelError(f"{path}: is damaged ({type(error).__name__}: {error}); {_WAY_OUT}")
 
 
 def _sha256(path: Path) -> str:

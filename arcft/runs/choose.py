@@ -35,6 +35,7 @@ Sources = list[tuple[float, list[Task | PairPool]]]
 """Weighted sets that training draws from."""
 
 CountTokens = Callable[[Task], int]
+Say = Callable[[str], None]
 
 
 def load_sources(config: DataConfig) -> Sources:
@@ -187,15 +188,20 @@ def _shown(ids: list[str] | str) -> str:
     return ids if isinstance(ids, str) else f"[{','.join(ids[:5])}{',...' if len(ids) > 5 else ''}]"
 
 
-def chosen_tasks(config: DataConfig, num_tokens: CountTokens | None) -> list[Task]:
+def chosen_tasks(config: DataConfig, num_tokens: CountTokens | None, say: Say = lambda words: None) -> list[Task]:
     """The tasks of the source that `config` names, narrowed as it says."""
     everything = load_sources(dataclasses.replace(config, task_ids=None, exclude=[]))
     tasks = [item for _, items in everything for item in items if isinstance(item, Task)]
-    return narrowed(tasks, config, num_tokens)
+    return narrowed(tasks, config, num_tokens, say)
 
 
-def narrowed(tasks: Sequence[Task], asked: DataConfig, num_tokens: CountTokens | None) -> list[Task]:
-    """Those of `tasks` that `asked` selects: by id, at most `max_tokens` long, at most `limit` of them."""
+def narrowed(
+    tasks: Sequence[Task], asked: DataConfig, num_tokens: CountTokens | None, say: Say = lambda words: None
+) -> list[Task]:
+    """Those of `tasks` that `asked` selects: by id, at most `max_tokens` long, at most `limit` of them.
+
+    `say` is told how many are too long: a score on the others is none of the whole set.
+    """
     kept = select_tasks(tasks, task_ids=asked.task_ids, limit=None, seed=asked.seed)
     excluded = excluded_ids(asked.exclude, [task.id for task in tasks])
     kept = [task for task in kept if task.id not in excluded]
@@ -208,6 +214,9 @@ def narrowed(tasks: Sequence[Task], asked: DataConfig, num_tokens: CountTokens |
         kept = [task for task in kept if task.id not in too_long]
         if not kept:
             raise TaskError(f"data.max_tokens={asked.max_tokens}: every task is longer; raise it")
+        if too_long:
+            number = len(kept) + len(too_long)
+            say(f"data.max_tokens={asked.max_tokens}: {len(too_long)} of {number} tasks are longer, and left out")
     return select_tasks(kept, task_ids=None, limit=asked.limit, seed=asked.seed)
 
 

@@ -21,7 +21,7 @@ from arcft.models.limits import refuse_beyond, stored_position_limit
 from arcft.models.load import load_tokenizer
 from arcft.runs.build import config_digest, example_builder
 from arcft.runs.choose import chosen_tasks, data_fingerprint, default_held_out, narrowed, tasks_named, tasks_of_run
-from arcft.runs.leaks import trained_on
+from arcft.runs.leaks import say_trained_on
 from arcft.runs.predict import Share
 from arcft.runs.restore import ModelHost, base_model, restored_builder, restored_tokenizer
 from arcft.runs.trained import (
@@ -88,6 +88,7 @@ class _Finder:
         self.explicit = explicit
         self.host = ModelHost(config.inference)
         self._builders: dict[str, ExampleBuilder] = {}
+        self._said: set[str] = set()
 
     def predictions(self) -> Subject:
         """Files made elsewhere; several are voted over together."""
@@ -126,12 +127,12 @@ class _Finder:
         )
         if config.data.source == "held_out":
             held_out = default_held_out(builder.num_tokens, model.max_task_tokens or model.max_seq_length)
-            tasks = narrowed(held_out, config.data, builder.num_tokens)
+            tasks = narrowed(held_out, config.data, builder.num_tokens, self._say_once)
         else:
-            tasks = chosen_tasks(config.data, builder.num_tokens)
+            tasks = chosen_tasks(config.data, builder.num_tokens, self._say_once)
         identity = config_digest({name: to_dict(getattr(config, name)) for name in ("model", *OWN_FORMAT)})
         share = Share(tasks, lambda: self.host.base(model), builder, identity)
-        about = {"model": model.name, "path": str(model.path)}
+        about = {"model": model.name, "path": str(model.path), "trained_on": len(say_trained_on(model, tasks))}
         return self._subject(model.name, f"{model.name}, as it is", [share], about)
 
     def checkpoints(self) -> list[Subject]:
@@ -145,7 +146,7 @@ class _Finder:
             tasks = self._tasks_for(run)
             known = (run.folder, data_fingerprint(tasks))
             if known not in notes:
-                notes[known] = self._say_what_was_trained_on(run, tasks)
+                notes[known] = say_trained_on(run, tasks)
             about = {**_about(run), "trained_on": len(notes[known])}
             title = f"{run.config.model.name}, {name}"
             subjects.append(self._subject(name, title, [self._share(run, tasks)], about, run=run))
@@ -160,9 +161,9 @@ class _Finder:
         num_tokens = self._builder(start).num_tokens
         adapted = self._adapted(start)
         if self.config.data.source == "held_out":
-            tasks = narrowed(_tasks_of_runs(adapted), self.config.data, num_tokens)
+            tasks = narrowed(_tasks_of_runs(adapted), self.config.data, num_tokens, self._say_once)
         else:
-            tasks = chosen_tasks(self.config.data, num_tokens)
+            tasks = chosen_tasks(self.config.data, num_tokens, self._say_once)
         answering: dict[Path, tuple[TrainedRun, list[Task]]] = {}
         for task in tasks:
             run = adapted.get(task.id, start)
@@ -174,7 +175,7 @@ class _Finder:
         shares = [self._share(run, own) for run, own in [*answering.values(), rest] if own]
         about = _about(start) | {
             "adapters": {run.checkpoint.path.as_posix(): [task.id for task in own] for run, own in answering.values()},
-            "trained_on": len(self._say_what_was_trained_on(start, tasks)),
+            "trained_on": len(say_trained_on(start, tasks)),
         }
         title = f"{start.config.model.name}, {start.name} and {len(answering)} adapters"
         return self._subject("adapters", title, shares, about)
@@ -240,18 +241,13 @@ class _Finder:
     def _tasks_for(self, run: TrainedRun) -> list[Task]:
         num_tokens = self._builder(run).num_tokens
         if self.config.data.source == "held_out":
-            return narrowed(tasks_of_run(run), self.config.data, num_tokens)
-        return chosen_tasks(self.config.data, num_tokens)
+            return narrowed(tasks_of_run(run), self.config.data, num_tokens, self._say_once)
+        return chosen_tasks(self.config.data, num_tokens, self._say_once)
 
-    def _say_what_was_trained_on(self, run: TrainedRun, tasks: Sequence[Task]) -> list[str]:
-        seen = trained_on(run, tasks)
-        if seen:
-            console.print(
-                f"[yellow]note:[/] {len(seen)} of {len(tasks)} tasks were trained on ({', '.join(seen[:5])}"
-                f"{', ...' if len(seen) > 5 else ''}): their scores say how well they are remembered",
-                highlight=False,
-            )
-        return seen
+    def _say_once(self, words: str) -> None:
+        if words not in self._said:
+            self._said.add(words)
+            console.print(f"[yellow]note:[/] {words}", highlight=False, soft_wrap=True)
 
     def _subject(
         self,

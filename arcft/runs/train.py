@@ -30,6 +30,7 @@ from arcft.runs.callbacks import GenerationMetrics, ProgressBar, Recorder
 from arcft.runs.choose import CountTokens, TaskSets, data_fingerprint, task_sets
 from arcft.runs.closing import close_run, say_next
 from arcft.runs.edge import Stopped, stop_on_signals
+from arcft.runs.leaks import say_trained_on
 from arcft.runs.opening import say_model, say_skipped, say_tasks, show_estimate, show_first_example
 from arcft.runs.paths import override
 from arcft.runs.progress import progress_bar
@@ -77,6 +78,7 @@ def train(config: TrainConfig, folder: Path) -> None:
     """Train as `config` says, everything in `folder`; goes on from its last checkpoint where config.resume is set."""
     prepared = prepare(config)
     say_tasks(prepared.sets, _max_tokens(config))
+    say_trained_on(config.model, prepared.sets.held_out, "held-out tasks")
     say_skipped(prepared.trial, prepared.held_out_skipped, config.training.max_seq_length)
     if config.preview:
         show_first_example(prepared.stream, prepared.tokenizer)

