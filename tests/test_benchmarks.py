@@ -37,7 +37,7 @@ def quick_run(script: str) -> dict[str, Any]:
 
 def test_every_benchmark_is_run_here() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    assert scripts == {"data_pipeline", "kills", "pretrain_study", "ttft"}
+    assert scripts == {"data_pipeline", "kills", "pretrain_study", "ttft", "ttft_study"}
 
 
 @pytest.mark.slow
@@ -72,6 +72,20 @@ def test_pretrain_study() -> None:
         assert 2 < row["held_out_nats"] < 8
         assert row["tokens"] > 1000
     assert len({row["held_out_nats"] for row in figures["variants"]}) == 2
+
+
+@pytest.mark.slow
+def test_ttft_study() -> None:
+    figures = quick_run("ttft_study.py")
+    first, second = figures["variants"]
+    assert (first["variant"], second["variant"]) == ("default", "embeddings")
+    assert (first["difference"], first["interval"]) == (0.0, [0.0, 0.0])
+    assert second["difference"] != 0
+    assert len(first["tasks"]) == 2
+    for row in (first, second):
+        # A uniform guess over the tokens of the vocabulary is 6.1 nats a token.
+        assert 2 < row["nats_per_cell"] < 8
+        assert row["loss_last"] < row["loss_first"]
 
 
 @pytest.mark.slow
