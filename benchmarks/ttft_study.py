@@ -7,10 +7,11 @@
 The tasks are those of ARC-2's training set that share nothing, up to symmetry and colours, with ARC-1 or with ARC-2's
 evaluation set: made by people, of types that no RE-ARC generator knows, and no test of anything. Each variant is
 `ttft=per_task` with a few overrides. It adapts to every task as evaluate.py would, and then the true answers are read
-under 8 symmetries: their nats per cell tell variants apart where a small model solves hardly a task. With --predictions
-N each task is answered as well, and counted is what is solved with the first 1, 2, 4 ... N predictions: there
---practised is of use, ARC-1's training tasks, whose types the bundled model knows. Differences to the first variant are
-of the same tasks, with a 95% bootstrap interval over tasks.
+under 8 symmetries: their nats per cell, and the tasks that one answer drawn from the model would be expected to solve,
+tell variants apart where a small model solves hardly a task. With --predictions N each task is answered as well, and
+counted is what is solved with the first 1, 2, 4 ... N predictions: there --practised is of use, ARC-1's training tasks,
+whose types the bundled model knows. Differences to the first variant are of the same tasks, with a 95% bootstrap
+interval over tasks.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from arcft.scoring.metrics import score_tasks
 from arcft.scoring.predictions import Prediction
 from arcft.scoring.voting import vote_tasks
 from arcft.text.examples import ExampleBuilder
-from arcft.text.tokens import IGNORED, Example
+from arcft.text.tokens import IGNORED
 from arcft.training.slots import SlotTrainer
 from arcft.ttft.engine import Engine
 from arcft.ttft.units import MAIN, Adapted, Assignment, Failed, Predicted, Unit
@@ -76,6 +77,9 @@ class Outcome:
 
     nats_per_cell: float
     """Of the true answers after adapting, the mean over tests and views; line ends and the end included."""
+
+    probability: float
+    """That answers drawn from the model are right: the mean over views, the product over tests."""
 
     loss_first: float
     loss_last: float
@@ -179,10 +183,10 @@ def measure(settled: Settled, tasks: Sequence[Task]) -> Iterator[tuple[str, Outc
     reader = answer_reader(settled, learn)
     # Only for its loss of the slot as it is.
     probe = SlotTrainer(stacked, pad_id=start.pad_id, max_grad_norm=1.0, positions=learn.tokenization.positions)
-    nats: dict[str, float] = {}
+    readings: dict[str, tuple[float, float]] = {}
 
     def read(unit: Unit, step: int, write: Callable[[Path], None]) -> str:
-        nats[unit.name] = nats_per_cell(unit.tasks[0], reader, probe)
+        readings[unit.name] = read_answers(unit.tasks[0], reader, probe)
         return ""
 
     engine = Engine(
@@ -221,7 +225,8 @@ def measure(settled: Settled, tasks: Sequence[Task]) -> Iterator[tuple[str, Outc
         yield (
             unit.name,
             Outcome(
-                nats_per_cell=nats[unit.name],
+                nats_per_cell=readings[unit.name][0],
+                probability=readings[unit.name][1],
                 loss_first=float(np.mean(adapted.losses[:quarter])),
                 loss_last=float(np.mean(adapted.losses[-quarter:])),
                 seconds=adapted.seconds,
@@ -250,24 +255,22 @@ def answer_reader(settled: Settled, learn: ExampleBuilder) -> ExampleBuilder:
     )
 
 
-def nats_per_cell(task: Task, reader: ExampleBuilder, probe: SlotTrainer) -> float:
-    """The mean over the tests and views of `task`."""
-    readings = []
-    for example, cells in answers(task, reader):
-        supervised = sum(label != IGNORED for label in example.labels)
-        readings.append(probe.loss(0, [example]) * supervised / cells)
-    return float(np.mean(readings))
-
-
-def answers(task: Task, reader: ExampleBuilder) -> Iterator[tuple[Example, int]]:
-    """The true answers as examples, each with its cells."""
+def read_answers(task: Task, reader: ExampleBuilder, probe: SlotTrainer) -> tuple[float, float]:
+    """Nats per cell of the true answers of `task`, and the probability of all of them; see Outcome."""
+    nats, probability = [], 1.0
     for index in range(len(task.test)):
         rng = np.random.default_rng(derived_seed(1, task.id, index))
+        chances = []
         for transform in deal_transforms(task, VIEWS, rng, geometric=True, colors=True, pair_order=True):
             problem = test_problem(transform.apply(task), index)
             example = reader.example(problem)
-            if example is not None and problem.answer is not None:
-                yield example, problem.answer.size
+            if example is None or problem.answer is None:
+                continue
+            total = probe.loss(0, [example]) * sum(label != IGNORED for label in example.labels)
+            nats.append(total / problem.answer.size)
+            chances.append(np.exp(-total))
+        probability *= float(np.mean(chances))
+    return float(np.mean(nats)), probability
 
 
 def summary(
@@ -284,6 +287,7 @@ def summary(
         "lower_for": float((difference < 0).mean()),
         "tasks": {task.id: outcomes[task.id].nats_per_cell for task in tasks},
     }
+    row["expected"] = sum(outcome.probability for outcome in outcomes.values())
     for name in ("loss_first", "loss_last", "seconds", "predict_seconds"):
         row[name] = float(np.mean([getattr(outcome, name) for outcome in outcomes.values()]))
     if predictions:
@@ -308,8 +312,9 @@ def print_row(row: dict[str, Any]) -> None:
     low, high = row["interval"]
     print(
         f"{row['variant']:24} {row['nats_per_cell']:.4f} nats a cell (median {row['median_nats_per_cell']:.4f}), "
-        f"{row['difference']:+.4f} ({low:+.4f} to {high:+.4f}), lower for {row['lower_for']:.0%}; loss "
-        f"{row['loss_first']:.3f} -> {row['loss_last']:.3f}, {row['seconds']:.1f} s",
+        f"{row['difference']:+.4f} ({low:+.4f} to {high:+.4f}), lower for {row['lower_for']:.0%}; one sample solves "
+        f"{row['expected']:.2f} of {len(row['tasks'])}; loss {row['loss_first']:.3f} -> {row['loss_last']:.3f}, "
+        f"{row['seconds']:.1f} s",
         flush=True,
     )
     for count, found in row.get("solved", {}).items():
