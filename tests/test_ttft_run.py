@@ -448,7 +448,13 @@ def test_what_a_model_recommends_for_adapting_is_taken_unless_set() -> None:
     from arcft.runs.ttft_settle import settle
 
     def settled(*overrides: str) -> tuple[float, int, int | None, float | None]:
-        own = ["model=tiny", "model.learning_rate=1e-3", "model.ttft_learning_rate=null", "ttft=per_task"]
+        own = [
+            "model=tiny",
+            "model.learning_rate=1e-3",
+            "model.ttft_learning_rate=null",
+            "model.ttft_max_steps=64",
+            "ttft=per_task",
+        ]
         found = settle(evaluate_config(*own, *overrides), [])
         return learning_rate(found), found.max_steps, found.config.lora.r, found.config.lora.alpha
 
