@@ -43,6 +43,7 @@ def say_trained_on(of: TrainedRun | ModelConfig, tasks: Sequence[Task], what: st
             f"[yellow]note:[/] {len(seen)} of {len(tasks)} {what} were trained on ({', '.join(seen[:5])}"
             f"{', ...' if len(seen) > 5 else ''}): their scores say how well they are remembered",
             highlight=False,
+            soft_wrap=True,
         )
     return seen
 
