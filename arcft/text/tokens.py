@@ -161,9 +161,8 @@ class Tokenization:
         else:
             ids, supervised = self._encode(prompt), []
         prompt_ids = self._begin_ids + ids
-        completion_ids = self._encode(completion)
-        self._report_merge(prompt, completion, prompt_ids + completion_ids)
-        completion_ids = [*completion_ids, self.end_id]
+        completion_ids = self.completion_ids(completion)
+        self._report_merge(prompt, completion, prompt_ids + completion_ids[:-1])
         if self.loss_on == "all":
             prompt_labels = prompt_ids
         else:
@@ -172,9 +171,13 @@ class Tokenization:
                 prompt_labels[len(self._begin_ids) + position] = ids[position]
         return Example(prompt_ids + completion_ids, prompt_labels + completion_ids, len(prompt_ids))
 
+    def completion_ids(self, completion: str) -> list[int]:
+        """What a model writes for `completion`: its tokens, then the end of the turn."""
+        return [*self._encode(completion), self.end_id]
+
     def completion_length(self, completion: str) -> int:
         """Tokens of `completion` with the end of the turn."""
-        return len(self._encode(completion)) + 1
+        return len(self.completion_ids(completion))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of generated ids up to the first end token, exactly: nothing is cleaned up, and other special
