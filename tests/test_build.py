@@ -28,7 +28,7 @@ from arcft.runs.estimate import estimate
 from arcft.runs.restore import restored_builder
 from arcft.runs.train import Prepared, build_model, prepare
 from arcft.runs.trained import TrainedRun
-from arcft.scoring.voting import vote_tasks
+from arcft.scoring.selection import make_selector
 from arcft.text.tokens import IGNORED, TokenizationError
 from arcft.tracking import NoTracker, start_tracker
 from arcft.training.batches import collate
@@ -260,7 +260,8 @@ def test_inference_and_selection(option: str) -> None:
     groups = list(predict_tasks(model, builder, tasks, config.inference))
     assert [len(group) for group in groups] == [3] * sum(len(task.test) for task in tasks)
     assert all(prediction.num_tokens <= 3 for group in groups for prediction in group)
-    assert set(vote_tasks(tasks, [prediction for group in groups for prediction in group])) == {
+    found = [prediction for group in groups for prediction in group]
+    assert set(make_selector(config.selection).attempts(tasks, found)) == {
         (task.id, index) for task in tasks for index in range(len(task.test))
     }
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from evaluate_command import (
     FILES,
+    KNOWN_FILES,
     SHORT,
     SMALL_EVALUATION_TASKS,
     answers,
@@ -42,6 +43,7 @@ from arcft.runs.edge import Stopped
 from arcft.runs.evaluate import evaluate
 from arcft.scoring.metrics import METRICS
 from arcft.scoring.predictions import Prediction, PredictionError, prediction_from_json
+from arcft.scoring.selection import Vote
 from arcft.scoring.submission import check_submission
 
 
@@ -93,9 +95,9 @@ def test_a_run_means_its_last_complete_checkpoint_and_its_held_out_tasks(
         folder = evaluated(tmp_path / "evaluation", f"checkpoint={run}")
     finally:
         half_written.rmdir()
-    assert {path.name for path in folder.iterdir()} == FILES | {"run.yaml", ".lock"}
+    assert {path.name for path in folder.iterdir()} == KNOWN_FILES | {"run.yaml", ".lock"}
     written = run_json(folder)
-    assert list(written) == ["metrics", "tasks", "run"]
+    assert list(written) == ["metrics", "tasks", "run", "by_number"]
     assert list(written["metrics"]) == list(METRICS)
     assert set(written["tasks"]) == set(held_out(run))
     assert len(written["tasks"]) == 2
@@ -162,7 +164,7 @@ def test_a_sweep_takes_over_what_was_evaluated_singly_and_knows_itself(
     table = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))
     assert table == {name: run_json(sweep / name)["metrics"] for name in ("checkpoint-4", "checkpoint-6")}
     for name in table:
-        assert {path.name for path in (sweep / name).iterdir()} == FILES
+        assert {path.name for path in (sweep / name).iterdir()} == KNOWN_FILES
     assert (sweep / "checkpoint-4" / "predictions.jsonl").read_bytes() == (single / "predictions.jsonl").read_bytes()
     with Image.open(sweep / "sweep.png") as picture:
         assert picture.size[0] > 1000
@@ -317,7 +319,7 @@ def test_predictions_made_elsewhere_are_scored_and_several_are_voted_over(tmp_pa
     metrics = run_json(both)["metrics"]
     assert (metrics["vote_1"], metrics["vote_2"], metrics["accuracy"]) == (0, 0.75, 0.25)
     assert [p.grid is not None for p in predicted(both)] == [True] * 12
-    assert {path.name for path in both.iterdir()} == FILES | {"run.yaml", ".lock"}
+    assert {path.name for path in both.iterdir()} == KNOWN_FILES | {"run.yaml", ".lock"}
     submission = json.loads((both / "submission.json").read_text(encoding="utf-8"))
     truth = as_list(arc_tasks("evaluation", "be03b35f")[0].test[0].output)
     assert submission["be03b35f"] == [{"attempt_1": [[9]], "attempt_2": truth}]
@@ -508,7 +510,7 @@ def test_a_task_too_long_for_the_context_is_unanswered(run: Path, tmp_path: Path
 def test_what_is_beside_the_bar_counts_tests_solved_in_two_attempts() -> None:
     tasks = arc_tasks("evaluation", "be03b35f", "6ea4a07e")
     hidden = dataclasses.replace(tasks[0], id="unknown", test=(dataclasses.replace(tasks[0].test[0], output=None),))
-    tally = predict_module.Tally([*tasks, hidden])
+    tally = predict_module.Tally([*tasks, hidden], Vote())
     assert tally.words() == "0% grids"
     tally.add(made("be03b35f", 0, [[9]], [[8]], as_list(tasks[0].test[0].output), as_list(tasks[0].test[0].output)))
     tally.add(made("6ea4a07e", 0, [[9]], [[8]], as_list(tasks[1].test[0].output)))

@@ -313,7 +313,7 @@ def test_answers_are_turned_back_into_the_tests_own_orientation_and_colours(
         assert prediction.logprob == pytest.approx(0, abs=0.5)
         assert prediction.num_tokens == builder.tokenization.completion_length(prediction.text)
     assert len({prediction.text for prediction in predictions}) >= 6
-    assert [grid.tolist() for grid in vote(predictions)] == [truth.tolist()]
+    assert [candidate.grid.tolist() for candidate in vote(predictions)] == [truth.tolist()]
 
 
 def test_predicting_puts_the_training_mode_back(

@@ -26,7 +26,7 @@ from arcft.reporting.summary import evenly
 from arcft.reporting.words import percent
 from arcft.scoring.metrics import score_tasks
 from arcft.scoring.predictions import Prediction, PredictionError, group_by_test
-from arcft.scoring.voting import vote_tasks
+from arcft.scoring.selection import Vote, attempts_of
 
 TRUTH, NEAR, FAR = as_grid([[1, 2], [3, 4]]), as_grid([[1, 2], [3, 0]]), as_grid([[5]])
 CURVES = Curves(train_loss=((1, 2.0), (2, 1.0)), metrics={"vote_2": ((2, 0.5),)})
@@ -58,15 +58,15 @@ PREDICTIONS = [
 
 
 def write(folder: Path, tasks: Sequence[Task], predictions: Sequence[Prediction], **options: Any) -> str:
-    attempts = vote_tasks(tasks, predictions)
-    scores = score_tasks(tasks, predictions, attempts)
+    candidates = Vote().candidates(tasks, predictions)
+    scores = score_tasks(tasks, predictions, attempts_of(candidates))
     values: dict[str, Any] = {"title": "A run", "run": {"model": {"name": "tiny"}}, "curves": CURVES, **options}
     write_report(
         folder,
         scores=scores if scores.metrics else None,
         tasks=tasks,
         predictions=predictions,
-        attempts=attempts,
+        candidates=candidates,
         **values,
     )
     assert sorted(path.name for path in folder.iterdir()) == ["report.html", "summary.png"]
@@ -118,8 +118,8 @@ def test_one_file_that_is_well_formed_and_fetches_nothing(tmp_path: Path) -> Non
 
 def test_tasks_are_sorted_by_how_they_ended(tmp_path: Path) -> None:
     groups = group_by_test(TASKS, PREDICTIONS)
-    attempts = vote_tasks(TASKS, PREDICTIONS)
-    results = sorted_results(TASKS, score_tasks(TASKS, PREDICTIONS, attempts), groups, attempts)
+    candidates = Vote().candidates(TASKS, PREDICTIONS)
+    results = sorted_results(TASKS, score_tasks(TASKS, PREDICTIONS, attempts_of(candidates)), groups, candidates)
     assert [(result.task.id, result.outcome.name) for result in results] == [
         ("full", "solved"),
         ("half", "partly solved"),
@@ -203,7 +203,7 @@ def test_predictions_of_other_tasks_are_refused(tmp_path: Path) -> None:
             scores=None,
             tasks=TASKS,
             predictions=answers("z", FAR),
-            attempts={},
+            candidates={},
             run={},
             curves=None,
         )

@@ -12,14 +12,14 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from arcft.arc.task import Task
-from arcft.config.inference import InferenceConfig
-from arcft.inference.predict import predict_tasks
+from arcft.config.inference import InferenceConfig, SelectionConfig
+from arcft.inference.scored import predict_and_score
 from arcft.runs.edge import Stopped, stop_on_signals
 from arcft.runs.paths import override
 from arcft.runs.progress import progress_bar
 from arcft.runs.results import write_predictions
 from arcft.scoring.predictions import Prediction, TestKey, append_prediction, open_for_append, read_predictions
-from arcft.scoring.voting import vote
+from arcft.scoring.selection import ATTEMPTS, Selector, make_selector
 from arcft.text.examples import ExampleBuilder
 
 
@@ -42,16 +42,24 @@ def count_prompts(tasks: Sequence[Task], config: InferenceConfig) -> int:
 
 
 def predict_shares(
-    shares: Sequence[Share], config: InferenceConfig, path: Path, *, title: str, resume: Path
+    shares: Sequence[Share],
+    config: InferenceConfig,
+    selection: SelectionConfig,
+    path: Path,
+    *,
+    title: str,
+    resume: Path,
 ) -> list[Prediction]:
     """Predict what `path` does not hold yet, append it there test by test, and return everything.
+
+    With selection=score, grids are scored as they are predicted, while their model is there.
 
     Raises Stopped after SIGTERM or SIGINT, with the current test finished; its message
     names `resume`, the evaluation's folder.
     """
     predictions = _kept(path, config.predictions_per_test)
     done = {(prediction.task_id, prediction.test_index) for prediction in predictions}
-    tally = Tally([task for share in shares for task in share.tasks])
+    tally = Tally([task for share in shares for task in share.tasks], make_selector(selection))
     tally.add(predictions)
     total = count_prompts([task for share in shares for task in share.tasks], config)
     with (
@@ -63,7 +71,7 @@ def predict_shares(
             if all((task.id, index) in done for task in share.tasks for index in range(len(task.test))):
                 continue
             model = share.model()
-            for group in predict_tasks(model, share.builder, share.tasks, config, done=done):
+            for group in predict_and_score(model, share.builder, share.tasks, config, views=selection.views, done=done):
                 for prediction in group:
                     append_prediction(file, prediction)
                 predictions += group
@@ -77,7 +85,9 @@ def predict_shares(
 class Tally:
     """What to show beside the bar: tests solved so far, where answers are known, and how many predictions are grids."""
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[Task], selector: Selector) -> None:
+        self._selector = selector
+        self._tasks = {task.id: task for task in tasks}
         self._truths = {
             (task.id, index): pair.output
             for task in tasks
@@ -96,7 +106,9 @@ class Tally:
         for key, group in groups.items():
             if key in self._truths:
                 self._known += 1
-                self._solved += any(np.array_equal(self._truths[key], grid) for grid in vote(group))
+                candidates = self._selector.order(self._tasks[key[0]], key[1], group)
+                attempts = [candidate.grid for candidate in candidates[:ATTEMPTS]]
+                self._solved += any(np.array_equal(self._truths[key], grid) for grid in attempts)
 
     def words(self) -> str:
         """For example `3/12 solved, 88% grids`; a test is solved by one of two attempts."""

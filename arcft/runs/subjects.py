@@ -23,6 +23,7 @@ from arcft.runs.build import config_digest, example_builder
 from arcft.runs.choose import chosen_tasks, data_fingerprint, default_held_out, narrowed, tasks_named, tasks_of_run
 from arcft.runs.leaks import trained_on
 from arcft.runs.predict import Share
+from arcft.runs.reselect import check_scores
 from arcft.runs.restore import ModelHost, base_model, restored_builder, restored_tokenizer
 from arcft.runs.trained import (
     TrainedRun,
@@ -95,8 +96,10 @@ class _Finder:
         files = [files] if isinstance(files, str) else files
         predictions = [prediction for file in files for prediction in read_predictions(file)]
         tasks = chosen_tasks(self.config.data, None)
-        group_by_test(tasks, predictions)  # raises where they don't belong together
+        groups = group_by_test(tasks, predictions)  # raises where they don't belong together
         name = Path(files[0]).name if len(files) == 1 else f"{len(files)} files"
+        if self.config.selection.name == "score":
+            check_scores(groups, self.config.selection, self.explicit, name)
         content = config_digest({"predictions": [prediction.to_json() for prediction in predictions]})
         return self._subject(
             name, "Predictions of " + name, [], {"predictions": files}, tasks=tasks, predictions=predictions, of=content
@@ -268,9 +271,11 @@ class _Finder:
         inference = to_dict(self.config.inference)
         # Decides how fast it goes, and not what comes out.
         del inference["batch_size"]
+        selection = {name: value for name, value in to_dict(self.config.selection).items() if value is not None}
+        about = about | {"selection": selection}
         answers = [[share.identity, data_fingerprint(share.tasks)] for share in shares]
         tasks = [task for share in shares for task in share.tasks] if tasks is None else tasks
-        key = {"answers": answers or [[of, data_fingerprint(tasks)]], "selection": to_dict(self.config.selection)}
+        key = {"answers": answers or [[of, data_fingerprint(tasks)]], "selection": selection}
         if shares:
             key["inference"] = inference
             about = about | {"inference": {name: value for name, value in inference.items() if value is not None}}

@@ -240,7 +240,9 @@ def _train_and_close(
     # transformers would draw a bar of its own into ours for every whole model that is saved.
     disable_progress_bar()
     with progress_bar("training", max_steps, start) as advance, stop_on_signals(stop.request) as received:
-        generation = GenerationMetrics(prepared.builder, tasks, _generation_config(config), advance, stop)
+        generation = GenerationMetrics(
+            prepared.builder, tasks, _generation_config(config), config.selection, advance, stop
+        )
         recorder = Recorder(folder, tracker)
         trainer = ArcftTrainer(
             model=model,

@@ -43,6 +43,7 @@ def build_engine(settled: Settled, folder: Path, recipe: Recipe | None = None) -
         ask_builder(settled, start.tokenizer),
         config=ttft,
         inference=config.inference,
+        views=config.selection.views,
         draw=transform_drawer(config.augmentation),
         input_from_inputs=config.augmentation.input_from_inputs,
         learning_rate=learning_rate(settled),
