@@ -115,8 +115,8 @@ class GridGrammar:
             _check(self, self._tokens.heads, encoder, tokenization)
         except GrammarError as error:
             raise GrammarError(
-                f"{name}: this tokenizer does not keep the cells of {encoder} apart, so there is no grammar for it: "
-                f"{error}; use inference.grammar=false, or train with another encoder"
+                f"{name}: no grammar can be made for this tokenizer and {encoder}: {error}; use "
+                "inference.grammar=false, or train with another encoder"
             ) from error
 
     @property
@@ -164,7 +164,9 @@ class GridGrammar:
         branches: dict[int, list[tuple[Tokens, _Shape | _Step]]] = {}
         for tokens, part in parts:
             if not tokens:
-                raise GrammarError("the tokens of one colour or shape are also those of another, or their beginning")
+                raise GrammarError(
+                    "the tokens of one part of a grid's text are also those of another, or their beginning"
+                )
             branches.setdefault(tokens[0], []).append((tokens[1:], part))
         choices = tuple(sorted(branches))
         return _Fork(
@@ -205,8 +207,8 @@ def _check(
                 pieces = tokenization.tokenizer.convert_ids_to_tokens([*ids[: place + 1], *cursor.choices])
                 written, others = pieces[max(place - 4, 0) : place + 1], pieces[place + 1 :]
                 raise GrammarError(
-                    f"in {_shown(text)}, {written} are token {place + 1} and those before it, where it should be one "
-                    f"of {_shown(others)}, as beside other cells"
+                    f"in {_shown(text)} it writes {written}, where beside other cells the last of these would be one "
+                    f"of {_shown(others)}"
                 )
             cursor.take(token)
 
