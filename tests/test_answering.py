@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from arcft.arc.task import Task
+from arcft.arc.task import Task, as_grid
 from arcft.inference import predict
+from arcft.scoring.predictions import Prediction
 from arcft.ttft.answering import side_by_side
 from arcft.ttft.engine import Engine
 from arcft.ttft.units import Adapted, Event, Failed, Finished, Predicted
@@ -112,3 +114,54 @@ def test_of_a_batch_that_fails_only_the_unit_to_blame_fails(tasks: list[Task], m
     assert failed == Failed(key=(0, tasks[2].id), reason="ValueError: no such token", retry=True)
     assert answers(events) == {key: texts for key, texts in expected.items() if key[0] != tasks[2].id}
     assert not events_of(events, tasks[2].id, Finished)
+
+
+def scores(events: list[Event]) -> dict[tuple[str, int], list[tuple[float, ...]]]:
+    return {
+        (event.predictions[0].task_id, event.predictions[0].test_index): [
+            prediction.scores for prediction in event.predictions if prediction.scores is not None
+        ]
+        for event in events
+        if isinstance(event, Predicted)
+    }
+
+
+@pytest.fixture
+def grids_of_one_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is written counts as a grid: one cell, its colour the number of the prediction in its pass."""
+    places = predict.predict_places
+
+    def as_grids(*arguments: Any, **options: Any) -> dict[int, Prediction]:
+        found = places(*arguments, **options)
+        return {
+            place: dataclasses.replace(prediction, grid=as_grid([[place % 2]])) for place, prediction in found.items()
+        }
+
+    monkeypatch.setattr("arcft.ttft.answering.predict_places", as_grids)
+
+
+@pytest.mark.usefixtures("grids_of_one_cell")
+def test_grids_are_scored_by_the_adapter_that_has_predicted_them(tasks: list[Task]) -> None:
+    wanted = [assignment_of(task, steps=6, predictions=2) for task in tasks]
+    views = {"options": {"views": 3}}
+    merged = scores(run(make_engine(slots=4, **views), wanted))
+    beside = scores(run(as_on_a_gpu(6, slots=4, **views), wanted))
+    unadapted = scores(run(make_engine(**views), [dataclasses.replace(each, steps=0) for each in wanted]))
+    assert len(merged) == 5
+    for key, own in merged.items():
+        assert [len(each) for each in own] == [3, 3]
+        for each, other, before in zip(own, beside[key], unadapted[key], strict=True):
+            assert each == pytest.approx(other, rel=1e-3)
+            assert each != pytest.approx(before, rel=1e-2)
+
+
+@pytest.mark.usefixtures("grids_of_one_cell")
+@pytest.mark.parametrize(("calls", "views"), [(2, []), (4, [2, 2]), (99, [3, 3])])
+def test_a_deadline_ends_scoring_between_augmentations(tasks: list[Task], calls: int, views: list[int]) -> None:
+    """The clock passes the deadline after so many looks at it, of which two are for the predictions."""
+    looks = iter([0.0] * calls)
+    engine = make_engine(options={"views": 3, "clock": lambda: next(looks, 2.0)})
+    events = run(engine, [assignment_of(tasks[1], steps=0, predictions=2, deadline=1.0)])
+    assert {key: [len(own) for own in found] for key, found in scores(events).items()} == {(tasks[1].id, 0): views}
+    assert [len(event.predictions) for event in events_of(events, tasks[1].id, Predicted)] == [2]
+    assert isinstance(events[-1], Finished)

@@ -155,6 +155,7 @@ def test_the_only_grid_is_scored_by_what_it_was_predicted_with(
     alone = [predictions[1], predictions[0], predictions[3]]
     scored = score_grids(model, builder, task, alone, CONFIG, VIEWS, route=asked.append)
     assert [one.scores for one in scored] == [None, (-2.5, -2.5), None]
+    assert score_grids(model, builder, task, alone, CONFIG, 1)[1].scores == (-2.5,)
     assert score_grids(model, builder, task, predictions[1:2], CONFIG, VIEWS)[0].scores is None
     assert asked == []
 

@@ -70,7 +70,7 @@ def score_grids(
     scores: dict[GridKey, list[float]] = {key: [] for key in grids}
     if len(grids) == 1:
         (only,) = scores.values()
-        only += [one.logprob for one in predictions if one.grid is not None and one.logprob is not None]
+        only += [one.logprob for one in predictions if one.grid is not None and one.logprob is not None][:views]
     elif grids:
         prompts = _different(builder, task, predictions[0].test_index, config, views)
         for prompt in prompts:

@@ -124,7 +124,7 @@ def _listed(words: Sequence[str]) -> str:
 def _fails(candidates: Sequence[Candidate]) -> str:
     """What the demonstrations have in common, and an attempt has not."""
     return "".join(
-        f" Attempt {number} is without: {escape(', '.join(candidate.reasons['fails']))}."
+        f" Attempt {number} breaks what the demonstrations share: {escape(', '.join(candidate.reasons['fails']))}."
         for number, candidate in enumerate(candidates[:ATTEMPTS], 1)
         if candidate.reasons.get("fails")
     )
