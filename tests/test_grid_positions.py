@@ -169,6 +169,9 @@ def test_newlines_and_words_that_the_model_writes_move_it_on() -> None:
             super().__init__()
             self.told: list[int] = []
 
+        def _can_set_attn_implementation(self) -> bool:
+            return False
+
         def forward(self, position_ids: torch.Tensor, **inputs: Any) -> Any:
             step = max(0, len(self.told) - len(prompt) + 1)
             self.told += position_ids[0].tolist()
