@@ -226,10 +226,6 @@ def test_a_wrong_value_is_refused_with_its_remedy(overrides: list[str], message:
             ["checkpoint=a", "predictions=b"],
             "give exactly one of checkpoint=, model=, predictions=, resume= (checkpoint= and predictions= given)",
         ),
-        (
-            ["predictions=b"],
-            "predictions= needs the tasks they answer: add data=arc1, data=kaggle data.path=TASKS.json, ...",
-        ),
         (["model=tiny", "adapters=x"], "adapters= needs checkpoint=: the run that the adapters were started from"),
         (
             ["predictions=b", "data=arc1", "ttft=per_task"],

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from evaluate_command import KNOWN_FILES, evaluated, evaluation_tasks, predicted, run_json
+from evaluate_command import (
+    KNOWN_FILES,
+    SMALL_EVALUATION_TASKS,
+    arc_tasks,
+    evaluated,
+    evaluation_tasks,
+    predicted,
+    run_json,
+    trained,
+    write_challenges,
+)
 from test_config import evaluate_config
+from train_command import TASK_IDS, ids
 
+from arcft.checkpoints import CheckpointError
 from arcft.config.schema import ConfigError
 from arcft.scoring.predictions import Prediction
 from arcft.scoring.voting import grid_key
@@ -64,8 +77,7 @@ def test_grids_are_scored_while_the_model_is_there(scored: Path) -> None:
 
 
 def test_selecting_again_from_the_file_gives_the_same(scored: Path, tmp_path: Path) -> None:
-    predictions = f"predictions={scored}/predictions.jsonl"
-    again = evaluated(tmp_path / "again", predictions, *SCORE, *evaluation_tasks())
+    again = evaluated(tmp_path / "again", f"predictions={scored}/predictions.jsonl", *SCORE)
     assert {path.name for path in again.iterdir()} == KNOWN_FILES | {"run.yaml", ".lock"}
     assert submission(again) == submission(scored)
     assert (again / "predictions.jsonl").read_bytes() == (scored / "predictions.jsonl").read_bytes()
@@ -88,7 +100,7 @@ def test_another_selection_of_the_same_predictions(selection: str, scored: Path,
     assert [(one.text, one.scores, one.seconds) for one in written] == [
         (one.text, one.scores, one.seconds) for one in before
     ]
-    back = evaluated(tmp_path / "back", f"predictions={folder}/predictions.jsonl", *SCORE, *evaluation_tasks())
+    back = evaluated(tmp_path / "back", f"predictions={folder}/predictions.jsonl", *SCORE)
     assert (back / "predictions.jsonl").read_bytes() == (scored / "predictions.jsonl").read_bytes()
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert ("breaks what" in report) == (selection == "verify")
@@ -106,7 +118,7 @@ def test_adapted_models_score_their_own_grids(tmp_path: Path) -> None:
     ttft = ["ttft=per_task", "ttft.max_steps=1", "ttft.predict_before=1"]
     folder = evaluated(tmp_path / "adapted", *MODEL, *SCORE, *ttft)
     check_scores(folder, views=3)
-    again = evaluated(tmp_path / "again", f"predictions={folder}/predictions.jsonl", *SCORE, *evaluation_tasks())
+    again = evaluated(tmp_path / "again", f"predictions={folder}/predictions.jsonl", *SCORE)
     assert submission(again) == submission(folder)
     assert (again / "predictions.jsonl").read_bytes() == (folder / "predictions.jsonl").read_bytes()
 
@@ -125,6 +137,52 @@ def test_scores_that_are_not_there_are_asked_for(scored: Path, tmp_path: Path) -
             folder, f"predictions={scored}/predictions.jsonl", "selection=score", "selection.views=16",
             *evaluation_tasks(),
         )  # fmt: skip
+    assert not folder.exists()
+
+
+def test_without_data_the_tasks_are_those_of_the_evaluation(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run")
+    challenges = tmp_path / "challenges.json"
+    write_challenges(challenges, arc_tasks("evaluation", *SMALL_EVALUATION_TASKS))
+    asked = {
+        "held_out": [f"checkpoint={run}"],
+        "kaggle": [f"checkpoint={run}", "data=kaggle", f"data.path={challenges}", "data.limit=3"],
+        "base": ["model=tiny", "data.limit=2", "inference.max_new_tokens=2"],
+    }
+    files = {name: evaluated(tmp_path / name, *words) for name, words in asked.items()}
+    evaluated(tmp_path / "sweep", f"checkpoint={run}/checkpoint-*")
+    files |= {f"sweep {name}": tmp_path / "sweep" / name for name in ("checkpoint-4", "checkpoint-6")}
+    # What was selected again has no tasks but those of what it was selected from.
+    files["again"] = evaluated(tmp_path / "again", f"predictions={files['held_out']}/predictions.jsonl")
+    for name, folder in files.items():
+        again = evaluated(tmp_path / "selected" / name, f"predictions={folder}/predictions.jsonl")
+        assert submission(again) == submission(folder), name
+        assert run_json(again)["metrics"] == run_json(folder)["metrics"]
+    one = SMALL_EVALUATION_TASKS[0]
+    some = evaluated(tmp_path / "some", f"predictions={files['kaggle']}/predictions.jsonl", ids(one))
+    assert list(json.loads(submission(some))) == [one]
+
+
+def test_tasks_that_were_trained_on_are_told_again(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run")
+    first = evaluated(tmp_path / "first", f"checkpoint={run}", "data=arc1", ids(*TASK_IDS[:3]))
+    seen = run_json(first)["run"]["trained_on"]
+    assert seen > 0
+    again = evaluated(tmp_path / "again", f"predictions={first}/predictions.jsonl")
+    assert run_json(again)["run"]["trained_on"] == seen
+    assert "trained on</b>" in (again / "report.html").read_text(encoding="utf-8")
+
+
+def test_predictions_of_no_finished_evaluation_need_their_tasks(scored: Path, tmp_path: Path) -> None:
+    shutil.copyfile(scored / "predictions.jsonl", tmp_path / "predictions.jsonl")
+    folder = tmp_path / "evaluation"
+    with pytest.raises(ConfigError, match=r"^predictions= needs the tasks they answer: add data=arc1, data=kaggle"):
+        evaluated(folder, f"predictions={tmp_path}/predictions.jsonl")
+    shutil.copyfile(scored / "run.yaml", tmp_path / "run.yaml")
+    with pytest.raises(
+        CheckpointError, match=r"submission.json: can't be read .* go on with it by resume=, or name the"
+    ):
+        evaluated(folder, f"predictions={tmp_path}/predictions.jsonl")
     assert not folder.exists()
 
 

@@ -101,7 +101,8 @@ class EvaluateConfig:
     """With checkpoint: a pattern of runs adapted to single tasks; each predicts the tasks it was adapted to."""
 
     predictions: list[str] | str | None = None
-    """Files of predictions made elsewhere; several are voted over together."""
+    """Files of predictions made before; several are selected from together. Without data= they answer the tasks of
+    the evaluation that has written the first of them."""
 
     resume: str | None = None
     """An evaluation folder to go on with; its own config is used."""
@@ -128,8 +129,6 @@ class EvaluateConfig:
             yield "adapters= needs checkpoint=: the run that the adapters were started from"
         if self.base_model is not None and self.checkpoint is None:
             yield f"base_model={self.base_model} has no effect without checkpoint=; with model= use model.path"
-        if self.predictions is not None and self.data.source == "held_out":
-            yield "predictions= needs the tasks they answer: add data=arc1, data=kaggle data.path=TASKS.json, ..."
         if self.ttft.name != "none":
             if self.predictions is not None:
                 yield f"ttft={self.ttft.name} has no effect with predictions=, which no model makes here; use ttft=none"

@@ -23,7 +23,7 @@ from arcft.runs.build import config_digest, example_builder
 from arcft.runs.choose import chosen_tasks, data_fingerprint, default_held_out, narrowed, tasks_named, tasks_of_run
 from arcft.runs.leaks import trained_on
 from arcft.runs.predict import Share
-from arcft.runs.reselect import check_scores
+from arcft.runs.reselect import given_predictions
 from arcft.runs.restore import ModelHost, base_model, restored_builder, restored_tokenizer
 from arcft.runs.trained import (
     TrainedRun,
@@ -35,7 +35,7 @@ from arcft.runs.trained import (
     open_checkpoint,
 )
 from arcft.runs.ttft_settle import what_adapts
-from arcft.scoring.predictions import Prediction, group_by_test, read_predictions
+from arcft.scoring.predictions import Prediction
 from arcft.text.examples import ExampleBuilder
 
 console = Console()
@@ -91,18 +91,16 @@ class _Finder:
         self._builders: dict[str, ExampleBuilder] = {}
 
     def predictions(self) -> Subject:
-        """Files made elsewhere; several are voted over together."""
-        files = self.config.predictions or []
-        files = [files] if isinstance(files, str) else files
-        predictions = [prediction for file in files for prediction in read_predictions(file)]
-        tasks = chosen_tasks(self.config.data, None)
-        groups = group_by_test(tasks, predictions)  # raises where they don't belong together
-        name = Path(files[0]).name if len(files) == 1 else f"{len(files)} files"
-        if self.config.selection.name == "score":
-            check_scores(groups, self.config.selection, self.explicit, name)
-        content = config_digest({"predictions": [prediction.to_json() for prediction in predictions]})
+        """Files made before; several are selected from together."""
+        given = given_predictions(self.config, self.explicit)
         return self._subject(
-            name, "Predictions of " + name, [], {"predictions": files}, tasks=tasks, predictions=predictions, of=content
+            given.name,
+            "Predictions of " + given.name,
+            [],
+            given.about,
+            tasks=given.tasks,
+            predictions=given.predictions,
+            of=config_digest({"predictions": [prediction.to_json() for prediction in given.predictions]}),
         )
 
     def base_model(self) -> Subject:
