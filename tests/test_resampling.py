@@ -101,7 +101,7 @@ def test_means_are_over_tests_then_over_tasks_and_a_test_gives_what_it_has() -> 
     numbers = by_number(tasks, predictions, Vote().candidates(tasks, predictions))
     assert [at.predictions for at in numbers] == [1, 2, 3]
     for at in numbers:
-        assert at.mean == dict.fromkeys(METRICS_OF_MANY, (0.5 + 1 + 0) / 3)
+        assert at.mean == dict.fromkeys(METRICS_OF_MANY, (0.5 + 1 + 0) / 3)  # to the bit, in each draw
         assert at.deviation == dict.fromkeys(METRICS_OF_MANY, 0)
 
 
@@ -137,3 +137,4 @@ def test_it_is_quick_on_a_whole_set() -> None:
     assert time.process_time() - begun < 5  # a second on an idle core
     assert [at.predictions for at in numbers] == [1, 2, 4, 8, 16, 32, 64, 96]
     assert numbers[0].mean["pass_n"] == pytest.approx(1 / 40, abs=0.01)
+    assert set(numbers[-1].deviation.values()) == {0}

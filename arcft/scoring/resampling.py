@@ -63,14 +63,20 @@ def by_number(
             if ranks is not None:
                 totals += np.stack([ranks < np.inf, ranks < 1, ranks < 2], axis=1) / len(truths)
     totals /= len(known)
-    return [
-        AtNumber(
-            number,
-            mean=dict(zip(METRICS_OF_MANY, values.mean(axis=1).tolist(), strict=True)),
-            deviation=dict(zip(METRICS_OF_MANY, values.std(axis=1, ddof=1).tolist(), strict=True)),
-        )
-        for number, values in zip(numbers, totals, strict=True)
-    ]
+    return [_at_number(number, values) for number, values in zip(numbers, totals, strict=True)]
+
+
+def _at_number(number: int, values: Values) -> AtNumber:
+    """`values` are [metrics, draws]."""
+    # What is the same in all draws is the mean itself; summed up, it would be so only up to rounding.
+    same = values.min(axis=1) == values.max(axis=1)
+    means = np.where(same, values[:, 0], values.mean(axis=1))
+    deviations = np.where(same, 0.0, values.std(axis=1, ddof=1))
+    return AtNumber(
+        number,
+        mean=dict(zip(METRICS_OF_MANY, means.tolist(), strict=True)),
+        deviation=dict(zip(METRICS_OF_MANY, deviations.tolist(), strict=True)),
+    )
 
 
 def _ranks(
