@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from evaluate_command import (
     KNOWN_FILES,
     SMALL_EVALUATION_TASKS,
@@ -18,13 +19,18 @@ from evaluate_command import (
     trained,
     write_challenges,
 )
-from test_config import evaluate_config
+from test_config import evaluate_config, train_config
 from train_command import TASK_IDS, ids
 
 from arcft.checkpoints import CheckpointError
 from arcft.config.schema import ConfigError
+from arcft.runs.callbacks import GenerationMetrics
+from arcft.runs.train import build_model, prepare
+from arcft.scoring.metrics import score_tasks
 from arcft.scoring.predictions import Prediction
+from arcft.scoring.selection import Score
 from arcft.scoring.voting import grid_key
+from arcft.training.stopping import StopRequest
 
 MODEL = ["model=tiny", "inference.predictions_per_test=4", "inference.max_new_tokens=null", *evaluation_tasks()]
 SCORE = ["selection=score", "selection.views=3"]
@@ -203,3 +209,18 @@ def test_keys_that_make_no_sense_are_refused(overrides: list[str], message: str)
     with pytest.raises(ConfigError) as caught:
         evaluate_config("checkpoint=run", *overrides)
     assert str(caught.value).startswith(message)
+
+
+def test_generation_metrics_while_training_select_in_the_same_way() -> None:
+    config = train_config("model=tiny", *SCORE, "inference.predictions_per_test=3", ids(*TASK_IDS), "data.held_out=2")
+    prepared = prepare(config)
+    model, _ = build_model(config, torch.device("cpu"))
+    metrics = GenerationMetrics(
+        prepared.builder, prepared.sets.held_out, config.inference, config.selection, lambda step, words: None,
+        StopRequest(None),
+    )  # fmt: skip
+    values = metrics(model, 0)
+    assert any(one.scores is not None and len(one.scores) == 3 for one in metrics.predictions)
+    expected = Score(views=3).attempts(metrics.tasks, metrics.predictions)
+    assert str(metrics.attempts) == str(expected)
+    assert values == score_tasks(metrics.tasks, metrics.predictions, expected).metrics
