@@ -85,7 +85,7 @@ def test_what_is_written(adapted: Path, run: Path) -> None:
     submission = json.loads((adapted / "submission.json").read_text(encoding="utf-8"))
     check_submission(submission, arc_tasks("evaluation", *SMALL_EVALUATION_TASKS))
     metrics = run_json(adapted)
-    assert list(metrics) == ["metrics", "tasks", "run", "before"]
+    assert list(metrics) == ["metrics", "tasks", "run", "before", "by_number"]
     assert list(metrics["before"]) == list(metrics["metrics"])
     about = metrics["run"]
     assert (about["ttft"]["name"], about["ttft"]["max_steps"], about["step"]) == ("per_task", 3, 6)
