@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+from arcft.inference.guesses import LONGEST
 from arcft.inference.passes import Passes
 from arcft.inference.prefixes import SHORTEST, Prefixes
 from arcft.inference.rows import Row
@@ -36,7 +37,7 @@ class Batch:
         self._sampler = sampler
         self._prefixes = prefixes
         self._live: list[Row] = []
-        self._waiting = deque(rows)
+        self._waiting = deque(row for row in rows if row.is_live)
         self._last_left = -1  # the prompt that the first free slot still holds
 
     def complete(self) -> None:
@@ -113,7 +114,7 @@ class Batch:
 
     def _advance(self, first: int, rows: Sequence[Row]) -> None:
         """One pass over `rows`, which lie in the slots from `first` on."""
-        most = max(len(row.ids) for row in rows)
+        most = max(len(row.ids) for row in rows) + LONGEST
         if any(row.fed > 0 for row in rows):
             most = max(1, _MASK_ENTRIES // (len(rows) * most))
         chunks = [row.chunk(most) for row in rows]

@@ -16,11 +16,12 @@ from transformers import PreTrainedModel
 from arcft.inference.attention import decoding_attention
 from arcft.inference.batch import Batch
 from arcft.inference.errors import DecodingError
+from arcft.inference.guesses import Guess
 from arcft.inference.passes import Passes
 from arcft.inference.prefixes import Prefixes
 from arcft.inference.rows import Completion, Row
 from arcft.inference.sampling import make_sampler
-from arcft.text.tokens import Positions
+from arcft.text.tokens import Grammar, Positions
 
 __all__ = ["Completion", "DecodingError", "decode"]
 
@@ -40,6 +41,8 @@ def decode(
     adapters: Sequence[int] | None = None,
     batch_size: int | None = None,
     share_prefixes: bool = True,
+    grammar: Grammar | Sequence[Grammar] | None = None,
+    guesses: Sequence[Sequence[int] | None] | None = None,
 ) -> list[Completion]:
     """Complete `prompts` and return a Completion for each, in their order.
 
@@ -53,11 +56,17 @@ def decode(
     floating-point numbers differ in their last bits with the shape of a pass, and so with what else is in a call: where
     answers must not depend on that, the caller has to choose by itself what goes into a call.
 
+    With a `grammar`, for all prompts or one for each, only tokens that it allows are chosen, and what it leaves no
+    choice about is written without a pass of its own; log-probabilities are over the allowed tokens. `guesses`, token
+    ids for each prompt or None, are what somebody thinks the completions will be: they are verified many tokens a pass,
+    and change how long it takes but nothing else. They go with greedy decoding only.
+
     `route` is told which prompts the rows of the batch hold, by their numbers, before the first pass and whenever they
     are others. Where it gives rows different weights, prompts share a beginning only within the same one of `adapters`,
     numbers for each prompt, and without these none do.
 
-    Raises DecodingError for logits that are not finite, an empty prompt, a limit below 1, or a wrong generator.
+    Raises DecodingError for logits that are not finite, an empty prompt, a limit below 1, a wrong generator, or lists
+    that are not of one length.
     """
     limits = _limits(prompts, max_new_tokens)
     if not prompts:
@@ -65,10 +74,23 @@ def decode(
     if batch_size is not None and batch_size < 1:
         raise DecodingError(f"batch_size={batch_size}: at least 1")
     sampler = make_sampler(limits, temperature, top_p, generator)
-    ends = frozenset(end_ids)
+    if sampler is not None and guesses is not None:
+        raise DecodingError("guesses are verified by greedy decoding only; leave them out, or temperature and top_p")
+    grammars = grammar if isinstance(grammar, Sequence) else [grammar] * len(prompts)
+    for name, values in (("grammars", grammars), ("guesses", guesses), ("adapters", adapters)):
+        if values is not None and len(values) != len(prompts):
+            raise DecodingError(f"{len(values)} {name} for {len(prompts)} prompts; give one for each")
     rows = [
-        Row(number, prompt, limit, end_ids=ends, positions=positions)
-        for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True))
+        Row(
+            number,
+            prompt,
+            limits[number],
+            end_ids=frozenset(end_ids),
+            positions=positions,
+            cursor=None if own is None else own(),
+            guess=None if guesses is None else Guess(guesses[number] or []),
+        )
+        for number, (prompt, own) in enumerate(zip(prompts, grammars, strict=True))
     ]
     waiting = rows
     size = min(batch_size or len(rows), len(rows))

@@ -13,7 +13,7 @@ from arcft.inference.cache import SlotCache, Span
 from arcft.inference.head import Choices, Head, Scores
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(slots=True)
 class Chunk:
     """What a row is fed next."""
 
@@ -60,17 +60,16 @@ class Passes:
         if self._route is not None and self._told != list(prompts):
             self._told = list(prompts)
             self._route(self._told)
-        tokens = max(len(chunk.tokens) for chunk in chunks)
-        starts = [chunk.start for chunk in chunks]
-        inputs = torch.tensor(
-            [
-                [[*chunk.tokens, *[self._pad_id] * (tokens - len(chunk.tokens))] for chunk in chunks],
-                [[*chunk.places, *[chunk.places[-1]] * (tokens - len(chunk.places))] for chunk in chunks],
-            ],
-            dtype=torch.long,
-        ).to(self._device)
+        lengths = [len(chunk.tokens) for chunk in chunks]
+        tokens, starts = max(lengths), [chunk.start for chunk in chunks]
+        input_ids, places = [chunk.tokens for chunk in chunks], [chunk.places for chunk in chunks]
+        if min(lengths) < tokens:
+            input_ids = [[*own, *[self._pad_id] * (tokens - len(own))] for own in input_ids]
+            places = [[*own, *own[-1:] * (tokens - len(own))] for own in places]
+        elif all(own == places[0] for own in places):
+            places = places[:1]
         columns = mask = None
-        level = len(set(starts)) == 1
+        level = min(starts) == max(starts)
         if not level or (tokens > 1 and starts[0] > 0):
             # All rows at one column need one mask.
             begins = torch.tensor(starts[:1] if level else starts, device=self._device)
@@ -78,8 +77,8 @@ class Passes:
             mask = self._masks(columns, max(starts) + tokens)
         self.cache.begin(Span(first, starts, tokens, None if level else columns))
         arguments = {
-            "input_ids": inputs[0],
-            "position_ids": inputs[1],
+            "input_ids": torch.tensor(input_ids, device=self._device),
+            "position_ids": torch.tensor(places, device=self._device),
             # Without one, each row is whole, or one token sees all: transformers knows what to do.
             "attention_mask": mask,
             "past_key_values": self.cache,

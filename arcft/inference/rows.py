@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 
 from arcft.inference.errors import DecodingError
+from arcft.inference.guesses import Guess
+from arcft.inference.head import Choices
 from arcft.inference.passes import Chunk
 from arcft.text.tokens import Cursor, Positions
 
@@ -42,6 +44,7 @@ class Row:
         end_ids: frozenset[int],
         positions: Positions | None = None,
         cursor: Cursor | None = None,
+        guess: Guess | None = None,
     ) -> None:
         self.number = number
         self.ids = list(prompt)
@@ -58,6 +61,7 @@ class Row:
         self._positions = positions
         self._place = -1  # of the last token fed
         self._cursor = cursor
+        self._guess = guess
         self._add_forced()
 
     @property
@@ -72,25 +76,75 @@ class Row:
             self._place = self._positions(self.ids[:columns])[-1]
 
     def chunk(self, most: int) -> Chunk:
-        """The next tokens to feed, at most `most`, with the question what comes after the last of all."""
+        """The next tokens to feed, at most `most`: what is written and was not fed, and behind it what the guess says.
+        It is asked what comes after the last one that is written, and after each that is guessed."""
         tokens = self.ids[self.fed : self.fed + most]
-        asked, choices = [], []
+        asked: list[int] = []
+        choices: list[Choices] = []
         if self.fed + len(tokens) == len(self.ids):
-            asked = [len(tokens) - 1]
-            if self._cursor is not None:
-                choices = [tuple(self._cursor.choices)]
+            self._ask(tokens, asked, choices, most)
         places = list(range(self.fed, self.fed + len(tokens)))
         if self._positions is not None:
             places = self._positions(tokens, self._place)
         return Chunk(tokens, self.fed, places, asked, None if self._cursor is None else choices)
 
+    def _ask(self, tokens: list[int], asked: list[int], choices: list[Choices], most: int) -> None:
+        """Add what is guessed to `tokens`, the places in it where there is a choice to `asked`, and what there is to
+        choose from to `choices`."""
+        cursor, guessed = self._cursor, self._guessed(most - len(tokens))
+        if cursor is not None and guessed:
+            cursor = cursor.copy()
+        for token in [*guessed, None]:
+            if cursor is None:
+                asked.append(len(tokens) - 1)
+            elif len(cursor.choices) > 1:
+                asked.append(len(tokens) - 1)
+                choices.append(tuple(cursor.choices))
+            if token is None or token in self._end_ids:
+                return
+            if cursor is not None:
+                if token not in cursor.choices:
+                    return
+                cursor.take(token)
+            tokens.append(token)
+
+    def _guessed(self, most: int) -> list[int]:
+        if self._guess is None:
+            return []
+        # The last token within the limit is not fed.
+        most = min(most, self.limit - self.num_tokens - 1)
+        guessed = self._guess.offer(len(self.ids) - self.prompt_length, most)
+        if guessed and self._cursor is not None and guessed[0] not in self._cursor.choices:
+            self._guess.judge(0, missed=True)
+            return []
+        return guessed
+
     def read(self, chunk: Chunk, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
-        """Go on with what was chosen after the tokens that `chunk` asked about."""
-        self.fed += len(chunk.tokens)
-        self._place = chunk.places[-1]
-        if chunk.asked:
-            self._add(tokens[0], logprobs[0])
-            self._add_forced()
+        """Go on with what was chosen after the tokens that `chunk` asked about, as far as the guess holds."""
+        if not chunk.asked:
+            self._feed(chunk, len(chunk.tokens))
+            return
+        chosen = zip(tokens, logprobs, strict=True)
+        fed, right, missed = chunk.asked[0] + 1, 0, False
+        is_guessed = fed < len(chunk.tokens)
+        while True:
+            had_choice = self._has_choice
+            self._add(*(next(chosen) if had_choice else self._forced()))
+            if fed == len(chunk.tokens) or not self.is_live:
+                break
+            missed = self.ids[-1] != chunk.tokens[fed]
+            if missed:
+                break
+            fed += 1
+            right += had_choice
+        self._feed(chunk, fed)
+        if is_guessed and self._guess is not None:
+            self._guess.judge(right, missed=missed)
+        self._add_forced()
+
+    def _feed(self, chunk: Chunk, count: int) -> None:
+        self.fed += count
+        self._place = chunk.places[count - 1]
 
     def completion(self) -> Completion:
         return Completion(self.ids[self.prompt_length :], self.logprob, self.num_tokens, self.finished)
@@ -104,14 +158,27 @@ class Row:
             )
         self.logprob += logprob
         self.num_tokens += 1
-        if self._cursor is not None:
-            self._cursor.take(token)
         self.finished = token in self._end_ids
         if not self.finished:
             self.ids.append(token)
         self.is_live = not self.finished and self.num_tokens < self.limit
+        if self._cursor is not None:
+            self._cursor.take(token)
+            if self.is_live and not self._cursor.choices:
+                raise DecodingError(
+                    f"prompt {self.number}: its grammar ends with {token}, which is none of the end_ids"
+                )
+
+    @property
+    def _has_choice(self) -> bool:
+        return self._cursor is None or len(self._cursor.choices) > 1
+
+    def _forced(self) -> tuple[int, float]:
+        """The next token and its log-probability where there is no choice."""
+        assert self._cursor is not None
+        return self._cursor.choices[0], 0.0
 
     def _add_forced(self) -> None:
         """Write what follows without a choice; it is fed together with the token before it."""
-        while self.is_live and self._cursor is not None and len(self._cursor.choices) == 1:
-            self._add(self._cursor.choices[0], 0.0)
+        while self.is_live and not self._has_choice:
+            self._add(*self._forced())
