@@ -3,19 +3,68 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from arcft.inference.attention import decoding_attention
+from arcft.inference.errors import DecodingError
 from arcft.inference.guesses import LONGEST
-from arcft.inference.passes import Passes
+from arcft.inference.head import Scores
+from arcft.inference.passes import Chunk, Passes
 from arcft.inference.prefixes import SHORTEST, Prefixes
 from arcft.inference.rows import Row
-from arcft.inference.sampling import Sampler
+
+Choose = Callable[[Sequence[Row], Sequence[Chunk], Scores], torch.Tensor]
+"""Says which of the scores' tokens come next: places in their last dimension, [rows, asked]."""
+
+Route = Callable[[Sequence[int]], None]
+"""Is told which prompts the rows of the passes to come hold, by their numbers."""
 
 _MASK_ENTRIES = 2**25
 """Of a pass that needs a mask, and with it the rows' tokens in one pass, are limited to these."""
 
 _PADDING, _FEW = 0.25, 256
 """What is more padding than such a share of the tokens, and more than a few, is fed in several passes."""
+
+
+def complete(
+    model: PreTrainedModel | PeftModel,
+    rows: Sequence[Row],
+    choose: Choose,
+    *,
+    pad_id: int,
+    batch_size: int | None,
+    share_prefixes: bool,
+    route: Route | None,
+    adapters: Sequence[int] | None,
+) -> None:
+    """Feed `rows` to `model` until each has ended. Of the other arguments, see decode; `adapters` are for each row.
+
+    Raises DecodingError for a batch size below 1.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise DecodingError(f"batch_size={batch_size}: at least 1")
+    for key, row in enumerate(rows):
+        row.key = key
+    size = min(batch_size or len(rows), len(rows))
+    shares = share_prefixes and (route is None or adapters is not None)
+    prefixes = (
+        Prefixes([row.ids[: row.prompt_length] for row in rows], adapters) if shares or size < len(rows) else None
+    )
+    waiting = rows
+    if prefixes is not None and size < len(rows):
+        waiting = [rows[place] for family in prefixes.families() for place in family]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode(), decoding_attention(model):
+            passes = Passes(model, size, pad_id=pad_id, route=route)
+            Batch(passes, waiting, size, choose, prefixes=prefixes if shares else None).complete()
+    finally:
+        model.train(was_training)
 
 
 class Batch:
@@ -26,19 +75,19 @@ class Batch:
         passes: Passes,
         rows: Sequence[Row],
         size: int,
+        choose: Choose,
         *,
-        sampler: Sampler | None = None,
-        prefixes: Prefixes | None = None,
+        prefixes: Prefixes | None,
     ) -> None:
         """`size` rows at most are completed at the same time; `prefixes` are those of the rows' prompts, if what they
         have in common is to be shared."""
         self._passes = passes
         self._size = size
-        self._sampler = sampler
+        self._choose = choose
         self._prefixes = prefixes
         self._live: list[Row] = []
         self._waiting = deque(row for row in rows if row.is_live)
-        self._last_left = -1  # the prompt that the first free slot still holds
+        self._last_left = -1  # the key of the row that the first free slot still holds
 
     def complete(self) -> None:
         """Extend all rows until each has ended."""
@@ -82,15 +131,15 @@ class Batch:
     def _share(self, arriving: Sequence[Row], prefixes: Prefixes) -> tuple[list[tuple[Row, int]], list[Row]]:
         """The rows that begin now, with the slot that holds what they need not be fed, and the rows that had better
         wait, because they share more with one of these."""
-        slots = {row.number: slot for slot, row in enumerate(self._live)}
+        slots = {row.key: slot for slot, row in enumerate(self._live)}
         if len(arriving) == 1 and self._last_left >= 0:
             slots.setdefault(self._last_left, len(self._live))
         residents = sorted(slots, key=prefixes.rank.__getitem__)
         now: list[tuple[Row, int]] = []
         later: list[Row] = []
-        for row in sorted(arriving, key=lambda row: prefixes.rank[row.number]):
-            donor, shared = prefixes.nearest(row.number, residents)
-            if now and prefixes.common(now[-1][0].number, row.number) >= shared + SHORTEST:
+        for row in sorted(arriving, key=lambda row: prefixes.rank[row.key]):
+            donor, shared = prefixes.nearest(row.key, residents)
+            if now and prefixes.common(now[-1][0].key, row.key) >= shared + SHORTEST:
                 later.append(row)
                 continue
             shared = min(shared, row.prompt_length - 1)
@@ -124,11 +173,7 @@ class Batch:
                 row.read(chunk, [], [])
             return
         logits = scores.logits
-        if self._sampler is None:
-            places = logits.argmax(dim=-1)
-        else:
-            numbers, steps = [row.number for row in rows], [row.num_tokens for row in rows]
-            places = self._sampler.draw(logits[:, 0], numbers, steps)[:, None]
+        places = self._choose(rows, chunks, scores)
         logprobs = logits.gather(-1, places[:, :, None]).squeeze(-1) - logits.logsumexp(dim=-1)
         tokens = places if scores.tokens is None else scores.tokens[places]
         # The one place in a pass that waits for the device.
@@ -143,7 +188,7 @@ class Batch:
                 slot += 1
                 continue
             last = self._live.pop()
-            self._last_left = last.number
+            self._last_left = last.key
             if last.is_live:
                 self._passes.cache.copy(len(self._live), slot, last.fed)
                 self._live[slot] = last

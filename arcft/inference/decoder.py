@@ -7,20 +7,21 @@ log-probability comes for free, and positions may jump (`generate` only counts o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from arcft.inference.attention import decoding_attention
-from arcft.inference.batch import Batch
+from arcft.inference.batch import Route, complete
 from arcft.inference.errors import DecodingError
 from arcft.inference.guesses import Guess
-from arcft.inference.passes import Passes
-from arcft.inference.prefixes import Prefixes
-from arcft.inference.rows import Completion, Row
-from arcft.inference.sampling import make_sampler
+from arcft.inference.head import Scores
+from arcft.inference.passes import Chunk
+from arcft.inference.rows import Row
+from arcft.inference.sampling import Sampler, make_sampler
+from arcft.inference.writing import Completion, WrittenRow
 from arcft.text.tokens import Grammar, Positions
 
 __all__ = ["Completion", "DecodingError", "decode"]
@@ -37,7 +38,7 @@ def decode(
     top_p: float | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     positions: Positions | None = None,
-    route: Callable[[Sequence[int]], None] | None = None,
+    route: Route | None = None,
     adapters: Sequence[int] | None = None,
     batch_size: int | None = None,
     share_prefixes: bool = True,
@@ -71,8 +72,6 @@ def decode(
     limits = _limits(prompts, max_new_tokens)
     if not prompts:
         return []
-    if batch_size is not None and batch_size < 1:
-        raise DecodingError(f"batch_size={batch_size}: at least 1")
     sampler = make_sampler(limits, temperature, top_p, generator)
     if sampler is not None and guesses is not None:
         raise DecodingError("guesses are verified by greedy decoding only; leave them out, or temperature and top_p")
@@ -81,7 +80,7 @@ def decode(
         if values is not None and len(values) != len(prompts):
             raise DecodingError(f"{len(values)} {name} for {len(prompts)} prompts; give one for each")
     rows = [
-        Row(
+        WrittenRow(
             number,
             prompt,
             limits[number],
@@ -92,21 +91,26 @@ def decode(
         )
         for number, (prompt, own) in enumerate(zip(prompts, grammars, strict=True))
     ]
-    waiting = rows
-    size = min(batch_size or len(rows), len(rows))
-    shares = share_prefixes and (route is None or adapters is not None)
-    prefixes = Prefixes(prompts, adapters) if shares or size < len(rows) else None
-    if prefixes is not None and size < len(rows):
-        waiting = [rows[number] for family in prefixes.families() for number in family]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode(), decoding_attention(model):
-            passes = Passes(model, size, pad_id=pad_id, route=route)
-            Batch(passes, waiting, size, sampler=sampler, prefixes=prefixes if shares else None).complete()
-    finally:
-        model.train(was_training)
+    complete(
+        model,
+        rows,
+        _greedy if sampler is None else functools.partial(_drawn, sampler),
+        pad_id=pad_id,
+        batch_size=batch_size,
+        share_prefixes=share_prefixes,
+        route=route,
+        adapters=adapters,
+    )
     return [row.completion() for row in rows]
+
+
+def _greedy(rows: Sequence[Row], chunks: Sequence[Chunk], scores: Scores) -> torch.Tensor:
+    return scores.logits.argmax(dim=-1)
+
+
+def _drawn(sampler: Sampler, rows: Sequence[Row], chunks: Sequence[Chunk], scores: Scores) -> torch.Tensor:
+    numbers, steps = [row.number for row in rows], [row.num_tokens for row in rows]
+    return sampler.draw(scores.logits[:, 0], numbers, steps)[:, None]
 
 
 def _limits(prompts: Sequence[list[int]], max_new_tokens: int | Sequence[int]) -> list[int]:

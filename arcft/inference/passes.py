@@ -30,6 +30,9 @@ class Chunk:
     choices: list[Choices] | None = None
     """The tokens that may come there; None for all."""
 
+    given: list[int] = dataclasses.field(default_factory=list)
+    """The tokens that do come there, where that is known."""
+
 
 class Passes:
     """Runs `model` over the slots of a cache.

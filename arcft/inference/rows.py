@@ -1,68 +1,33 @@
-"""A prompt while it is being completed."""
+"""A text in a slot of the cache: what of it is there, and what is fed next."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import abc
 from collections.abc import Sequence
 
-from arcft.inference.errors import DecodingError
-from arcft.inference.guesses import Guess
-from arcft.inference.head import Choices
 from arcft.inference.passes import Chunk
-from arcft.text.tokens import Cursor, Positions
+from arcft.text.tokens import Positions
 
 
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """What the model wrote after one prompt."""
+class Row(abc.ABC):
+    """A prompt and what comes after it."""
 
-    token_ids: list[int]
-    """Without the end token."""
-
-    logprob: float
-    """Natural logarithm of the completion's probability, the end token included, under the model's own distribution:
-    temperature and top_p change what is drawn, not what it is worth. Under a grammar, a token's probability is its
-    share of those that may come: 1 where there is no choice."""
-
-    num_tokens: int
-    """Tokens produced, the end token and those without a choice included."""
-
-    finished: bool
-    """Whether the model ended by itself; False where the limit cut it off."""
-
-
-class Row:
-    """The text so far, how much of it the cache holds, and what may come next."""
-
-    def __init__(
-        self,
-        number: int,
-        prompt: Sequence[int],
-        limit: int,
-        *,
-        end_ids: frozenset[int],
-        positions: Positions | None = None,
-        cursor: Cursor | None = None,
-        guess: Guess | None = None,
-    ) -> None:
+    def __init__(self, number: int, prompt: Sequence[int], positions: Positions | None) -> None:
         self.number = number
+        """Which of the prompts it has, from 0."""
+        self.key = number
+        """Which of the rows it is, if several have one prompt."""
         self.ids = list(prompt)
-        """Prompt and produced tokens, without the end token."""
+        """Prompt and completion."""
         self.prompt_length = len(self.ids)
-        self.limit = limit
         self.fed = 0
         """How many of `ids` the cache holds."""
-        self.is_live = True
-        self.logprob = 0.0
         self.num_tokens = 0
-        self.finished = False
-        self._end_ids = end_ids
+        """Of the completion, so far."""
+        self.is_live = True
+        """Whether there is more to be fed."""
         self._positions = positions
         self._place = -1  # of the last token fed
-        self._cursor = cursor
-        self._guess = guess
-        self._add_forced()
 
     @property
     def is_open(self) -> bool:
@@ -75,110 +40,21 @@ class Row:
         if self._positions is not None:
             self._place = self._positions(self.ids[:columns])[-1]
 
+    @abc.abstractmethod
     def chunk(self, most: int) -> Chunk:
-        """The next tokens to feed, at most `most`: what is written and was not fed, and behind it what the guess says.
-        It is asked what comes after the last one that is written, and after each that is guessed."""
-        tokens = self.ids[self.fed : self.fed + most]
-        asked: list[int] = []
-        choices: list[Choices] = []
-        if self.fed + len(tokens) == len(self.ids):
-            self._ask(tokens, asked, choices, most)
-        places = list(range(self.fed, self.fed + len(tokens)))
-        if self._positions is not None:
-            places = self._positions(tokens, self._place)
-        return Chunk(tokens, self.fed, places, asked, None if self._cursor is None else choices)
+        """The next tokens to feed, at most `most`, and what is asked about them."""
 
-    def _ask(self, tokens: list[int], asked: list[int], choices: list[Choices], most: int) -> None:
-        """Add what is guessed to `tokens`, the places in it where there is a choice to `asked`, and what there is to
-        choose from to `choices`."""
-        cursor, guessed = self._cursor, self._guessed(most - len(tokens))
-        if cursor is not None and guessed:
-            cursor = cursor.copy()
-        for token in [*guessed, None]:
-            if cursor is None:
-                asked.append(len(tokens) - 1)
-            elif len(cursor.choices) > 1:
-                asked.append(len(tokens) - 1)
-                choices.append(tuple(cursor.choices))
-            if token is None or token in self._end_ids:
-                return
-            if cursor is not None:
-                if token not in cursor.choices:
-                    return
-                cursor.take(token)
-            tokens.append(token)
-
-    def _guessed(self, most: int) -> list[int]:
-        if self._guess is None:
-            return []
-        # The last token within the limit is not fed.
-        most = min(most, self.limit - self.num_tokens - 1)
-        guessed = self._guess.offer(len(self.ids) - self.prompt_length, most)
-        if guessed and self._cursor is not None and guessed[0] not in self._cursor.choices:
-            self._guess.judge(0, missed=True)
-            return []
-        return guessed
-
+    @abc.abstractmethod
     def read(self, chunk: Chunk, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
-        """Go on with what was chosen after the tokens that `chunk` asked about, as far as the guess holds."""
-        if not chunk.asked:
-            self._feed(chunk, len(chunk.tokens))
-            return
-        chosen = zip(tokens, logprobs, strict=True)
-        fed, right, missed = chunk.asked[0] + 1, 0, False
-        is_guessed = fed < len(chunk.tokens)
-        while True:
-            had_choice = self._has_choice
-            self._add(*(next(chosen) if had_choice else self._forced()))
-            if fed == len(chunk.tokens) or not self.is_live:
-                break
-            missed = self.ids[-1] != chunk.tokens[fed]
-            if missed:
-                break
-            fed += 1
-            right += had_choice
-        self._feed(chunk, fed)
-        if is_guessed and self._guess is not None:
-            self._guess.judge(right, missed=missed)
-        self._add_forced()
+        """Go on with the tokens that were chosen where `chunk` asked, and their log-probabilities."""
+
+    def _places(self, tokens: Sequence[int]) -> list[int]:
+        """The positions of the next tokens."""
+        if self._positions is None:
+            return list(range(self.fed, self.fed + len(tokens)))
+        return self._positions(tokens, self._place)
 
     def _feed(self, chunk: Chunk, count: int) -> None:
+        """Take the first `count` tokens of `chunk` as fed."""
         self.fed += count
         self._place = chunk.places[count - 1]
-
-    def completion(self) -> Completion:
-        return Completion(self.ids[self.prompt_length :], self.logprob, self.num_tokens, self.finished)
-
-    def _add(self, token: int, logprob: float) -> None:
-        # A NaN anywhere in a row reaches its normaliser, so the chosen token's value tells about all of them.
-        if not math.isfinite(logprob):
-            raise DecodingError(
-                f"prompt {self.number}: the model's logits are not finite numbers after {self.num_tokens} tokens; the "
-                "weights are damaged, or overflow in this dtype: try inference.dtype=float32"
-            )
-        self.logprob += logprob
-        self.num_tokens += 1
-        self.finished = token in self._end_ids
-        if not self.finished:
-            self.ids.append(token)
-        self.is_live = not self.finished and self.num_tokens < self.limit
-        if self._cursor is not None:
-            self._cursor.take(token)
-            if self.is_live and not self._cursor.choices:
-                raise DecodingError(
-                    f"prompt {self.number}: its grammar ends with {token}, which is none of the end_ids"
-                )
-
-    @property
-    def _has_choice(self) -> bool:
-        return self._cursor is None or len(self._cursor.choices) > 1
-
-    def _forced(self) -> tuple[int, float]:
-        """The next token and its log-probability where there is no choice."""
-        assert self._cursor is not None
-        return self._cursor.choices[0], 0.0
-
-    def _add_forced(self) -> None:
-        """Write what follows without a choice; it is fed together with the token before it."""
-        while self.is_live and not self._has_choice:
-            self._add(*self._forced())
