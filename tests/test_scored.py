@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -172,16 +173,18 @@ def test_views_that_some_grid_does_not_fit_do_not_count(model: PreTrainedModel, 
         assert [len(own) for own in scores_of(scored)] == [count] * 2 * (count > 0)
 
 
-def test_it_ends_between_views_and_names_the_rows_of_each_pass(
-    model: PreTrainedModel, builder: ExampleBuilder, task: Task, predictions: list[Prediction]
-) -> None:
-    asked: list[list[int]] = []
-    scored = score_grids(
-        model, builder, task, predictions, CONFIG, VIEWS, route=lambda rows: asked.append(list(rows)),
-        until=lambda: len(asked) >= 4,
-    )  # fmt: skip
-    assert asked == [[0, 1], [2]] * 2
-    assert [len(own) for own in scores_of(scored)] == [2, 2, 2]
+@pytest.mark.parametrize(("batch_size", "views"), [(2, [1, 2, 3]), (7, [2, 4, 6])])
+def test_it_ends_between_calls_of_as_many_views_as_fill_a_batch(
+    batch_size: int, views: list[int], model: PreTrainedModel, builder: ExampleBuilder, task: Task,
+    predictions: list[Prediction],
+) -> None:  # fmt: skip
+    config = dataclasses.replace(CONFIG, batch_size=batch_size)
+    for calls, expected in enumerate(views, 1):
+        until = functools.partial(next, iter([False] * calls), True)
+        told: list[int] = []
+        scored = score_grids(model, builder, task, predictions, config, VIEWS, route=told.extend, until=until)
+        assert [len(own) for own in scores_of(scored)] == [expected] * 3
+        assert set(told) == set(range(views[0]))
 
 
 def test_logits_that_are_no_numbers_are_an_error(

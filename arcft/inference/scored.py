@@ -10,20 +10,17 @@ import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from arcft.arc.task import Grid, Pair, Task
 from arcft.config.inference import InferenceConfig
-from arcft.inference.decoder import DecodingError
+from arcft.inference.batch import Route
+from arcft.inference.likelihood import score
 from arcft.inference.predict import AugmentedPrompt, augmented_prompts, predict_tasks
 from arcft.scoring.predictions import Prediction, TestKey
 from arcft.scoring.voting import GridKey, grid_key
 from arcft.text.examples import ExampleBuilder
-from arcft.text.tokens import Tokenization
-
-Route = Callable[[Sequence[int]], None]
 
 
 def predict_and_score(
@@ -56,9 +53,9 @@ def score_grids(
 
     The augmentations are the first `views` that are dealt for the test. Those that are equal count once, and those
     under which a grid does not fit the context not at all. A grid that is the only one is scored by what it was
-    predicted with: there is nothing to choose. `route` is told before each pass which rows it has; a model of several
-    adapters chooses by it. `until` is asked before each augmentation; once it is true, the others are left out.
-    What it took is added to the predictions' `seconds`.
+    predicted with: there is nothing to choose. `route` is that of `decode`, and has to give all rows the same adapter.
+    `until` is asked now and then, after every grid was scored under the same augmentations; once it is true, the others
+    are left out. What it took is added to the predictions' `seconds`.
 
     Raises DecodingError where the model gives no numbers.
     """
@@ -73,17 +70,41 @@ def score_grids(
         only += [one.logprob for one in predictions if one.grid is not None and one.logprob is not None][:views]
     elif grids:
         prompts = _different(builder, task, predictions[0].test_index, config, views)
-        for prompt in prompts:
-            if until is not None and until():
-                break
-            answers = _answers(builder, task, prompt, list(grids.values()))
-            if len(prompt.token_ids) + max(map(len, answers)) > _context(builder, config):
-                continue
-            found = _log_probabilities(model, builder.tokenization, prompt.token_ids, answers, config.batch_size, route)
-            for own, score in zip(scores.values(), found, strict=True):
-                own.append(score)
+        asked = [(prompt.token_ids, _answers(builder, task, prompt, list(grids.values()))) for prompt in prompts]
+        for found in _score_views(model, builder, asked, config, route, until):
+            for own, one in zip(scores.values(), found, strict=True):
+                own.append(one)
     seconds = (time.perf_counter() - begun) / len(predictions)
     return [_with_scores(prediction, scores, seconds) for prediction in predictions]
+
+
+def _score_views(
+    model: PreTrainedModel | PeftModel,
+    builder: ExampleBuilder,
+    asked: Sequence[tuple[list[int], list[list[int]]]],
+    config: InferenceConfig,
+    route: Route | None,
+    until: Callable[[], bool] | None,
+) -> Iterator[list[float]]:
+    """Yield the log-probabilities of the completions of one prompt after the other; without those that don't fit."""
+    room = min(builder.max_seq_length, config.max_seq_length or builder.max_seq_length)
+    asked = [(prompt, answers) for prompt, answers in asked if len(prompt) + max(map(len, answers)) <= room]
+    # As many prompts in a call as fill a batch, and one at least.
+    most = max(1, config.batch_size // max((len(answers) for _, answers in asked), default=1))
+    for start in range(0, len(asked), most):
+        if until is not None and until():
+            return
+        some = asked[start : start + most]
+        yield from score(
+            model,
+            [prompt for prompt, _ in some],
+            [answers for _, answers in some],
+            pad_id=builder.tokenization.end_id,  # nothing looks at padding, so any token will do
+            positions=builder.tokenization.positions,
+            batch_size=config.batch_size,
+            route=route,
+            adapters=[0] * len(some),
+        )
 
 
 def _with_scores(prediction: Prediction, scores: dict[GridKey, list[float]], seconds: float) -> Prediction:
@@ -109,49 +130,3 @@ def _answers(builder: ExampleBuilder, task: Task, prompt: AugmentedPrompt, grids
     outputs = [pair.output for pair in prompt.transform.apply(asked).test]
     texts = [builder.prompts.completion(output) for output in outputs if output is not None]
     return [builder.tokenization.completion_ids(text) for text in texts]
-
-
-def _context(builder: ExampleBuilder, config: InferenceConfig) -> int:
-    return min(builder.max_seq_length, config.max_seq_length or builder.max_seq_length)
-
-
-@torch.inference_mode()
-def _log_probabilities(
-    model: PreTrainedModel | PeftModel,
-    tokenization: Tokenization,
-    prompt: list[int],
-    completions: Sequence[list[int]],
-    batch_size: int,
-    route: Route | None,
-) -> list[float]:
-    """The summed log-probability of each completion after `prompt`."""
-    was_training = model.training
-    model.eval()
-    try:
-        found: list[float] = []
-        for start in range(0, len(completions), batch_size):
-            batch = completions[start : start + batch_size]
-            if route is not None:
-                route(range(start, start + len(batch)))
-            found += _pass(model, tokenization, prompt, batch)
-        return found
-    finally:
-        model.train(was_training)
-
-
-def _pass(
-    model: PreTrainedModel | PeftModel, tokenization: Tokenization, prompt: list[int], completions: Sequence[list[int]]
-) -> list[float]:
-    longest = max(map(len, completions))
-    rows = [prompt + ids + [tokenization.end_id] * (longest - len(ids)) for ids in completions]
-    inputs = {"input_ids": torch.tensor(rows, device=model.device)}
-    if tokenization.positions is not None:
-        inputs["position_ids"] = torch.tensor([tokenization.positions(row) for row in rows], device=model.device)
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-    logits = model(**inputs, use_cache=False, logits_to_keep=longest + 1).logits[:, :-1].float()
-    targets = inputs["input_ids"][:, len(prompt) :]
-    logprobs = logits.log_softmax(dim=-1).gather(2, targets[:, :, None]).squeeze(2)
-    sums = [float(own[: len(ids)].double().sum()) for own, ids in zip(logprobs, completions, strict=True)]
-    if not all(map(torch.isfinite, torch.tensor(sums))):
-        raise DecodingError("the model's logits are not finite numbers; try inference.dtype=float32")
-    return sums
