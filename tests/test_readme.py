@@ -19,7 +19,8 @@ from arcft.runs import commands
 
 pytestmark = pytest.mark.slow
 
-TEXT = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/prediction.md", "docs/ttft.md"))
+PAGES = ("README.md", "docs/prediction.md", "docs/ttft.md")
+TEXT = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 # In code spans and blocks; comments and what follows && are cut off.
 COMMANDS = list(dict.fromkeys(re.findall(r"(?:python (?:train|evaluate)\.py)[^`#\n&]*", TEXT)))
 # What keeps a command small, without touching what it is about.
