@@ -60,7 +60,13 @@ def biased_model() -> PreTrainedModel:
 
 
 def plainly(
-    model: PreTrainedModel, prompt: list[int], grammar: Grammar, limit: int, positions: Positions | None = None
+    model: PreTrainedModel,
+    prompt: list[int],
+    grammar: Grammar,
+    limit: int,
+    positions: Positions | None = None,
+    *,
+    end: int = END,
 ) -> Completion:
     """One token after the other, each from a forward pass over the whole text."""
     ids, cursor, total, count = list(prompt), grammar(), 0.0, 0
@@ -76,18 +82,18 @@ def plainly(
         logprobs = logits.double()[choices].log_softmax(dim=-1)
         best = int(logprobs.argmax())
         total, count = total + float(logprobs[best]), count + 1
-        if choices[best] == END:
+        if choices[best] == end:
             return Completion(ids[len(prompt) :], total, count, True)
         ids.append(choices[best])
         cursor.take(choices[best])
     return Completion(ids[len(prompt) :], total, count, False)
 
 
-def assert_equal(found: Sequence[Completion], expected: Sequence[Completion]) -> None:
+def assert_equal(found: Sequence[Completion], expected: Sequence[Completion], *, abs: float = 1e-4) -> None:
     for own, other in zip(found, expected, strict=True):
         assert own.token_ids == other.token_ids
         assert (own.num_tokens, own.finished) == (other.num_tokens, other.finished)
-        assert own.logprob == pytest.approx(other.logprob, abs=1e-4)
+        assert own.logprob == pytest.approx(other.logprob, abs=abs)
 
 
 def write(model: PreTrainedModel, prompts: Sequence[list[int]], limit: int = 40, **options: Any) -> list[Completion]:

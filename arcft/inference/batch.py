@@ -26,6 +26,9 @@ Route = Callable[[Sequence[int]], None]
 _MASK_ENTRIES = 2**25
 """Of a pass that needs a mask, and with it the rows' tokens in one pass, are limited to these."""
 
+_SHARE = 0.2
+"""Of a prompt, has to be in common with another to be worth a second pass, whose attention needs a mask."""
+
 _PADDING, _FEW = 0.25, 256
 """What is more padding than such a share of the tokens, and more than a few, is fed in several passes."""
 
@@ -139,11 +142,12 @@ class Batch:
         later: list[Row] = []
         for row in sorted(arriving, key=lambda row: prefixes.rank[row.key]):
             donor, shared = prefixes.nearest(row.key, residents)
-            if now and prefixes.common(now[-1][0].key, row.key) >= shared + SHORTEST:
+            worth = max(SHORTEST, _SHARE * row.prompt_length)
+            if now and prefixes.common(now[-1][0].key, row.key) >= shared + worth:
                 later.append(row)
                 continue
             shared = min(shared, row.prompt_length - 1)
-            if shared >= SHORTEST:
+            if shared >= worth:
                 row.skip(shared)
             now.append((row, slots.get(donor, 0)))
         return now, later
