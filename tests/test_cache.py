@@ -68,7 +68,7 @@ def test_a_copy_holds_the_first_columns_and_goes_its_own_way() -> None:
 def test_a_step_does_not_copy_what_came_before() -> None:
     layer = SlotLayer(1)
     places = set()
-    for column in range(ROOM):
+    for column in range(ROOM + 1):
         layer.span = span(0, [column], 1)
         keys, _ = layer.update(torch.ones(1, HEADS, 1, SIZE), torch.ones(1, HEADS, 1, SIZE))
         assert keys.shape[2] == column + 1

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from arcft.inference.errors import DecodingError
 
 ROOM = 128
-"""Columns are allocated in multiples of it: one copy of the cache each so many tokens."""
+"""Columns allocated ahead: one copy of the cache each so many tokens."""
 
 
 class Span:
@@ -79,9 +79,11 @@ class SlotLayer(DynamicLayer):
 
     def _grown(self, number: int, states: torch.Tensor) -> torch.Tensor:
         _, heads, _, size = states.shape
-        room = states.new_zeros(self.slots, heads, -(-self.span.width // ROOM) * ROOM, size)
-        if self.rooms:
-            room[:, :, : self.rooms[number].shape[2]] = self.rooms[number]
+        filled = self.rooms[number].shape[2] if self.rooms else 0
+        room = states.new_empty(self.slots, heads, self.span.width + ROOM, size)
+        room[:, :, filled:] = 0
+        if filled:
+            room[:, :, :filled] = self.rooms[number]
         return room
 
 
