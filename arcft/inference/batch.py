@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from peft import PeftModel
@@ -17,8 +18,13 @@ from arcft.inference.passes import Chunk, Passes
 from arcft.inference.prefixes import SHORTEST, Prefixes
 from arcft.inference.rows import Row
 
+RowT = TypeVar("RowT", bound=Row)
+
 Choose = Callable[[Sequence[Row], Sequence[Chunk], Scores], torch.Tensor]
 """Says which of the scores' tokens come next: places in their last dimension, [rows, asked]."""
+
+Read = Callable[[Sequence[RowT], Sequence[Chunk], Scores], None]
+"""Lets rows go on by what the model says after the tokens that their chunks asked about."""
 
 Route = Callable[[Sequence[int]], None]
 """Is told which prompts the rows of the passes to come hold, by their numbers."""
@@ -35,14 +41,15 @@ _PADDING, _FEW = 0.25, 256
 
 def complete(
     model: PreTrainedModel | PeftModel,
-    rows: Sequence[Row],
-    choose: Choose,
+    rows: Sequence[RowT],
+    read: Read[RowT],
     *,
     pad_id: int,
     batch_size: int | None,
     share_prefixes: bool,
     route: Route | None,
     adapters: Sequence[int] | None,
+    batch: type[Batch[RowT]] | None = None,
 ) -> None:
     """Feed `rows` to `model` until each has ended. Of the other arguments, see decode; `adapters` are for each row.
 
@@ -52,7 +59,10 @@ def complete(
         raise DecodingError(f"batch_size={batch_size}: at least 1")
     for key, row in enumerate(rows):
         row.key = key
-    size = min(batch_size or len(rows), len(rows))
+    batch = batch or Batch
+    size = batch_size or len(rows)
+    if not batch.divides:
+        size = min(size, len(rows))
     shares = share_prefixes and (route is None or adapters is not None)
     prefixes = (
         Prefixes([row.ids[: row.prompt_length] for row in rows], adapters) if shares or size < len(rows) else None
@@ -65,20 +75,38 @@ def complete(
     try:
         with torch.inference_mode(), decoding_attention(model):
             passes = Passes(model, size, pad_id=pad_id, route=route)
-            Batch(passes, waiting, size, choose, prefixes=prefixes if shares else None).complete()
+            batch(passes, waiting, size, read, prefixes=prefixes if shares else None).complete()
     finally:
         model.train(was_training)
 
 
-class Batch:
+def chosen(choose: Choose) -> Read[Row]:
+    """Rows go on with one token at each place, and its log-probability."""
+
+    def read(rows: Sequence[Row], chunks: Sequence[Chunk], scores: Scores) -> None:
+        logits = scores.logits
+        places = choose(rows, chunks, scores)
+        logprobs = logits.gather(-1, places[:, :, None]).squeeze(-1) - logits.logsumexp(dim=-1)
+        tokens = places if scores.tokens is None else scores.tokens[places]
+        # The one place in a pass that waits for the device.
+        for row, chunk, own, values in zip(rows, chunks, tokens.tolist(), logprobs.tolist(), strict=True):
+            row.read(chunk, own, values)
+
+    return read
+
+
+class Batch(Generic[RowT]):
     """Row i lies in slot i of the cache."""
+
+    divides = False
+    """Whether there is use for more slots than rows, because some rows are divided among them."""
 
     def __init__(
         self,
         passes: Passes,
-        rows: Sequence[Row],
+        rows: Sequence[RowT],
         size: int,
-        choose: Choose,
+        read: Read[RowT],
         *,
         prefixes: Prefixes | None,
     ) -> None:
@@ -86,9 +114,9 @@ class Batch:
         have in common is to be shared."""
         self._passes = passes
         self._size = size
-        self._choose = choose
+        self._read = read
         self._prefixes = prefixes
-        self._live: list[Row] = []
+        self._live: list[RowT] = []
         self._waiting = deque(row for row in rows if row.is_live)
         self._last_left = -1  # the key of the row that the first free slot still holds
 
@@ -112,10 +140,10 @@ class Batch:
                     self._advance(start, still)
         self._leave()
 
-    def _place(self, arriving: list[Row]) -> list[Row]:
+    def _place(self, arriving: list[RowT]) -> list[RowT]:
         """Give slots to those of `arriving` that can begin, with what they share with rows that have; return the
         others."""
-        now, later = [(row, 0) for row in arriving], list[Row]()
+        now, later = [(row, 0) for row in arriving], list[RowT]()
         if self._prefixes is not None:
             now, later = self._share(arriving, self._prefixes)
         fresh = [pair for pair in now if pair[0].fed == 0]
@@ -131,15 +159,15 @@ class Batch:
         self._last_left = -1
         return later
 
-    def _share(self, arriving: Sequence[Row], prefixes: Prefixes) -> tuple[list[tuple[Row, int]], list[Row]]:
+    def _share(self, arriving: Sequence[RowT], prefixes: Prefixes) -> tuple[list[tuple[RowT, int]], list[RowT]]:
         """The rows that begin now, with the slot that holds what they need not be fed, and the rows that had better
         wait, because they share more with one of these."""
         slots = {row.key: slot for slot, row in enumerate(self._live)}
         if len(arriving) == 1 and self._last_left >= 0:
             slots.setdefault(self._last_left, len(self._live))
         residents = sorted(slots, key=prefixes.rank.__getitem__)
-        now: list[tuple[Row, int]] = []
-        later: list[Row] = []
+        now: list[tuple[RowT, int]] = []
+        later: list[RowT] = []
         for row in sorted(arriving, key=lambda row: prefixes.rank[row.key]):
             donor, shared = prefixes.nearest(row.key, residents)
             worth = max(SHORTEST, _SHARE * row.prompt_length)
@@ -152,7 +180,7 @@ class Batch:
             now.append((row, slots.get(donor, 0)))
         return now, later
 
-    def _runs(self, first: int) -> Iterator[tuple[int, list[Row]]]:
+    def _runs(self, first: int) -> Iterator[tuple[int, list[RowT]]]:
         """The rows from slot `first` on in groups that are fed together, each with its first slot."""
         start, total, longest = first, 0, 0
         for slot in range(first, len(self._live)):
@@ -165,7 +193,7 @@ class Batch:
                 start, total, longest = slot, length, length
         yield start, self._live[start:]
 
-    def _advance(self, first: int, rows: Sequence[Row]) -> None:
+    def _advance(self, first: int, rows: Sequence[RowT]) -> None:
         """One pass over `rows`, which lie in the slots from `first` on."""
         most = max(len(row.ids) for row in rows) + LONGEST
         if any(row.fed > 0 for row in rows):
@@ -176,13 +204,7 @@ class Batch:
             for row, chunk in zip(rows, chunks, strict=True):
                 row.read(chunk, [], [])
             return
-        logits = scores.logits
-        places = self._choose(rows, chunks, scores)
-        logprobs = logits.gather(-1, places[:, :, None]).squeeze(-1) - logits.logsumexp(dim=-1)
-        tokens = places if scores.tokens is None else scores.tokens[places]
-        # The one place in a pass that waits for the device.
-        for row, chunk, own, values in zip(rows, chunks, tokens.tolist(), logprobs.tolist(), strict=True):
-            row.read(chunk, own, values)
+        self._read(rows, chunks, scores)
 
     def _leave(self) -> None:
         """Let the rows that have ended go, and close the gaps with the last rows."""

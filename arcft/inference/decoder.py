@@ -14,7 +14,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from arcft.inference.batch import Route, complete
+from arcft.inference.batch import Route, chosen, complete
 from arcft.inference.errors import DecodingError
 from arcft.inference.guesses import Guess
 from arcft.inference.head import Scores
@@ -69,7 +69,7 @@ def decode(
     Raises DecodingError for logits that are not finite, an empty prompt, a limit below 1, a wrong generator, or lists
     that are not of one length.
     """
-    limits = _limits(prompts, max_new_tokens)
+    limits = token_limits(prompts, max_new_tokens)
     if not prompts:
         return []
     sampler = make_sampler(limits, temperature, top_p, generator)
@@ -94,7 +94,7 @@ def decode(
     complete(
         model,
         rows,
-        _greedy if sampler is None else functools.partial(_drawn, sampler),
+        chosen(_greedy if sampler is None else functools.partial(_drawn, sampler)),
         pad_id=pad_id,
         batch_size=batch_size,
         share_prefixes=share_prefixes,
@@ -113,7 +113,8 @@ def _drawn(sampler: Sampler, rows: Sequence[Row], chunks: Sequence[Chunk], score
     return sampler.draw(scores.logits[:, 0], numbers, steps)[:, None]
 
 
-def _limits(prompts: Sequence[list[int]], max_new_tokens: int | Sequence[int]) -> list[int]:
+def token_limits(prompts: Sequence[list[int]], max_new_tokens: int | Sequence[int]) -> list[int]:
+    """One for each prompt, checked as decode says."""
     limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
     if len(limits) != len(prompts):
         raise DecodingError(f"{len(limits)} values of max_new_tokens for {len(prompts)} prompts; give one for each")

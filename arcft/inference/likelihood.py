@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from arcft.inference.batch import Route, complete
+from arcft.inference.batch import Route, chosen, complete
 from arcft.inference.errors import DecodingError
 from arcft.inference.head import Choices, Scores
 from arcft.inference.passes import Chunk
@@ -59,7 +59,7 @@ def score(
         complete(
             model,
             flat,
-            _given,
+            chosen(_given),
             pad_id=pad_id,
             batch_size=batch_size,
             share_prefixes=share_prefixes,
