@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from arcft.arc.task import Task, as_grid
-from arcft.inference import predict
+from arcft.inference import asking, predict
 from arcft.scoring.predictions import Prediction
 from arcft.ttft.answering import side_by_side
 from arcft.ttft.engine import Engine
@@ -49,13 +49,13 @@ def as_on_a_gpu(batch_size: int, **changes: Any) -> Engine:
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of all batches that are decoded."""
-    decode, sizes = predict.decode, []
+    decode, sizes = asking.decode, []
 
     def counted(model: Any, prompts: list[list[int]], **options: Any) -> Any:
         sizes.append(len(prompts))
         return decode(model, prompts, **options)
 
-    monkeypatch.setattr(predict, "decode", counted)
+    monkeypatch.setattr(asking, "decode", counted)
     return sizes
 
 
@@ -104,7 +104,7 @@ def test_of_a_batch_that_fails_only_the_unit_to_blame_fails(tasks: list[Task], m
     places = predict.predict_places
 
     def broken(model: Any, builder: Any, asked: Any, config: Any, **options: Any) -> Any:
-        if any(prompt.task_id == tasks[2].id for prompt in asked):
+        if any(prompt.task.id == tasks[2].id for prompt in asked):
             raise ValueError("no such token")
         return places(model, builder, asked, config, **options)
 
@@ -131,10 +131,11 @@ def grids_of_one_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is written counts as a grid: one cell, its colour the number of the prediction in its pass."""
     places = predict.predict_places
 
-    def as_grids(*arguments: Any, **options: Any) -> dict[int, Prediction]:
+    def as_grids(*arguments: Any, **options: Any) -> dict[int, list[Prediction]]:
         found = places(*arguments, **options)
         return {
-            place: dataclasses.replace(prediction, grid=as_grid([[place % 2]])) for place, prediction in found.items()
+            place: [dataclasses.replace(prediction, grid=as_grid([[place % 2]]))]
+            for place, (prediction,) in found.items()
         }
 
     monkeypatch.setattr("arcft.ttft.answering.predict_places", as_grids)

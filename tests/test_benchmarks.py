@@ -187,7 +187,7 @@ def done_ledger(folder: Path, text: str, *, again: bool = False) -> Path:
             ledger.record(
                 Adapted(key=key, steps=1, tokens=9, seconds=1.0, losses=(1.0,), ended="steps", adapter=None), "w"
             )
-            ledger.record(Predicted(key=key, predictions=(prediction,), tokens=9, seconds=1.0), "w")
+            ledger.record(Predicted(key=key, predictions=(prediction,), prompts=1, tokens=9, seconds=1.0), "w")
             if again:
                 ledger.give_back("w", died=False)
                 again = False

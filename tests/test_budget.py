@@ -28,7 +28,9 @@ def stepped(unit: Unit, seconds: float, tokens: int = 100) -> Stepped:
 
 def made(unit: Unit, seconds: float, count: int = 1, round: int = MAIN) -> Predicted:
     predictions = tuple(make_prediction(unit.name) for _ in range(count))
-    return Predicted(key=(round, unit.name), predictions=predictions, tokens=10, seconds=seconds)
+    return Predicted(
+        key=(round, unit.name), predictions=predictions, prompts=len(predictions), tokens=10, seconds=seconds
+    )
 
 
 def watched(events: list[tuple[Unit, Event]], clock: Clock | None = None) -> Costs:

@@ -19,8 +19,8 @@ from arcft.arc.views import test_problem
 from arcft.config.inference import InferenceConfig
 from arcft.config.model import ModelConfig
 from arcft.config.prompt import PromptConfig
+from arcft.inference.augmented import augmented_prompts
 from arcft.inference.decoder import DecodingError
-from arcft.inference.predict import augmented_prompts
 from arcft.inference.scored import score_grids
 from arcft.models.load import load_model, load_tokenizer
 from arcft.scoring.predictions import Prediction
@@ -34,7 +34,7 @@ from arcft.training.loss import summed_cross_entropy
 
 TINY = ModelConfig(name="tiny", path="bundled:tiny", init="random")
 CONFIG = InferenceConfig(
-    do_sample=False, predictions_per_test=3, batch_size=2, augment_geometric=True, augment_colors=True,
+    name="greedy", grammar=False, predictions_per_test=3, batch_size=2, augment_geometric=True, augment_colors=True,
     augment_pair_order=True,
 )  # fmt: skip
 VIEWS = 10

@@ -57,6 +57,9 @@ class TrainConfig:
                 f"model.quantization={self.model.quantization} with lora=none: quantised weights can't be trained; "
                 "use lora=default, or model.quantization=none"
             )
+        if self.inference.name == "vllm":
+            yield "inference=vllm belongs to evaluate.py: it reads models that are saved; use inference=greedy"
+        yield from self.inference.problems_with(self.model.positions)
         limit = self.inference.max_seq_length
         if limit is not None and limit > self.training.max_seq_length:
             yield (
@@ -65,6 +68,8 @@ class TrainConfig:
             )
         if self.showcase is not None and self.showcase.tasks:
             for problem in showcase_evaluation(self, self.showcase, "RUN").problems():
+                yield f"showcase: {problem}"
+            for problem in self.showcase.inference.problems_with(self.model.positions):
                 yield f"showcase: {problem}"
 
 
@@ -134,6 +139,20 @@ class EvaluateConfig:
                 yield f"ttft={self.ttft.name} has no effect with predictions=, which no model makes here; use ttft=none"
             if self.adapters is not None:
                 yield f"ttft={self.ttft.name} with adapters=: those were adapted already; drop one of the two"
+        if self.inference.name == "vllm":
+            if self.ttft.name != "none":
+                yield (
+                    f"ttft={self.ttft.name} with inference=vllm: vLLM serves adapters that are saved; adapt with "
+                    "inference=greedy ttft.keep_adapters=true, then predict with adapters='FOLDER/adapters/*' "
+                    "inference=vllm"
+                )
+            if self.selection.name == "score":
+                yield (
+                    "selection=score with inference=vllm: it gives no log-probabilities of given answers; use "
+                    "selection=vote or selection=verify, or inference=greedy"
+                )
+        if self.model is not None:
+            yield from self.inference.problems_with(self.model.positions)
         if self.data.held_out:
             yield f"data.held_out={self.data.held_out} has no effect in evaluate.py; set it to 0"
         if self.data.source in ("pairs", "mix"):

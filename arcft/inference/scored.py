@@ -13,11 +13,12 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from arcft.arc.task import Grid, Pair, Task
+from arcft.arc.task import Grid, Task
 from arcft.config.inference import InferenceConfig
+from arcft.inference.augmented import AugmentedPrompt, augmented_prompts, completions_for
 from arcft.inference.batch import Route
 from arcft.inference.likelihood import score
-from arcft.inference.predict import AugmentedPrompt, augmented_prompts, predict_tasks
+from arcft.inference.predict import predict_tasks
 from arcft.scoring.predictions import Prediction, TestKey
 from arcft.scoring.voting import GridKey, grid_key
 from arcft.text.examples import ExampleBuilder
@@ -52,7 +53,8 @@ def score_grids(
     """`predictions`, one or more, all of one test of `task`, with `scores` on the first one of each grid.
 
     The augmentations are the first `views` that are dealt for the test. Those that are equal count once, and those
-    under which a grid does not fit the context not at all. A grid that is the only one is scored by what it was
+    under which a grid does not fit the context not at all. Probabilities are of the same kind as those of predictions,
+    with inference.grammar shares of what the grammar allows. A grid that is the only one is scored by what it was
     predicted with: there is nothing to choose. `route` is that of `decode`, and has to give all rows the same adapter.
     `until` is asked now and then, after every grid was scored under the same augmentations; once it is true, the others
     are left out. What it took is added to the predictions' `seconds`.
@@ -70,7 +72,7 @@ def score_grids(
         only += [one.logprob for one in predictions if one.grid is not None and one.logprob is not None][:views]
     elif grids:
         prompts = _different(builder, task, predictions[0].test_index, config, views)
-        asked = [(prompt.token_ids, _answers(builder, task, prompt, list(grids.values()))) for prompt in prompts]
+        asked = [(prompt.token_ids, completions_for(builder, prompt, list(grids.values()))) for prompt in prompts]
         for found in _score_views(model, builder, asked, config, route, until):
             for own, one in zip(scores.values(), found, strict=True):
                 own.append(one)
@@ -101,6 +103,7 @@ def _score_views(
             [answers for _, answers in some],
             pad_id=builder.tokenization.end_id,  # nothing looks at padding, so any token will do
             positions=builder.tokenization.positions,
+            grammar=builder.grammar if config.grammar else None,
             batch_size=config.batch_size,
             route=route,
             adapters=[0] * len(some),
@@ -121,12 +124,3 @@ def _different(
     config = dataclasses.replace(config, predictions_per_test=views)
     prompts = {prompt.transform: prompt for prompt in augmented_prompts(builder, task, test_index, config)}
     return [prompt for prompt in prompts.values() if prompt.token_ids]
-
-
-def _answers(builder: ExampleBuilder, task: Task, prompt: AugmentedPrompt, grids: Sequence[Grid]) -> list[list[int]]:
-    """The completions, with their ends, that stand for `grids` under the prompt's augmentation."""
-    given = task.test[prompt.test_index].input
-    asked = dataclasses.replace(task, test=tuple(Pair(given, grid) for grid in grids))
-    outputs = [pair.output for pair in prompt.transform.apply(asked).test]
-    texts = [builder.prompts.completion(output) for output in outputs if output is not None]
-    return [builder.tokenization.completion_ids(text) for text in texts]

@@ -15,16 +15,18 @@ from rich.console import Console
 from arcft import __version__
 from arcft.arc.task import Task
 from arcft.checkpoints import RUN_FILE, CheckpointError, find_checkpoints
+from arcft.config.inference import ONLY_SPEED
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError, to_dict
 from arcft.models.limits import refuse_beyond, stored_position_limit
 from arcft.models.load import load_tokenizer
-from arcft.runs.build import config_digest, example_builder
+from arcft.runs.build import check_answers, config_digest, example_builder
 from arcft.runs.choose import chosen_tasks, data_fingerprint, default_held_out, narrowed, tasks_named, tasks_of_run
 from arcft.runs.leaks import trained_on
 from arcft.runs.predict import Share
 from arcft.runs.reselect import given_predictions
 from arcft.runs.restore import ModelHost, base_model, restored_builder, restored_tokenizer
+from arcft.runs.serving import served_model, served_run
 from arcft.runs.trained import (
     TrainedRun,
     contradictions,
@@ -125,13 +127,15 @@ class _Finder:
             max_seq_length=length,
             drop_demonstrations=True,
         )
+        check_answers(builder, config.inference, model.positions)
         if config.data.source == "held_out":
             held_out = default_held_out(builder.num_tokens, model.max_task_tokens or model.max_seq_length)
             tasks = narrowed(held_out, config.data, builder.num_tokens)
         else:
             tasks = chosen_tasks(config.data, builder.num_tokens)
         identity = config_digest({name: to_dict(getattr(config, name)) for name in ("model", *OWN_FORMAT)})
-        share = Share(tasks, lambda: self.host.base(model), builder, identity)
+        served = served_model(model) if config.inference.name == "vllm" else None
+        share = Share(tasks, lambda: self.host.base(model), builder, identity, served)
         about = {"model": model.name, "path": str(model.path)}
         return self._subject(model.name, f"{model.name}, as it is", [share], about)
 
@@ -221,7 +225,8 @@ class _Finder:
             raise ConfigError(problems)
 
     def _share(self, run: TrainedRun, tasks: list[Task]) -> Share:
-        return Share(tasks, lambda: self.host.restored(run), self._builder(run), run.checkpoint.digest)
+        served = served_run(run) if self.config.inference.name == "vllm" else None
+        return Share(tasks, lambda: self.host.restored(run), self._builder(run), run.checkpoint.digest, served)
 
     def _builder(self, run: TrainedRun) -> ExampleBuilder:
         """Made once for all runs that write alike: hundreds of adapters have the same tokenizer."""
@@ -235,7 +240,9 @@ class _Finder:
                 limit = stored_position_limit(base_model(run))
                 path = str(run.config.model.path)
                 refuse_beyond(limit, key="inference.max_seq_length", value=length, path=path)
-            self._builders[key] = restored_builder(run, restored_tokenizer(run), length)
+            builder = restored_builder(run, restored_tokenizer(run), length)
+            check_answers(builder, self.config.inference, run.config.model.positions)
+            self._builders[key] = builder
         return self._builders[key]
 
     def _tasks_for(self, run: TrainedRun) -> list[Task]:
@@ -267,8 +274,8 @@ class _Finder:
         of: str = "",
     ) -> Subject:
         inference = to_dict(self.config.inference)
-        # Decides how fast it goes, and not what comes out.
-        del inference["batch_size"]
+        for name in ONLY_SPEED:
+            del inference[name]
         selection = {name: value for name, value in to_dict(self.config.selection).items() if value is not None}
         about = about | {"selection": selection}
         answers = [[share.identity, data_fingerprint(share.tasks)] for share in shares]

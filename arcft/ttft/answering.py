@@ -10,7 +10,8 @@ from typing import Any
 
 from arcft.arc.task import Task
 from arcft.config.inference import InferenceConfig
-from arcft.inference.predict import AugmentedPrompt, augmented_prompts, predict_places
+from arcft.inference.augmented import AugmentedPrompt, augmented_prompts
+from arcft.inference.predict import predict_places
 from arcft.inference.scored import score_grids
 from arcft.models.stacked_lora import Route, StackedLora
 from arcft.scoring.predictions import Prediction
@@ -42,6 +43,9 @@ class Question:
 class _Answers:
     question: Question
     predictions: tuple[Prediction, ...]
+    prompts: int
+    """That the predictions answer."""
+
     tokens: int
     """Read and produced."""
 
@@ -200,9 +204,11 @@ class Answering:
             asked,
             dataclasses.replace(self._inference, batch_size=self._current.recipe.batch_size),
             route=None if route is None else _by_place(route, owners),
+            adapters=[owner.owner.slot for owner in owners],
             until=ended,
         )
-        if len(found) < len(asked) and stopped():
+        # A search that was ended early does not say so.
+        if stopped() and (len(found) < len(asked) or self._inference.name == "search"):
             return None
         answers = [_answers(question, owners, asked, found) for question in chunk]
         if self._views is None:
@@ -259,7 +265,13 @@ class Answering:
         for answer in answers:
             key = answer.question.owner.assignment.key
             share = answer.tokens / total if total else 1 / len(answers)
-            yield Predicted(key=key, predictions=answer.predictions, tokens=answer.tokens, seconds=seconds * share)
+            yield Predicted(
+                key=key,
+                predictions=answer.predictions,
+                prompts=answer.prompts,
+                tokens=answer.tokens,
+                seconds=seconds * share,
+            )
             open_questions[key].remove(answer.question)
             if not open_questions[key]:
                 yield Finished(key=key)
@@ -295,8 +307,9 @@ def _by_place(route: Route, owners: Sequence[Question]) -> Callable[[Sequence[in
 
 
 def _answers(
-    question: Question, owners: Sequence[Question], asked: Sequence[AugmentedPrompt], found: dict[int, Prediction]
+    question: Question, owners: Sequence[Question], asked: Sequence[AugmentedPrompt], found: dict[int, list[Prediction]]
 ) -> _Answers:
     places = [place for place in sorted(found) if owners[place] is question]
-    tokens = sum(len(asked[place].token_ids) + (found[place].num_tokens or 0) for place in places)
-    return _Answers(question, tuple(found[place] for place in places), tokens)
+    predictions = tuple(prediction for place in places for prediction in found[place])
+    tokens = sum(len(asked[place].token_ids) for place in places) + sum(one.num_tokens or 0 for one in predictions)
+    return _Answers(question, predictions, len(places), tokens)
