@@ -39,7 +39,7 @@ def model(kind: str = "qwen2_tied") -> PreTrainedModel:
     """One that is rather sure of what comes next, so that long texts reach a threshold."""
     own = make_model(kind)
     with torch.no_grad():
-        own.get_submodule("model.norm").weight *= 10
+        own.get_parameter("model.norm.weight").mul_(10)
     return own
 
 
@@ -85,7 +85,7 @@ def texts_after(
     prompt: tuple[int, ...],
     limit: int,
     grammar: Callable[[], Automaton],
-    positions: Positions | None,
+    positions: Callable[..., list[int]] | None,
     threshold: float,
 ) -> Texts:
     return all_texts(model(kind), list(prompt), limit, [END], grammar(), positions, least=math.log(threshold))
@@ -104,12 +104,12 @@ def assert_found(found: Found, texts: Texts, threshold: float, *, abs: float = 1
 
 
 def find(prompts: Sequence[list[int]] = PROMPTS, **options: Any) -> list[Found]:
-    own = {"max_nodes": 10_000, "max_new_tokens": 40, "end_ids": [END], "pad_id": PAD}
+    own: dict[str, Any] = {"max_nodes": 10_000, "max_new_tokens": 40, "end_ids": [END], "pad_id": PAD}
     return search(model(), prompts, **own | options)
 
 
 def find_toys(threshold: float, prompts: Sequence[list[int]] = TOY_PROMPTS, **options: Any) -> list[Found]:
-    own = {"max_nodes": 10_000, "max_new_tokens": 5, "end_ids": [TOY_END], "pad_id": 0}
+    own: dict[str, Any] = {"max_nodes": 10_000, "max_new_tokens": 5, "end_ids": [TOY_END], "pad_id": 0}
     return search(toy_model(), prompts, threshold=threshold, **own | options)
 
 
@@ -156,7 +156,9 @@ AUTOMATONS = [functools.partial(random_automaton, number) for number in range(16
 
 @pytest.mark.parametrize("positions", [None, rows_of_four])
 @pytest.mark.parametrize("batch_size", [2, None, 12])
-def test_long_texts_are_verified_along_each_other(positions: Positions | None, batch_size: int | None) -> None:
+def test_long_texts_are_verified_along_each_other(
+    positions: Callable[..., list[int]] | None, batch_size: int | None
+) -> None:
     """Some prompts begin alike, and two are equal."""
     prompts = [many_prompts()[number] for number in (0, 2, 6, 4)]
     options: dict[str, Any] = {"positions": positions, "batch_size": batch_size, "max_new_tokens": 80}
@@ -226,8 +228,8 @@ def test_at_a_limit_of_nodes_it_says_so(batch_size: int) -> None:
 def test_when_time_is_up_the_greedy_completions_are_there() -> None:
     whole, grammar = find(threshold=0.01, grammar=table(4, 4)), table(4, 4)
     for asked in (0, 5, 20):
-        over: list[int] = []
-        found = find(threshold=0.01, grammar=grammar, until=lambda: over.append(1) or len(over) > asked)  # noqa: B023
+        times = itertools.count()
+        found = find(threshold=0.01, grammar=grammar, until=lambda: next(times) >= asked)  # noqa: B023
         assert not all(own.is_complete for own in found)
         for own, all_of_them in zip(found, whole, strict=True):
             assert own.greedy.token_ids == all_of_them.greedy.token_ids
