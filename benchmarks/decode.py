@@ -13,9 +13,9 @@ without a grammar whatever they are, and under it the cells are open and all els
 writes without one, or that with one in 20 cells another.
 reading: prompts alone, shared or not.
 tasks: a test of ARC-1 from prompts to grids, 8 augmented prompts, in the encoder and the positions that the model
-recommends; where these jump, a hook puts them into `generate`. In the first four ways an answer has the shape, and so
-the length, of the true one; greedy and search are also compared where shape and end are the model's. Guesses are what
-most of the test's earlier prompts came to. Without --adapted the weights know the tasks as little as they do.
+recommends; where these jump, a hook puts them into `generate`. An answer has the shape, and so the length, of the true
+one; greedy and search are also compared where shape and end are the model's. Guesses are what most of the test's
+earlier prompts came to: how well they hold depends on how well the weights know the task, so give --adapted.
 rounding: how often a token differs between passes of one token and of 16.
 
 Seconds are the processor's where one thread computes, else the wall's. Ways take turns; a ratio is the median over what
@@ -145,7 +145,9 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
             model["tasks"] = {"note": real.note, **measured, "goals": goals(name, measured)}
         if "rounding" in arguments.parts:
             say("rounding")
-            model["rounding"] = [measure_rounding(subject(dtype=kind), tasks) for kind in ("float32", "bfloat16")]
+            model["rounding"] = [
+                measure_rounding(subject(dtype=kind), tasks, adapters) for kind in ("float32", "bfloat16")
+            ]
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -105,9 +106,9 @@ def measure_reading(subject: Subject, side: int, repeats: int) -> list[dict[str,
     found = []
     for name, prompts in (("a prompt 8 times", tests[:1] * 8), ("4 tests of a task", tests)):
         ways: dict[str, Callable[[], Any]] = {
-            "generate": lambda prompts=prompts: generate(model, prompts, 1, **pads),
-            "apart": lambda prompts=prompts: decode(model, prompts, share_prefixes=False, **common),
-            "shared": lambda prompts=prompts: decode(model, prompts, **common),
+            "generate": functools.partial(generate, model, prompts, 1, **pads),
+            "apart": functools.partial(decode, model, prompts, share_prefixes=False, **common),
+            "shared": functools.partial(decode, model, prompts, **common),
         }
         times = in_turns(subject, ways, repeats)
         found.append(

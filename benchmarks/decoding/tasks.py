@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,9 +23,10 @@ from decoding.reference import generate
 from decoding.steps import ratios
 from decoding.subjects import OneShape, Subject, seconds_now
 
-WAYS = ("generate", "ours", "grammar", "guesses", "greedy", "search", "greedy_any", "search_any")
+WAYS = ("generate", "read", "ours", "grammar", "guesses", "greedy", "search", "greedy_any", "search_any")
 TITLES = {
     "generate": "generate",
+    "read": "our loop, first tokens only",
     "ours": "our loop, nothing forced",
     "grammar": "+ grammar and jumps",
     "guesses": "+ guesses of its own",
@@ -46,8 +48,7 @@ class Asked:
         self.model = model
         self.prompts = augmented_prompts(subject.builder, task, test_index, subject.inference)
         outputs = [prompt.transform.apply(task).test[test_index].output for prompt in self.prompts]
-        self.truth = task.test[test_index].output
-        assert self.truth is not None
+        self.truth: Any = task.test[test_index].output
         self.shapes = [OneShape(subject.builder, output.shape) for output in outputs if output is not None]
         self.ids = [prompt.token_ids for prompt in self.prompts]
         self.limits = [shape.longest for shape in self.shapes]
@@ -63,6 +64,9 @@ class Asked:
             positions=self.common["positions"],
         )
         return [own[:limit] for own, limit in zip(written, self.limits, strict=True)]
+
+    def read(self) -> list[list[int]]:
+        return self._tokens(max_new_tokens=1, end_ids=[])
 
     def ours(self) -> list[list[int]]:
         return self._tokens(max_new_tokens=self.limits, end_ids=[])
@@ -148,8 +152,8 @@ class Asked:
 def measure_tasks(subject: Subject, tasks: Sequence[Task], adapters: Mapping[str, Path] | None) -> dict[str, Any]:
     """Seconds a test by each way, how many times faster than `generate`, and whether answers are the same.
 
-    In the first four ways an answer has the true one's shape, and so as many tokens whoever writes it; in the last four
-    it ends where the model wants it to. `adapters` are folders by task, for each task its own.
+    In the ways up to `guesses` an answer has the true one's shape, and so as many tokens whoever writes it; in the last
+    four it ends where the model wants it to. `adapters` are folders by task, for each task its own.
     """
     times: dict[str, list[float]] = {way: [] for way in [*WAYS, "score"]}
     counts = dict.fromkeys(("tests", "predictions", "right", "scored", "ours_differ", "guesses_differ"), 0)
@@ -171,7 +175,7 @@ def measure_tasks(subject: Subject, tasks: Sequence[Task], adapters: Mapping[str
             found = {way: timed(way, getattr(asked, way)) for way in [*WAYS[first:], *WAYS[:first]]}
             grids = asked.grids_of(found["grammar"])
             different = list({grid_key(grid): grid for grid in grids}.values())
-            timed("score", lambda asked=asked, different=different: asked.score(different))
+            timed("score", functools.partial(asked.score, different))
             counts["tests"] += 1
             counts["predictions"] += len(asked.prompts)
             counts["right"] += sum(np.array_equal(grid, asked.truth) for grid in grids)
