@@ -116,6 +116,35 @@ def test_of_a_batch_that_fails_only_the_unit_to_blame_fails(tasks: list[Task], m
     assert not events_of(events, tasks[2].id, Finished)
 
 
+SEARCH = {"name": "search", "threshold": 1e-4, "max_nodes": 300, "batch_size": 6, "grammar": True}
+
+
+def test_a_search_answers_prompts_with_several_predictions(tasks: list[Task]) -> None:
+    wanted = [assignment_of(task, steps=2, predictions=2) for task in tasks[:2]]
+    events = run(make_engine(inference=inference_config(**SEARCH)), wanted)
+    told = [event for event in events if isinstance(event, Predicted)]
+    assert [event.prompts for event in told] == [2, 2, 2]
+    assert sum(len(event.predictions) for event in told) > 6
+    for event in told:
+        transforms = [str(prediction.transform) for prediction in event.predictions]
+        # Those of one prompt follow each other.
+        assert len([one for one, before in zip(transforms, ["", *transforms], strict=False) if one != before]) == 2
+
+
+def test_a_search_that_is_stopped_is_not_told(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    search, begun = asking.search, []
+
+    def listening(*arguments: Any, **options: Any) -> Any:
+        begun.append(True)
+        return search(*arguments, **options)
+
+    monkeypatch.setattr(asking, "search", listening)
+    wanted = [assignment_of(tasks[1], steps=1)]
+    events = run(make_engine(inference=inference_config(**SEARCH)), wanted, lambda: bool(begun))
+    assert list(kinds(events)) == ["Started", "Stepped", "Adapted"]
+    assert begun == [True]
+
+
 def scores(events: list[Event]) -> dict[tuple[str, int], list[tuple[float, ...]]]:
     return {
         (event.predictions[0].task_id, event.predictions[0].test_index): [

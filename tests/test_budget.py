@@ -33,6 +33,12 @@ def made(unit: Unit, seconds: float, count: int = 1, round: int = MAIN) -> Predi
     )
 
 
+def test_a_prediction_costs_what_its_prompt_does() -> None:
+    unit = make_unit("any", 100)
+    event = dataclasses.replace(made(unit, 6.0, 5), prompts=2)
+    assert seconds_of(watched([(unit, event)] * 2).prediction, 100) == pytest.approx(3.0)
+
+
 def watched(events: list[tuple[Unit, Event]], clock: Clock | None = None) -> Costs:
     costs = Costs(clock or Clock())
     for unit, event in events:

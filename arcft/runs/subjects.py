@@ -273,9 +273,7 @@ class _Finder:
         run: TrainedRun | None = None,
         of: str = "",
     ) -> Subject:
-        inference = to_dict(self.config.inference)
-        for name in ONLY_SPEED:
-            del inference[name]
+        inference = {key: value for key, value in to_dict(self.config.inference).items() if key not in ONLY_SPEED}
         selection = {name: value for name, value in to_dict(self.config.selection).items() if value is not None}
         about = about | {"selection": selection}
         answers = [[share.identity, data_fingerprint(share.tasks)] for share in shares]
