@@ -157,9 +157,11 @@ def real_tasks(subject: Subject, split: Any, count: int, max_tokens: int, only: 
 
 def adapter_folders(folder: Path) -> dict[str, Path]:
     """By task, the folder of its adapter among those that evaluate.py kept in `folder`."""
-    found = {path.parent.parent.name: path.parent for path in sorted(folder.glob("*/*/adapter_model.safetensors"))}
+    found = {
+        path.relative_to(folder).parts[0]: path.parent for path in sorted(folder.glob("*/**/adapter_model.safetensors"))
+    }
     if not found:
-        raise SystemExit(f"--adapted {folder}: there is no TASK/CHECKPOINT/adapter_model.safetensors in it")
+        raise SystemExit(f"--adapted {folder}: there is no TASK/adapter_model.safetensors in it")
     return found
 
 
