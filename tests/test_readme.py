@@ -30,8 +30,10 @@ SMALL_TRAIN = [
 ]  # fmt: skip
 SMALL_EVALUATE = ["data.limit=2", "inference.max_new_tokens=4", "inference.predictions_per_test=2", "tracking=none"]
 SMALL_TTFT = ["ttft.max_steps=2", *SMALL_EVALUATE]
-# Need a hub, show help, or name a folder of somebody else's.
-NOT_HERE = ("model=qwen2_5_0_5b", "experiment=arc24", "--help", "checkpoint=/home/me/")
+# Need a hub, a GPU or positions that are counted, show help, or name a folder of somebody else's.
+NOT_HERE = (
+    "model=qwen2_5_0_5b", "experiment=arc24", "--help", "checkpoint=/home/me/", "inference=vllm", "inference=generate",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
