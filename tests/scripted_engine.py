@@ -76,7 +76,7 @@ class ScriptedEngine:
                 return
         for task in assignment.unit.tasks:
             prediction = Prediction(task_id=task.id, test_index=0, grid=None, text=f"round {assignment.round}")
-            yield Predicted(key=assignment.key, predictions=(prediction,), tokens=10, seconds=0.01)
+            yield Predicted(key=assignment.key, predictions=(prediction,), prompts=1, tokens=10, seconds=0.01)
         yield Finished(key=assignment.key)
 
 

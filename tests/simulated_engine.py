@@ -110,7 +110,7 @@ class SimulatedEngine:
                 # Votes are close for every other task.
                 values = range(1, made + 1) if int(task.id, 36) % 2 else [1] * made
                 predictions = tuple(make_prediction(task.id, test_index, value % 10) for value in values)
-                event = Predicted(key=assignment.key, predictions=predictions, tokens=0, seconds=seconds)
+                event = Predicted(key=assignment.key, predictions=predictions, prompts=made, tokens=0, seconds=seconds)
                 self.queue.record(event, self.name)
         self.queue.record(Finished(key=assignment.key), self.name)
 

@@ -32,7 +32,7 @@ def adapted(key: Key, steps: int = 2, adapter: str | None = None) -> Adapted:
 
 def predicted(key: Key, task_id: str, test_index: int = 0, values: Sequence[int] = (1,)) -> Predicted:
     predictions = tuple(make_prediction(task_id, test_index, value) for value in values)
-    return Predicted(key=key, predictions=predictions, tokens=30, seconds=0.25)
+    return Predicted(key=key, predictions=predictions, prompts=len(predictions), tokens=30, seconds=0.25)
 
 
 def whole(key: Key, values: Sequence[int] = (1,)) -> list[Event]:

@@ -21,7 +21,7 @@ from arcft.reporting.adaptation_charts import adaptation_panels, adaptation_svg
 from arcft.reporting.report import write_report
 from arcft.scoring.metrics import score_tasks
 from arcft.scoring.predictions import Prediction
-from arcft.scoring.voting import vote_tasks
+from arcft.scoring.selection import Vote, attempts_of
 
 SECTION = "Test-time fine-tuning"
 TRUTH, WRONG = as_grid([[1, 2], [3, 4]]), as_grid([[1, 2], [3, 0]])
@@ -33,15 +33,15 @@ PREDICTIONS = [
 
 def write(folder: Path, described: Adaptation | None, tasks: Sequence[Task] = TASKS, **options: Any) -> str:
     predictions = options.pop("predictions", PREDICTIONS)
-    attempts = vote_tasks(tasks, predictions)
-    found = score_tasks(tasks, predictions, attempts)
+    candidates = Vote().candidates(tasks, predictions)
+    found = score_tasks(tasks, predictions, attempts_of(candidates))
     write_report(
         folder,
         title="A run",
         scores=found if found.metrics else None,
         tasks=tasks,
         predictions=predictions,
-        attempts=attempts,
+        candidates=candidates,
         run={},
         curves=None,
         adaptation=described,

@@ -37,13 +37,33 @@ def quick_run(script: str) -> dict[str, Any]:
 
 def test_every_benchmark_is_run_here() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    assert scripts == {"data_pipeline", "kills", "pretrain_study", "tiny_score", "ttft", "ttft_study"}
+    assert scripts == {"data_pipeline", "decode", "kills", "pretrain_study", "tiny_score", "ttft", "ttft_study"}
 
 
 @pytest.mark.slow
 def test_data_pipeline() -> None:
     figures = quick_run("data_pipeline.py")
     assert all(model["examples_per_second"] > 0 for model in figures["models"])
+
+
+@pytest.mark.slow
+def test_decode() -> None:
+    figures = quick_run("decode.py")
+    (model,) = figures["models"]
+    assert [(one["side"], one["rows"]) for one in model["steps"]] == [(5, 1), (5, 4)]
+    for one in model["steps"]:
+        # As one pass takes many tokens.
+        assert one["ratios"]["guess"] > one["ratios"]["jumps"] > one["ratios"]["grammar"] > 0
+    for one in model["reading"]:
+        assert one["ratios"]["shared"] > 1
+    tasks = model["tasks"]
+    assert tasks["predictions"] == 4 * tasks["tests"]
+    assert tasks["ours_differ"] == tasks["guesses_differ"] == 0
+    assert tasks["nodes"] > 0
+    exact, rounded = model["rounding"]
+    assert exact["dtype"] == "float32"
+    assert exact["differing"] == 0
+    assert rounded["cells"] == exact["cells"] > 0
 
 
 @pytest.mark.slow
@@ -220,7 +240,7 @@ def done_ledger(folder: Path, text: str, *, again: bool = False) -> Path:
             ledger.record(
                 Adapted(key=key, steps=1, tokens=9, seconds=1.0, losses=(1.0,), ended="steps", adapter=None), "w"
             )
-            ledger.record(Predicted(key=key, predictions=(prediction,), tokens=9, seconds=1.0), "w")
+            ledger.record(Predicted(key=key, predictions=(prediction,), prompts=1, tokens=9, seconds=1.0), "w")
             if again:
                 ledger.give_back("w", died=False)
                 again = False

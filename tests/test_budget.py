@@ -28,7 +28,15 @@ def stepped(unit: Unit, seconds: float, tokens: int = 100) -> Stepped:
 
 def made(unit: Unit, seconds: float, count: int = 1, round: int = MAIN) -> Predicted:
     predictions = tuple(make_prediction(unit.name) for _ in range(count))
-    return Predicted(key=(round, unit.name), predictions=predictions, tokens=10, seconds=seconds)
+    return Predicted(
+        key=(round, unit.name), predictions=predictions, prompts=len(predictions), tokens=10, seconds=seconds
+    )
+
+
+def test_a_prediction_costs_what_its_prompt_does() -> None:
+    unit = make_unit("any", 100)
+    event = dataclasses.replace(made(unit, 6.0, 5), prompts=2)
+    assert seconds_of(watched([(unit, event)] * 2).prediction, 100) == pytest.approx(3.0)
 
 
 def watched(events: list[tuple[Unit, Event]], clock: Clock | None = None) -> Costs:

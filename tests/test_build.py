@@ -3,6 +3,7 @@ weights of their architecture, from the small configs in tests/architectures."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 from re_arc_script import make
 from test_config import GROUPS, OPTIONS, train_config
+from test_grammar import bpe
 from test_train_run import real_tasks, write_kaggle
 from train_command import ARCHITECTURES, SMALL_MODEL, TASK_IDS, ids
 from transformers import ByT5Tokenizer
@@ -20,15 +22,18 @@ from transformers import ByT5Tokenizer
 from arcft.arc.task import Task
 from arcft.arc.views import test_problem
 from arcft.checkpoints import Checkpoint
+from arcft.config.schema import ConfigError
 from arcft.inference.predict import predict_tasks
 from arcft.models.lora import trainable_parameters
-from arcft.runs.build import example_builder, transform_drawer
+from arcft.runs.build import check_answers, example_builder, transform_drawer
 from arcft.runs.choose import task_sets
 from arcft.runs.estimate import estimate
 from arcft.runs.restore import restored_builder
 from arcft.runs.train import Prepared, build_model, prepare
 from arcft.runs.trained import TrainedRun
-from arcft.scoring.voting import vote_tasks
+from arcft.scoring.selection import make_selector
+from arcft.text.cell_tokens import GrammarError
+from arcft.text.examples import ExampleBuilder
 from arcft.text.tokens import IGNORED, TokenizationError
 from arcft.tracking import NoTracker, start_tracker
 from arcft.training.batches import collate
@@ -249,20 +254,44 @@ def test_every_kind_of_data_is_tested() -> None:
     assert set(options("data")) == {"arc1", "arc2", "leave_one_out", "mix", "kaggle", "folder", "pairs", "held_out"}
 
 
-@pytest.mark.parametrize("option", options("inference"))
+# inference=vllm: tests/test_vllm.py.
+@pytest.mark.parametrize("option", [option for option in options("inference") if option != "vllm"])
 def test_inference_and_selection(option: str) -> None:
-    short = ["inference.max_new_tokens=3", "inference.predictions_per_test=3"]
+    short = ["inference.max_new_tokens=3", "inference.predictions_per_test=3", "model.positions=none"]
     config = train_config(f"inference={option}", *short, *SMALL_MODEL, *TASKS)
     assert config.selection.name in options("selection")
     builder = prepare(config).builder
     model, _ = build_model(config, CPU)
     tasks = real_tasks(*TASK_IDS[:2])
     groups = list(predict_tasks(model, builder, tasks, config.inference))
-    assert [len(group) for group in groups] == [3] * sum(len(task.test) for task in tasks)
+    assert len(groups) == sum(len(task.test) for task in tasks)
+    assert all(len(group) >= 3 if option == "search" else len(group) == 3 for group in groups)
     assert all(prediction.num_tokens <= 3 for group in groups for prediction in group)
-    assert set(vote_tasks(tasks, [prediction for group in groups for prediction in group])) == {
+    found = [prediction for group in groups for prediction in group]
+    assert set(make_selector(config.selection).attempts(tasks, found)) == {
         (task.id, index) for task in tasks for index in range(len(task.test))
     }
+
+
+def test_what_can_not_be_answered_is_refused_before_any_model_is_loaded() -> None:
+    config = train_config(*TASKS, "model.positions=none", "encoder=minimal")
+    builder = prepare(config).builder
+    check_answers(builder, config.inference, "grid")
+    generate = train_config("inference=generate", "model.positions=none").inference
+    check_answers(builder, generate, "none")
+    with pytest.raises(ConfigError, match=r"inference=generate only counts positions, and this model's jump"):
+        check_answers(builder, generate, "grid")
+    merging = ExampleBuilder(builder.prompts, bpe([("0", "0")]), max_seq_length=256, drop_demonstrations=True)
+    with pytest.raises(GrammarError, match=r"holds parts of two cells; use inference\.grammar=false"):
+        check_answers(merging, config.inference, "none")
+    check_answers(merging, generate, "none")
+    # Training says so too, where it will predict.
+    config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, allow_uneven_tokens=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("arcft.runs.train.load_tokenizer", lambda model: bpe([("0", "0")]).tokenizer)
+        with pytest.raises(GrammarError):
+            prepare(config)
+        prepare(dataclasses.replace(config, training=dataclasses.replace(config.training, generation_tasks=0)))
 
 
 def test_tracking(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ EXTRA = {
     ("data", "pairs"): ["data.path=pairs"],
     ("model", "local"): ["model.path=model"],
 }
+EXTRA_OF_TRAIN = {**EXTRA, ("inference", "generate"): ["model.positions=none"]}
+OF_EVALUATE = (("data", "held_out"), ("inference", "vllm"))
 
 
 def composed(name: str, *overrides: str) -> dict[str, Any]:
@@ -48,10 +50,10 @@ def refusal(*overrides: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("group", "option"), [pair for pair in OPTIONS if pair != ("data", "held_out") and pair[0] != "ttft"]
+    ("group", "option"), [pair for pair in OPTIONS if pair not in OF_EVALUATE and pair[0] != "ttft"]
 )
 def test_every_option_of_train_composes(group: str, option: str) -> None:
-    config = train_config(f"{group}={option}", *EXTRA.get((group, option), []))
+    config = train_config(f"{group}={option}", *EXTRA_OF_TRAIN.get((group, option), []))
     assert schema.from_dict(TrainConfig, schema.to_dict(config)) == config
 
 
@@ -180,6 +182,43 @@ def test_a_mistake_in_a_curriculum_is_told(stages: str, message: str) -> None:
             "inference.temperature=1.0 has no effect with inference=greedy; use inference=sample",
         ),
         (
+            ["inference=generate", "inference.grammar=true"],
+            "inference.grammar=true has no effect with inference=generate; use inference=greedy or inference=sample or "
+            "inference=search",
+        ),
+        (
+            ["inference=sample", "inference.speculate=true"],
+            "inference.speculate=true has no effect with inference=sample; use inference=greedy",
+        ),
+        (
+            ["inference.threshold=0.1"],
+            "inference.threshold=0.1 has no effect with inference=greedy; use inference=search",
+        ),
+        (
+            ["inference=search", "inference.threshold=1"],
+            "inference.threshold=1.0: a probability, above 0 and below 1",
+        ),
+        (["inference=search", "inference.max_nodes=0"], "inference.max_nodes=0: at least 1"),
+        (
+            ["inference=search", "inference.max_nodes=null"],
+            "inference.max_nodes is null: inference=search needs it",
+        ),
+        (["inference.name=sample"], "inference.top_p is null: inference=sample needs it"),
+        (
+            ["inference=generate"],
+            "inference=generate only counts positions, and this model's jump (model.positions=grid); use "
+            "inference=greedy, with inference.grammar=false if need be",
+        ),
+        (
+            ["inference=vllm", "model.positions=none"],
+            "inference=vllm belongs to evaluate.py: it reads models that are saved; use inference=greedy",
+        ),
+        (
+            ["inference@showcase.inference=generate"],
+            "showcase: inference=generate only counts positions, and this model's jump (model.positions=grid); use "
+            "inference=greedy, with inference.grammar=false if need be",
+        ),
+        (
             ["tracking=none", "tracking.mode=online"],
             "tracking.mode=online has no effect with tracking=none; use tracking=wandb",
         ),
@@ -226,10 +265,6 @@ def test_a_wrong_value_is_refused_with_its_remedy(overrides: list[str], message:
             ["checkpoint=a", "predictions=b"],
             "give exactly one of checkpoint=, model=, predictions=, resume= (checkpoint= and predictions= given)",
         ),
-        (
-            ["predictions=b"],
-            "predictions= needs the tasks they answer: add data=arc1, data=kaggle data.path=TASKS.json, ...",
-        ),
         (["model=tiny", "adapters=x"], "adapters= needs checkpoint=: the run that the adapters were started from"),
         (
             ["predictions=b", "data=arc1", "ttft=per_task"],
@@ -256,6 +291,20 @@ def test_a_wrong_value_is_refused_with_its_remedy(overrides: list[str], message:
             "ttft.budget=soon: write hours, minutes and seconds with their letters, e.g. 90s, 45m, 11h30m",
         ),
         (["checkpoint=a", "ttft=per_task", "ttft.slots=0"], "ttft.slots=0: at least 1, or auto"),
+        (
+            ["checkpoint=a", "inference=vllm", "inference.restart_seconds=0"],
+            "inference.restart_seconds=0.0: above 0",
+        ),
+        (
+            ["checkpoint=a", "ttft=per_task", "inference=vllm"],
+            "ttft=per_task with inference=vllm: vLLM serves adapters that are saved; adapt with inference=greedy "
+            "ttft.keep_adapters=true, then predict with adapters='FOLDER/adapters/*' inference=vllm",
+        ),
+        (
+            ["checkpoint=a", "selection=score", "inference=vllm"],
+            "selection=score with inference=vllm: it gives no log-probabilities of given answers; use selection=vote "
+            "or selection=verify, or inference=greedy",
+        ),
         (["checkpoint=a", "ttft=per_task", "ttft.max_steps=0"], "ttft.max_steps=0: at least 1"),
         (["checkpoint=a", "ttft=per_task", "ttft.learning_rate=0"], "ttft.learning_rate=0.0: above 0"),
         (

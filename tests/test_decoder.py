@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from arcft.config.model import ModelConfig
@@ -45,12 +47,18 @@ SIZES: dict[str, Any] = {
 
 
 def make_model(kind: str) -> PreTrainedModel:
+    some_sliding: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
     makers: dict[str, Callable[[], PreTrainedModel]] = {
         "qwen2_tied": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)),
         "qwen2_untied": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=False)),
         "llama_eager": lambda: LlamaForCausalLM._from_config(LlamaConfig(**SIZES), attn_implementation="eager"),
         "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+        "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8)),
         "mistral_sliding": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=6)),
+        "qwen2_some_sliding": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, **some_sliding)),
+        "eager_some_sliding": lambda: Qwen2ForCausalLM._from_config(
+            Qwen2Config(**SIZES, **some_sliding), attn_implementation="eager"
+        ),
     }
     with torch.random.fork_rng():
         torch.manual_seed(7)
@@ -105,7 +113,19 @@ def end_that_comes_early(model: PreTrainedModel | PeftModel, prompts: list[list[
     return best
 
 
-@pytest.mark.parametrize("kind", ["qwen2_tied", "qwen2_untied", "llama_eager", "llama", "mistral_sliding"])
+KINDS = [
+    "qwen2_tied",
+    "qwen2_untied",
+    "llama_eager",
+    "llama",
+    "qwen3",
+    "mistral_sliding",
+    "qwen2_some_sliding",
+    "eager_some_sliding",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("prompts", [UNEQUAL, EQUAL, [[3, 1, 4, 1, 5]]], ids=["unequal", "equal", "one"])
 def test_greedy_equals_generate(kind: str, prompts: list[list[int]]) -> None:
     model = make_model(kind)
@@ -125,6 +145,120 @@ def test_rows_that_end_early_leave_the_others_as_they_are(kind: str, prompts: li
     assert [completion.num_tokens for completion in completions] == [len(row) for row in expected]
     assert [completion.finished for completion in completions] == [row[-1] in end_ids for row in expected]
     assert len({completion.num_tokens for completion in completions}) > 1
+
+
+def many_prompts() -> list[list[int]]:
+    """Of all lengths, in no order; some equal, some with 40 tokens and some with 70 in common, some with nothing."""
+    generator = torch.Generator().manual_seed(11)
+    drawn = torch.randint(1, 61, (12, 90), generator=generator).tolist()
+    shared, longer = drawn[0][:40], drawn[0][:70]
+    return [
+        longer + drawn[1][:9],
+        drawn[2][:3],
+        shared + drawn[3][:30],
+        longer,
+        longer + drawn[1][:9],
+        drawn[4],
+        shared + drawn[5][:2],
+        shared,
+        longer + drawn[6][:1],
+        drawn[7][:20],
+        longer + drawn[1][:9],
+    ]
+
+
+@pytest.mark.parametrize("kind", ["qwen2_tied", "llama_eager", "qwen2_some_sliding", "eager_some_sliding"])
+def test_nothing_depends_on_what_is_decoded_side_by_side(kind: str) -> None:
+    model, prompts = make_model(kind), many_prompts()
+    end_ids = [end_that_comes_early(model, prompts, 30)]
+    expected = generated(model, prompts, 30, end_ids)
+    assert len({len(row) for row in expected}) > 3
+    logprobs = [forward_logprob(model, prompt, row) for prompt, row in zip(prompts, expected, strict=True)]
+    for batch_size in (1, 2, 4, None):
+        for share_prefixes in (True, False):
+            completions = decode(
+                model,
+                prompts,
+                max_new_tokens=30,
+                end_ids=end_ids,
+                pad_id=PAD,
+                batch_size=batch_size,
+                share_prefixes=share_prefixes,
+            )
+            assert [produced(completion, end_ids) for completion in completions] == expected
+            assert [completion.logprob for completion in completions] == pytest.approx(logprobs, abs=1e-4)
+
+
+def fed(model: PreTrainedModel, **options: Any) -> list[tuple[int, int]]:
+    """Rows and tokens of each pass over `many_prompts`."""
+    shapes: list[tuple[int, int]] = []
+    passes = model.register_forward_pre_hook(
+        lambda _, args, inputs: shapes.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        decode(model, many_prompts(), max_new_tokens=1, end_ids=[], pad_id=PAD, **options)
+    finally:
+        passes.remove()
+    return shapes
+
+
+def test_what_prompts_have_in_common_is_fed_once(model: PreTrainedModel) -> None:
+    prompts = many_prompts()
+    # The tree of their beginnings, without equal prompts' last tokens, which are fed for each.
+    beginnings = {tuple(prompt[: length + 1]) for prompt in prompts for length in range(len(prompt) - 1)}
+    whole = sum(map(len, prompts))
+    alone = sum(rows * tokens for rows, tokens in fed(model, batch_size=1))
+    assert len(beginnings) <= alone <= 0.6 * whole
+    assert sum(rows * tokens for rows, tokens in fed(model, batch_size=1, share_prefixes=False)) == whole
+    together = sum(rows * tokens for rows, tokens in fed(model))
+    assert together < 0.9 * whole  # with padding
+    assert max(rows for rows, _ in fed(model, batch_size=4)) <= 4
+
+
+def test_prompts_of_unlike_length_are_not_padded_much(model: PreTrainedModel) -> None:
+    prompts = [[number % 61] * (200 if number % 3 else 9) for number in range(12)]
+    tokens = []
+    passes = model.register_forward_pre_hook(
+        lambda _, args, inputs: tokens.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    try:
+        decode(model, prompts, max_new_tokens=1, end_ids=[], pad_id=PAD)
+    finally:
+        passes.remove()
+    assert 1 < len(tokens) < 4
+    assert sum(tokens) <= 1.25 * sum(map(len, prompts))
+
+
+def test_rows_of_different_adapters_share_nothing(model: PreTrainedModel) -> None:
+    """What route gives a row goes into its keys and values."""
+    prompt = many_prompts()[0]
+    prompts, adapters = [prompt] * 4, [0, 1, 0, 1]
+    live: list[int] = []
+
+    def shifted(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        strengths = torch.tensor([0.5 * adapters[number] for number in live])
+        return output + strengths[:, None, None] * output.roll(1, dims=-1)
+
+    def routed(**options: Any) -> list[Completion]:
+        return decode(
+            model,
+            prompts,
+            max_new_tokens=9,
+            end_ids=[],
+            pad_id=PAD,
+            route=lambda now: live.__setitem__(slice(None), now),
+            **options,
+        )
+
+    layer = model.get_submodule("model.layers.0.self_attn.v_proj").register_forward_hook(shifted)
+    try:
+        found = [routed(), routed(adapters=adapters), routed(adapters=adapters, batch_size=2)]
+    finally:
+        layer.remove()
+    for completions in found:
+        tokens = [completion.token_ids for completion in completions]
+        assert tokens[0] == tokens[2] != tokens[1] == tokens[3]
+        assert tokens == [completion.token_ids for completion in found[0]]
 
 
 def test_any_of_several_end_tokens_ends(model: PreTrainedModel) -> None:
@@ -331,7 +465,8 @@ def test_the_rows_that_are_left_are_told(model: PreTrainedModel, generator: torc
         )
     finally:
         passes.remove()
-    assert told == [[0, 1, 2, 3], ["pass"], [0, 2, 3], ["pass"], ["pass"], [2], ["pass"]]
+    # The last row fills a gap.
+    assert told == [[0, 1, 2, 3], ["pass"], [0, 3, 2], ["pass"], ["pass"], [2], ["pass"]]
     assert [completion.num_tokens for completion in completions] == [3, 1, 4, 3]
 
 
@@ -353,6 +488,7 @@ def test_no_prompts_no_completions(model: PreTrainedModel) -> None:
     [
         ([[1], []], {}, "prompt 1 is empty"),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens=0 for prompt 0: at least 1"),
+        ([[1]], {"batch_size": 0}, "batch_size=0: at least 1"),
         ([[1], [2]], {"max_new_tokens": [3]}, "1 values of max_new_tokens for 2 prompts"),
         ([[1]], {"temperature": 0.0, "generator": torch.Generator()}, r"temperature=0\.0: above 0"),
         ([[1]], {"top_p": 1.5, "generator": torch.Generator()}, r"top_p=1\.5: above 0, at most 1"),

@@ -14,7 +14,8 @@ import torch
 
 from arcft.arc.sources import TaskSampler
 from arcft.arc.task import Pair, Task, as_grid
-from arcft.inference.predict import derived_seed, predict_tasks
+from arcft.inference.augmented import derived_seed
+from arcft.inference.predict import predict_tasks
 from arcft.models.lora import LoraError
 from arcft.models.stacked_lora import StackedLora
 from arcft.text.examples import ExampleStream

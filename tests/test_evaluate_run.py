@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -14,6 +15,7 @@ import pytest
 import torch
 from evaluate_command import (
     FILES,
+    KNOWN_FILES,
     SHORT,
     SMALL_EVALUATION_TASKS,
     answers,
@@ -41,7 +43,8 @@ from arcft.runs import predict as predict_module
 from arcft.runs.edge import Stopped
 from arcft.runs.evaluate import evaluate
 from arcft.scoring.metrics import METRICS
-from arcft.scoring.predictions import Prediction, PredictionError, prediction_from_json
+from arcft.scoring.predictions import Prediction, PredictionError, prediction_from_json, read_predictions
+from arcft.scoring.selection import Vote
 from arcft.scoring.submission import check_submission
 
 
@@ -93,9 +96,9 @@ def test_a_run_means_its_last_complete_checkpoint_and_its_held_out_tasks(
         folder = evaluated(tmp_path / "evaluation", f"checkpoint={run}")
     finally:
         half_written.rmdir()
-    assert {path.name for path in folder.iterdir()} == FILES | {"run.yaml", ".lock"}
+    assert {path.name for path in folder.iterdir()} == KNOWN_FILES | {"run.yaml", ".lock"}
     written = run_json(folder)
-    assert list(written) == ["metrics", "tasks", "run"]
+    assert list(written) == ["metrics", "tasks", "run", "by_number"]
     assert list(written["metrics"]) == list(METRICS)
     assert set(written["tasks"]) == set(held_out(run))
     assert len(written["tasks"]) == 2
@@ -162,15 +165,15 @@ def test_a_sweep_takes_over_what_was_evaluated_singly_and_knows_itself(
     table = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))
     assert table == {name: run_json(sweep / name)["metrics"] for name in ("checkpoint-4", "checkpoint-6")}
     for name in table:
-        assert {path.name for path in (sweep / name).iterdir()} == FILES
+        assert {path.name for path in (sweep / name).iterdir()} == KNOWN_FILES
     assert (sweep / "checkpoint-4" / "predictions.jsonl").read_bytes() == (single / "predictions.jsonl").read_bytes()
     with Image.open(sweep / "sweep.png") as picture:
         assert picture.size[0] > 1000
 
     evaluated(tmp_path / "again", f"checkpoint={run}/checkpoint-*")
     assert asked == ["checkpoint-6"]
-    # Anything that changes what comes out is another evaluation; how many prompts are decoded at once is not.
-    evaluated(tmp_path / "batch", f"checkpoint={run}", "inference.batch_size=1")
+    # Anything that changes what comes out is another evaluation; what makes it faster or slower is not.
+    evaluated(tmp_path / "batch", f"checkpoint={run}", "inference.batch_size=1", "inference.speculate=true")
     assert asked == ["checkpoint-6"]
     evaluated(tmp_path / "seed", f"checkpoint={run}", "inference.seed=1")
     assert asked == ["checkpoint-6", "checkpoint-6"]
@@ -317,7 +320,7 @@ def test_predictions_made_elsewhere_are_scored_and_several_are_voted_over(tmp_pa
     metrics = run_json(both)["metrics"]
     assert (metrics["vote_1"], metrics["vote_2"], metrics["accuracy"]) == (0, 0.75, 0.25)
     assert [p.grid is not None for p in predicted(both)] == [True] * 12
-    assert {path.name for path in both.iterdir()} == FILES | {"run.yaml", ".lock"}
+    assert {path.name for path in both.iterdir()} == KNOWN_FILES | {"run.yaml", ".lock"}
     submission = json.loads((both / "submission.json").read_text(encoding="utf-8"))
     truth = as_list(arc_tasks("evaluation", "be03b35f")[0].test[0].output)
     assert submission["be03b35f"] == [{"attempt_1": [[9]], "attempt_2": truth}]
@@ -370,6 +373,38 @@ def test_a_stopped_evaluation_goes_on_to_the_same_bytes(
 
 def _stopped(*arguments: Any, **options: Any) -> list[Prediction]:
     raise Stopped(15, "stopped")
+
+
+@pytest.mark.parametrize(("config", "kept"), [("greedy", 5), ("search", 3)])
+def test_what_a_search_had_of_its_last_test_is_not_taken_for_all(tmp_path: Path, config: str, kept: int) -> None:
+    path = tmp_path / "predictions.jsonl"
+    write_answers(path, {("be03b35f", 0): [[[1]], [[2]], [[3]]], ("6ea4a07e", 0): [[[1]], [[2]]]})
+    inference = evaluate_config("model=tiny", f"inference={config}", "inference.predictions_per_test=2").inference
+    assert len(predict_module._kept(path, inference)) == kept
+    assert len(read_predictions(path)) == kept
+
+
+def test_a_search_is_evaluated_by_all_that_it_finds(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[tuple[int, str]] = []
+
+    @contextlib.contextmanager
+    def bar(title: str, total: int, done: int) -> Iterator[Any]:
+        assert (total, done) == (10, 0)
+        yield lambda number, words: moved.append((number, words))
+
+    monkeypatch.setattr(predict_module, "progress_bar", bar)
+    wide = ["inference=search", "inference.threshold=1e-4", "inference.max_nodes=200", "inference.max_new_tokens=12"]
+    folder = evaluated(tmp_path / "search", f"checkpoint={run}", *evaluation_tasks(), *wide)
+    found = predicted(folder)
+    assert len(found) > 10
+    assert [number for number, _ in moved] == [2, 4, 6, 8, 10]
+    assert all(p.grid is not None or p.error is not None for p in found)
+    assert len(run_json(folder)["tasks"]) == 4
+
+
+def test_what_a_checkpoints_model_can_not_do_is_refused(run: Path, tmp_path: Path) -> None:
+    message = refusal(tmp_path / "x", f"checkpoint={run}", "inference=generate")
+    assert message.startswith("inference=generate only counts positions, and this model's jump (model.positions=grid)")
 
 
 def test_a_folder_of_another_evaluation_is_not_gone_on_with(run: Path, tmp_path: Path) -> None:
@@ -508,7 +543,7 @@ def test_a_task_too_long_for_the_context_is_unanswered(run: Path, tmp_path: Path
 def test_what_is_beside_the_bar_counts_tests_solved_in_two_attempts() -> None:
     tasks = arc_tasks("evaluation", "be03b35f", "6ea4a07e")
     hidden = dataclasses.replace(tasks[0], id="unknown", test=(dataclasses.replace(tasks[0].test[0], output=None),))
-    tally = predict_module.Tally([*tasks, hidden])
+    tally = predict_module.Tally([*tasks, hidden], Vote())
     assert tally.words() == "0% grids"
     tally.add(made("be03b35f", 0, [[9]], [[8]], as_list(tasks[0].test[0].output), as_list(tasks[0].test[0].output)))
     tally.add(made("6ea4a07e", 0, [[9]], [[8]], as_list(tasks[1].test[0].output)))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from arcft.arc.task import Grid, Pair, Task, as_grid
 from arcft.scoring.metrics import METRICS, Scores, mean_and_error, score_tasks, score_test
 from arcft.scoring.predictions import Prediction, PredictionError
-from arcft.scoring.voting import vote_tasks
+from arcft.scoring.selection import Vote
 
 TRUTH = as_grid([[1, 2], [3, 4]])
 THREE_RIGHT = as_grid([[1, 2], [3, 0]])
@@ -63,7 +63,7 @@ def test_one_test(grids: list[Grid | None], voted: list[Grid], expected: dict[st
 def test_mean_over_tests_and_then_over_tasks() -> None:
     tasks = [task("t", TRUTH, TRUTH), task("u", TRUTH)]
     predictions = [answer(TRUTH), answer(None), answer(ONE_RIGHT, "t", 1), answer(TRUTH, "u")]
-    scores = score_tasks(tasks, predictions, vote_tasks(tasks, predictions))
+    scores = score_tasks(tasks, predictions, Vote().attempts(tasks, predictions))
     assert scores.tasks == {
         "t": row(0.25, 0.375, 0.75, 0.625, 1, 0.5, 0.25, 0.5, 0.5),
         "u": row(1, 1, 1, 1, 1, 1, 0, 1, 1),
@@ -75,7 +75,7 @@ def test_mean_over_tests_and_then_over_tasks() -> None:
 def test_a_task_or_test_without_predictions_counts_as_unanswered() -> None:
     tasks = [task("t", TRUTH, TRUTH), task("u", TRUTH)]
     predictions = [answer(TRUTH)]
-    scores = score_tasks(tasks, predictions, vote_tasks(tasks, predictions))
+    scores = score_tasks(tasks, predictions, Vote().attempts(tasks, predictions))
     assert scores.tasks["u"] == row(0, 0, 0, 0, 0, 0, 1, 0, 0)
     assert scores.tasks["t"] == row(0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5)
     assert scores.metrics["unanswered"] == 0.75
@@ -102,7 +102,7 @@ def test_predictions_of_other_tasks_are_refused() -> None:
 def test_relations_that_always_hold(grids: list[Grid | None]) -> None:
     tasks = [task("t", TRUTH)]
     predictions = [answer(grid) for grid in grids]
-    scores = score_tasks(tasks, predictions, vote_tasks(tasks, predictions)).metrics
+    scores = score_tasks(tasks, predictions, Vote().attempts(tasks, predictions)).metrics
     assert all(0 <= value <= 1 for value in scores.values())
     assert scores["accuracy"] <= scores["correct_pixels"] <= scores["correct_size"]
     assert scores["correct_size"] + scores["unanswered"] <= 1 + 1e-9
@@ -124,7 +124,7 @@ def test_mean_and_standard_error() -> None:
 def test_standard_errors_over_tasks() -> None:
     tasks = [task("t", TRUTH), task("u", TRUTH), task("v", TRUTH), task("w", TRUTH)]
     predictions = [answer(TRUTH), answer(None, "u")]
-    errors = score_tasks(tasks, predictions, vote_tasks(tasks, predictions)).standard_errors()
+    errors = score_tasks(tasks, predictions, Vote().attempts(tasks, predictions)).standard_errors()
     assert tuple(errors) == METRICS
     # One of four solved: sample variance 4/3 * 1/4 * 3/4 = 1/4, so the error is sqrt(1/4 / 4) = 1/4.
     assert errors["vote_2"] == pytest.approx(0.25)

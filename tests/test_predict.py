@@ -19,8 +19,11 @@ from arcft.arc.views import test_problem
 from arcft.config.inference import InferenceConfig
 from arcft.config.model import ModelConfig
 from arcft.config.prompt import PromptConfig
+from arcft.inference import asking
+from arcft.inference.augmented import augmented_prompts
+from arcft.inference.carried import CarriedOver, before_guessing
 from arcft.inference.decoder import DecodingError
-from arcft.inference.predict import TOO_LONG, augmented_prompts, predict_places, predict_prompts, predict_tasks
+from arcft.inference.predict import TOO_LONG, predict_places, predict_prompts, predict_tasks
 from arcft.models.load import load_model, load_tokenizer
 from arcft.scoring.predictions import Prediction, prediction_from_json
 from arcft.scoring.voting import vote
@@ -32,15 +35,16 @@ from arcft.training.batches import collate
 
 TINY = ModelConfig(name="tiny", path="bundled:tiny", init="random")
 GREEDY = InferenceConfig(
-    do_sample=False,
+    name="greedy",
     predictions_per_test=5,
     batch_size=3,
     augment_geometric=True,
     augment_colors=True,
     augment_pair_order=True,
+    grammar=False,
     max_new_tokens=12,
 )
-SAMPLE = dataclasses.replace(GREEDY, do_sample=True, temperature=1.0, top_p=0.95)
+SAMPLE = dataclasses.replace(GREEDY, name="sample", temperature=1.0, top_p=0.95)
 
 
 def make_builder(max_seq_length: int) -> ExampleBuilder:
@@ -174,8 +178,8 @@ def test_asking_ends_between_batches(model: PreTrainedModel, builder: ExampleBui
         answers = iter([False] * (batches - 1) + [True])
         some = predict_places(model, builder, asked, GREEDY, until=lambda answers=answers: next(answers))
         assert sorted(some) == sorted(by_length[: 3 * batches])
-        for place, prediction in some.items():
-            assert without_time(prediction) == without_time(whole[place])
+        for place, predictions in some.items():
+            assert [without_time(one) for one in predictions] == [without_time(one) for one in whole[place]]
 
 
 def test_the_route_is_told_the_places_of_the_rows(
@@ -246,7 +250,9 @@ def test_what_does_not_fit_is_unanswered_and_says_so(model: PreTrainedModel, tas
 
 def test_what_is_cut_off_is_no_answer(model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task]) -> None:
     (group,) = predict(model, builder, tasks[1:2], dataclasses.replace(GREEDY, max_new_tokens=4)).values()
-    assert [prediction.error for prediction in group] == ["cut off after 4 tokens"] * 5
+    assert [prediction.error for prediction in group] == [
+        "cut off after 4 tokens, all that inference.max_new_tokens allows"
+    ] * 5
     assert all(prediction.grid is None and prediction.text and prediction.num_tokens == 4 for prediction in group)
 
 
@@ -313,7 +319,7 @@ def test_answers_are_turned_back_into_the_tests_own_orientation_and_colours(
         assert prediction.logprob == pytest.approx(0, abs=0.5)
         assert prediction.num_tokens == builder.tokenization.completion_length(prediction.text)
     assert len({prediction.text for prediction in predictions}) >= 6
-    assert [grid.tolist() for grid in vote(predictions)] == [truth.tolist()]
+    assert [candidate.grid.tolist() for candidate in vote(predictions)] == [truth.tolist()]
 
 
 def test_predicting_puts_the_training_mode_back(
@@ -323,3 +329,162 @@ def test_predicting_puts_the_training_mode_back(
     model.train()
     predict(model, builder, [task], config)
     assert model.training
+
+
+GRAMMAR = dataclasses.replace(GREEDY, grammar=True, max_new_tokens=None)
+
+
+def test_under_the_grammar_every_answer_is_a_grid(
+    model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task]
+) -> None:
+    """The room is a 30x30 grid's; without a grammar, the same model writes none."""
+    some = dataclasses.replace(GRAMMAR, predictions_per_test=2)
+    free = dataclasses.replace(some, grammar=False, max_new_tokens=40)
+    for config in (some, dataclasses.replace(some, name="sample", temperature=1.0, top_p=0.9)):
+        for group in predict(model, builder, tasks[1:2], config).values():
+            for prediction in group:
+                assert prediction.error is None
+                assert prediction.grid is not None
+                assert prediction.num_tokens == builder.tokenization.completion_length(prediction.text)
+                assert prediction.logprob is not None
+                assert prediction.logprob <= 0
+    assert all(p.grid is None for group in predict(model, builder, tasks[1:2], free).values() for p in group)
+    (prompt,) = augmented_prompts(builder, tasks[1], 0, dataclasses.replace(some, predictions_per_test=1))
+    assert prompt.max_new_tokens == min(builder.grammar.longest, 1024 - len(prompt.token_ids))
+
+
+def test_what_the_context_cuts_off_says_so(model: PreTrainedModel, tasks: list[Task]) -> None:
+    asked = augmented_prompts(make_builder(1024), tasks[1], 0, GRAMMAR)
+    narrow = make_builder(max(len(prompt.token_ids) for prompt in asked) + 20)
+    prompts = augmented_prompts(narrow, tasks[1], 0, GRAMMAR)
+    for prediction, prompt in zip(predict_prompts(model, narrow, prompts, GRAMMAR), prompts, strict=True):
+        if prediction.num_tokens == prompt.max_new_tokens and prediction.grid is None:
+            assert prediction.error == f"cut off after {prompt.max_new_tokens} tokens, all that the context leaves"
+            return
+    pytest.fail("nothing was cut off")
+
+
+def test_generate_says_the_same(model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task]) -> None:
+    config = dataclasses.replace(GREEDY, name="generate")
+    for key, group in predict(model, builder, tasks[:2], config).items():
+        expected = predict(model, builder, tasks[:2], GREEDY)[key]
+        assert [prediction.text for prediction in group] == [prediction.text for prediction in expected]
+        assert [prediction.logprob for prediction in group] == pytest.approx([p.logprob for p in expected], abs=1e-4)
+
+
+@pytest.fixture
+def guessed(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int] | None]]:
+    """The guesses of each batch."""
+    decode, told = asking.decode, []
+
+    def listening(model: object, prompts: list[list[int]], **options: object) -> object:
+        told.append(options["guesses"])
+        return decode(model, prompts, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(asking, "decode", listening)
+    return told
+
+
+@pytest.mark.parametrize("grammar", [True, False])
+def test_speculation_changes_nothing_where_answers_agree(
+    memorised: tuple[PreTrainedModel, Task, InferenceConfig],
+    builder: ExampleBuilder,
+    guessed: list[list[list[int] | None]],
+    grammar: bool,
+) -> None:
+    model, task, config = memorised
+    config = dataclasses.replace(config, grammar=grammar, batch_size=3)
+    asked = augmented_prompts(builder, task, 0, config)
+    plain = predict_prompts(model, builder, asked, config)
+    assert guessed == [None] * 3
+    guessed.clear()
+    found = predict_prompts(model, builder, asked, dataclasses.replace(config, speculate=True))
+    assert [prediction.text for prediction in found] == [prediction.text for prediction in plain]
+    assert [prediction.logprob for prediction in found] == pytest.approx([p.logprob for p in plain], abs=1e-4)
+    # One comes first; what it says is the guess for all others, turned as these are: here the answer itself.
+    assert [len(batch) for batch in guessed] == [1, 3, 3, 1]
+    assert guessed[0] == [None]
+    others = sorted(range(1, 8), key=lambda place: len(asked[place].token_ids))
+    assert [guess for batch in guessed[1:] for guess in batch] == [
+        builder.tokenization.completion_ids(plain[place].text) for place in others
+    ]
+
+
+def test_speculation_changes_nothing_where_guesses_are_wrong(
+    model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task]
+) -> None:
+    config = dataclasses.replace(GRAMMAR, predictions_per_test=4, augment_pair_order=False)
+    asked = [prompt for index in range(2) for prompt in augmented_prompts(builder, tasks[0], index, config)]
+    plain = predict_prompts(model, builder, asked, config)
+    found = predict_prompts(model, builder, asked, dataclasses.replace(config, speculate=True))
+    assert [prediction.text for prediction in found] == [prediction.text for prediction in plain]
+    assert [prediction.logprob for prediction in found] == pytest.approx([p.logprob for p in plain], rel=1e-5)
+    # Otherwise guesses would have been right.
+    assert len({str(prediction.grid) for prediction in plain}) > 2
+
+
+def test_a_guess_is_what_most_earlier_prompts_came_to(builder: ExampleBuilder, tasks: list[Task]) -> None:
+    task = tasks[0]
+    asked = augmented_prompts(builder, task, 1, GREEDY)
+    carried = CarriedOver(builder)
+    assert carried.guess(asked[1]) is None
+    for grid in ([[1, 2]], [[3], [4]], [[3], [4]]):
+        carried.add([Prediction(task_id=task.id, test_index=1, grid=as_grid(grid))])
+    carried.add([Prediction(task_id=task.id, test_index=1, grid=None)])
+    for prompt in asked:
+        guess = carried.guess(prompt)
+        assert guess is not None
+        text = builder.tokenization.decode(guess)
+        assert prompt.transform.invert(builder.prompts.parse(text)).tolist() == [[3], [4]]
+        assert guess[-1] == builder.tokenization.end_id
+    (other,) = augmented_prompts(builder, task, 0, dataclasses.replace(GREEDY, predictions_per_test=1))
+    assert carried.guess(other) is None
+
+
+@pytest.mark.parametrize(("prompts", "batch_size", "first"), [(1, 8, 1), (8, 8, 1), (16, 8, 2), (96, 8, 8), (96, 4, 4)])
+def test_so_many_prompts_come_first(
+    builder: ExampleBuilder, tasks: list[Task], prompts: int, batch_size: int, first: int
+) -> None:
+    (prompt,) = augmented_prompts(builder, tasks[0], 0, dataclasses.replace(GREEDY, predictions_per_test=1))
+    other = dataclasses.replace(prompt, test_index=1)
+    asked = [one for _ in range(prompts) for one in (prompt, other)]
+    expected = [*range(0, 2 * first, 2), *range(1, 2 * first, 2)]
+    assert before_guessing(asked, range(2 * prompts), batch_size) == expected
+
+
+SEARCH = dataclasses.replace(GRAMMAR, name="search", threshold=0.02, max_nodes=500, batch_size=8)
+
+
+def test_a_search_gives_all_that_is_likely_in_the_order_of_prompts(
+    memorised: tuple[PreTrainedModel, Task, InferenceConfig], builder: ExampleBuilder
+) -> None:
+    model, task, config = memorised
+    greedy = dataclasses.replace(config, grammar=True, predictions_per_test=4)
+    best = predict(model, builder, [task], greedy)[task.id, 0]
+    config = dataclasses.replace(SEARCH, predictions_per_test=4, threshold=1e-3)
+    (found,) = predict(model, builder, [task], config).values()
+    assert len(found) > 4
+    groups: list[list[Prediction]] = []
+    for prediction in found:
+        if not groups or prediction.transform != groups[-1][0].transform:
+            groups.append([])
+        groups[-1].append(prediction)
+    assert [group[0].transform for group in groups] == [prediction.transform for prediction in best]
+    for group, likeliest in zip(groups, best, strict=True):
+        logprobs = [prediction.logprob or 0.0 for prediction in group]
+        assert logprobs == sorted(logprobs, reverse=True)
+        assert min(logprobs) >= math.log(1e-3)
+        assert len({prediction.text for prediction in group}) == len(group)
+        assert group[0].text == likeliest.text
+        assert logprobs[0] == pytest.approx(likeliest.logprob, abs=1e-4)
+
+
+def test_a_search_that_finds_nothing_gives_the_greedy_answer(
+    model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task]
+) -> None:
+    config = dataclasses.replace(SEARCH, predictions_per_test=2, threshold=0.9)
+    expected = dataclasses.replace(GRAMMAR, predictions_per_test=2, batch_size=8)
+    (found,) = predict(model, builder, tasks[1:2], config).values()
+    (greedy,) = predict(model, builder, tasks[1:2], expected).values()
+    assert [prediction.text for prediction in found] == [prediction.text for prediction in greedy]
+    assert all(prediction.grid is not None for prediction in found)

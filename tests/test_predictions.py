@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,15 @@ def test_json_has_the_documented_keys_in_order() -> None:
     assert list(FULL.to_json()) == [
         "task_id", "test_index", "grid", "text", "logprob", "num_tokens", "seconds", "transform", "seed", "error",
     ]  # fmt: skip
+
+
+def test_what_belongs_to_a_selection_is_there_only_where_there_is_some() -> None:
+    selected = dataclasses.replace(FULL, scores=(-1.5, -2.0), selection={"by": "score", "rank": 1})
+    values = selected.to_json()
+    assert values == {**FULL.to_json(), "scores": [-1.5, -2.0], "selection": {"by": "score", "rank": 1}}
+    assert prediction_from_json(json.loads(json.dumps(values)), "here") == selected
+    nulls = {**FULL.to_json(), "scores": None, "selection": None}
+    assert prediction_from_json(nulls, "here") == FULL
 
 
 def test_a_file_gives_back_what_was_appended(tmp_path: Path) -> None:
@@ -126,6 +136,11 @@ def test_an_invalid_answer_counts_as_none_and_says_why(grid: Any, error: str | N
         ({"num_tokens": -3}, "num_tokens=-3: must be a whole number, at least 0"),
         ({"text": 5}, "text=5: must be text, or null"),
         ({"transform": []}, r"transform=\[\]: must be an object, or null"),
+        ({"scores": -1.0}, r"scores=-1.0: must be a list of numbers, or null"),
+        ({"scores": []}, r"scores=\[\]: must be a list of numbers, or null"),
+        ({"scores": [-1.0, None]}, r"scores=\[-1.0, None\]: must be a list of numbers, or null"),
+        ({"scores": [-1.0, float("nan")]}, r"scores=nan: must be a number"),
+        ({"selection": [1]}, r"selection=\[1\]: must be an object, or null"),
     ],
 )
 def test_a_malformed_prediction_is_refused(change: dict[str, Any], message: str) -> None:

@@ -473,7 +473,7 @@ def test_without_a_budget_there_are_no_further_rounds(tmp_path: Path) -> None:
 def test_a_test_with_no_prediction_in_time_is_no_error(tmp_path: Path) -> None:
     queue = make_queue(tmp_path, UNITS[:1], predict_before=0)
     key = queue.pull("local").key
-    queue.record(Predicted(key=key, predictions=(), tokens=0, seconds=0.0), "local")
+    queue.record(Predicted(key=key, predictions=(), prompts=0, tokens=0, seconds=0.0), "local")
     queue.record(Finished(key=key), "local")
     assert queue.done
     assert queue.predictions() == []

@@ -19,7 +19,8 @@ from arcft.runs import commands
 
 pytestmark = pytest.mark.slow
 
-TEXT = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/ttft.md"))
+PAGES = ("README.md", "docs/prediction.md", "docs/ttft.md")
+TEXT = "".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
 # In code spans and blocks; comments and what follows && are cut off.
 COMMANDS = list(dict.fromkeys(re.findall(r"(?:python (?:train|evaluate)\.py)[^`#\n&]*", TEXT)))
 # What keeps a command small, without touching what it is about.
@@ -29,8 +30,10 @@ SMALL_TRAIN = [
 ]  # fmt: skip
 SMALL_EVALUATE = ["data.limit=2", "inference.max_new_tokens=4", "inference.predictions_per_test=2", "tracking=none"]
 SMALL_TTFT = ["ttft.max_steps=2", *SMALL_EVALUATE]
-# Need a hub, show help, or name a folder of somebody else's.
-NOT_HERE = ("model=qwen2_5_0_5b", "experiment=arc24", "--help", "checkpoint=/home/me/")
+# Need a hub, a GPU or positions that are counted, show help, or name a folder of somebody else's.
+NOT_HERE = (
+    "model=qwen2_5_0_5b", "experiment=arc24", "--help", "checkpoint=/home/me/", "inference=vllm", "inference=generate",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
 from collections.abc import Sequence
@@ -26,7 +27,9 @@ from arcft.reporting.summary import evenly
 from arcft.reporting.words import percent
 from arcft.scoring.metrics import score_tasks
 from arcft.scoring.predictions import Prediction, PredictionError, group_by_test
-from arcft.scoring.voting import vote_tasks
+from arcft.scoring.resampling import AtNumber
+from arcft.scoring.selection import Score, Selector, Verify, Vote, attempts_of
+from arcft.scoring.verifying import Consistency
 
 TRUTH, NEAR, FAR = as_grid([[1, 2], [3, 4]]), as_grid([[1, 2], [3, 0]]), as_grid([[5]])
 CURVES = Curves(train_loss=((1, 2.0), (2, 1.0)), metrics={"vote_2": ((2, 0.5),)})
@@ -57,19 +60,25 @@ PREDICTIONS = [
 ]
 
 
-def write(folder: Path, tasks: Sequence[Task], predictions: Sequence[Prediction], **options: Any) -> str:
-    attempts = vote_tasks(tasks, predictions)
-    scores = score_tasks(tasks, predictions, attempts)
+def write(
+    folder: Path,
+    tasks: Sequence[Task],
+    predictions: Sequence[Prediction],
+    selector: Selector = Vote(),  # noqa: B008
+    **options: Any,
+) -> str:
+    candidates = selector.candidates(tasks, predictions)
+    scores = score_tasks(tasks, predictions, attempts_of(candidates))
     values: dict[str, Any] = {"title": "A run", "run": {"model": {"name": "tiny"}}, "curves": CURVES, **options}
     write_report(
         folder,
         scores=scores if scores.metrics else None,
         tasks=tasks,
         predictions=predictions,
-        attempts=attempts,
+        candidates=candidates,
         **values,
     )
-    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "summary.png"]
+    assert {path.name for path in folder.iterdir()} - {"numbers.png"} == {"report.html", "summary.png"}
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -118,8 +127,8 @@ def test_one_file_that_is_well_formed_and_fetches_nothing(tmp_path: Path) -> Non
 
 def test_tasks_are_sorted_by_how_they_ended(tmp_path: Path) -> None:
     groups = group_by_test(TASKS, PREDICTIONS)
-    attempts = vote_tasks(TASKS, PREDICTIONS)
-    results = sorted_results(TASKS, score_tasks(TASKS, PREDICTIONS, attempts), groups, attempts)
+    candidates = Vote().candidates(TASKS, PREDICTIONS)
+    results = sorted_results(TASKS, score_tasks(TASKS, PREDICTIONS, attempts_of(candidates)), groups, candidates)
     assert [(result.task.id, result.outcome.name) for result in results] == [
         ("full", "solved"),
         ("half", "partly solved"),
@@ -148,6 +157,40 @@ def test_numbers_and_verdicts(tmp_path: Path) -> None:
     )
     assert "Why 2 predictions had no valid grid" in text
     assert "row # <b>" in text
+
+
+def test_what_a_selection_goes_by(tmp_path: Path) -> None:
+    scored = [
+        dataclasses.replace(one, scores=scores)
+        for one, scores in zip(answers("full", NEAR, TRUTH, FAR, NEAR), [(-4.5,), (-0.25,), None, None], strict=True)
+    ]
+    text = parsed(write(tmp_path, [task("full")], scored, selector=Score(views=8))).text
+    assert "4 predictions, 3 different grids (votes: 1, 2, 1; scores: -0.25, -4.5, –)." in text
+    assert "attempt 1 ✓ right" in text
+    verify = Verify(Consistency())
+    text = parsed(write(tmp_path, [task("full")], answers("full", NEAR, FAR), selector=verify)).text
+    assert "(votes: 1, 1; scores: 0.667, 0.333)." in text
+    assert "Attempt 1 breaks what the demonstrations share: not the input itself." in text
+
+
+def test_numbers_of_predictions(tmp_path: Path) -> None:
+    at = {"pass_n": 0.5, "vote_1": 0.0, "vote_2": 0.25}
+    numbers = [
+        AtNumber(1, mean=at, deviation=dict.fromkeys(at, 0.125)),
+        AtNumber(3, mean=at, deviation=dict.fromkeys(at, 0.0)),
+    ]  # fmt: skip
+    html = write(tmp_path, TASKS, PREDICTIONS, numbers=numbers)
+    page = parsed(html.partition("<h2>Numbers of predictions</h2>")[2].partition("<h2>")[0])
+    rows = [
+        " ".join(parsed(row).text.split()) for row in re.findall("<tr>.*?</tr>", html) if "pass_n" in row or "±" in row
+    ]
+    assert rows[0] == "predictions a testpass_nvote_1vote_2"
+    assert rows[1:3] == ["150.0% ± 12.50% ± 12.525.0% ± 12.5", "350.0% ± 0.00% ± 0.025.0% ± 0.0"]
+    assert "svg" in page.tags
+    assert "standard deviation over draws" in page.text
+    with Image.open(tmp_path / "numbers.png") as picture:
+        assert picture.size[0] > 400
+    assert "Numbers of predictions" not in write(tmp_path, TASKS, PREDICTIONS)
 
 
 def test_text_of_strangers_is_escaped(tmp_path: Path) -> None:
@@ -203,7 +246,7 @@ def test_predictions_of_other_tasks_are_refused(tmp_path: Path) -> None:
             scores=None,
             tasks=TASKS,
             predictions=answers("z", FAR),
-            attempts={},
+            candidates={},
             run={},
             curves=None,
         )

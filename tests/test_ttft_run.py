@@ -13,6 +13,7 @@ import pytest
 import yaml
 from evaluate_command import (
     FILES,
+    KNOWN_FILES,
     SMALL_EVALUATION_TASKS,
     answers,
     arc_tasks,
@@ -37,6 +38,7 @@ from arcft.runs.ttft_engine import make_units
 from arcft.runs.ttft_evaluate import AdaptError
 from arcft.runs.ttft_folder import LEDGER_FILE
 from arcft.runs.ttft_outcome import outcome_of
+from arcft.scoring.selection import Vote
 from arcft.scoring.submission import check_submission
 from arcft.ttft.ledger import Ledger, LedgerError
 from arcft.ttft.units import BEFORE, MAIN
@@ -78,12 +80,12 @@ def records(folder: Path, round: int) -> list[Any]:
 
 
 def test_what_is_written(adapted: Path, run: Path) -> None:
-    assert {path.name for path in adapted.iterdir()} == FILES | {"run.yaml", ".lock", LEDGER_FILE, "adapters"}
+    assert {path.name for path in adapted.iterdir()} == KNOWN_FILES | {"run.yaml", ".lock", LEDGER_FILE, "adapters"}
     assert [(p.task_id, p.test_index) for p in predicted(adapted)] == [key for key in TESTS for _ in range(2)]
     submission = json.loads((adapted / "submission.json").read_text(encoding="utf-8"))
     check_submission(submission, arc_tasks("evaluation", *SMALL_EVALUATION_TASKS))
     metrics = run_json(adapted)
-    assert list(metrics) == ["metrics", "tasks", "run", "before"]
+    assert list(metrics) == ["metrics", "tasks", "run", "before", "by_number"]
     assert list(metrics["before"]) == list(metrics["metrics"])
     about = metrics["run"]
     assert (about["ttft"]["name"], about["ttft"]["max_steps"], about["step"]) == ("per_task", 3, 6)
@@ -111,7 +113,7 @@ def test_the_ledger_knows_every_task(adapted: Path) -> None:
 
 def test_first_and_last_losses_have_no_step_in_common(adapted: Path) -> None:
     with Ledger.open(adapted / LEDGER_FILE) as ledger:
-        outcome = outcome_of(arc_tasks("evaluation", *SMALL_EVALUATION_TASKS), ledger)
+        outcome = outcome_of(arc_tasks("evaluation", *SMALL_EVALUATION_TASKS), ledger, Vote())
     losses = {record.name: record.losses for record in records(adapted, MAIN)}
     for row in outcome.adaptation.rows:
         assert (row.loss_first, row.loss_last) == (losses[row.task_id][0], losses[row.task_id][-1])

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from arcft.arc.task import Grid, Pair, Task, as_grid
 from arcft.scoring.predictions import Prediction
-from arcft.scoring.voting import vote, vote_tasks
+from arcft.scoring.selection import Vote, attempts_of
+from arcft.scoring.voting import Candidate, vote
 
 A, B, C = (as_grid([[color, color]]) for color in (1, 2, 3))
 
@@ -17,8 +18,8 @@ def answer(grid: Grid | None, logprob: float | None = None, num_tokens: int | No
     return Prediction(task_id="t", test_index=0, grid=grid, logprob=logprob, num_tokens=num_tokens)
 
 
-def colors(grids: list[Grid]) -> list[int]:
-    return [int(grid[0, 0]) for grid in grids]
+def colors(candidates: list[Candidate]) -> list[int]:
+    return [int(candidate.grid[0, 0]) for candidate in candidates]
 
 
 def test_more_votes_win_over_higher_probability() -> None:
@@ -39,11 +40,11 @@ def test_the_mean_is_over_predictions_and_not_over_tokens() -> None:
 
 
 def test_without_log_probabilities_the_first_seen_wins_a_tie() -> None:
-    assert colors(vote([answer(C), answer(A), answer(B), answer(B), answer(A), answer(C)])) == [3, 1]
+    assert colors(vote([answer(C), answer(A), answer(B), answer(B), answer(A), answer(C)])) == [3, 1, 2]
 
 
 def test_a_grid_without_log_probability_comes_after_its_equals() -> None:
-    assert colors(vote([answer(A), answer(B, -9.0, 1), answer(C, -1.0, 0)], attempts=3)) == [2, 1, 3]
+    assert colors(vote([answer(A), answer(B, -9.0, 1), answer(C, -1.0, 0)])) == [2, 1, 3]
 
 
 def test_unanswered_predictions_have_no_vote_and_nothing_is_padded() -> None:
@@ -55,12 +56,18 @@ def test_unanswered_predictions_have_no_vote_and_nothing_is_padded() -> None:
 def test_grids_of_equal_cells_and_other_shape_are_different() -> None:
     wide, tall = as_grid([[1, 1]]), as_grid([[1], [1]])
     voted = vote([answer(wide), answer(tall), answer(tall)])
-    assert [grid.shape for grid in voted] == [(2, 1), (1, 2)]
+    assert [candidate.grid.shape for candidate in voted] == [(2, 1), (1, 2)]
 
 
-def test_attempts_bounds_the_answer() -> None:
-    predictions = [answer(A), answer(B), answer(C)]
-    assert [colors(vote(predictions, attempts)) for attempts in (1, 2, 3, 9)] == [[1], [1, 2], [1, 2, 3], [1, 2, 3]]
+def test_a_candidate_says_what_speaks_for_it() -> None:
+    first, second = vote([answer(A, -1.0, 10), answer(B), answer(A, -3.0, 10)])
+    assert (first.votes, first.logprob, first.score, first.reasons) == (2, -0.2, None, {})
+    assert (second.votes, second.logprob) == (1, None)
+
+
+def test_two_are_handed_in() -> None:
+    key = ("t", 0)
+    assert [len(attempts_of({key: vote(list(map(answer, grids)))})[key]) for grids in ([], [A], [A, B, C])] == [0, 1, 2]
 
 
 @settings(max_examples=200, deadline=None)
@@ -83,11 +90,15 @@ def test_equal_to_a_plain_reading_of_the_rule(rows: list[tuple[int, int | None, 
         scores = [lp / 2**n for c, lp, n in rows if c == color and lp is not None and n is not None]
         mean = float(np.mean(scores)) if scores else float("-inf")
         expected.append((-found.count(color), -mean, found.index(color), color))
-    assert colors(vote(predictions, attempts=5)) == [color for *_, color in sorted(expected)]
+    assert colors(vote(predictions)) == [color for *_, color in sorted(expected)]
 
 
 def test_every_test_of_every_task_is_voted_on() -> None:
     pair = Pair(A, B)
     tasks = [Task("s", (pair,), (pair,)), Task("t", (pair,), (pair, pair))]
-    voted = vote_tasks(tasks, [answer(C), answer(A), answer(A)])
-    assert {key: colors(grids) for key, grids in voted.items()} == {("s", 0): [], ("t", 0): [1, 3], ("t", 1): []}
+    voted = Vote().candidates(tasks, [answer(C), answer(A), answer(A)])
+    assert {key: colors(candidates) for key, candidates in voted.items()} == {
+        ("s", 0): [],
+        ("t", 0): [1, 3],
+        ("t", 1): [],
+    }

@@ -6,22 +6,53 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Literal
 
+_OWNERS = {
+    "temperature": ("sample",),
+    "top_p": ("sample",),
+    "grammar": ("greedy", "sample", "search"),
+    "speculate": ("greedy",),
+    "threshold": ("search",),
+    "max_nodes": ("search",),
+    "restart_seconds": ("vllm",),
+}
+"""The ways of predicting that a key is for; the others refuse it, and numbers are needed where they are for."""
+
+ONLY_SPEED = ("batch_size", "speculate", "restart_seconds")
+"""Keys of inference that decide how fast it goes, and not what comes out."""
+
 
 @dataclasses.dataclass(kw_only=True)
 class InferenceConfig:
-    do_sample: bool
-    """Draw each token from the model's distribution instead of taking the likeliest."""
+    name: Literal["greedy", "sample", "search", "generate", "vllm"]
+    """`greedy`: the likeliest token each time. `sample`: tokens drawn from the model's distribution. `search`: every
+    answer that is likelier than `threshold`. `generate`: greedy, by transformers' own generate, as a reference. `vllm`:
+    greedy, by vLLM on a GPU (the extra of that name)."""
 
     predictions_per_test: int
-    """Augmented prompts for each test, dealt round-robin over the 8 symmetries; the first is un-augmented."""
+    """Augmented prompts for each test, dealt round-robin over the 8 symmetries; the first is un-augmented. With search
+    each may give several predictions, the likeliest first."""
 
     batch_size: int
-    """Prompts that are decoded together."""
+    """Prompts that are decoded together; with search, answers."""
 
     augment_geometric: bool
     augment_colors: bool
     augment_pair_order: bool
     """What the prompts after the first are varied by; undone on the answer."""
+
+    grammar: bool
+    """Let the model choose shape and cells only, and write what lies between them: every answer is a grid. Of
+    log-probabilities, each is then a token's share of those that may come."""
+
+    speculate: bool = False
+    """For greedy: take what most of a test's earlier prompts came to as a guess for the later ones. Changes how long it
+    takes, and not what is predicted."""
+
+    threshold: float | None = None
+    """For search: the least probability of an answer. Where none reaches it, the greedy one is taken."""
+
+    max_nodes: int | None = None
+    """For search: tokens with a choice that the model is asked about, for each prompt at most."""
 
     max_new_tokens: int | None = None
     """Tokens of an answer at most; null allows for a 30x30 grid."""
@@ -36,34 +67,66 @@ class InferenceConfig:
     """Seed of augmentation and sampling."""
 
     temperature: float | None = None
-    """For sampling: divides the logits."""
+    """For sample: divides the logits."""
 
     top_p: float | None = None
-    """For sampling: keep the likeliest tokens that together reach this probability."""
+    """For sample: keep the likeliest tokens that together reach this probability."""
+
+    restart_seconds: float | None = None
+    """For vllm: an engine that has not answered a batch by then, or not begun, is ended, and another one started."""
 
     def problems(self) -> Iterator[str]:
-        for name in ("predictions_per_test", "batch_size", "max_new_tokens", "max_seq_length"):
+        for name in ("predictions_per_test", "batch_size", "max_new_tokens", "max_seq_length", "max_nodes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 yield f"inference.{name}={value}: at least 1"
         if self.seed < 0:
             yield f"inference.seed={self.seed}: at least 0"
-        for name in ("temperature", "top_p"):
+        for name, owners in _OWNERS.items():
             value = getattr(self, name)
-            if self.do_sample and value is None:
-                yield f"inference.{name} is null: inference=sample needs it"
-            if not self.do_sample and value is not None:
-                yield f"inference.{name}={value} has no effect with inference=greedy; use inference=sample"
+            if self.name in owners:
+                if value is None:
+                    yield f"inference.{name} is null: inference={self.name} needs it"
+            elif value:
+                said = "true" if value is True else value
+                yield f"inference.{name}={said} has no effect with inference={self.name}; use {_any_of(owners)}"
         if self.temperature is not None and self.temperature <= 0:
             yield f"inference.temperature={self.temperature}: above 0; for the likeliest token use inference=greedy"
         if self.top_p is not None and not 0 < self.top_p <= 1:
             yield f"inference.top_p={self.top_p}: above 0, at most 1"
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            yield f"inference.threshold={self.threshold}: a probability, above 0 and below 1"
+        if self.restart_seconds is not None and self.restart_seconds <= 0:
+            yield f"inference.restart_seconds={self.restart_seconds}: above 0"
+
+    def problems_with(self, positions: str) -> Iterator[str]:
+        """What a model with such model.positions can't do."""
+        if positions == "grid" and self.name in ("generate", "vllm"):
+            yield (
+                f"inference={self.name} only counts positions, and this model's jump (model.positions=grid); use "
+                "inference=greedy, with inference.grammar=false if need be"
+            )
+
+
+def _any_of(names: tuple[str, ...]) -> str:
+    return " or ".join(f"inference={name}" for name in names)
 
 
 @dataclasses.dataclass(kw_only=True)
 class SelectionConfig:
-    name: Literal["vote"]
-    """`vote`: most frequent grid first, ties by mean log-probability a token."""
+    name: Literal["vote", "score", "verify"]
+    """`vote`: most frequent grid first, ties by mean log-probability a token. `score`: the grid first that the model
+    finds the most probable under several augmentations. `verify`: the grid first that has most of what the
+    demonstrations have in common. Ties of the last two go by the vote."""
+
+    views: int | None = None
+    """For score: augmentations of a test, dealt as those of the predictions, under which each grid is scored."""
 
     def problems(self) -> Iterator[str]:
-        yield from ()
+        if self.name == "score":
+            if self.views is None:
+                yield "selection.views is null: selection=score needs it"
+            elif self.views < 1:
+                yield f"selection.views={self.views}: at least 1"
+        elif self.views is not None:
+            yield f"selection.views={self.views} has no effect with selection={self.name}; use selection=score"

@@ -57,6 +57,9 @@ class TrainConfig:
                 f"model.quantization={self.model.quantization} with lora=none: quantised weights can't be trained; "
                 "use lora=default, or model.quantization=none"
             )
+        if self.inference.name == "vllm":
+            yield "inference=vllm belongs to evaluate.py: it reads models that are saved; use inference=greedy"
+        yield from self.inference.problems_with(self.model.positions)
         limit = self.inference.max_seq_length
         if limit is not None and limit > self.training.max_seq_length:
             yield (
@@ -65,6 +68,8 @@ class TrainConfig:
             )
         if self.showcase is not None and self.showcase.tasks:
             for problem in showcase_evaluation(self, self.showcase, "RUN").problems():
+                yield f"showcase: {problem}"
+            for problem in self.showcase.inference.problems_with(self.model.positions):
                 yield f"showcase: {problem}"
 
 
@@ -101,7 +106,8 @@ class EvaluateConfig:
     """With checkpoint: a pattern of runs adapted to single tasks; each predicts the tasks it was adapted to."""
 
     predictions: list[str] | str | None = None
-    """Files of predictions made elsewhere; several are voted over together."""
+    """Files of predictions made before; several are selected from together. Without data= they answer the tasks of
+    the evaluation that has written the first of them."""
 
     resume: str | None = None
     """An evaluation folder to go on with; its own config is used."""
@@ -128,13 +134,25 @@ class EvaluateConfig:
             yield "adapters= needs checkpoint=: the run that the adapters were started from"
         if self.base_model is not None and self.checkpoint is None:
             yield f"base_model={self.base_model} has no effect without checkpoint=; with model= use model.path"
-        if self.predictions is not None and self.data.source == "held_out":
-            yield "predictions= needs the tasks they answer: add data=arc1, data=kaggle data.path=TASKS.json, ..."
         if self.ttft.name != "none":
             if self.predictions is not None:
                 yield f"ttft={self.ttft.name} has no effect with predictions=, which no model makes here; use ttft=none"
             if self.adapters is not None:
                 yield f"ttft={self.ttft.name} with adapters=: those were adapted already; drop one of the two"
+        if self.inference.name == "vllm":
+            if self.ttft.name != "none":
+                yield (
+                    f"ttft={self.ttft.name} with inference=vllm: vLLM serves adapters that are saved; adapt with "
+                    "inference=greedy ttft.keep_adapters=true, then predict with adapters='FOLDER/adapters/*' "
+                    "inference=vllm"
+                )
+            if self.selection.name == "score":
+                yield (
+                    "selection=score with inference=vllm: it gives no log-probabilities of given answers; use "
+                    "selection=vote or selection=verify, or inference=greedy"
+                )
+        if self.model is not None:
+            yield from self.inference.problems_with(self.model.positions)
         if self.data.held_out:
             yield f"data.held_out={self.data.held_out} has no effect in evaluate.py; set it to 0"
         if self.data.source in ("pairs", "mix"):

@@ -1,56 +1,33 @@
-"""Predict the tests of tasks: several augmented prompts each, decoded, parsed and turned back.
+"""Predict the tests of tasks: several augmented prompts each, completed, parsed and turned back.
 
 What is predicted for a test depends on its task, the model and the config, and on nothing else in the run: its
 transforms and its random numbers come from (seed, task id, test index), and a batch holds prompts of one test only.
 Batches over several tests would be fuller where there are few prompts a test, but floating-point sums differ in their
 last bits with the shape of a batch, so an answer could then change with the tasks beside it, or where a run was
-resumed. Within a test, prompts of similar length are decoded together.
+resumed. Within a test, prompts of similar length are completed together.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from arcft.arc.task import Task
-from arcft.arc.transforms import Transform, deal_transforms
-from arcft.arc.views import Problem, test_problem
 from arcft.config.inference import InferenceConfig
-from arcft.inference.decoder import Completion, decode
+from arcft.inference.asking import ask
+from arcft.inference.augmented import AugmentedPrompt, augmented_prompts
+from arcft.inference.batch import Route
+from arcft.inference.carried import CarriedOver, before_guessing
+from arcft.inference.writing import Completion
 from arcft.scoring.predictions import Prediction, TestKey
 from arcft.text.encoders import GridParseError
 from arcft.text.examples import ExampleBuilder
-from arcft.text.tokens import Tokenization
 
 TOO_LONG = "the prompt does not fit the context, even with one demonstration; raise inference.max_seq_length"
-
-
-@dataclasses.dataclass(frozen=True)
-class AugmentedPrompt:
-    """One of the questions that are asked about a test."""
-
-    task_id: str
-    test_index: int
-    number: int
-    """Which of the test's prompts, from 0."""
-
-    transform: Transform
-    """How the task was varied; the answer is turned back by it."""
-
-    token_ids: list[int]
-    """Empty where the prompt does not fit the context."""
-
-    max_new_tokens: int
-    """Tokens that the answer may take, its end included; 0 where the prompt does not fit."""
 
 
 def predict_tasks(
@@ -61,7 +38,8 @@ def predict_tasks(
     *,
     done: Collection[TestKey] = (),
 ) -> Iterator[list[Prediction]]:
-    """Yield the predictions of one test after the other, `config.predictions_per_test` each, in the order of `tasks`.
+    """Yield the predictions of one test after the other, of `config.predictions_per_test` prompts each, in the order of
+    `tasks` and prompts; what a search finds for one prompt, the likeliest first.
 
     Tests in `done` are left out, so an interrupted run goes on where it was. Arithmetic is as the caller has it: the
     model's own dtype, or autocast around the iteration. Raises DecodingError where the model gives no numbers.
@@ -73,39 +51,15 @@ def predict_tasks(
                 yield predict_prompts(model, builder, asked, config)
 
 
-def augmented_prompts(
-    builder: ExampleBuilder, task: Task, test_index: int, config: InferenceConfig, *, first: int = 0
-) -> list[AugmentedPrompt]:
-    """The prompts for test `test_index` (from 0) of `task`: the first as it is, the others varied.
-
-    Asking for more keeps the earlier ones: the first 8 of 16 are those of 8, and with `first=8` the others come.
-    """
-    rng = np.random.default_rng(derived_seed(config.seed, task.id, test_index))
-    transforms = deal_transforms(
-        task,
-        config.predictions_per_test,
-        rng,
-        geometric=config.augment_geometric,
-        colors=config.augment_colors,
-        pair_order=config.augment_pair_order,
-    )
-    dealt = []
-    for number, transform in list(enumerate(transforms))[first:]:
-        problem = test_problem(transform.apply(task), test_index)
-        token_ids, max_new_tokens = _fit(builder, problem, config)
-        dealt.append(AugmentedPrompt(task.id, test_index, number, transform, token_ids, max_new_tokens))
-    return dealt
-
-
 def predict_prompts(
     model: PreTrainedModel | PeftModel,
     builder: ExampleBuilder,
     asked: Sequence[AugmentedPrompt],
     config: InferenceConfig,
 ) -> list[Prediction]:
-    """Ask `model` everything in `asked`, and return a prediction for each, in the same order."""
+    """Ask `model` everything in `asked`, and return the predictions in the same order."""
     predictions = predict_places(model, builder, asked, config)
-    return [predictions[place] for place in range(len(asked))]
+    return [prediction for place in range(len(asked)) for prediction in predictions[place]]
 
 
 def predict_places(
@@ -114,95 +68,49 @@ def predict_places(
     asked: Sequence[AugmentedPrompt],
     config: InferenceConfig,
     *,
-    route: Callable[[Sequence[int]], None] | None = None,
+    route: Route | None = None,
+    adapters: Sequence[int] | None = None,
     until: Callable[[], bool] | None = None,
-) -> dict[int, Prediction]:
-    """Ask `model` what is in `asked`, of one test or of several, and return the predictions by place in it.
+) -> dict[int, list[Prediction]]:
+    """Ask `model` what is in `asked`, of one test or of several, and return the predictions by place in it: one for
+    each, or what a search finds, the likeliest first.
 
     `route` is told, before a forward pass and whenever rows have left, which places in `asked` the rows of the batch
-    have: a model of several adapters chooses each row's by it. `until` is asked between batches; once it is true, what
-    has not been decoded is left out.
+    have: a model of several adapters chooses each row's by it, and `adapters` numbers them, by place. `until` is asked
+    between batches; once it is true, what has not been asked is left out, and a search ends with what it has.
     """
-    predictions: dict[int, Prediction] = {}
+    predictions: dict[int, list[Prediction]] = {}
     fitting = []
     for place, prompt in enumerate(asked):
         if prompt.token_ids:
             fitting.append(place)
         else:
-            predictions[place] = _prediction(prompt, config, grid=None, error=TOO_LONG)
-    # Similar lengths together need little padding, and equal ones none.
-    fitting.sort(key=lambda place: len(asked[place].token_ids))
-    for start in range(0, len(fitting), config.batch_size):
-        if start and until is not None and until():
+            predictions[place] = [unasked(prompt, config)]
+    carried = CarriedOver(builder) if config.speculate else None
+    for number, places in enumerate(_batches(asked, fitting, config)):
+        if number and until is not None and until():
             break
-        places = fitting[start : start + config.batch_size]
         batch = [asked[place] for place in places]
-        before = time.perf_counter()
-        completions = _decode(model, builder.tokenization, batch, config, _of_batch(route, places))
-        seconds = (time.perf_counter() - before) / len(batch)
-        for place, prompt, completion in zip(places, batch, completions, strict=True):
-            predictions[place] = _read(builder, prompt, completion, seconds, config)
+        begun = time.perf_counter()
+        answers = ask(
+            model,
+            builder,
+            batch,
+            config,
+            guesses=None if carried is None else [carried.guess(prompt) for prompt in batch],
+            route=_of_batch(route, places),
+            adapters=None if adapters is None else [adapters[place] for place in places],
+            until=until,
+        )
+        seconds = (time.perf_counter() - begun) / sum(map(len, answers))
+        for place, prompt, completions in zip(places, batch, answers, strict=True):
+            predictions[place] = [read_answer(builder, prompt, one, seconds, config) for one in completions]
+            if carried is not None:
+                carried.add(predictions[place])
     return predictions
 
 
-def derived_seed(*key: int | str) -> int:
-    """63 bits that depend on every part of `key`, the same on every machine (Python's own hash is salted)."""
-    return int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest()[:8], "little") >> 1
-
-
-def _fit(builder: ExampleBuilder, problem: Problem, config: InferenceConfig) -> tuple[list[int], int]:
-    """The prompt's ids and the room for the answer; no ids and no room where not even one demonstration fits.
-
-    How long the answer will be is not known. Demonstrations are dropped only until the longest output shown, or the
-    test input as an answer, would fit: keeping a 30x30 grid's room free would cost small contexts most of their
-    demonstrations. The answer may then fill what is left of the context, up to a 30x30 grid.
-    """
-    shown = [pair.output for pair in problem.demonstrations] + [problem.query]
-    likely = max(
-        builder.tokenization.completion_length(builder.prompts.completion(grid)) for grid in shown if grid is not None
-    )
-    limit = builder.longest_answer if config.max_new_tokens is None else config.max_new_tokens
-    context = min(builder.max_seq_length, config.max_seq_length or builder.max_seq_length)
-    unused = builder.max_seq_length - context
-    fitted = builder.fit(problem, min(likely, limit) + unused)
-    if fitted is None:
-        return [], 0
-    token_ids = builder.prompt(fitted)
-    return token_ids, min(limit, context - len(token_ids))
-
-
-def _decode(
-    model: PreTrainedModel | PeftModel,
-    tokenization: Tokenization,
-    batch: Sequence[AugmentedPrompt],
-    config: InferenceConfig,
-    route: Callable[[Sequence[int]], None] | None,
-) -> list[Completion]:
-    generators = None
-    if config.do_sample:
-        seeds = [derived_seed(config.seed, prompt.task_id, prompt.test_index, prompt.number) for prompt in batch]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return decode(
-        model,
-        [prompt.token_ids for prompt in batch],
-        max_new_tokens=[prompt.max_new_tokens for prompt in batch],
-        end_ids=tokenization.end_ids,
-        pad_id=tokenization.end_id,  # padding is masked, so any token will do
-        temperature=config.temperature,
-        top_p=config.top_p,
-        generator=generators,
-        positions=tokenization.positions,
-        route=route,
-    )
-
-
-def _of_batch(
-    route: Callable[[Sequence[int]], None] | None, places: Sequence[int]
-) -> Callable[[Sequence[int]], None] | None:
-    return None if route is None else lambda rows: route([places[row] for row in rows])
-
-
-def _read(
+def read_answer(
     builder: ExampleBuilder,
     prompt: AugmentedPrompt,
     completion: Completion,
@@ -219,7 +127,7 @@ def _read(
             error = str(reason)
     else:
         # What was cut off may still look like a grid, of fewer rows than were meant.
-        error = f"cut off after {completion.num_tokens} tokens"
+        error = f"cut off after {completion.num_tokens} tokens, {_what_cuts_off(builder, prompt, config)}"
     return _prediction(
         prompt,
         config,
@@ -232,9 +140,42 @@ def _read(
     )
 
 
+def unasked(prompt: AugmentedPrompt, config: InferenceConfig) -> Prediction:
+    """What stands for the answer to a prompt that does not fit the context."""
+    return _prediction(prompt, config, grid=None, error=TOO_LONG)
+
+
+def _batches(asked: Sequence[AugmentedPrompt], places: Sequence[int], config: InferenceConfig) -> Iterator[list[int]]:
+    """`places` in `asked` in the order in which they are asked."""
+    waves = [list(places)]
+    if config.speculate:
+        first = before_guessing(asked, places, config.batch_size)
+        waves = [first, [place for place in places if place not in first]]
+    for wave in waves:
+        # Similar lengths together need little padding, and equal ones none.
+        wave.sort(key=lambda place: len(asked[place].token_ids))
+        # A search fills its batch with what it finds.
+        size = max(1, len(wave)) if config.name == "search" else config.batch_size
+        for start in range(0, len(wave), size):
+            yield wave[start : start + size]
+
+
+def _of_batch(route: Route | None, places: Sequence[int]) -> Route | None:
+    return None if route is None else lambda rows: route([places[row] for row in rows])
+
+
+def _what_cuts_off(builder: ExampleBuilder, prompt: AugmentedPrompt, config: InferenceConfig) -> str:
+    if prompt.max_new_tokens == config.max_new_tokens:
+        return "all that inference.max_new_tokens allows"
+    context = min(builder.max_seq_length, config.max_seq_length or builder.max_seq_length)
+    if len(prompt.token_ids) + prompt.max_new_tokens == context:
+        return "all that the context leaves"
+    return "as many as a 30x30 grid takes"
+
+
 def _prediction(prompt: AugmentedPrompt, config: InferenceConfig, **outcome: Any) -> Prediction:
     return Prediction(
-        task_id=prompt.task_id,
+        task_id=prompt.task.id,
         test_index=prompt.test_index,
         transform=prompt.transform.to_dict(),
         seed=config.seed,

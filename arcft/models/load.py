@@ -189,7 +189,20 @@ def base_fingerprint(config: ModelConfig, model: PreTrainedModel) -> str:
     Weight files are digested whole up to 8 MiB, and by size and 64 evenly spread blocks of 4 KiB each above, which
     takes milliseconds for files of any size; random weights by drawing them again. Raises ModelError.
     """
-    digest = hashlib.sha256(json.dumps(architecture_values(model.config), sort_keys=True, default=str).encode())
+    return _fingerprint(config, model.config)
+
+
+def stored_fingerprint(config: ModelConfig) -> str:
+    """`base_fingerprint` of a model that is not loaded; raises ModelError."""
+    try:
+        architecture = load_architecture(config)
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ModelError(_not_loaded("model.path", _path(config), "a config.json", error)) from error
+    return _fingerprint(config, architecture)
+
+
+def _fingerprint(config: ModelConfig, architecture: PretrainedConfig) -> str:
+    digest = hashlib.sha256(json.dumps(architecture_values(architecture), sort_keys=True, default=str).encode())
     if config.init == "random":
         for name, tensor in draw_random_model(config).state_dict().items():
             digest.update(f"{name} {tuple(tensor.shape)}".encode())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -164,7 +163,7 @@ def gained_and_lost(adaptation: Adaptation) -> tuple[list[str], list[str]]:
 
 
 def votes_in_words(groups: Sequence[Sequence[Prediction]]) -> str:
-    """How often each grid was predicted, the attempts first, e.g. `5, 2, 1`; a semicolon stands between tests.
+    """How often each grid was predicted, the most frequent first, e.g. `5, 2, 1`; a semicolon stands between tests.
 
     `groups` are the predictions of each test of a task. A test without any grid is a 0; the rarest of many grids are
     left out.
@@ -264,6 +263,4 @@ def _listed(votes: Sequence[int]) -> str:
 
 
 def _votes(predictions: Sequence[Prediction]) -> list[int]:
-    grids = [prediction.grid for prediction in predictions if prediction.grid is not None]
-    votes = Counter((grid.shape, grid.tobytes()) for grid in grids)
-    return [votes[grid.shape, grid.tobytes()] for grid in vote(predictions, attempts=len(predictions))]
+    return [candidate.votes for candidate in vote(predictions)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from html import escape
 
@@ -13,12 +12,14 @@ from arcft.reporting.drawings import cell_size, grid_html
 from arcft.reporting.outcomes import Result, is_right
 from arcft.reporting.words import count, percent
 from arcft.scoring.predictions import Prediction
-from arcft.scoring.voting import vote
+from arcft.scoring.selection import ATTEMPTS
+from arcft.scoring.voting import Candidate
 
 DEMONSTRATION_ROOM = 110
 TEST_ROOM = 190
 """Pixels that the longest side of a task's grids takes."""
 
+MOST_LISTED = 8
 TEXT_LIMIT = 400
 
 
@@ -56,7 +57,7 @@ def _demonstrations(task: Task) -> str:
 
 
 def _test(result: Result, index: int, pair: Pair, *, drawn: bool) -> str:
-    attempts, predictions = result.attempts[index], result.predictions[index]
+    attempts, predictions, candidates = result.attempts[index], result.predictions[index], result.candidates[index]
     parts = []
     if drawn:
         known = [grid for grid in (pair.input, pair.output) if grid is not None]
@@ -72,7 +73,7 @@ def _test(result: Result, index: int, pair: Pair, *, drawn: bool) -> str:
             figures.append(_figure("attempt 1", '<span class="none">none</span>'))
         parts.append(f'<div class="row">{"".join(figures)}</div>')
     number = f"Test {index + 1} of {len(result.task.test)}. " if len(result.task.test) > 1 else ""
-    parts.append(f'<p class="note">{number}{_votes(predictions, pair.output)}</p>')
+    parts.append(f'<p class="note">{number}{_votes(predictions, candidates, pair.output)}</p>')
     if not attempts and predictions:
         parts.append(_unanswered(predictions[0]))
     return f'<section class="test">{"".join(parts)}</section>'
@@ -94,28 +95,39 @@ def _verdict(number: int, attempt: Grid, truth: Grid | None) -> str:
     return f'attempt {number} <span class="bad">✗ {wrong}</span>'
 
 
-def _votes(predictions: Sequence[Prediction], truth: Grid | None) -> str:
-    """What the predictions agree on, and where the right answer is among them."""
+def _votes(predictions: Sequence[Prediction], candidates: Sequence[Candidate], truth: Grid | None) -> str:
+    """What the predictions agree on, why the attempts were selected, and where the right answer is among them."""
     if not predictions:
         return "No predictions."
-    candidates = vote(predictions, attempts=len(predictions))
-    votes = Counter(_key(prediction.grid) for prediction in predictions if prediction.grid is not None)
-    counts = [votes[_key(grid)] for grid in candidates]
+    answered = sum(candidate.votes for candidate in candidates)
     words = [count(len(predictions), "prediction")]
     if candidates:
-        listed = ", ".join(str(number) for number in counts[:8]) + (", …" if len(counts) > 8 else "")
-        words.append(f"{count(len(counts), 'different grid')} (votes: {listed})")
-    if len(predictions) > sum(counts):
-        words.append(f"{len(predictions) - sum(counts)} unanswered")
-    text = ", ".join(words) + "."
-    ranks = [rank for rank, grid in enumerate(candidates) if is_right(grid, truth)]
-    if ranks and ranks[0] >= 2:
-        text += f" The right answer is there, in place {ranks[0] + 1} with {count(counts[ranks[0]], 'vote')}."
+        listed = f"votes: {_listed([str(candidate.votes) for candidate in candidates])}"
+        if any(candidate.score is not None for candidate in candidates):
+            scores = ["–" if candidate.score is None else f"{candidate.score:.3g}" for candidate in candidates]
+            listed += f"; scores: {_listed(scores)}"
+        words.append(f"{count(len(candidates), 'different grid')} ({listed})")
+    if len(predictions) > answered:
+        words.append(f"{len(predictions) - answered} unanswered")
+    text = ", ".join(words) + "." + _fails(candidates)
+    ranks = [rank for rank, candidate in enumerate(candidates) if is_right(candidate.grid, truth)]
+    if ranks and ranks[0] >= ATTEMPTS:
+        votes = count(candidates[ranks[0]].votes, "vote")
+        text += f" The right answer is there, in place {ranks[0] + 1} with {votes}."
     return text
 
 
-def _key(grid: Grid) -> tuple[tuple[int, ...], bytes]:
-    return grid.shape, grid.tobytes()
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(words[:MOST_LISTED]) + (", …" if len(words) > MOST_LISTED else "")
+
+
+def _fails(candidates: Sequence[Candidate]) -> str:
+    """What the demonstrations have in common, and an attempt has not."""
+    return "".join(
+        f" Attempt {number} breaks what the demonstrations share: {escape(', '.join(candidate.reasons['fails']))}."
+        for number, candidate in enumerate(candidates[:ATTEMPTS], 1)
+        if candidate.reasons.get("fails")
+    )
 
 
 def _unanswered(prediction: Prediction) -> str:

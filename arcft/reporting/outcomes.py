@@ -10,7 +10,8 @@ import numpy as np
 from arcft.arc.task import Grid, Task
 from arcft.scoring.metrics import Scores
 from arcft.scoring.predictions import Prediction, TestKey
-from arcft.scoring.voting import Attempts
+from arcft.scoring.selection import ATTEMPTS, Candidates
+from arcft.scoring.voting import Candidate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +40,20 @@ class Result:
     predictions: Sequence[Sequence[Prediction]]
     """For each test, all predictions."""
 
-    attempts: Sequence[Sequence[Grid]]
-    """For each test, the grids handed in."""
+    candidates: Sequence[Sequence[Candidate]]
+    """For each test, the different grids among them, the best first."""
+
+    @property
+    def attempts(self) -> list[list[Grid]]:
+        """For each test, the grids handed in."""
+        return [[candidate.grid for candidate in ordered[:ATTEMPTS]] for ordered in self.candidates]
 
 
 def sorted_results(
-    tasks: Sequence[Task], scores: Scores | None, groups: Mapping[TestKey, Sequence[Prediction]], attempts: Attempts
+    tasks: Sequence[Task],
+    scores: Scores | None,
+    groups: Mapping[TestKey, Sequence[Prediction]],
+    candidates: Candidates,
 ) -> list[Result]:
     """All tasks by outcome in the order of OUTCOMES; solved ones by accuracy, others the nearest first."""
     results = []
@@ -58,7 +67,7 @@ def sorted_results(
                 outcome=_outcome(metrics, predictions),
                 metrics=metrics,
                 predictions=predictions,
-                attempts=[attempts.get(key, ()) for key in keys],
+                candidates=[candidates.get(key, ()) for key in keys],
             )
         )
     return sorted(results, key=_rank)

@@ -12,10 +12,12 @@ from typing import Any
 from arcft.reporting.adaptation import Adaptation
 from arcft.reporting.adaptation_section import adaptation_section, before_words
 from arcft.reporting.cards import task_card
+from arcft.reporting.numbers import numbers_section
 from arcft.reporting.outcomes import OUTCOMES, Outcome, Result
 from arcft.reporting.style import CSS
 from arcft.reporting.words import DEFINITIONS, HEADLINES, count, describe, percent, plus_minus
 from arcft.scoring.metrics import METRICS, Scores
+from arcft.scoring.resampling import AtNumber
 
 MOST_BYTES = 10_000_000
 """Beyond this size tasks are listed without being drawn, and the page says so."""
@@ -33,6 +35,7 @@ def page(
     curves_svg: str,
     note: str = "",
     adaptation: Adaptation | None = None,
+    numbers: Sequence[AtNumber] = (),
 ) -> str:
     """The whole document. `results` are all tasks, sorted; `curves_svg` is empty where there are no curves."""
     before = adaptation.before if adaptation else None
@@ -43,6 +46,7 @@ def page(
         _headlines(scores, before) if scores and scores.metrics else _no_metrics(),
         _overview(results),
         adaptation_section(adaptation, results, anchors) if adaptation else "",
+        numbers_section(numbers),
         _curves(curves_svg),
         *_tasks(results),
         _errors(results),
@@ -176,8 +180,9 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 def _definitions() -> str:
     return (
         "<h2>How to read this</h2><p>A test is answered by one or more predictions, for the task as it is or turned, "
-        "flipped and recoloured, which is undone. The two grids that were given most often are the two attempts; of "
-        "equally frequent ones the more probable is first. In an attempt of the right size, a dot marks a wrong cell. "
+        "flipped and recoloured, which is undone. The two attempts are the first two of the different grids: by the "
+        "selection's scores where there are any, then by how often a grid was given; of equally frequent ones the more "
+        "probable is first. In an attempt of the right size, a dot marks a wrong cell. "
         "A metric is the mean over tests, then over tasks; a test without predictions counts as unanswered.</p>"
     )
 

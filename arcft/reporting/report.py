@@ -10,13 +10,16 @@ from typing import Any
 from arcft.arc.task import Task
 from arcft.reporting.adaptation import Adaptation
 from arcft.reporting.curves import Curves, curves_svg
+from arcft.reporting.numbers import numbers_png
 from arcft.reporting.outcomes import sorted_results
 from arcft.reporting.page import page
 from arcft.reporting.summary import write_summary
 from arcft.scoring.metrics import Scores
 from arcft.scoring.predictions import Prediction, group_by_test
-from arcft.scoring.voting import Attempts
+from arcft.scoring.resampling import AtNumber
+from arcft.scoring.selection import Candidates
 
+NUMBERS_FILE = "numbers.png"
 REPORT_FILE = "report.html"
 SUMMARY_FILE = "summary.png"
 
@@ -28,26 +31,37 @@ def write_report(
     scores: Scores | None,
     tasks: Sequence[Task],
     predictions: Sequence[Prediction],
-    attempts: Attempts,
+    candidates: Candidates,
     run: Mapping[str, Any],
     curves: Curves | None,
     note: str = "",
     adaptation: Adaptation | None = None,
+    numbers: Sequence[AtNumber] = (),
 ) -> None:
-    """Write report.html (one self-contained file) and summary.png (1920 x 1080) into `folder`.
+    """Write report.html (one self-contained file) and summary.png (1920 x 1080) into `folder`, and numbers.png, the
+    chart of `numbers`, where there are any.
 
-    `scores` is None where no answer is known; `run` is plain data shown as a table; `curves` is the training history
-    where there is one; `note` is what nobody should overlook who reads the scores; `adaptation` is what test-time
-    fine-tuning did, whose scores after it are `scores`. PredictionError where the predictions don't belong to the
-    tasks.
+    `candidates` are those of each test, the attempts first; `scores` is None where no answer is known; `run` is plain
+    data shown as a table; `curves` is the training history where there is one; `note` is what nobody should overlook
+    who reads the scores; `adaptation` is what test-time fine-tuning did, whose scores after it are `scores`.
+    PredictionError where the predictions don't belong to the tasks.
     """
-    results = sorted_results(tasks, scores, group_by_test(tasks, predictions), attempts)
+    results = sorted_results(tasks, scores, group_by_test(tasks, predictions), candidates)
     svg = curves_svg(curves) if curves is not None else ""
     document = page(
-        title=title, scores=scores, results=results, run=run, curves_svg=svg, note=note, adaptation=adaptation
+        title=title,
+        scores=scores,
+        results=results,
+        run=run,
+        curves_svg=svg,
+        note=note,
+        adaptation=adaptation,
+        numbers=numbers,
     )
     partial = folder / (REPORT_FILE + ".partial")
     # A model's text may hold half of a surrogate pair, which no file can.
     partial.write_text(document, encoding="utf-8", errors="replace")
     os.replace(partial, folder / REPORT_FILE)
+    if numbers:
+        (folder / NUMBERS_FILE).write_bytes(numbers_png(numbers))
     write_summary(folder / SUMMARY_FILE, title, scores, results, curves, note, adaptation)

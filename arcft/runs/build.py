@@ -16,8 +16,11 @@ from arcft.arc.task import Task
 from arcft.arc.transforms import Transform, draw_transform
 from arcft.config.augmentation import AugmentationConfig
 from arcft.config.encoder import EncoderConfig
+from arcft.config.inference import InferenceConfig
 from arcft.config.model import LossOn, PositionsName
 from arcft.config.prompt import PromptConfig
+from arcft.config.schema import ConfigError
+from arcft.inference.vllm_engine import require_vllm
 from arcft.text.encoders import build_encoder
 from arcft.text.examples import ExampleBuilder, check_uneven_tokens
 from arcft.text.grid_positions import check_grid_positions, grid_positions
@@ -57,6 +60,18 @@ def example_builder(
         drop_demonstrations=drop_demonstrations,
         cells_are_tokens=not encoder_config.allow_uneven_tokens,
     )
+
+
+def check_answers(builder: ExampleBuilder, inference: InferenceConfig, positions: PositionsName) -> None:
+    """Raise ArcftError where the prompts of `builder` can't be answered as `inference` says: by a model of such
+    positions, under a grammar, or on this machine."""
+    problems = list(inference.problems_with(positions))
+    if problems:
+        raise ConfigError(problems)
+    if inference.name == "vllm":
+        require_vllm()
+    if inference.grammar:
+        builder.grammar()
 
 
 def transform_drawer(config: AugmentationConfig) -> Callable[[Task, np.random.Generator], Transform]:

@@ -13,13 +13,14 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from arcft.arc.task import Task
-from arcft.config.inference import InferenceConfig
-from arcft.inference.predict import predict_tasks
+from arcft.config.inference import InferenceConfig, SelectionConfig
+from arcft.inference.scored import predict_and_score
 from arcft.reporting.curves import HISTORY_FILE, METRIC_PREFIX
 from arcft.runs.progress import Advance
 from arcft.scoring.metrics import Scores, score_tasks
 from arcft.scoring.predictions import Prediction
-from arcft.scoring.voting import Attempts, vote_tasks
+from arcft.scoring.selection import make_selector
+from arcft.scoring.voting import Attempts
 from arcft.text.examples import ExampleBuilder
 from arcft.tracking import Tracker
 from arcft.training.stopping import StopRequest
@@ -43,6 +44,7 @@ class GenerationMetrics:
         builder: ExampleBuilder,
         tasks: Sequence[Task],
         config: InferenceConfig,
+        selection: SelectionConfig,
         advance: Advance,
         stop: StopRequest,
     ) -> None:
@@ -53,6 +55,8 @@ class GenerationMetrics:
         self.scores = Scores(metrics={}, tasks={})
         self._builder = builder
         self._config = config
+        self._selector = make_selector(selection)
+        self._views = selection.views
         self._advance = advance
         self._stop = stop
 
@@ -64,9 +68,9 @@ class GenerationMetrics:
             if self._stop.reason is not None:
                 return None
             self._advance(step, f"predicting {number}/{len(self.tasks)} held-out tasks")
-            groups = predict_tasks(model, self._builder, [task], self._config)
+            groups = predict_and_score(model, self._builder, [task], self._config, views=self._views)
             self.predictions += [prediction for group in groups for prediction in group]
-        self.attempts = vote_tasks(self.tasks, self.predictions)
+        self.attempts = self._selector.attempts(self.tasks, self.predictions)
         self.scores = score_tasks(self.tasks, self.predictions, self.attempts)
         return self.scores.metrics
 

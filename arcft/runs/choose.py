@@ -233,20 +233,30 @@ def tasks_of_run(run: TrainedRun) -> list[Task]:
 
 def tasks_named(run: TrainedRun, ids: Sequence[str]) -> list[Task]:
     """The tasks of the run's data with these ids; of a pool of many pairs, the task that the run drew from it."""
-    return [as_task(item, run.config.data.seed) for item in _one_of_each(_sources_named(run, ids))]
+    return tasks_with_ids(run.config.data, ids)
+
+
+def tasks_with_ids(data: DataConfig, ids: Sequence[str]) -> list[Task]:
+    """The tasks of a source with these ids; of a pool of many pairs, the task that a run of `data` drew from it."""
+    return [as_task(item, data.seed) for item in _one_of_each(_sources_with_ids(data, ids))]
 
 
 def items_named(run: TrainedRun, ids: Sequence[str]) -> list[Task | PairPool]:
     """All tasks and pools of the run's data with these ids."""
-    return [item for _, items in _sources_named(run, ids) for item in items]
+    return [item for _, items in _sources_with_ids(run.config.data, ids) for item in items]
 
 
-def _sources_named(run: TrainedRun, ids: Sequence[str]) -> Sources:
-    # What was excluded is among no ids of the run, and a file that names it may be elsewhere by now.
-    return load_sources(dataclasses.replace(run.config.data, task_ids=list(ids), exclude=[]))
+def _sources_with_ids(data: DataConfig, ids: Sequence[str]) -> Sources:
+    # What was excluded is among no ids of a run, and a file that names it may be elsewhere by now.
+    return load_sources(dataclasses.replace(data, task_ids=list(ids), exclude=[]))
 
 
 def default_held_out(num_tokens: CountTokens, max_tokens: int) -> list[Task]:
     """What train.py's default data would keep for validation: so a base model is measured on the same tasks."""
+    return task_sets(default_data(), num_tokens, max_tokens).held_out
+
+
+def default_data() -> DataConfig:
+    """Those of train.py."""
     values = OmegaConf.to_container(OmegaConf.load(config_folder() / "data" / "arc1.yaml"), resolve=True)
-    return task_sets(from_dict(DataConfig, values), num_tokens, max_tokens).held_out  # type: ignore[arg-type]
+    return from_dict(DataConfig, values)  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ from arcft.runs.ttft_evaluate import Show, adapt_and_score, show_outcome, show_p
 from arcft.runs.ttft_folder import begun
 from arcft.runs.ttft_settle import Settled, refuse_without_effect, settle
 from arcft.scoring.metrics import METRICS, Scores
+from arcft.scoring.selection import make_selector
 from arcft.tracking import Tracker
 
 console = Console()
@@ -130,18 +131,19 @@ def _scores(config: EvaluateConfig, subject: Subject, folder: Path, resume: Path
         scores = results.reuse_evaluation(found, folder)
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / results.PREDICTIONS_FILE
-        if subject.predictions is None:
-            predictions = predict_shares(subject.shares, config.inference, path, title=subject.name, resume=resume)
-        else:
-            predictions = subject.predictions
-            results.write_predictions(path, predictions)
+        predictions = subject.predictions
+        if predictions is None:
+            path = folder / results.PREDICTIONS_FILE
+            predictions = predict_shares(
+                subject.shares, config.inference, config.selection, path, title=subject.name, resume=resume
+            )
         seconds = sum(prediction.seconds or 0.0 for prediction in predictions)
         scores = results.write_results(
             folder,
             title=subject.title,
             tasks=subject.tasks,
             predictions=predictions,
+            selector=make_selector(config.selection),
             run={**subject.about, "seconds": round(seconds, 1)},
             curves=read_history(run.folder) if run else None,
         )

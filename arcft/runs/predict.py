@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from peft import PeftModel
+from rich.console import Console
+from rich.markup import escape
 from transformers import PreTrainedModel
 
 from arcft.arc.task import Task
-from arcft.config.inference import InferenceConfig
-from arcft.inference.predict import predict_tasks
+from arcft.config.inference import InferenceConfig, SelectionConfig
+from arcft.inference.scored import predict_and_score
+from arcft.inference.served import Served, ServedTasks
 from arcft.runs.edge import Stopped, stop_on_signals
 from arcft.runs.paths import override
 from arcft.runs.progress import progress_bar
 from arcft.runs.results import write_predictions
+from arcft.runs.serving import predict_with_vllm
 from arcft.scoring.predictions import Prediction, TestKey, append_prediction, open_for_append, read_predictions
-from arcft.scoring.voting import vote
+from arcft.scoring.selection import ATTEMPTS, Selector, make_selector
 from arcft.text.examples import ExampleBuilder
+
+console = Console()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +41,9 @@ class Share:
     identity: str
     """What the model is: a checkpoint's digest, or the digest of a base model's config."""
 
+    served: Served | None = None
+    """With inference=vllm: where the model lies."""
+
 
 def count_prompts(tasks: Sequence[Task], config: InferenceConfig) -> int:
     """Prompts that an evaluation of `tasks` takes."""
@@ -42,42 +51,67 @@ def count_prompts(tasks: Sequence[Task], config: InferenceConfig) -> int:
 
 
 def predict_shares(
-    shares: Sequence[Share], config: InferenceConfig, path: Path, *, title: str, resume: Path
+    shares: Sequence[Share],
+    config: InferenceConfig,
+    selection: SelectionConfig,
+    path: Path,
+    *,
+    title: str,
+    resume: Path,
 ) -> list[Prediction]:
     """Predict what `path` does not hold yet, append it there test by test, and return everything.
+
+    With selection=score, grids are scored as they are predicted, while their model is there.
 
     Raises Stopped after SIGTERM or SIGINT, with the current test finished; its message
     names `resume`, the evaluation's folder.
     """
-    predictions = _kept(path, config.predictions_per_test)
+    predictions = _kept(path, config)
     done = {(prediction.task_id, prediction.test_index) for prediction in predictions}
-    tally = Tally([task for share in shares for task in share.tasks])
+    tally = Tally([task for share in shares for task in share.tasks], make_selector(selection))
     tally.add(predictions)
     total = count_prompts([task for share in shares for task in share.tasks], config)
     with (
         open_for_append(path) as file,
-        progress_bar(title, total, len(predictions)) as advance,
+        progress_bar(title, total, tally.tests * config.predictions_per_test) as advance,
         stop_on_signals(lambda reason: None) as received,
     ):
-        for share in shares:
-            if all((task.id, index) in done for task in share.tasks for index in range(len(task.test))):
-                continue
-            model = share.model()
-            for group in predict_tasks(model, share.builder, share.tasks, config, done=done):
-                for prediction in group:
-                    append_prediction(file, prediction)
-                predictions += group
-                tally.add(group)
-                advance(len(predictions), tally.words())
-                if received:
-                    raise Stopped(received[0], f"stopped; go on with: python evaluate.py {override('resume', resume)}")
+        for group in _groups(shares, config, selection, done):
+            for prediction in group:
+                append_prediction(file, prediction)
+            predictions += group
+            tally.add(group)
+            advance(tally.tests * config.predictions_per_test, tally.words())
+            if received:
+                raise Stopped(received[0], f"stopped; go on with: python evaluate.py {override('resume', resume)}")
     return predictions
+
+
+def _groups(
+    shares: Sequence[Share], config: InferenceConfig, selection: SelectionConfig, done: Collection[TestKey]
+) -> Iterator[list[Prediction]]:
+    """The predictions of one test after the other, without those of tests that are `done`."""
+    served = [ServedTasks(share.served, share.builder, share.tasks) for share in shares if share.served is not None]
+    if served:
+        yield from predict_with_vllm(served, config, done=done, say=_note)
+        return
+    for share in shares:
+        if any((task.id, index) not in done for task in share.tasks for index in range(len(task.test))):
+            yield from predict_and_score(
+                share.model(), share.builder, share.tasks, config, views=selection.views, done=done
+            )
+
+
+def _note(text: str) -> None:
+    console.print("[yellow]note:[/]", escape(text), highlight=False, soft_wrap=True)
 
 
 class Tally:
     """What to show beside the bar: tests solved so far, where answers are known, and how many predictions are grids."""
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[Task], selector: Selector) -> None:
+        self._selector = selector
+        self._tasks = {task.id: task for task in tasks}
         self._truths = {
             (task.id, index): pair.output
             for task in tasks
@@ -85,6 +119,8 @@ class Tally:
             if pair.output is not None
         }
         self._known = self._solved = self._predictions = self._grids = 0
+        self.tests = 0
+        """That have predictions."""
 
     def add(self, predictions: Sequence[Prediction]) -> None:
         """Count the predictions of whole tests."""
@@ -93,10 +129,13 @@ class Tally:
             groups.setdefault((prediction.task_id, prediction.test_index), []).append(prediction)
             self._predictions += 1
             self._grids += prediction.grid is not None
+        self.tests += len(groups)
         for key, group in groups.items():
             if key in self._truths:
                 self._known += 1
-                self._solved += any(np.array_equal(self._truths[key], grid) for grid in vote(group))
+                candidates = self._selector.order(self._tasks[key[0]], key[1], group)
+                attempts = [candidate.grid for candidate in candidates[:ATTEMPTS]]
+                self._solved += any(np.array_equal(self._truths[key], grid) for grid in attempts)
 
     def words(self) -> str:
         """For example `3/12 solved, 88% grids`; a test is solved by one of two attempts."""
@@ -104,12 +143,16 @@ class Tally:
         return f"{self._solved}/{self._known} solved, {grids}" if self._known else grids
 
 
-def _kept(path: Path, per_test: int) -> list[Prediction]:
+def _kept(path: Path, config: InferenceConfig) -> list[Prediction]:
     """What an earlier, stopped evaluation finished; tests that it left half-done are taken out of the file."""
     if not path.exists():
         return []
     found = read_predictions(path, allow_torn=True)
     counts: Counter[TestKey] = Counter((prediction.task_id, prediction.test_index) for prediction in found)
-    kept = [prediction for prediction in found if counts[prediction.task_id, prediction.test_index] >= per_test]
+    whole = {test for test, count in counts.items() if count >= config.predictions_per_test}
+    if found and config.name == "search":
+        # How many there are to be is not known: of the last test some may be missing.
+        whole.discard((found[-1].task_id, found[-1].test_index))
+    kept = [prediction for prediction in found if (prediction.task_id, prediction.test_index) in whole]
     write_predictions(path, kept)
     return kept

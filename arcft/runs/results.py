@@ -14,12 +14,13 @@ from arcft.arc.task import Task
 from arcft.checkpoints import RUN_FILE
 from arcft.reporting.adaptation import Adaptation
 from arcft.reporting.curves import Curves, curves_png
-from arcft.reporting.report import REPORT_FILE, SUMMARY_FILE, write_report
+from arcft.reporting.report import NUMBERS_FILE, REPORT_FILE, SUMMARY_FILE, write_report
 from arcft.reporting.words import count
 from arcft.scoring.metrics import Scores, score_tasks
 from arcft.scoring.predictions import Prediction, append_prediction
+from arcft.scoring.resampling import by_number
+from arcft.scoring.selection import Selector, attempts_of, with_reasons
 from arcft.scoring.submission import write_submission
-from arcft.scoring.voting import vote_tasks
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -38,19 +39,24 @@ def write_results(
     title: str,
     tasks: Sequence[Task],
     predictions: Sequence[Prediction],
+    selector: Selector,
     run: Mapping[str, Any],
     curves: Curves | None = None,
     adaptation: Adaptation | None = None,
 ) -> Scores:
-    """Vote, score, and write metrics.json (last, as the sign of completion), submission.json and the report.
+    """Select, score, and write metrics.json (last, as the sign of completion), predictions.jsonl with the reasons of
+    the selection, submission.json and the report.
 
     Metrics are empty where no answer is known; the other files are written all the same. `run` is written into
     metrics.json and the report; where it counts tasks under `trained_on`, report and picture open with that.
     `adaptation` is what test-time fine-tuning did; its scores before are in metrics.json beside those after.
     """
     seen = run.get("trained_on", 0)
-    attempts = vote_tasks(tasks, predictions)
+    candidates = selector.candidates(tasks, predictions)
+    attempts = attempts_of(candidates)
     scores = score_tasks(tasks, predictions, attempts)
+    numbers = by_number(tasks, predictions, candidates)
+    write_predictions(folder / PREDICTIONS_FILE, with_reasons(predictions, candidates, selector.name))
     write_submission(folder / SUBMISSION_FILE, tasks, attempts)
     write_report(
         folder,
@@ -58,7 +64,8 @@ def write_results(
         scores=scores if scores.metrics else None,
         tasks=tasks,
         predictions=predictions,
-        attempts=attempts,
+        candidates=candidates,
+        numbers=numbers,
         run=dict(run),
         curves=curves,
         note=f"{seen} of {count(len(tasks), 'task')} {'was' if seen == 1 else 'were'} trained on" if seen else "",
@@ -67,6 +74,8 @@ def write_results(
     content = {"metrics": scores.metrics, "tasks": scores.tasks, "run": dict(run)}
     if adaptation is not None and adaptation.before is not None:
         content["before"] = adaptation.before.metrics
+    if numbers:
+        content["by_number"] = [number.to_json() for number in numbers]
     write_json(folder / METRICS_FILE, content)
     return scores
 
@@ -118,7 +127,8 @@ def record_evaluation(run_folder: Path, key: str, checkpoint: str, folder: Path)
 def reuse_evaluation(found: Path, folder: Path) -> Scores:
     """Copy a finished evaluation's files into `folder`, if it is another one; return its scores."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
+    numbers = [NUMBERS_FILE] if (found / NUMBERS_FILE).is_file() else []
+    for name in [*numbers, *FILES]:
         if found.resolve() != folder.resolve():
             shutil.copyfile(found / name, folder / name)
     stored = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))

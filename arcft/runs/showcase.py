@@ -27,7 +27,6 @@ from arcft.runs.trained import TrainedRun, open_checkpoint
 from arcft.runs.ttft_evaluate import Show
 from arcft.runs.ttft_outcome import Outcome, lines_of
 from arcft.scoring.metrics import Scores
-from arcft.scoring.voting import vote_tasks
 from arcft.tracking import Tracker
 
 console = Console()
@@ -103,12 +102,11 @@ def _teller(tracker: Tracker) -> Show:
         console.print(showcase_table(rows))
         for line in lines_of(outcome.failed):
             _say(f"  {line}")
-        attempts = vote_tasks(subject.tasks, outcome.predictions)
         solved = [task for task, row in zip(subject.tasks, rows, strict=True) if row.solved]
         for task in solved[:SHOWN]:
             first, test = task.train[0], task.test[0]
             grids = [("demonstration", first.input), ("", first.output), ("input", test.input)]
-            grids += [("predicted", right_attempt(test, attempts[task.id, 0])), ("true", test.output)]
+            grids += [("predicted", right_attempt(test, outcome.attempts[task.id, 0])), ("true", test.output)]
             _say(f"\n{task.id}")
             console.print(grids_side_by_side(grids))
         known = sum(row.solved is not None for row in rows)
@@ -116,7 +114,7 @@ def _teller(tracker: Tracker) -> Show:
             _say(f"solved in two attempts: {len(solved)} of {count(known, 'task')}", style="bold")
             tracker.summary({"showcase/solved": len(solved), "showcase/tasks": known})
         if solved:
-            showcase_picture(folder / PICTURE, solved, attempts)
+            showcase_picture(folder / PICTURE, solved, outcome.attempts)
             _say(f"the solved ones: {folder / PICTURE}")
             tracker.picture("showcase", folder / PICTURE)
         _say(f"all of them: {folder / REPORT_FILE}")

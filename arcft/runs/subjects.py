@@ -15,15 +15,18 @@ from rich.console import Console
 from arcft import __version__
 from arcft.arc.task import Task
 from arcft.checkpoints import RUN_FILE, CheckpointError, find_checkpoints
+from arcft.config.inference import ONLY_SPEED
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError, to_dict
 from arcft.models.limits import refuse_beyond, stored_position_limit
 from arcft.models.load import load_tokenizer
-from arcft.runs.build import config_digest, example_builder
+from arcft.runs.build import check_answers, config_digest, example_builder
 from arcft.runs.choose import chosen_tasks, data_fingerprint, default_held_out, narrowed, tasks_named, tasks_of_run
 from arcft.runs.leaks import say_trained_on
 from arcft.runs.predict import Share
+from arcft.runs.reselect import given_predictions
 from arcft.runs.restore import ModelHost, base_model, restored_builder, restored_tokenizer
+from arcft.runs.serving import served_model, served_run
 from arcft.runs.trained import (
     TrainedRun,
     contradictions,
@@ -34,7 +37,7 @@ from arcft.runs.trained import (
     open_checkpoint,
 )
 from arcft.runs.ttft_settle import what_adapts
-from arcft.scoring.predictions import Prediction, group_by_test, read_predictions
+from arcft.scoring.predictions import Prediction
 from arcft.text.examples import ExampleBuilder
 
 console = Console()
@@ -91,16 +94,16 @@ class _Finder:
         self._said: set[str] = set()
 
     def predictions(self) -> Subject:
-        """Files made elsewhere; several are voted over together."""
-        files = self.config.predictions or []
-        files = [files] if isinstance(files, str) else files
-        predictions = [prediction for file in files for prediction in read_predictions(file)]
-        tasks = chosen_tasks(self.config.data, None)
-        group_by_test(tasks, predictions)  # raises where they don't belong together
-        name = Path(files[0]).name if len(files) == 1 else f"{len(files)} files"
-        content = config_digest({"predictions": [prediction.to_json() for prediction in predictions]})
+        """Files made before; several are selected from together."""
+        given = given_predictions(self.config, self.explicit)
         return self._subject(
-            name, "Predictions of " + name, [], {"predictions": files}, tasks=tasks, predictions=predictions, of=content
+            given.name,
+            "Predictions of " + given.name,
+            [],
+            given.about,
+            tasks=given.tasks,
+            predictions=given.predictions,
+            of=config_digest({"predictions": [prediction.to_json() for prediction in given.predictions]}),
         )
 
     def base_model(self) -> Subject:
@@ -125,13 +128,15 @@ class _Finder:
             max_seq_length=length,
             drop_demonstrations=True,
         )
+        check_answers(builder, config.inference, model.positions)
         if config.data.source == "held_out":
             held_out = default_held_out(builder.num_tokens, model.max_task_tokens or model.max_seq_length)
             tasks = narrowed(held_out, config.data, builder.num_tokens, self._say_once)
         else:
             tasks = chosen_tasks(config.data, builder.num_tokens, self._say_once)
         identity = config_digest({name: to_dict(getattr(config, name)) for name in ("model", *OWN_FORMAT)})
-        share = Share(tasks, lambda: self.host.base(model), builder, identity)
+        served = served_model(model) if config.inference.name == "vllm" else None
+        share = Share(tasks, lambda: self.host.base(model), builder, identity, served)
         about = {"model": model.name, "path": str(model.path), "trained_on": len(say_trained_on(model, tasks))}
         return self._subject(model.name, f"{model.name}, as it is", [share], about)
 
@@ -221,7 +226,8 @@ class _Finder:
             raise ConfigError(problems)
 
     def _share(self, run: TrainedRun, tasks: list[Task]) -> Share:
-        return Share(tasks, lambda: self.host.restored(run), self._builder(run), run.checkpoint.digest)
+        served = served_run(run) if self.config.inference.name == "vllm" else None
+        return Share(tasks, lambda: self.host.restored(run), self._builder(run), run.checkpoint.digest, served)
 
     def _builder(self, run: TrainedRun) -> ExampleBuilder:
         """Made once for all runs that write alike: hundreds of adapters have the same tokenizer."""
@@ -235,7 +241,9 @@ class _Finder:
                 limit = stored_position_limit(base_model(run))
                 path = str(run.config.model.path)
                 refuse_beyond(limit, key="inference.max_seq_length", value=length, path=path)
-            self._builders[key] = restored_builder(run, restored_tokenizer(run), length)
+            builder = restored_builder(run, restored_tokenizer(run), length)
+            check_answers(builder, self.config.inference, run.config.model.positions)
+            self._builders[key] = builder
         return self._builders[key]
 
     def _tasks_for(self, run: TrainedRun) -> list[Task]:
@@ -261,12 +269,12 @@ class _Finder:
         run: TrainedRun | None = None,
         of: str = "",
     ) -> Subject:
-        inference = to_dict(self.config.inference)
-        # Decides how fast it goes, and not what comes out.
-        del inference["batch_size"]
+        inference = {key: value for key, value in to_dict(self.config.inference).items() if key not in ONLY_SPEED}
+        selection = {name: value for name, value in to_dict(self.config.selection).items() if value is not None}
+        about = about | {"selection": selection}
         answers = [[share.identity, data_fingerprint(share.tasks)] for share in shares]
         tasks = [task for share in shares for task in share.tasks] if tasks is None else tasks
-        key = {"answers": answers or [[of, data_fingerprint(tasks)]], "selection": to_dict(self.config.selection)}
+        key = {"answers": answers or [[of, data_fingerprint(tasks)]], "selection": selection}
         if shares:
             key["inference"] = inference
             about = about | {"inference": {name: value for name, value in inference.items() if value is not None}}

@@ -25,7 +25,7 @@ from arcft.errors import ArcftError
 from arcft.models.limits import embedding_rows, position_limit, refuse_beyond
 from arcft.models.load import ModelError, base_fingerprint, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
-from arcft.runs.build import choose_device, example_builder, transform_drawer
+from arcft.runs.build import check_answers, choose_device, example_builder, transform_drawer
 from arcft.runs.callbacks import GenerationMetrics, ProgressBar, Recorder
 from arcft.runs.choose import CountTokens, TaskSets, data_fingerprint, task_sets
 from arcft.runs.closing import close_run, say_next
@@ -152,6 +152,8 @@ def prepare(config: TrainConfig) -> Prepared:
         input_from_inputs=config.augmentation.input_from_inputs,
         curriculum=config.training.curriculum,
     )
+    if training.generation_tasks and sets.held_out:
+        check_answers(builder, config.inference, config.model.positions)
     trial = stream.check()
     held_out = _held_out_examples(builder, sets.held_out)
     fitting = [example for example in held_out if example is not None]
@@ -242,7 +244,9 @@ def _train_and_close(
     # transformers would draw a bar of its own into ours for every whole model that is saved.
     disable_progress_bar()
     with progress_bar("training", max_steps, start) as advance, stop_on_signals(stop.request) as received:
-        generation = GenerationMetrics(prepared.builder, tasks, _generation_config(config), advance, stop)
+        generation = GenerationMetrics(
+            prepared.builder, tasks, _generation_config(config), config.selection, advance, stop
+        )
         recorder = Recorder(folder, tracker)
         trainer = ArcftTrainer(
             model=model,

@@ -14,10 +14,11 @@ from arcft.models.stacked_lora import StackedLora
 from arcft.runs.build import choose_device, transform_drawer
 from arcft.runs.choose import CountTokens
 from arcft.runs.ttft_adapters import Keeper
-from arcft.runs.ttft_model import ask_builder, learn_builder, learning_rate, load_start
+from arcft.runs.ttft_model import Start, ask_builder, learn_builder, learning_rate, load_start
 from arcft.runs.ttft_settle import Settled
 from arcft.ttft.engine import Engine
 from arcft.ttft.recipe import Recipe
+from arcft.ttft.slot_occupant import Save
 from arcft.ttft.slot_search import resolve_slots
 from arcft.ttft.units import Unit
 
@@ -33,21 +34,35 @@ def build_engine(settled: Settled, folder: Path, recipe: Recipe | None = None) -
     `recipe` is what an earlier engine of the same evaluation came to. Raises ArcftError where the checkpoint, its base
     model or the adapter are not as they should be.
     """
-    config = settled.config
     start = load_start(settled)
-    ttft = config.ttft
+    ttft = settled.config.ttft
     slots = recipe.slots if recipe is not None else slots_here(ttft)
-    return Engine(
+    return engine_on(
+        settled,
+        start,
         StackedLora(start.adapted, slots if isinstance(slots, int) else 1),
+        save=Keeper(settled, start, folder) if ttft.keep_adapters else None,
+        recipe=recipe,
+    )
+
+
+def engine_on(
+    settled: Settled, start: Start, stacked: StackedLora, *, save: Save | None, recipe: Recipe | None = None
+) -> Engine:
+    """An engine on a model that is loaded; `save` is given each adapted unit."""
+    config = settled.config
+    return Engine(
+        stacked,
         learn_builder(settled, start.tokenizer),
         ask_builder(settled, start.tokenizer),
-        config=ttft,
+        config=config.ttft,
         inference=config.inference,
+        views=config.selection.views,
         draw=transform_drawer(config.augmentation),
         input_from_inputs=config.augmentation.input_from_inputs,
         learning_rate=learning_rate(settled),
         pad_id=start.pad_id,
-        save=Keeper(settled, start, folder) if ttft.keep_adapters else None,
+        save=save,
         recipe=recipe,
     )
 

@@ -30,7 +30,7 @@ from arcft.runs.ttft_outcome import NO_TIME, Outcome, lines_of, outcome_of
 from arcft.runs.ttft_progress import Standing
 from arcft.runs.ttft_settle import Settled
 from arcft.scoring.metrics import Scores
-from arcft.scoring.voting import vote_tasks
+from arcft.scoring.selection import make_selector
 from arcft.tracking import NoTracker, Tracker
 from arcft.ttft.budget import Budget
 from arcft.ttft.engine import Engine
@@ -84,12 +84,12 @@ def adapt_and_score(settled: Settled, subject: Subject, folder: Path, tracker: T
         return
     outcome = _adapt(settled, subject, folder, tracker)
     seconds = sum(prediction.seconds or 0.0 for prediction in outcome.predictions)
-    results.write_predictions(folder / results.PREDICTIONS_FILE, outcome.predictions)
     scores = results.write_results(
         folder,
         title=f"{subject.title}, adapted",
         tasks=subject.tasks,
         predictions=outcome.predictions,
+        selector=make_selector(settled.config.selection),
         run={**subject.about, "seconds": round(seconds, 1)},
         curves=read_history(run.folder) if run else None,
         adaptation=outcome.adaptation,
@@ -114,7 +114,7 @@ def _found(settled: Settled, subject: Subject) -> tuple[Path, Outcome] | None:
         return None
     try:
         with Ledger.open(folder / LEDGER_FILE) as ledger:
-            return folder, outcome_of(subject.tasks, ledger)
+            return folder, outcome_of(subject.tasks, ledger, make_selector(settled.config.selection))
     except LedgerError:
         return None  # taken away since, or in a folder that can't be written to
 
@@ -126,6 +126,7 @@ def _units(settled: Settled, subject: Subject) -> list[Unit]:
 def _adapt(settled: Settled, subject: Subject, folder: Path, tracker: Tracker) -> Outcome:
     config = settled.config
     units = _units(settled, subject)
+    selector = make_selector(config.selection)
     with open_ledger(settled, folder) as ledger, stop_on_signals(lambda reason: None) as received:
         ledger.recover()
         engine = None
@@ -147,6 +148,7 @@ def _adapt(settled: Settled, subject: Subject, folder: Path, tracker: Tracker) -
                 subject.tasks,
                 queue,
                 folder,
+                selector=selector,
                 tracker=tracker,
                 advance=advance,
                 ledger=ledger,
@@ -160,7 +162,7 @@ def _adapt(settled: Settled, subject: Subject, folder: Path, tracker: Tracker) -
             queue.stop()
             queue.give_back("local")
             raise Stopped(received[0], f"stopped; go on with: python evaluate.py {override('resume', folder)}")
-        return outcome_of(subject.tasks, ledger)
+        return outcome_of(subject.tasks, ledger, selector)
 
 
 def _drainer(settled: Settled, folder: Path, ledger: Ledger, engine: Engine | None) -> Callable[..., None]:
@@ -224,12 +226,11 @@ def _track(subject: Subject, scores: Scores, outcome: Outcome, folder: Path, tra
         tracker.summary(before)
     columns, rows = rows_table(outcome.adaptation)
     tracker.table("ttft/tasks", columns, rows)
-    attempts = vote_tasks(subject.tasks, outcome.predictions)
     with tempfile.TemporaryDirectory() as place:
         picture = Path(place) / "picture.png"
         if outcome.adaptation.adapters:
             adaptation_png(picture, outcome.adaptation)
             tracker.picture("ttft/course", picture)
         for task in subject.tasks:
-            task_picture(picture, task, attempts)
+            task_picture(picture, task, outcome.attempts)
             tracker.picture(f"ttft/task/{task.id}", picture)

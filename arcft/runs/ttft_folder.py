@@ -12,6 +12,7 @@ from typing import Any
 
 from arcft import __version__
 from arcft.checkpoints import LOCK_FILE, RUN_FILE, CheckpointError, lock_run, read_run_yaml, write_run_yaml
+from arcft.config.inference import ONLY_SPEED
 from arcft.config.schema import to_dict
 from arcft.errors import ArcftError
 from arcft.runs.ttft_settle import Settled, what_adapts
@@ -28,8 +29,8 @@ def open_ledger(settled: Settled, folder: Path) -> Ledger:
     values: dict[str, Any] = {**to_dict(settled.config), **what_adapts(settled.config)}
     for name in _FREE:
         del values[name]
-    # Decides how many prompts are decoded in a pass.
-    del values["inference"]["batch_size"]
+    for name in ONLY_SPEED:
+        del values["inference"][name]
     return Ledger.create(folder / LEDGER_FILE, {**values, "checkpoint_sha256": settled.identity})
 
 

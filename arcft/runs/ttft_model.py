@@ -95,18 +95,19 @@ def learn_builder(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> Examp
     They may be longer than those of the training if inference.max_seq_length is.
     """
     length, loss_on = _training_format(settled)
-    return _builder(settled, tokenizer, max(length, settled.config.inference.max_seq_length or 0), loss_on)
+    return builder(settled, tokenizer, max(length, settled.config.inference.max_seq_length or 0), loss_on)
 
 
 def ask_builder(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:
     """How prompts are written, as an evaluation without ttft writes them."""
     length, loss_on = _training_format(settled)
-    return _builder(settled, tokenizer, settled.config.inference.max_seq_length or length, loss_on)
+    return builder(settled, tokenizer, settled.config.inference.max_seq_length or length, loss_on)
 
 
-def _builder(
+def builder(
     settled: Settled, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, loss_on: LossOn
 ) -> ExampleBuilder:
+    """How texts are written, with demonstrations dropped where they don't fit."""
     form: EvaluateConfig | TrainConfig = settled.run.config if settled.run else settled.config
     # Found out when the tasks were chosen.
     assert form.encoder is not None

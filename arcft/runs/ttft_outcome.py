@@ -11,7 +11,8 @@ from arcft.reporting.adaptation import Adaptation, TaskRow, votes_in_words
 from arcft.reporting.words import count
 from arcft.scoring.metrics import Scores, score_tasks
 from arcft.scoring.predictions import Prediction, group_by_test
-from arcft.scoring.voting import vote_tasks
+from arcft.scoring.selection import Selector
+from arcft.scoring.voting import Attempts
 from arcft.ttft.ledger import Ledger, Record
 from arcft.ttft.units import BEFORE, MAIN
 
@@ -26,8 +27,9 @@ class Outcome:
     """An evaluation that has adapted."""
 
     predictions: list[Prediction]
-    """What is handed in, in the order of tasks."""
+    """What counts in the end, in the order of tasks."""
 
+    attempts: Attempts
     adaptation: Adaptation
 
     @property
@@ -51,11 +53,13 @@ def lines_of(grouped: Mapping[str, Sequence[str]], what: str = "task") -> list[s
     ]
 
 
-def outcome_of(tasks: Sequence[Task], ledger: Ledger) -> Outcome:
+def outcome_of(tasks: Sequence[Task], ledger: Ledger, selector: Selector) -> Outcome:
     """Read everything that is worth reporting."""
     groups, before = group_by_test(tasks, ledger.counting()), ledger.predictions(BEFORE)
     predictions = [prediction for group in groups.values() for prediction in group]
-    after_scores, before_scores = _scores(tasks, predictions), _scores(tasks, before) if before else None
+    attempts = selector.attempts(tasks, predictions)
+    after_scores = _scores(tasks, predictions, attempts)
+    before_scores = _scores(tasks, before, selector.attempts(tasks, before)) if before else None
     records = {task_id: record for record in ledger.records(MAIN) for task_id in record.task_ids}
     rows = []
     for task in tasks:
@@ -71,7 +75,7 @@ def outcome_of(tasks: Sequence[Task], ledger: Ledger) -> Outcome:
         predictions_after=_most(tasks, predictions),
         log=[note.text for note in ledger.notes()],
     )
-    return Outcome(predictions, adaptation)
+    return Outcome(predictions, attempts, adaptation)
 
 
 def _row(
@@ -105,8 +109,8 @@ def _row(
     )
 
 
-def _scores(tasks: Sequence[Task], predictions: Sequence[Prediction]) -> Scores | None:
-    scores = score_tasks(tasks, predictions, vote_tasks(tasks, predictions))
+def _scores(tasks: Sequence[Task], predictions: Sequence[Prediction], attempts: Attempts) -> Scores | None:
+    scores = score_tasks(tasks, predictions, attempts)
     return scores if scores.metrics else None
 
 

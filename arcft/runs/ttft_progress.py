@@ -15,8 +15,8 @@ from arcft.reporting.words import duration
 from arcft.runs.progress import Advance
 from arcft.runs.results import SUBMISSION_FILE
 from arcft.scoring.metrics import score_tasks
+from arcft.scoring.selection import Selector
 from arcft.scoring.submission import write_submission
-from arcft.scoring.voting import vote_tasks
 from arcft.tracking import Tracker
 from arcft.ttft.ledger import Ledger
 from arcft.ttft.queue import Progress, Queue
@@ -41,6 +41,7 @@ class Standing:
         queue: Queue,
         folder: Path,
         *,
+        selector: Selector,
         tracker: Tracker,
         advance: Advance,
         ledger: Ledger,
@@ -49,6 +50,7 @@ class Standing:
         """`say` prints what the user should know at once."""
         self._tasks = tasks
         self._queue = queue
+        self._selector = selector
         self._path = folder / SUBMISSION_FILE
         self._tracker = tracker
         self._advance = advance
@@ -80,11 +82,11 @@ class Standing:
         return f"{words}; tried once more" if self._ledger.find(event.key).state == "queued" else words
 
     def look(self) -> None:
-        """Vote over what counts now, write the submission, and record how many tasks are solved."""
+        """Select from what counts now, write the submission, and record how many tasks are solved."""
         begun = time.monotonic()
         self._queue.changed = False
         predictions = self._queue.predictions()
-        attempts = vote_tasks(self._tasks, predictions)
+        attempts = self._selector.attempts(self._tasks, predictions)
         write_submission(self._path, self._tasks, attempts)
         if self._known:
             scores = score_tasks(self._tasks, predictions, attempts)

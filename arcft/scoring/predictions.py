@@ -21,6 +21,9 @@ class PredictionError(ArcftError):
     """A file of predictions that can't be read, or that does not belong to the tasks it is scored against."""
 
 
+_OF_SELECTION = ("scores", "selection")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Prediction:
     """One answer to one test."""
@@ -51,11 +54,20 @@ class Prediction:
     error: str | None = None
     """Why there is no grid."""
 
+    scores: tuple[float, ...] | None = None
+    """With selection=score, on one prediction of each grid: the grid's summed log-probability under each of the first
+    augmentations that are dealt for this `seed`, the un-augmented one first."""
+
+    selection: dict[str, Any] | None = None
+    """On one prediction of each grid: its rank among the test's grids, from 1, and what put it there."""
+
     def to_json(self) -> dict[str, Any]:
         """The line of a predictions file, as plain data; `prediction_from_json` reads it back."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["grid"] = None if self.grid is None else self.grid.tolist()
-        return values
+        values["scores"] = None if self.scores is None else list(self.scores)
+        # Most lines have neither.
+        return {name: value for name, value in values.items() if value is not None or name not in _OF_SELECTION}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Prediction) and self.to_json() == other.to_json()
@@ -95,6 +107,8 @@ def prediction_from_json(values: Any, where: str) -> Prediction:
         transform=_typed(values, "transform", dict, where),
         seed=None if seed is None else int(seed),
         error=_typed(values, "error", str, where) or reason,
+        scores=_scores(values, where),
+        selection=_typed(values, "selection", dict, where),
     )
 
 
@@ -202,6 +216,16 @@ def _number(
         rule = ("a whole number" if whole else "a number") + (f", at least {least}" if least > -math.inf else "")
         raise PredictionError(f"{where}: {key}={value!r}: must be {rule}, or null")
     return value
+
+
+def _scores(values: dict[str, Any], where: str) -> tuple[float, ...] | None:
+    scores = values.get("scores")
+    if scores is None:
+        return None
+    if not isinstance(scores, list) or not scores or None in scores:
+        raise PredictionError(f"{where}: scores={scores!r}: must be a list of numbers, or null")
+    numbers = [_number({"scores": score}, "scores", where) for score in scores]
+    return tuple(number for number in numbers if number is not None)
 
 
 def _typed(values: dict[str, Any], key: str, kind: type, where: str) -> Any:

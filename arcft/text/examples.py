@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -18,6 +19,7 @@ from arcft.config.training import CurriculumStage
 from arcft.errors import ArcftError
 from arcft.text.encoders import GridEncoder
 from arcft.text.evenness import check_uneven_tokens as check_uneven_tokens
+from arcft.text.grammar import GridGrammar
 from arcft.text.prompts import PromptBuilder
 from arcft.text.tokens import Example, Tokenization
 
@@ -54,7 +56,6 @@ class ExampleBuilder:
         self.max_seq_length = max_seq_length
         self.drop_demonstrations = drop_demonstrations
         self.cells_are_tokens = cells_are_tokens
-        self._longest_answer: int | None = None
 
     def example(self, problem: Problem, max_seq_length: int | None = None) -> Example | None:
         """The training example, or None if it does not fit; raise TokenizationError if the answer is not known.
@@ -102,12 +103,16 @@ class ExampleBuilder:
             lengths.append(len(self.prompt(problem)) + longest)
         return max(lengths)
 
-    @property
+    @functools.cached_property
     def longest_answer(self) -> int:
         """Tokens of a 30x30 answer with the end of the turn."""
-        if self._longest_answer is None:
-            self._longest_answer = longest_answer_tokens(self.tokenization.tokenizer, self.prompts.encoder)
-        return self._longest_answer
+        return longest_answer_tokens(self.tokenization.tokenizer, self.prompts.encoder)
+
+    @functools.cached_property
+    def grammar(self) -> GridGrammar:
+        """The grids that may be answered, token by token; raises GrammarError where the tokenizer allows none."""
+        name = str(self.tokenization.tokenizer.name_or_path) or "tokenizer"
+        return GridGrammar(self.prompts.encoder, self.tokenization, name=name)
 
     def _example(self, problem: Problem) -> Example:
         text = self.prompts.render(problem)

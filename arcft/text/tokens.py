@@ -42,6 +42,35 @@ class Positions(Protocol):
         """The positions of `token_ids` behind a token at position `after`, or from the beginning on."""
 
 
+class Cursor(Protocol):
+    """A place in a text that is being written, and what may follow it."""
+
+    @property
+    def choices(self) -> Sequence[int]:
+        """The token ids that may come next, ascending: one where the next token is forced, none after the end.
+
+        Where the text may end, the end of the turn is one of them. The same choices are the same object, wherever they
+        are met, so what is made for them once can be found again by identity.
+        """
+
+    def take(self, token: int) -> None:
+        """Go on with `token`; raise ValueError if it is none of `choices`."""
+
+    def copy(self) -> Cursor:
+        """A cursor at the same place that goes on independently of this one."""
+
+
+class Grammar(Protocol):
+    """All the texts that may be written as a completion. Called, it gives a new cursor at their beginning."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text, the end of the turn included."""
+
+    def __call__(self) -> Cursor:
+        """A cursor behind the prompt and its opener."""
+
+
 class TokenizationError(ArcftError):
     """A tokenizer or chat template that does not allow what was asked of it."""
 
@@ -132,9 +161,8 @@ class Tokenization:
         else:
             ids, supervised = self._encode(prompt), []
         prompt_ids = self._begin_ids + ids
-        completion_ids = self._encode(completion)
-        self._report_merge(prompt, completion, prompt_ids + completion_ids)
-        completion_ids = [*completion_ids, self.end_id]
+        completion_ids = self.completion_ids(completion)
+        self._report_merge(prompt, completion, prompt_ids + completion_ids[:-1])
         if self.loss_on == "all":
             prompt_labels = prompt_ids
         else:
@@ -143,9 +171,13 @@ class Tokenization:
                 prompt_labels[len(self._begin_ids) + position] = ids[position]
         return Example(prompt_ids + completion_ids, prompt_labels + completion_ids, len(prompt_ids))
 
+    def completion_ids(self, completion: str) -> list[int]:
+        """What a model writes for `completion`: its tokens, then the end of the turn."""
+        return [*self._encode(completion), self.end_id]
+
     def completion_length(self, completion: str) -> int:
         """Tokens of `completion` with the end of the turn."""
-        return len(self._encode(completion)) + 1
+        return len(self.completion_ids(completion))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of generated ids up to the first end token, exactly: nothing is cleaned up, and other special

@@ -10,7 +10,9 @@ from typing import Any
 
 from arcft.arc.task import Task
 from arcft.config.inference import InferenceConfig
-from arcft.inference.predict import AugmentedPrompt, augmented_prompts, predict_places
+from arcft.inference.augmented import AugmentedPrompt, augmented_prompts
+from arcft.inference.predict import predict_places
+from arcft.inference.scored import score_grids
 from arcft.models.stacked_lora import Route, StackedLora
 from arcft.scoring.predictions import Prediction
 from arcft.text.examples import ExampleBuilder
@@ -41,6 +43,9 @@ class Question:
 class _Answers:
     question: Question
     predictions: tuple[Prediction, ...]
+    prompts: int
+    """That the predictions answer."""
+
     tokens: int
     """Read and produced."""
 
@@ -66,16 +71,19 @@ class Answering:
         current: Current,
         *,
         inference: InferenceConfig,
+        views: int | None,
         together: bool,
         clock: Callable[[], float],
     ) -> None:
-        """`together`: tests of several units may share a batch. What is predicted then depends, in the last bits of
+        """`views`: under so many augmentations grids are scored once they are predicted; None: not at all.
+        `together`: tests of several units may share a batch. What is predicted then depends, in the last bits of
         floating-point sums, on what else is in it."""
         self.together = together
         self._stacked = stacked
         self._ask = ask
         self._current = current
         self._inference = inference
+        self._views = views
         self._clock = clock
         self._context = min(ask.max_seq_length, inference.max_seq_length or ask.max_seq_length)
 
@@ -186,17 +194,47 @@ class Answering:
                 prompts = prompts[:1]
             asked += prompts
             owners += [question] * len(prompts)
+
+        def ended() -> bool:
+            return stopped() or (until is not None and self._clock() >= until)
+
         found = predict_places(
             self._stacked.model,
             self._ask,
             asked,
             dataclasses.replace(self._inference, batch_size=self._current.recipe.batch_size),
             route=None if route is None else _by_place(route, owners),
-            until=lambda: stopped() or (until is not None and self._clock() >= until),
+            adapters=[owner.owner.slot for owner in owners],
+            until=ended,
         )
-        if len(found) < len(asked) and stopped():
+        # A search that was ended early does not say so.
+        if stopped() and (len(found) < len(asked) or self._inference.name == "search"):
             return None
-        return [_answers(question, owners, asked, found) for question in chunk]
+        answers = [_answers(question, owners, asked, found) for question in chunk]
+        if self._views is None:
+            return answers
+        scored = [self._scored(answer, self._views, route, ended) for answer in answers]
+        return None if stopped() else scored
+
+    def _scored(self, answers: _Answers, views: int, route: Route | None, ended: Callable[[], bool]) -> _Answers:
+        """With the scores of its grids, by the adapter that has predicted them."""
+        question = answers.question
+        config = dataclasses.replace(
+            self._inference,
+            batch_size=self._current.recipe.batch_size,
+            max_seq_length=question.max_seq_length,
+        )
+        predictions = score_grids(
+            self._stacked.model,
+            self._ask,
+            question.task,
+            answers.predictions,
+            config,
+            views,
+            route=None if route is None else lambda rows: route([question.owner.slot] * len(rows)),
+            until=ended,
+        )
+        return dataclasses.replace(answers, predictions=tuple(predictions))
 
     def _deadline(self, question: Question, open_questions: dict[Key, list[Question]]) -> float | None:
         """An equal share for each of the unit's tests of the time that is left."""
@@ -227,7 +265,13 @@ class Answering:
         for answer in answers:
             key = answer.question.owner.assignment.key
             share = answer.tokens / total if total else 1 / len(answers)
-            yield Predicted(key=key, predictions=answer.predictions, tokens=answer.tokens, seconds=seconds * share)
+            yield Predicted(
+                key=key,
+                predictions=answer.predictions,
+                prompts=answer.prompts,
+                tokens=answer.tokens,
+                seconds=seconds * share,
+            )
             open_questions[key].remove(answer.question)
             if not open_questions[key]:
                 yield Finished(key=key)
@@ -263,8 +307,9 @@ def _by_place(route: Route, owners: Sequence[Question]) -> Callable[[Sequence[in
 
 
 def _answers(
-    question: Question, owners: Sequence[Question], asked: Sequence[AugmentedPrompt], found: dict[int, Prediction]
+    question: Question, owners: Sequence[Question], asked: Sequence[AugmentedPrompt], found: dict[int, list[Prediction]]
 ) -> _Answers:
     places = [place for place in sorted(found) if owners[place] is question]
-    tokens = sum(len(asked[place].token_ids) + (found[place].num_tokens or 0) for place in places)
-    return _Answers(question, tuple(found[place] for place in places), tokens)
+    predictions = tuple(prediction for place in places for prediction in found[place])
+    tokens = sum(len(asked[place].token_ids) for place in places) + sum(one.num_tokens or 0 for one in predictions)
+    return _Answers(question, predictions, len(places), tokens)

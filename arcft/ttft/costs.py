@@ -115,7 +115,7 @@ class Costs:
             self.longest_step = max(self.longest_step, unit.length)
         else:
             kind = self._predicted_before if is_before else self._predicted
-            kind.observe(unit.length, event.seconds, len(event.predictions))
+            kind.observe(unit.length, event.seconds, event.prompts)
 
     @property
     def step(self) -> Line | None:

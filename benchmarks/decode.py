@@ -1,0 +1,211 @@
+"""Decoding, technique by technique, against transformers' `generate` with the same prompts.
+
+    python benchmarks/decode.py --quick
+    python benchmarks/decode.py --smollm2 SmolLM2-135M-Instruct.Q4_1.gguf
+    python benchmarks/decode.py --adapted EVALUATION/adapters     # kept by evaluate.py model=tiny ttft=per_task
+                                                                  # ttft.keep_adapters=true
+
+Four parts, `--parts` names them:
+
+steps: decoding alone, the prompt having been read. Grids of random cells in encoder=shape_row, positions counted, all
+rows alike in length, which spares `generate` its mask. Every way writes as many tokens as a grid of the side takes:
+without a grammar whatever they are, and under it the cells are open and all else is settled. A guess is what the model
+writes without one, or that with one in 20 cells another.
+reading: prompts alone, shared or not.
+tasks: a test of ARC-1 from prompts to grids, 8 augmented prompts, in the encoder and the positions that the model
+recommends; where these jump, a hook puts them into `generate`. An answer has the shape, and so the length, of the true
+one; greedy and search are also compared where shape and end are the model's. Guesses are what most of the test's
+earlier prompts came to: how well they hold depends on how well the weights know the task, so give --adapted.
+rounding: how often a token differs between passes of one token and of 16.
+
+Seconds are the processor's where one thread computes, else the wall's. Ways take turns; a ratio is the median over what
+was measured side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from decoding.subjects import Subject
+
+PARTS = ("steps", "reading", "tasks", "rounding")
+GOALS = {"tiny": 3.0, "smollm2_135m": 4.0}
+"""Times faster than `generate` on real tasks, with guesses of its own."""
+
+SEARCH_GOAL = 3.0
+"""Times as long as greedy, at most."""
+
+DTYPES = {"tiny": "float32", "smollm2_135m": "bfloat16"}
+MAX_TOKENS = 1024
+
+
+def main() -> None:
+    arguments = parse()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from decoding.subjects import clock
+    from ttft import machine
+
+    from arcft.runs.build import choose_device
+
+    names = ["tiny"] * arguments.tiny + ["smollm2_135m"] * (arguments.smollm2 is not None)
+    models = [measure(name, arguments) for name in names]
+    for model in models:
+        print_model(model)
+    result = {
+        "benchmark": "decode",
+        "quick": arguments.quick,
+        **machine(),
+        "clock": clock(choose_device()),
+        "models": models,
+    }
+    print(json.dumps(result))
+
+
+def parse() -> argparse.Namespace:
+    def numbers(text: str) -> list[int]:
+        return [int(part) for part in text.split(",")]
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the tiny model alone, small grids, one task")
+    parser.add_argument("--smollm2", metavar="PATH", type=Path, help="GGUF file or folder of SmolLM2-135M-Instruct")
+    parser.add_argument("--tiny", action=argparse.BooleanOptionalAction, default=True, help="the bundled model")
+    parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS), metavar="A,B,...",
+                        help=f"which to measure, of {','.join(PARTS)}")  # fmt: skip
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
+                        help="arithmetic; without it float32 for tiny, bfloat16 for SmolLM2")  # fmt: skip
+    parser.add_argument("--sides", type=numbers, default=[10, 20], metavar="N,...", help="of grids, for steps")
+    parser.add_argument("--rows", type=numbers, default=[1, 8, 32], metavar="N,...", help="of batches, for steps")
+    parser.add_argument("--repeats", type=int, default=3, help="of each measurement")
+    parser.add_argument("--tasks", type=int, default=10, help="so many real ones, spread over their lengths")
+    parser.add_argument("--split", choices=("training", "evaluation"), default="evaluation", help="of ARC-1")
+    parser.add_argument("--predictions", type=int, default=8, help="augmented prompts a test")
+    parser.add_argument("--adapted", type=Path, metavar="FOLDER",
+                        help="adapters of single tasks, which then are the tasks; for one model")  # fmt: skip
+    arguments = parser.parse_args()
+    if arguments.smollm2 is not None and not arguments.smollm2.exists():
+        parser.error(f"--smollm2 {arguments.smollm2}: there is no such file or folder")
+    unknown = [part for part in arguments.parts if part not in PARTS]
+    if unknown:
+        parser.error(f"--parts {unknown[0]}: known are {','.join(PARTS)}")
+    if not arguments.tiny and arguments.smollm2 is None:
+        parser.error("--no-tiny leaves no model; give --smollm2 PATH")
+    if arguments.adapted is not None and arguments.tiny and arguments.smollm2 is not None:
+        parser.error("--adapted holds adapters of one model; give --no-tiny, or no --smollm2")
+    if arguments.quick:
+        arguments.smollm2 = None
+        arguments.tiny = True
+        arguments.sides, arguments.rows, arguments.repeats = [5], [1, 4], 2
+        arguments.tasks, arguments.predictions = 1, 4
+    return arguments
+
+
+def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    from decoding.rounding import measure_rounding
+    from decoding.steps import measure_reading, measure_steps
+    from decoding.subjects import adapter_folders, make_subject, real_tasks
+    from decoding.tasks import measure_tasks
+
+    path = arguments.smollm2.resolve() if name == "smollm2_135m" else None
+    dtype = arguments.dtype or DTYPES[name]
+
+    def subject(*overrides: str, dtype: str = dtype) -> Subject:
+        return make_subject(
+            name, dtype=dtype, path=path, predictions=arguments.predictions, overrides=overrides,
+            max_seq_length=2 * MAX_TOKENS,
+        )  # fmt: skip
+
+    def say(what: str) -> None:
+        print(f"{name}: {what}", flush=True)
+
+    model: dict[str, Any] = {"model": name, "dtype": dtype}
+    if "steps" in arguments.parts or "reading" in arguments.parts:
+        counted = subject("encoder=shape_row", "model.positions=none")
+        if "steps" in arguments.parts:
+            model["steps"] = []
+            for side in arguments.sides:
+                for rows in arguments.rows:
+                    say(f"{side}x{side} cells, {rows} rows")
+                    model["steps"].append(measure_steps(counted, side, rows, arguments.repeats))
+        if "reading" in arguments.parts:
+            say("reading prompts")
+            model["reading"] = measure_reading(counted, min(arguments.sides), arguments.repeats)
+    if "tasks" in arguments.parts or "rounding" in arguments.parts:
+        adapters = adapter_folders(arguments.adapted) if arguments.adapted is not None else None
+        real = subject()
+        longest = MAX_TOKENS // 2 if arguments.quick else MAX_TOKENS
+        tasks = real_tasks(real, arguments.split, arguments.tasks, longest, adapters)
+        if "tasks" in arguments.parts:
+            measured = measure_tasks(real, tasks, adapters)
+            model["tasks"] = {"note": real.note, **measured, "goals": goals(name, measured)}
+        if "rounding" in arguments.parts:
+            say("rounding")
+            model["rounding"] = [
+                measure_rounding(subject(dtype=kind), tasks, adapters) for kind in ("float32", "bfloat16")
+            ]
+    return model
+
+
+def goals(name: str, measured: dict[str, Any]) -> list[dict[str, Any]]:
+    faster = measured["total_ratios"]["guesses"]
+    longer = measured["search_to_greedy"]
+    return [
+        {"what": "times faster than generate", "goal": GOALS[name], "is": faster, "met": faster >= GOALS[name]},
+        {"what": "search, times as long as greedy", "goal": SEARCH_GOAL, "is": longer, "met": longer <= SEARCH_GOAL},
+    ]
+
+
+def print_model(model: dict[str, Any]) -> None:
+    from decoding.steps import TITLES, WAYS
+    from decoding.tasks import TITLES as TASK_TITLES
+
+    print(f"\n{model['model']}, {model['dtype']}")
+    steps = model.get("steps", [])
+    if steps:
+        print("\ndecoding alone: cells a second, and times as fast as generate\n")
+        heads = [f"{one['side']}x{one['side']}, {one['rows']} rows" for one in steps]
+        print(f"{'':22}" + "".join(f"{head:>17}" for head in heads))
+        for way in WAYS:
+            cells = [f"{one['cells_per_second'][way]:9.0f}{one['ratios'][way]:7.2f}x" for one in steps]
+            print(f"{TITLES[way]:22}" + "".join(cells))
+    if "reading" in model:
+        print("\nreading prompts: seconds, and times as fast as each by itself\n")
+        for one in model["reading"]:
+            ways = [f"{way} {one['seconds'][way]:.2f} ({one['ratios'][way]:.2f}x)" for way in one["seconds"]]
+            print(f"{one['prompts']}, {one['tokens']} tokens: {', '.join(ways)}")
+    if "tasks" in model:
+        tasks = model["tasks"]
+        kind = "adapted to each" if tasks["adapted"] else "not adapted"
+        print(
+            f"\n{tasks['tests']} tests of {tasks['tasks']} tasks, {kind}, {tasks['note']}; {tasks['right']} of "
+            f"{tasks['predictions']} predictions right: seconds a test, and times as fast as generate\n"
+        )
+        for way, title in TASK_TITLES.items():
+            print(
+                f"{title:28}{tasks['seconds_per_test'][way]:9.2f}{tasks['total_ratios'][way]:8.2f}x"
+                f"{tasks['ratios'][way]:8.2f}x (median)"
+            )
+        print(
+            f"different answers: {tasks['ours_differ']} of {tasks['predictions']} between generate and our loop, "
+            f"{tasks['guesses_differ']} with and without guesses; {tasks['scored']} grids scored; found above 0.1: "
+            f"{tasks['found']} grids ({tasks['cut_short']} prompts cut short), {tasks['found_any']} texts "
+            f"({tasks['cut_short_any']}), in {tasks['search_to_greedy']:.2f} and {tasks['search_to_greedy_any']:.2f} "
+            "times the time of greedy"
+        )
+        for goal in tasks["goals"]:
+            print(f"goal {goal['goal']} ({goal['what']}): {goal['is']:.2f}, {'met' if goal['met'] else 'missed'}")
+    for one in model.get("rounding", []):
+        print(
+            f"{one['dtype']}: {one['differing']} of {one['cells']} cells ({one['share']:.2%}) differ between a token "
+            f"and {one['chunk']} a pass"
+        )
+    print()
+
+
+if __name__ == "__main__":
+    main()

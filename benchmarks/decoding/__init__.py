@@ -1,0 +1,1 @@
+"""What benchmarks/decode.py compares, and how it is measured."""

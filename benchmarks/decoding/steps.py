@@ -1,0 +1,158 @@
+"""Decoding alone, one technique switched on after the other, and reading prompts alone."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from arcft.arc.views import test_problem
+from arcft.inference.decoder import Completion, decode
+from decoding.reference import generate, read, usual_attention
+from decoding.subjects import OneShape, Subject, random_task, seconds_now
+
+WAYS = ("generate", "loop", "folded", "grammar", "jumps", "guess95", "guess")
+TITLES = {
+    "generate": "generate",
+    "loop": "our loop",
+    "folded": "+ folded attention",
+    "grammar": "+ grammar",
+    "jumps": "+ jumps",
+    "guess95": "+ a guess, 95% right",
+    "guess": "+ a right guess",
+}
+
+
+def measure_steps(subject: Subject, side: int, rows: int, repeats: int) -> dict[str, Any]:
+    """Each way's cells a second, from the first token behind the prompt to the last of a grid.
+
+    The rows have the same prompt, which has to be read once and is not counted: `generate` is given its keys and
+    values, and what our loop takes for a single token is taken off.
+    """
+    builder, model = subject.builder, subject.model
+    prompt = builder.prompt(test_problem(random_task(side, demonstrations=1, tests=1), 0))
+    grammar = OneShape(builder, (side, side))
+    slow = OneShape(builder, (side, side), jumps=False)
+    length, prompts = grammar.longest, [prompt] * rows
+    common = {**subject.ends, "positions": builder.tokenization.positions}
+
+    def ours(limit: int = length, **options: Any) -> list[Completion]:
+        return decode(model, prompts, max_new_tokens=limit, **{**common, **options})
+
+    def freely(limit: int = length) -> list[Completion]:
+        return ours(limit, end_ids=[])
+
+    right = [
+        *decode(model, [prompt], max_new_tokens=length, grammar=grammar, **common)[0].token_ids,
+        common["end_ids"][0],
+    ]
+    wrong = [nearly(right, grammar, seed=row) for row in range(rows)]
+    past = read(model, prompt, rows)
+    pads = {"pad_id": common["pad_id"]}
+    ways: dict[str, Callable[[], Any]] = {
+        "generate": lambda: generate(model, prompts, length, past=pasts.pop(), **pads),
+        "loop": lambda: _unfolded(freely),
+        "folded": freely,
+        "grammar": lambda: ours(grammar=slow),
+        "jumps": lambda: ours(grammar=grammar),
+        "guess95": lambda: ours(grammar=grammar, guesses=wrong),
+        "guess": lambda: ours(grammar=grammar, guesses=[right] * rows),
+        "read": lambda: freely(1),
+        "read unfolded": lambda: _unfolded(lambda: freely(1)),
+    }
+    pasts = [copy.deepcopy(past)]
+    ways["generate"]()  # first times are slow
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for repeat in range(repeats):
+        for way in _from(list(ways), repeat):
+            pasts = [copy.deepcopy(past)] if way == "generate" else []
+            begun = seconds_now(model.device)
+            ways[way]()
+            times[way].append(seconds_now(model.device) - begun)
+    taken = {way: _without_reading(way, times, length) for way in WAYS}
+    cells = side * side * rows
+    return {
+        "side": side,
+        "rows": rows,
+        "prompt_tokens": len(prompt),
+        "tokens": length,
+        "cells_per_second": {way: cells / statistics.median(own) for way, own in taken.items()},
+        "ratios": ratios(taken, "generate"),
+    }
+
+
+def _without_reading(way: str, times: Mapping[str, Sequence[float]], length: int) -> list[float]:
+    """Seconds for `length` tokens behind a prompt that was read."""
+    if way == "generate":
+        return list(times[way])
+    reading = statistics.median(times["read unfolded" if way == "loop" else "read"])
+    # Reading ends with the first of the tokens. Where time is short it may seem to take all of it.
+    return [max(seconds - reading, 1e-6) * length / (length - 1) for seconds in times[way]]
+
+
+def measure_reading(subject: Subject, side: int, repeats: int) -> list[dict[str, Any]]:
+    """Seconds until the first token of 8 equal prompts, and of 4 tests of one task; by our loop with their common
+    beginnings read once, by itself without, and by `generate`."""
+    builder, model = subject.builder, subject.model
+    task = random_task(side, demonstrations=2, tests=4)
+    tests = [builder.prompt(test_problem(task, number)) for number in range(4)]
+    pads = {"pad_id": subject.ends["pad_id"]}
+    common = {**pads, "end_ids": [], "positions": builder.tokenization.positions, "max_new_tokens": 1}
+    found = []
+    for name, prompts in (("a prompt 8 times", tests[:1] * 8), ("4 tests of a task", tests)):
+        ways: dict[str, Callable[[], Any]] = {
+            "generate": functools.partial(generate, model, prompts, 1, **pads),
+            "apart": functools.partial(decode, model, prompts, share_prefixes=False, **common),
+            "shared": functools.partial(decode, model, prompts, **common),
+        }
+        times = in_turns(subject, ways, repeats)
+        found.append(
+            {
+                "prompts": name,
+                "tokens": sum(map(len, prompts)),
+                "seconds": {way: statistics.median(own) for way, own in times.items()},
+                "ratios": ratios(times, "apart"),
+            }
+        )
+    return found
+
+
+def in_turns(subject: Subject, ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for repeat in range(repeats):
+        for way in _from(list(ways), repeat):
+            begun = seconds_now(subject.model.device)
+            ways[way]()
+            times[way].append(seconds_now(subject.model.device) - begun)
+    return times
+
+
+def ratios(times: Mapping[str, Sequence[float]], than: str) -> dict[str, float]:
+    """How many times faster than `than`: the median over what was measured side by side."""
+    return {way: statistics.median(x / y for x, y in zip(times[than], own, strict=True)) for way, own in times.items()}
+
+
+def nearly(tokens: Sequence[int], grammar: OneShape, *, seed: int) -> list[int]:
+    """`tokens` with one in 20 of its cells another."""
+    rng = np.random.default_rng(seed)
+    changed = list(tokens)
+    for place in grammar.cells:
+        if rng.random() < 0.05:
+            changed[place] = int(rng.choice([token for token in grammar.at(place) if token != tokens[place]]))
+    return changed
+
+
+def _unfolded(call: Callable[[], Any]) -> Any:
+    with mock.patch("arcft.inference.batch.decoding_attention", usual_attention):
+        return call()
+
+
+def _from(names: list[str], first: int) -> list[str]:
+    """Another one begins each time."""
+    first %= len(names)
+    return names[first:] + names[:first]

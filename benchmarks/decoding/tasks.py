@@ -1,0 +1,204 @@
+"""Prompts of real tasks to grids, from end to end; and what scores and searches take beside it."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from arcft.arc.task import Task
+from arcft.inference.augmented import AugmentedPrompt, augmented_prompts, completions_for
+from arcft.inference.carried import CarriedOver, before_guessing
+from arcft.inference.decoder import Completion, decode
+from arcft.inference.likelihood import score
+from arcft.inference.predict import read_answer
+from arcft.inference.search import search
+from arcft.scoring.voting import grid_key
+from decoding.reference import generate
+from decoding.steps import ratios
+from decoding.subjects import OneShape, Subject, seconds_now
+
+WAYS = ("generate", "read", "ours", "grammar", "guesses", "greedy", "search", "greedy_any", "search_any")
+TITLES = {
+    "generate": "generate",
+    "read": "our loop, first tokens only",
+    "ours": "our loop, nothing forced",
+    "grammar": "+ grammar and jumps",
+    "guesses": "+ guesses of its own",
+    "score": "scores of all its grids",
+    "greedy": "greedy, any grid",
+    "search": "search, any grid",
+    "greedy_any": "greedy, any text",
+    "search_any": "search, any text",
+}
+SLACK = 1.1
+"""Answers of any shape may have so many times the tokens of the true one: one that does not end is not to decide."""
+
+
+class Asked:
+    """A test's prompts, with what each way has to write."""
+
+    def __init__(self, subject: Subject, model: PreTrainedModel, task: Task, test_index: int) -> None:
+        self.subject = subject
+        self.model = model
+        self.prompts = augmented_prompts(subject.builder, task, test_index, subject.inference)
+        outputs = [prompt.transform.apply(task).test[test_index].output for prompt in self.prompts]
+        self.truth: Any = task.test[test_index].output
+        self.shapes = [OneShape(subject.builder, output.shape) for output in outputs if output is not None]
+        self.ids = [prompt.token_ids for prompt in self.prompts]
+        self.limits = [shape.longest for shape in self.shapes]
+        self.more = [int(SLACK * limit) for limit in self.limits]
+        self.common = {**subject.ends, "positions": subject.builder.tokenization.positions}
+
+    def generate(self) -> list[list[int]]:
+        written = generate(
+            self.model,
+            self.ids,
+            max(self.limits),
+            pad_id=self.common["pad_id"],
+            positions=self.common["positions"],
+        )
+        return [own[:limit] for own, limit in zip(written, self.limits, strict=True)]
+
+    def read(self) -> list[list[int]]:
+        return self._tokens(max_new_tokens=1, end_ids=[])
+
+    def ours(self) -> list[list[int]]:
+        return self._tokens(max_new_tokens=self.limits, end_ids=[])
+
+    def grammar(self) -> list[list[int]]:
+        return self._tokens(max_new_tokens=self.limits, grammar=self.shapes)
+
+    def guesses(self) -> list[list[int]]:
+        """As arcft.inference.predict does it with inference.speculate."""
+        places = range(len(self.prompts))
+        size = self.subject.inference.batch_size
+        first = before_guessing(self.prompts, places, size)
+        rest = sorted((place for place in places if place not in first), key=lambda place: len(self.ids[place]))
+        carried = CarriedOver(self.subject.builder)
+        written: dict[int, list[int]] = {}
+        for wave in [first, *(rest[start : start + size] for start in range(0, len(rest), size))]:
+            completions = decode(
+                self.model,
+                [self.ids[place] for place in wave],
+                max_new_tokens=[self.limits[place] for place in wave],
+                grammar=[self.shapes[place] for place in wave],
+                guesses=[carried.guess(self.prompts[place]) for place in wave],
+                **self.common,
+            )
+            for place, completion in zip(wave, completions, strict=True):
+                written[place] = completion.token_ids
+                carried.add([self._read(self.prompts[place], completion)])
+        return [written[place] for place in places]
+
+    def greedy(self) -> list[list[int]]:
+        return self._tokens(max_new_tokens=self.more, grammar=self.subject.builder.grammar)
+
+    def greedy_any(self) -> list[list[int]]:
+        return self._tokens(max_new_tokens=self.more)
+
+    def search(self) -> list[Any]:
+        return self._search(grammar=self.subject.builder.grammar)
+
+    def search_any(self) -> list[Any]:
+        return self._search()
+
+    def score(self, grids: Sequence[Any]) -> None:
+        """Of each of `grids` under each of the prompts."""
+        builder = self.subject.builder
+        completions = [completions_for(builder, prompt, grids) for prompt in self.prompts]
+        score(
+            self.model,
+            self.ids,
+            completions,
+            pad_id=self.common["pad_id"],
+            positions=self.common["positions"],
+            grammar=builder.grammar,
+            batch_size=self.subject.inference.batch_size,
+        )
+
+    def grids_of(self, written: Sequence[list[int]]) -> list[Any]:
+        """What was written, as grids in the test's own orientation and colours."""
+        read = [
+            self._read(prompt, Completion(tokens, 0.0, len(tokens), True))
+            for prompt, tokens in zip(self.prompts, written, strict=True)
+        ]
+        return [prediction.grid for prediction in read if prediction.grid is not None]
+
+    def _read(self, prompt: AugmentedPrompt, completion: Completion) -> Any:
+        return read_answer(self.subject.builder, prompt, completion, 0.0, self.subject.inference)
+
+    def _tokens(self, **options: Any) -> list[list[int]]:
+        return [one.token_ids for one in decode(self.model, self.ids, **{**self.common, **options})]
+
+    def _search(self, **options: Any) -> list[Any]:
+        return search(
+            self.model,
+            self.ids,
+            threshold=0.1,
+            max_nodes=4096,
+            max_new_tokens=self.more,
+            batch_size=2 * self.subject.inference.batch_size,
+            **self.common,
+            **options,
+        )
+
+
+def measure_tasks(subject: Subject, tasks: Sequence[Task], adapters: Mapping[str, Path] | None) -> dict[str, Any]:
+    """Seconds a test by each way, how many times faster than `generate`, and whether answers are the same.
+
+    In the ways up to `guesses` an answer has the true one's shape, and so as many tokens whoever writes it; in the last
+    four it ends where the model wants it to. `adapters` are folders by task, for each task its own.
+    """
+    times: dict[str, list[float]] = {way: [] for way in [*WAYS, "score"]}
+    counts = dict.fromkeys(("tests", "predictions", "right", "scored", "ours_differ", "guesses_differ"), 0)
+    counts |= dict.fromkeys(("found", "found_any", "nodes", "nodes_any", "cut_short", "cut_short_any"), 0)
+    device = subject.model.device
+
+    def timed(way: str, call: Callable[[], Any]) -> Any:
+        begun = seconds_now(device)
+        result = call()
+        times[way].append(seconds_now(device) - begun)
+        return result
+
+    subject.builder.grammar()  # is made once
+    for task in tasks:
+        model = subject.adapted(None if adapters is None else adapters[task.id])
+        for test_index in range(len(task.test)):
+            asked = Asked(subject, model, task, test_index)
+            first = counts["tests"] % len(WAYS)
+            found = {way: timed(way, getattr(asked, way)) for way in [*WAYS[first:], *WAYS[:first]]}
+            grids = asked.grids_of(found["grammar"])
+            different = list({grid_key(grid): grid for grid in grids}.values())
+            timed("score", functools.partial(asked.score, different))
+            counts["tests"] += 1
+            counts["predictions"] += len(asked.prompts)
+            counts["right"] += sum(np.array_equal(grid, asked.truth) for grid in grids)
+            counts["scored"] += len(different)
+            counts["ours_differ"] += _differing(found["generate"], found["ours"])
+            counts["guesses_differ"] += _differing(found["grammar"], found["guesses"])
+            for kind in ("", "_any"):
+                counts[f"found{kind}"] += sum(len(one.completions) for one in found[f"search{kind}"])
+                counts[f"nodes{kind}"] += sum(one.nodes for one in found[f"search{kind}"])
+                counts[f"cut_short{kind}"] += sum(not one.is_complete for one in found[f"search{kind}"])
+            taken = sum(own[-1] for own in times.values())
+            print(f"{subject.name}, test {counts['tests']}, of {task.id}: {taken:.1f} s", flush=True)
+    return {
+        **counts,
+        "tasks": len(tasks),
+        "adapted": adapters is not None,
+        "seconds_per_test": {way: statistics.fmean(own) for way, own in times.items()},
+        "ratios": ratios(times, "generate"),
+        "total_ratios": {way: sum(times["generate"]) / sum(own) for way, own in times.items()},
+        "search_to_greedy": sum(times["search"]) / sum(times["greedy"]),
+        "search_to_greedy_any": sum(times["search_any"]) / sum(times["greedy_any"]),
+    }
+
+
+def _differing(some: Sequence[list[int]], others: Sequence[list[int]]) -> int:
+    return sum(x != y for x, y in zip(some, others, strict=True))
