@@ -32,7 +32,7 @@ from arcft.config.run import TrainConfig
 from arcft.config.schema import from_dict, to_dict
 from arcft.errors import ArcftError
 from arcft.models.bundled import ASSETS, TOKENIZER_FILES, WEIGHTS_FILE, write_bundle
-from arcft.models.load import architecture_values
+from arcft.models.fingerprint import architecture_values
 from arcft.reporting.curves import HISTORY_FILE
 from arcft.reporting.words import count
 from arcft.runs.edge import config_folder, plain_config

@@ -14,7 +14,8 @@ from evaluate_command import change_byte
 from arcft.config.model import ModelConfig
 from arcft.models import bundled
 from arcft.models.bundled import ASSETS, BUNDLE_FILE, FILES, write_bundle
-from arcft.models.load import ModelError, base_fingerprint, draw_random_model, load_model, load_tokenizer
+from arcft.models.fingerprint import base_fingerprint
+from arcft.models.load import ModelError, draw_random_model, load_model, load_tokenizer
 
 CPU = torch.device("cpu")
 PRETRAINED = ModelConfig(name="tiny", path="bundled:tiny")

@@ -18,13 +18,15 @@ import torch
 from small_training import CPU, small_model, small_tokenizer
 
 from arcft.config.model import ModelConfig
-from arcft.models.load import base_fingerprint, load_model
+from arcft.models.fingerprint import base_fingerprint
+from arcft.models.load import load_model
 
 LOAD = """
 import sys, time, torch
 from arcft.config.model import ModelConfig
 from arcft.errors import ArcftError
-from arcft.models.load import base_fingerprint, load_model, load_tokenizer
+from arcft.models.fingerprint import base_fingerprint
+from arcft.models.load import load_model, load_tokenizer
 for name in sys.argv[1:]:
     config, begun = ModelConfig(name="m", path=name), time.monotonic()
     try:

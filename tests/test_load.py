@@ -15,15 +15,10 @@ from small_training import CPU, small_config, small_model, small_tokenizer
 from arcft.config.model import ModelConfig
 from arcft.models.backend import BackendError, import_backend
 from arcft.models.bundled import ASSETS
+from arcft.models.fingerprint import base_fingerprint
 from arcft.models.gguf_tokenizer import GgufTokenizerError
-from arcft.models.load import (
-    ModelError,
-    base_fingerprint,
-    load_model,
-    load_tokenizer,
-    resolve_dtype,
-    resolve_path,
-)
+from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
+from arcft.models.source import resolve_path
 
 
 def config_of(path: Any, **changes: Any) -> ModelConfig:

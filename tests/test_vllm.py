@@ -31,7 +31,8 @@ from arcft.inference.vllm_engine import (
     sampling_options,
 )
 from arcft.inference.writing import Completion
-from arcft.models.load import base_fingerprint, load_model, stored_fingerprint
+from arcft.models.fingerprint import base_fingerprint, stored_fingerprint
+from arcft.models.load import load_model
 from arcft.runs.serving import served_model
 from tests.small_engine import make_builder, small_tasks
 

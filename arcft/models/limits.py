@@ -6,7 +6,8 @@ from peft import PeftModel
 from transformers import PretrainedConfig, PreTrainedModel
 
 from arcft.config.model import ModelConfig
-from arcft.models.load import ModelError, load_architecture
+from arcft.models.load import ModelError
+from arcft.models.source import load_architecture
 
 
 def embedding_rows(model: PreTrainedModel | PeftModel) -> int:

@@ -7,76 +7,32 @@ the config's own seed, so that they are the same base model on every device and 
 from __future__ import annotations
 
 import contextlib
-import functools
-import hashlib
 import json
-import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
-import huggingface_hub
 import torch
 import transformers
-from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from arcft.config.model import ModelConfig
 from arcft.models.backend import import_backend
-from arcft.models.bundled import BUNDLED, WEIGHTS_FILE, bundled_folder, check_tokenizer, check_weights
+from arcft.models.bundled import BUNDLED, check_tokenizer, check_weights
 from arcft.models.errors import ModelError
 from arcft.models.folded_attention import use_folded_attention
 from arcft.models.gguf_tokenizer import load_gguf_tokenizer
 from arcft.models.positional_kernels import set_positional_kernels
-
-_HUB_SECONDS = 5
-_READ_WHOLE = 8 * 2**20
-_BLOCKS = 64
-_BLOCK_BYTES = 4096
-
-# Entries of a model's config that say how it is used, not what it computes.
-_VOLATILE = (
-    "_name_or_path",
-    "architectures",
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "name_or_path",
-    "pad_token_id",
-    "quantization_config",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-)
-
-
-def resolve_path(path: str) -> str:
-    """A `bundled:NAME` as its folder in the package, a local folder or GGUF file as its absolute path, and anything
-    else unchanged: a hub id. Raises ModelError for a bundled name or a local path that does not exist."""
-    if path.startswith(BUNDLED):
-        return str(bundled_folder(path))
-    local = Path(path).expanduser()
-    if local.exists():
-        if local.is_file() and local.suffix != ".gguf":
-            raise ModelError(f"model.path={path} is a file; give the folder that holds config.json, or a .gguf file")
-        return str(local.resolve())
-    # A hub id is `name` or `owner/name`.
-    if local.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1 or path.endswith(".gguf"):
-        raise ModelError(f"model.path={path}: there is no such file or folder (from {Path.cwd()})")
-    return path
+from arcft.models.source import hub_options, load_architecture, model_path, not_loaded, resolve_path, trusts_code
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -91,20 +47,20 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The tokenizer at `config.tokenizer`, or else at `config.path`; raises ModelError where there is none."""
-    key, path = ("model.tokenizer", config.tokenizer) if config.tokenizer else ("model.path", _path(config))
+    key, path = ("model.tokenizer", config.tokenizer) if config.tokenizer else ("model.path", model_path(config))
     source = resolve_path(path)
     # Random weights belong to no tokenizer in particular.
     if path.startswith(BUNDLED) and config.init == "pretrained":
         check_tokenizer(path)
     if source.endswith(".gguf"):
         return load_gguf_tokenizer(Path(source))
-    trust = _trusts_code(config)
+    trust = trusts_code(config)
     loader = PreTrainedTokenizerFast if _is_generic(Path(source)) else AutoTokenizer
     try:
-        tokenizer = loader.from_pretrained(source, trust_remote_code=trust, **_hub_options(source))
+        tokenizer = loader.from_pretrained(source, trust_remote_code=trust, **hub_options(source))
     # The tokenizers library has no exceptions of its own: it raises plain ones.
     except Exception as error:
-        raise ModelError(_not_loaded(key, path, "a tokenizer", error)) from error
+        raise ModelError(not_loaded(key, path, "a tokenizer", error)) from error
     # Spaces before punctuation belong to the text here.
     tokenizer.clean_up_tokenization_spaces = False
     return tokenizer
@@ -147,18 +103,10 @@ def load_model(
         else:
             model = _load_pretrained(config, dtype, device)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, struct.error) as error:
-        raise ModelError(_not_loaded("model.path", _path(config), "a causal language model", error)) from error
+        raise ModelError(not_loaded("model.path", model_path(config), "a causal language model", error)) from error
     if device.type == "cpu" and torch.bfloat16 in (dtype, autocast):
         use_folded_attention(model)
     return model.eval()
-
-
-def load_architecture(config: ModelConfig) -> PretrainedConfig:
-    """The config.json at `config.path`, or what a GGUF file says in its place; errors are transformers' own."""
-    source = resolve_path(_path(config))
-    if source.endswith(".gguf"):
-        return AutoConfig.from_pretrained(Path(source).parent, gguf_file=Path(source).name)
-    return AutoConfig.from_pretrained(source, trust_remote_code=_trusts_code(config), **_hub_options(source))
 
 
 def draw_random_model(config: ModelConfig) -> PreTrainedModel:
@@ -166,7 +114,7 @@ def draw_random_model(config: ModelConfig) -> PreTrainedModel:
 
     Where its config asks for positional kernels, these come on top."""
     architecture = load_architecture(config)
-    trust = _trusts_code(config)
+    trust = trusts_code(config)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         model = AutoModelForCausalLM.from_config(
@@ -176,47 +124,10 @@ def draw_random_model(config: ModelConfig) -> PreTrainedModel:
     return model
 
 
-def architecture_values(config: PretrainedConfig) -> dict[str, Any]:
-    """The entries of a model's config that say what it computes: equal for models of one architecture."""
-    # Without what a class says by default, which grows with every version of transformers.
-    return dict(_without_volatile(config.to_diff_dict()))
-
-
-def base_fingerprint(config: ModelConfig, model: PreTrainedModel) -> str:
-    """sha256 (hexadecimal) over the architecture and a digest of the base weights; the same for every device, dtype
-    and quantisation that they are loaded in, and whether or not `model` carries an adapter or was trained since.
-
-    Weight files are digested whole up to 8 MiB, and by size and 64 evenly spread blocks of 4 KiB each above, which
-    takes milliseconds for files of any size; random weights by drawing them again. Raises ModelError.
-    """
-    return _fingerprint(config, model.config)
-
-
-def stored_fingerprint(config: ModelConfig) -> str:
-    """`base_fingerprint` of a model that is not loaded; raises ModelError."""
-    try:
-        architecture = load_architecture(config)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ModelError(_not_loaded("model.path", _path(config), "a config.json", error)) from error
-    return _fingerprint(config, architecture)
-
-
-def _fingerprint(config: ModelConfig, architecture: PretrainedConfig) -> str:
-    digest = hashlib.sha256(json.dumps(architecture_values(architecture), sort_keys=True, default=str).encode())
-    if config.init == "random":
-        for name, tensor in draw_random_model(config).state_dict().items():
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().numpy().tobytes())
-    else:
-        for path in _weight_files(resolve_path(str(config.path))):
-            _add_file(digest, path)
-    return digest.hexdigest()
-
-
 def _load_pretrained(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    source = resolve_path(_path(config))
-    if _path(config).startswith(BUNDLED):
-        check_weights(_path(config))
+    source = resolve_path(model_path(config))
+    if model_path(config).startswith(BUNDLED):
+        check_weights(model_path(config))
     options: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": config.attn_implementation,
@@ -227,9 +138,9 @@ def _load_pretrained(config: ModelConfig, dtype: torch.dtype, device: torch.devi
     if config.quantization != "none":
         options["quantization_config"] = _quantization(config.quantization, dtype)
     # A bar is for what takes long.
-    with _no_progress_bar() if _path(config).startswith(BUNDLED) else contextlib.nullcontext():
+    with _no_progress_bar() if model_path(config).startswith(BUNDLED) else contextlib.nullcontext():
         model = AutoModelForCausalLM.from_pretrained(
-            source, use_safetensors=True, trust_remote_code=_trusts_code(config), **options, **_hub_options(source)
+            source, use_safetensors=True, trust_remote_code=trusts_code(config), **options, **hub_options(source)
         )
     if config.quantization == "nf4":
         _keep_gradients(model)
@@ -283,87 +194,11 @@ def _quantization(name: str, dtype: torch.dtype) -> transformers.BitsAndBytesCon
 def _load_unsloth(config: ModelConfig, dtype: torch.dtype, max_seq_length: int | None) -> PreTrainedModel:
     unsloth: Any = import_backend(config)
     model, _ = unsloth.FastLanguageModel.from_pretrained(
-        model_name=resolve_path(_path(config)),
+        model_name=resolve_path(model_path(config)),
         max_seq_length=max_seq_length,
         dtype=dtype,
         load_in_4bit=config.quantization == "nf4",
         load_in_8bit=config.quantization == "int8",
-        trust_remote_code=_trusts_code(config),
+        trust_remote_code=trusts_code(config),
     )
     return model
-
-
-def _path(config: ModelConfig) -> str:
-    if not config.path:
-        raise ModelError("model.path is not set: give a hub id, a folder or a .gguf file")
-    return config.path
-
-
-def _hub_options(source: str) -> dict[str, Any]:
-    """What to load `source`, a local folder or a hub id, with: without a network, only what was downloaded before."""
-    return {} if Path(source).exists() or _can_reach_hub() else {"local_files_only": True}
-
-
-@functools.cache
-def _can_reach_hub() -> bool:
-    """Asked once, as huggingface_hub would try each file for half a minute, with a warning at each attempt."""
-    try:
-        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=_HUB_SECONDS)
-    # Whatever the hub answers, it is there.
-    except (httpx.TransportError, OfflineModeIsEnabled):
-        return False
-    return True
-
-
-def _trusts_code(config: ModelConfig) -> bool:
-    if config.trust_remote_code and os.environ.get("ARCFT_TRUST_REMOTE_CODE") != "1":
-        raise ModelError(
-            f"model.trust_remote_code=true runs Python code from {config.path}: if you have read that code and trust "
-            "it, also set the environment variable ARCFT_TRUST_REMOTE_CODE=1"
-        )
-    return config.trust_remote_code
-
-
-def _not_loaded(key: str, path: str, what: str, error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = " ".join(lines)[:400]
-    if Path(resolve_path(path)).exists():
-        return f"{key}={path}: {what} can't be loaded from there ({reason})"
-    return (
-        f"{key}={path} is not a local folder, and as a hub id {what} can't be fetched under that name; check the name "
-        f"and the network, or give the path of a downloaded folder ({reason})"
-    )
-
-
-def _without_volatile(value: Any) -> Any:
-    if not isinstance(value, dict):
-        return value
-    return {name: _without_volatile(entry) for name, entry in value.items() if name not in _VOLATILE}
-
-
-def _weight_files(source: str) -> list[Path]:
-    if source.endswith(".gguf"):
-        return [Path(source)]
-    single, index = WEIGHTS_FILE, "model.safetensors.index.json"
-    for name in (single, index):
-        # Finds a file in a folder or in the hub's cache; None where there is none.
-        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **_hub_options(source))
-        if found is None:
-            continue
-        if name == single:
-            return [Path(found)]
-        shards = sorted(set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values()))
-        return [Path(str(cached_file(source, shard, **_hub_options(source)))) for shard in shards]
-    raise ModelError(f"model.path={source}: it holds no {single}; weights in other formats are not read")
-
-
-def _add_file(digest: hashlib._Hash, path: Path) -> None:
-    size = path.stat().st_size
-    digest.update(f"{size}".encode())
-    if size <= _READ_WHOLE:
-        digest.update(path.read_bytes())
-        return
-    with path.open("rb") as file:
-        for number in range(_BLOCKS):
-            file.seek(number * max(size - _BLOCK_BYTES, 0) // (_BLOCKS - 1))
-            digest.update(file.read(_BLOCK_BYTES))

@@ -12,7 +12,8 @@ from arcft.checkpoints import CheckpointError
 from arcft.config.inference import InferenceConfig
 from arcft.config.model import ModelConfig
 from arcft.config.schema import to_dict
-from arcft.models.load import ModelError, base_fingerprint, load_model, load_tokenizer, resolve_dtype
+from arcft.models.fingerprint import base_fingerprint
+from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import CONFIG_FILE as ADAPTER_CONFIG
 from arcft.models.lora import load_adapter, load_adapter_weights
 from arcft.runs.build import choose_device, example_builder

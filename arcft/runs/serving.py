@@ -12,7 +12,8 @@ from arcft.config.schema import ConfigError
 from arcft.inference.served import Served, ServedTasks, predict_served
 from arcft.inference.vllm_engine import EngineSettings, start_vllm
 from arcft.inference.watchdog import Watchdog
-from arcft.models.load import resolve_path, stored_fingerprint
+from arcft.models.fingerprint import stored_fingerprint
+from arcft.models.source import resolve_path
 from arcft.runs.restore import base_model
 from arcft.runs.trained import TrainedRun, check_base
 from arcft.scoring.predictions import Prediction, TestKey

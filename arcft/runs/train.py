@@ -22,8 +22,9 @@ from arcft.config.inference import InferenceConfig
 from arcft.config.run import TrainConfig
 from arcft.config.schema import to_dict
 from arcft.errors import ArcftError
+from arcft.models.fingerprint import base_fingerprint
 from arcft.models.limits import embedding_rows, position_limit, refuse_beyond
-from arcft.models.load import ModelError, base_fingerprint, load_model, load_tokenizer, resolve_dtype
+from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
 from arcft.runs.build import check_answers, choose_device, example_builder, transform_drawer
 from arcft.runs.callbacks import GenerationMetrics, ProgressBar, Recorder

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from arcft.checkpoints import CheckpointError, Origin
 from arcft.config.model import LossOn, ModelConfig
 from arcft.config.run import EvaluateConfig, TrainConfig
+from arcft.models.fingerprint import base_fingerprint
 from arcft.models.limits import embedding_rows
-from arcft.models.load import ModelError, base_fingerprint, load_model, load_tokenizer, resolve_dtype
+from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
 from arcft.runs.build import choose_device, example_builder
 from arcft.runs.restore import base_model, restored_tokenizer
