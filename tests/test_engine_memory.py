@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from arcft.arc.task import Task
+from arcft.inference.augmented import AugmentedPrompt
 from arcft.models.stacked_lora import StackedLora
 from arcft.training.slots import SlotStep, SlotTrainer
 from arcft.ttft.units import Adapted, Event, Failed, Finished, Lowered, Predicted, Started
@@ -210,15 +211,15 @@ def limit_decoding(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, 
     """Have memory run out in decoding batches for which a rule of (rows, longest prompt) says so."""
     from arcft.inference import predict
 
-    decode = predict.decode
+    ask = predict.ask
 
     def limit(too_much: Callable[[int, int], bool]) -> None:
-        def limited(model: Any, prompts: list[list[int]], **options: Any) -> Any:
-            if too_much(len(prompts), max(map(len, prompts))):
+        def limited(model: Any, builder: Any, batch: Sequence[AugmentedPrompt], *others: Any, **options: Any) -> Any:
+            if too_much(len(batch), max(len(prompt.token_ids) for prompt in batch)):
                 raise RuntimeError(NO_MEMORY)
-            return decode(model, prompts, **options)
+            return ask(model, builder, batch, *others, **options)
 
-        monkeypatch.setattr(predict, "decode", limited)
+        monkeypatch.setattr(predict, "ask", limited)
 
     return limit
 
