@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from arcft.checkpoints import MANIFEST_FILE, RUN_FILE, CheckpointError, last_checkpoint, read_run_yaml
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import ConfigError, from_dict, to_dict
+from arcft.config.stored import from_stored
 from arcft.models.backend import import_backend
 from arcft.runs import edge
 from arcft.runs.paths import absolute, evaluation_with_absolute_paths, with_absolute_paths
@@ -48,7 +49,7 @@ def _train(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.resume is not None:
         folder = Path(absolute(config.resume))
-        stored = from_dict(TrainConfig, _stored("train", folder, explicit))
+        stored = _stored(TrainConfig, "train", folder, explicit)
         config = dataclasses.replace(_with(stored, config, "train", explicit), resume=str(folder))
     else:
         config = with_absolute_paths(config)
@@ -66,7 +67,7 @@ def _evaluate(cfg: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     if config.resume is not None:
         folder = Path(absolute(config.resume))
-        stored = _with(from_dict(EvaluateConfig, _stored("evaluate", folder, explicit)), config, "evaluate", explicit)
+        stored = _with(_stored(EvaluateConfig, "evaluate", folder, explicit), config, "evaluate", explicit)
         # Each was right by itself; together they may not be.
         config = from_dict(EvaluateConfig, to_dict(stored))
         explicit = {key: text for key, text in explicit.items() if key.startswith("ttft.")}
@@ -85,7 +86,7 @@ def _evaluate(cfg: DictConfig) -> None:
         evaluate(settled.config, folder, explicit=list(explicit), settled=settled)
 
 
-def _stored(job: str, folder: Path, explicit: dict[str, str]) -> dict[str, object]:
+def _stored(config_class: type[Config], job: str, folder: Path, explicit: dict[str, str]) -> Config:
     """The config in the run.yaml of `folder`, which `resume=` goes on with unchanged."""
     others = [key for key in explicit if key not in RESUMABLE[job] and not key.startswith("hydra")]
     if others:
@@ -103,7 +104,7 @@ def _stored(job: str, folder: Path, explicit: dict[str, str]) -> dict[str, objec
         raise CheckpointError(f"resume={folder}: holds no {job} run; if it is the other kind, use {other}")
     if not isinstance(stored.get("config"), dict):
         raise CheckpointError(f"{folder / RUN_FILE}: holds no config; was it changed by hand?")
-    return dict(stored["config"])
+    return from_stored(config_class, stored["config"], folder / RUN_FILE)
 
 
 def _with(stored: Config, asked: Config, job: str, explicit: dict[str, str]) -> Config:

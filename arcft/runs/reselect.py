@@ -15,7 +15,9 @@ from arcft.checkpoints import RUN_FILE, CheckpointError, read_run_yaml
 from arcft.config.data import DataConfig
 from arcft.config.inference import SelectionConfig
 from arcft.config.run import EvaluateConfig, TrainConfig
-from arcft.config.schema import ConfigError, from_dict
+from arcft.config.schema import ConfigError
+from arcft.config.stored import from_stored
+from arcft.errors import ArcftError
 from arcft.reporting.words import count
 from arcft.runs.choose import chosen_tasks, default_data, narrowed, tasks_with_ids
 from arcft.runs.results import METRICS_FILE, SUBMISSION_FILE
@@ -77,9 +79,9 @@ def _data_of(file: Path) -> DataConfig:
     # A checkpoint of a sweep has a folder of its own in that of the evaluation.
     folder = next((place for place in file.parents[:2] if (place / RUN_FILE).is_file()), None)
     stored = read_run_yaml(folder) if folder is not None else {}
-    if stored.get("job") != "evaluate":
+    if folder is None or stored.get("job") != "evaluate":
         raise ConfigError([NEEDS_TASKS])
-    config = from_dict(EvaluateConfig, stored["config"])
+    config = from_stored(EvaluateConfig, stored.get("config", {}), folder / RUN_FILE)
     if config.data.source != "held_out":
         return config.data
     if config.predictions is not None:
@@ -92,7 +94,10 @@ def _data_of(file: Path) -> DataConfig:
     if is_pattern(config.checkpoint):
         paths = matching_checkpoints(config.checkpoint)
         checkpoint = dict(zip(distinct_names(paths), paths, strict=True)).get(file.parent.name, checkpoint)
-    return from_dict(TrainConfig, read_run_yaml(checkpoint)["config"]).data
+    try:
+        return from_stored(TrainConfig, read_run_yaml(checkpoint).get("config", {}), checkpoint / RUN_FILE).data
+    except ArcftError as error:
+        raise CheckpointError(f"{error}. {folder} has its tasks from there; name them with data=...") from error
 
 
 def _stored(path: Path) -> dict[str, Any]:

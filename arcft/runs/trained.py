@@ -8,9 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arcft.checkpoints import Checkpoint, CheckpointError, find_checkpoints, last_checkpoint, read_checkpoint
+from arcft.checkpoints import (
+    RUN_FILE,
+    Checkpoint,
+    CheckpointError,
+    find_checkpoints,
+    last_checkpoint,
+    read_checkpoint,
+)
 from arcft.config.run import TrainConfig
-from arcft.config.schema import ConfigError, from_dict, to_dict
+from arcft.config.schema import ConfigError, to_dict
+from arcft.config.stored import from_stored
 
 PATTERN = "*?["
 
@@ -47,11 +55,14 @@ def open_checkpoint(path: Path, base_model: str | None = None) -> TrainedRun:
     `base_model` is where its base model lies now, if not where it was trained.
     """
     checkpoint = read_checkpoint(last_checkpoint(path))
+    file = checkpoint.path / RUN_FILE
     try:
-        config = from_dict(TrainConfig, checkpoint.run_config["config"])
+        config = from_stored(TrainConfig, checkpoint.run_config["config"], file)
         tasks = dict(checkpoint.run_config["tasks"])
-    except (KeyError, TypeError, ConfigError) as error:
-        raise CheckpointError(f"{checkpoint.path / 'run.yaml'}: not the config of a training run: {error}") from error
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: not the config of a training run: {error}") from error
     if base_model is not None:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=base_model))
     return TrainedRun(checkpoint, config, tasks)
