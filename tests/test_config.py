@@ -199,6 +199,9 @@ def test_a_mistake_in_a_curriculum_is_told(stages: str, message: str) -> None:
             "inference.threshold=1.0: a probability, above 0 and below 1",
         ),
         (["inference=search", "inference.max_nodes=0"], "inference.max_nodes=0: at least 1"),
+        (["inference=sample", "inference.temperature=nan"], "inference.temperature=nan: must be a finite number"),
+        (["inference=sample", "inference.temperature=inf"], "inference.temperature=inf: must be a finite number"),
+        (["training.learning_rate=nan"], "training.learning_rate=nan: must be a finite number"),
         (
             ["inference=search", "inference.max_nodes=null"],
             "inference.max_nodes is null: inference=search needs it",
@@ -317,6 +320,23 @@ def test_evaluate_takes_exactly_one_subject(overrides: list[str], message: str) 
     with pytest.raises(schema.ConfigError) as caught:
         evaluate_config(*overrides)
     assert message in caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("override", "owner"),
+    [
+        ("inference.temperature=0.0", "sample"),
+        ("inference.top_p=2.0", "sample"),
+        ("inference.threshold=0.0", "search"),
+        ("inference.max_nodes=0", "search"),
+        ("inference.restart_seconds=-1.0", "vllm"),
+    ],
+)
+def test_a_key_of_another_way_of_predicting_is_told_once(override: str, owner: str) -> None:
+    """Its range is no matter then: for the likeliest token, greedy is what there is already."""
+    with pytest.raises(schema.ConfigError) as caught:
+        evaluate_config("checkpoint=a", override)
+    assert caught.value.problems == [f"{override} has no effect with inference=greedy; use inference={owner}"]
 
 
 def test_unknown_keys_reach_the_validation_with_all_else_that_is_wrong() -> None:

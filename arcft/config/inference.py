@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 _OWNERS = {
@@ -16,6 +16,15 @@ _OWNERS = {
     "restart_seconds": ("vllm",),
 }
 """The ways of predicting that a key is for; the others refuse it, and numbers are needed where they are for."""
+
+_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
+    "temperature": (lambda value: value > 0, "above 0; for the likeliest token use inference=greedy"),
+    "top_p": (lambda value: 0 < value <= 1, "above 0, at most 1"),
+    "threshold": (lambda value: 0 < value < 1, "a probability, above 0 and below 1"),
+    "max_nodes": (lambda value: value >= 1, "at least 1"),
+    "restart_seconds": (lambda value: value > 0, "above 0"),
+}
+"""Which numbers such a key takes, where it is for the way of predicting."""
 
 ONLY_SPEED = ("batch_size", "speculate", "restart_seconds")
 """Keys of inference that decide how fast it goes, and not what comes out."""
@@ -76,7 +85,7 @@ class InferenceConfig:
     """For vllm: an engine that has not answered a batch by then, or not begun, is ended, and another one started."""
 
     def problems(self) -> Iterator[str]:
-        for name in ("predictions_per_test", "batch_size", "max_new_tokens", "max_seq_length", "max_nodes"):
+        for name in ("predictions_per_test", "batch_size", "max_new_tokens", "max_seq_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 yield f"inference.{name}={value}: at least 1"
@@ -84,20 +93,14 @@ class InferenceConfig:
             yield f"inference.seed={self.seed}: at least 0"
         for name, owners in _OWNERS.items():
             value = getattr(self, name)
-            if self.name in owners:
-                if value is None:
-                    yield f"inference.{name} is null: inference={self.name} needs it"
-            elif value:
-                said = "true" if value is True else value
-                yield f"inference.{name}={said} has no effect with inference={self.name}; use {_any_of(owners)}"
-        if self.temperature is not None and self.temperature <= 0:
-            yield f"inference.temperature={self.temperature}: above 0; for the likeliest token use inference=greedy"
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            yield f"inference.top_p={self.top_p}: above 0, at most 1"
-        if self.threshold is not None and not 0 < self.threshold < 1:
-            yield f"inference.threshold={self.threshold}: a probability, above 0 and below 1"
-        if self.restart_seconds is not None and self.restart_seconds <= 0:
-            yield f"inference.restart_seconds={self.restart_seconds}: above 0"
+            if self.name not in owners:
+                if value is not None and value is not False:
+                    said = "true" if value is True else value
+                    yield f"inference.{name}={said} has no effect with inference={self.name}; use {_any_of(owners)}"
+            elif value is None:
+                yield f"inference.{name} is null: inference={self.name} needs it"
+            elif name in _RANGES and not _RANGES[name][0](value):
+                yield f"inference.{name}={value}: {_RANGES[name][1]}"
 
     def problems_with(self, positions: str) -> Iterator[str]:
         """What a model with such model.positions can't do."""

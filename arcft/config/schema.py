@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from typing import Any, TypeVar
@@ -114,6 +115,9 @@ def _convert_as(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
         _, item = typing.get_args(kind)
         entries = {key: _convert(item, element, f"{path}.{key}", problems) for key, element in value.items()}
         return _INVALID if _INVALID in entries.values() else entries
+    if kind is float and not math.isfinite(value):
+        problems.append(f"{path}={value}: must be a finite number")
+        return _INVALID
     return float(value) if kind is float else value
 
 
