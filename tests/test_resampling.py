@@ -81,6 +81,18 @@ def test_means_are_those_of_all_subsets(predictions: list[Prediction], selector:
             assert at.deviation[name] == pytest.approx(deviation, abs=0.03)
 
 
+def test_the_first_seen_of_equals_comes_first_however_many_there_are() -> None:
+    """In few draws, too, which hold fewer predictions than there are."""
+    tasks = [task(str(number), as_grid([[9, 9]])) for number in range(20)]
+    grids = [as_grid([list(cells)]) for cells in itertools.product(range(10), repeat=2)]
+    predictions = [answer(grid, task_id=one.id) for one in tasks for grid in grids]
+    candidates = Vote().candidates(tasks, predictions)
+    at = {number.predictions: number for number in by_number(tasks, predictions, candidates, draws=20)}[2]
+    # The last one of all is drawn, and comes second.
+    assert at.mean["vote_2"] == at.mean["pass_n"] > 0
+    assert at.mean["vote_1"] == 0
+
+
 def test_all_predictions_leave_nothing_to_chance_and_are_the_metrics_of_the_evaluation() -> None:
     tasks = [task("t", B, D), task("u", A)]
     predictions = [*TIED, answer(D, test_index=1), *(answer(grid, task_id="u") for grid in (B, C, A))]

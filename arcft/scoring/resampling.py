@@ -124,7 +124,7 @@ class _Drawn:
         known = self._sum(cells, len(drawn), self._has_logprob[drawn])
         sums = self._sum(cells, len(drawn), self._logprobs[drawn])
         logprobs = np.where(known > 0, sums / np.maximum(known, 1), -np.inf)
-        firsts = np.full(len(drawn) * (self._count + 1), drawn.size)
+        firsts = np.full(len(drawn) * (self._count + 1), len(self._grids))
         np.minimum.at(firsts, cells, drawn.ravel())
         firsts = firsts.reshape(len(drawn), -1)[:, :-1]
         # By one criterion after the other: those before decide, unless they are equal.
