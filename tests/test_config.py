@@ -268,6 +268,7 @@ def test_a_wrong_value_is_refused_with_its_remedy(overrides: list[str], message:
             ["checkpoint=a", "predictions=b"],
             "give exactly one of checkpoint=, model=, predictions=, resume= (checkpoint= and predictions= given)",
         ),
+        (["predictions=[]"], "predictions=[]: name a file of predictions, or several"),
         (["model=tiny", "adapters=x"], "adapters= needs checkpoint=: the run that the adapters were started from"),
         (
             ["predictions=b", "data=arc1", "ttft=per_task"],

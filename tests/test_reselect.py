@@ -146,6 +146,17 @@ def test_scores_that_are_not_there_are_asked_for(scored: Path, tmp_path: Path) -
     assert not folder.exists()
 
 
+def test_how_to_predict_has_no_effect_without_a_model(scored: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "evaluation"
+    with pytest.raises(ConfigError) as caught:
+        evaluated(folder, f"predictions={scored}/predictions.jsonl", "inference=search", "inference.max_new_tokens=9")
+    assert caught.value.problems == [
+        f"{key}= has no effect with predictions=, which no model makes here; drop it"
+        for key in ("inference", "inference.max_new_tokens")
+    ]
+    assert not folder.exists()
+
+
 def test_without_data_the_tasks_are_those_of_the_evaluation(tmp_path: Path) -> None:
     run = trained(tmp_path / "run")
     challenges = tmp_path / "challenges.json"

@@ -126,6 +126,8 @@ class EvaluateConfig:
         if len(given) != 1:
             said = " and ".join(f"{name}=" for name in given) if given else "none"
             yield f"give exactly one of checkpoint=, model=, predictions=, resume= ({said} given)"
+        if self.predictions == []:
+            yield "predictions=[]: name a file of predictions, or several"
         if self.model is None:
             for name in ("encoder", "prompt"):
                 if getattr(self, name) is not None and self.checkpoint is None:

@@ -47,6 +47,11 @@ def given_predictions(config: EvaluateConfig, explicit: Collection[str]) -> Give
     Raises ArcftError where a file is broken, tasks and predictions don't belong together, or a selection has not what
     it goes by; `explicit` are the keys that the user set by hand.
     """
+    without_effect = [key for key in explicit if key.partition(".")[0] == "inference"]
+    if without_effect:
+        raise ConfigError(
+            [f"{key}= has no effect with predictions=, which no model makes here; drop it" for key in without_effect]
+        )
     files = [config.predictions] if isinstance(config.predictions, str) else config.predictions or []
     predictions = [prediction for file in files for prediction in read_predictions(file)]
     about: dict[str, Any] = {"predictions": files}
