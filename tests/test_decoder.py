@@ -229,6 +229,19 @@ def test_prompts_of_unlike_length_are_not_padded_much(model: PreTrainedModel) ->
     assert sum(tokens) <= 1.25 * sum(map(len, prompts))
 
 
+def test_so_many_tokens_are_fed_in_a_pass_at_most(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [len(prompt) for prompt in many_prompts()]
+    monkeypatch.setattr("arcft.inference.passes._MOST_ON_CPU", 150)
+    for share_prefixes in (True, False):
+        shapes = fed(model, share_prefixes=share_prefixes)
+        assert all(rows == 1 or rows * tokens <= 150 for rows, tokens in shapes)
+        assert max(rows for rows, _ in shapes) > 1
+    assert sum(rows for rows, _ in shapes) == len(lengths)
+    expected = generated(model, many_prompts(), 20, [])
+    completions = decode(model, many_prompts(), max_new_tokens=20, end_ids=[], pad_id=PAD)
+    assert [completion.token_ids for completion in completions] == expected
+
+
 def test_rows_of_different_adapters_share_nothing(model: PreTrainedModel) -> None:
     """What route gives a row goes into its keys and values."""
     prompt = many_prompts()[0]

@@ -188,7 +188,9 @@ class Batch(Generic[RowT]):
             length = row.prompt_length - row.fed
             total, longest = total + length, max(longest, length)
             mixed = (row.fed > 0) != (self._live[start].fed > 0)
-            if mixed or _is_wasteful((slot - start + 1) * longest, total):
+            padded = (slot - start + 1) * longest
+            too_many = slot > start and padded > self._passes.most_tokens
+            if mixed or too_many or _is_wasteful(padded, total):
                 yield start, self._live[start:slot]
                 start, total, longest = slot, length, length
         yield start, self._live[start:]

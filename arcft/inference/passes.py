@@ -12,6 +12,11 @@ from transformers import PreTrainedModel
 from arcft.inference.cache import SlotCache, Span
 from arcft.inference.head import Choices, Head, Scores
 
+_MOST_ON_CPU, _MOST = 2**12, 2**16
+"""Tokens in a pass, with padding, from which it had better be divided. On a CPU what lies between two layers is then
+allocated anew by every operation: the bundled model reads 8 prompts of 800 tokens in 5 to 25% less time in two passes
+than in one. Elsewhere it would fill the memory."""
+
 
 @dataclasses.dataclass(slots=True)
 class Chunk:
@@ -53,6 +58,8 @@ class Passes:
         self._head = Head(model)
         self._model = model
         self._device = model.device
+        self.most_tokens = _MOST_ON_CPU if self._device.type == "cpu" else _MOST
+        """For prompts, which take more than one pass beyond it; a single one is never divided for it."""
         self._takes_additive_mask = model.config._attn_implementation == "eager"
         self._pad_id = pad_id
         self._route = route
