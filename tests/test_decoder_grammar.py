@@ -260,6 +260,19 @@ def test_a_good_guess_saves_passes_and_a_bad_one_is_given_up(model: PreTrainedMo
     assert [count for count in tokens[1:] if count > 1] == [9, 9]
 
 
+def test_a_guess_is_not_followed_beyond_the_limit() -> None:
+    """Where a model has no more positions, that would be an error."""
+    config = GPT2Config(vocab_size=61, n_positions=24, n_embd=32, n_layer=1, n_head=4, initializer_range=0.3)
+    with torch.random.fork_rng():
+        torch.manual_seed(8)
+        model = GPT2LMHeadModel(config).eval()
+    limit = 24 - len(PROMPTS[0])
+    (plain,) = decode(model, PROMPTS[:1], max_new_tokens=limit, end_ids=[], pad_id=PAD)
+    for guess in (plain.token_ids * 2, plain.token_ids[:-1] + [1] * 20):
+        (found,) = decode(model, PROMPTS[:1], max_new_tokens=limit, end_ids=[], pad_id=PAD, guesses=[guess])
+        assert found.token_ids == plain.token_ids
+
+
 def test_an_end_that_was_guessed_too_early_does_not_end(model: PreTrainedModel) -> None:
     expected = generated(model, PROMPTS, 20, [])
     guesses = [[*row[:5], END, *row[6:]] for row in expected]
