@@ -14,26 +14,26 @@ from rich.console import Console
 
 from arcft import __version__
 from arcft.arc.task import Task
-from arcft.checkpoints import RUN_FILE, CheckpointError, find_checkpoints
 from arcft.config.inference import ONLY_SPEED
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError, to_dict
 from arcft.models.limits import refuse_beyond, stored_position_limit
 from arcft.models.load import load_tokenizer
+from arcft.runs.adapted import adapted_runs, tasks_adapted_to
 from arcft.runs.build import check_answers, config_digest, example_builder
-from arcft.runs.choose import chosen_tasks, data_fingerprint, default_held_out, narrowed, tasks_named, tasks_of_run
+from arcft.runs.choose import chosen_tasks, data_fingerprint, default_held_out, narrowed, tasks_of_run
 from arcft.runs.leaks import say_trained_on
 from arcft.runs.predict import Share
 from arcft.runs.reselect import given_predictions
 from arcft.runs.restore import ModelHost, base_model, restored_builder, restored_tokenizer
 from arcft.runs.serving import served_model, served_run
 from arcft.runs.trained import (
+    OWN_FORMAT,
     TrainedRun,
     contradictions,
     distinct_names,
     is_pattern,
     matching_checkpoints,
-    matching_folders,
     open_checkpoint,
 )
 from arcft.runs.ttft_settle import what_adapts
@@ -41,8 +41,6 @@ from arcft.scoring.predictions import Prediction
 from arcft.text.examples import ExampleBuilder
 
 console = Console()
-OWN_FORMAT = ("encoder", "prompt")
-"""Groups of the config that a checkpoint brings along."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,9 +162,9 @@ class _Finder:
         start = open_checkpoint(Path(str(self.config.checkpoint)), self.config.base_model)
         self._refuse_contradictions(start)
         num_tokens = self._builder(start).num_tokens
-        adapted = self._adapted(start)
+        adapted = adapted_runs(str(self.config.adapters), start, self.config.base_model)
         if self.config.data.source == "held_out":
-            tasks = narrowed(_tasks_of_runs(adapted), self.config.data, num_tokens, self._say_once)
+            tasks = narrowed(tasks_adapted_to(adapted), self.config.data, num_tokens, self._say_once)
         else:
             tasks = chosen_tasks(self.config.data, num_tokens, self._say_once)
         answering: dict[Path, tuple[TrainedRun, list[Task]]] = {}
@@ -184,41 +182,6 @@ class _Finder:
         }
         title = f"{start.config.model.name}, {start.name} and {len(answering)} adapters"
         return self._subject("adapters", title, shares, about)
-
-    def _adapted(self, start: TrainedRun) -> dict[str, TrainedRun]:
-        """By task id, the run that was adapted to it."""
-        adapted: dict[str, TrainedRun] = {}
-        for adapter in self._adapters(start):
-            for task_id in adapter.tasks["adapted_to"]:
-                if task_id in adapted:
-                    raise CheckpointError(
-                        f"adapters: {adapted[task_id].folder} and {adapter.folder} were both adapted to task "
-                        f"{task_id}; narrow the pattern, or evaluate them apart and vote over both with predictions="
-                    )
-                adapted[task_id] = adapter
-        return adapted
-
-    def _adapters(self, start: TrainedRun) -> list[TrainedRun]:
-        adapters = []
-        for folder in matching_folders("adapters", str(self.config.adapters)):
-            if not (folder / RUN_FILE).is_file():
-                continue
-            if not find_checkpoints(folder) and folder not in find_checkpoints(folder.parent):
-                console.print(f"[yellow]note:[/] {folder} has no complete checkpoint; passed over", soft_wrap=True)
-                continue
-            adapter = open_checkpoint(folder, self.config.base_model)
-            if not adapter.tasks.get("adapted_to"):
-                raise CheckpointError(f"adapters: {folder} was not adapted to tasks; make one with data=leave_one_out")
-            groups = (*OWN_FORMAT, "model")
-            problems = contradictions(groups, adapter.config, start.config, groups)
-            if problems:
-                raise CheckpointError(
-                    f"adapters: {folder} does not belong to {start.checkpoint.path}: {'; '.join(problems)}"
-                )
-            adapters.append(adapter)
-        if not adapters:
-            raise CheckpointError(f"adapters={self.config.adapters}: no match is a training run with a checkpoint")
-        return adapters
 
     def _refuse_contradictions(self, run: TrainedRun) -> None:
         problems = contradictions(self.explicit, self.config, run.config, OWN_FORMAT)
@@ -292,16 +255,6 @@ class _Finder:
             about={"arcft": __version__, **about},
             run=run,
         )
-
-
-def _tasks_of_runs(adapted: Mapping[str, TrainedRun]) -> list[Task]:
-    """The tasks that runs were adapted to, in their order; each set of tasks is read once, not for every run."""
-    groups: dict[str, tuple[TrainedRun, list[str]]] = {}
-    for task_id, run in adapted.items():
-        data = dataclasses.replace(run.config.data, task_ids=None)
-        groups.setdefault(config_digest(to_dict(data)), (run, []))[1].append(task_id)
-    tasks = {task.id: task for run, ids in groups.values() for task in tasks_named(run, ids)}
-    return [tasks[task_id] for task_id in adapted]
 
 
 def _about(run: TrainedRun) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from arcft.config.schema import ConfigError, to_dict
 from arcft.config.stored import from_stored
 
 PATTERN = "*?["
+OWN_FORMAT = ("encoder", "prompt")
+"""Groups of the config that a checkpoint brings along."""
 
 
 def is_pattern(text: str) -> bool:
