@@ -490,7 +490,9 @@ def test_a_first_guess_changes_nothing(
     assert [prediction.text for prediction in found] == [prediction.text for prediction in plain]
 
 
-@pytest.mark.parametrize(("prompts", "batch_size", "first"), [(1, 8, 1), (8, 8, 1), (16, 8, 2), (96, 8, 8), (96, 4, 4)])
+@pytest.mark.parametrize(
+    ("prompts", "batch_size", "first"), [(1, 8, 1), (8, 8, 8), (9, 8, 1), (16, 8, 2), (96, 8, 8), (96, 4, 4)]
+)
 def test_so_many_prompts_come_first(
     builder: ExampleBuilder, tasks: list[Task], prompts: int, batch_size: int, first: int
 ) -> None:
@@ -499,6 +501,13 @@ def test_so_many_prompts_come_first(
     asked = [one for _ in range(prompts) for one in (prompt, other)]
     expected = [*range(0, 2 * first, 2), *range(1, 2 * first, 2)]
     assert before_guessing(asked, range(2 * prompts), batch_size) == expected
+
+
+def test_one_prompt_comes_first_where_the_input_is_a_guess(builder: ExampleBuilder) -> None:
+    grid = as_grid([[1, 2], [3, 4]])
+    task = Task("kept", train=(Pair(grid, grid),), test=(Pair(grid),))
+    asked = augmented_prompts(builder, task, 0, dataclasses.replace(GREEDY, predictions_per_test=8))
+    assert before_guessing(asked, range(8), 8) == [0]
 
 
 SEARCH = dataclasses.replace(GRAMMAR, name="search", threshold=0.02, max_nodes=500, batch_size=8)

@@ -12,7 +12,7 @@ from arcft.scoring.voting import vote
 from arcft.text.examples import ExampleBuilder
 
 _FIRST = 8
-"""One in so many of a test's prompts is asked before the others, and one at least."""
+"""Where some of a test's prompts are asked before the others, it is one in so many, and one at least."""
 
 _KEPT = 0.8
 """The share of the demonstrations' cells that have to stay as they are for the input to be a guess. Of ARC-1's
@@ -44,11 +44,19 @@ class CarriedOver:
 
 
 def before_guessing(asked: Sequence[AugmentedPrompt], places: Sequence[int], batch_size: int) -> list[int]:
-    """Those of `places` in `asked` that come first, to have something to guess: a few of each test, in their order."""
+    """Those of `places` in `asked` that come first, to have something to guess: a few of each test, in their order.
+
+    Of a test whose prompts fit one batch all come first, unless its input is a guess: to wait for the answer to one
+    takes as many passes as to write them all.
+    """
     tests: dict[TestKey, list[int]] = {}
     for place in places:
         tests.setdefault(asked[place].test, []).append(place)
-    return [place for own in tests.values() for place in own[: min(batch_size, max(1, len(own) // _FIRST))]]
+    first = []
+    for own in tests.values():
+        waits = len(own) > batch_size or _changes_little(asked[own[0]].task)
+        first += own[: min(batch_size, max(1, len(own) // _FIRST))] if waits else own
+    return first
 
 
 def _changes_little(task: Task) -> bool:
