@@ -37,7 +37,16 @@ def quick_run(script: str) -> dict[str, Any]:
 
 def test_every_benchmark_is_run_here() -> None:
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    assert scripts == {"data_pipeline", "decode", "kills", "pretrain_study", "tiny_score", "ttft", "ttft_study"}
+    assert scripts == {
+        "answer_study",
+        "data_pipeline",
+        "decode",
+        "kills",
+        "pretrain_study",
+        "tiny_score",
+        "ttft",
+        "ttft_study",
+    }
 
 
 @pytest.mark.slow
@@ -92,6 +101,20 @@ def test_pretrain_study() -> None:
         assert 2 < row["held_out_nats"] < 8
         assert row["tokens"] > 1000
     assert len({row["held_out_nats"] for row in figures["variants"]}) == 2
+
+
+@pytest.mark.slow
+def test_answer_study() -> None:
+    figures = quick_run("answer_study.py")
+    greedy, search = figures["variants"]
+    assert (greedy["prompts"], greedy["tasks"]) == (8, 2)
+    for row in (greedy, search):
+        assert set(row["solved"]) == {"vote", "score", "verify"}
+        for solved in row["solved"].values():
+            assert 0 <= solved <= row["any_right"] <= 2
+        assert row["seconds"] > 0
+        assert row["scoring_seconds"] > 0
+    assert greedy["any_right"] > 0
 
 
 @pytest.mark.slow
