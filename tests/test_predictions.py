@@ -206,3 +206,9 @@ def test_predictions_for_other_tasks_are_refused() -> None:
         group_by_test([one_test_task("a")], [stranger])
     with pytest.raises(PredictionError, match=r"task a has test_index=1, but the task has 1 test"):
         group_by_test([one_test_task("a")], [Prediction(task_id="a", test_index=1, grid=None)])
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(PredictionError) as caught:
+        read_predictions(tmp_path)
+    assert str(caught.value) == f"predictions file {tmp_path}: is a folder; name the file in it, e.g. predictions.jsonl"

@@ -237,6 +237,8 @@ def _typed(values: dict[str, Any], key: str, kind: type, where: str) -> Any:
 
 
 def _read_bytes(path: Path) -> bytes:
+    if path.is_dir():
+        raise PredictionError(f"predictions file {path}: is a folder; name the file in it, e.g. predictions.jsonl")
     try:
         return path.read_bytes()
     except OSError as error:
