@@ -34,7 +34,7 @@ from arcft.models.limits import embedding_rows
 from arcft.runs.build import choose_device
 from arcft.runs.edge import config_folder
 from arcft.runs.train import Prepared, build_model, prepare
-from arcft.text.tokens import choose_pad_token
+from arcft.text.padding import choose_pad_token
 from arcft.training.batches import collate
 from arcft.training.loss import summed_cross_entropy
 from arcft.training.optimizers import build_optimizer

@@ -42,7 +42,8 @@ from arcft.runs.edge import config_folder
 from arcft.runs.restore import ModelHost, restored_builder, restored_tokenizer
 from arcft.runs.train import train
 from arcft.runs.trained import TrainedRun, open_checkpoint
-from arcft.text.tokens import IGNORED, choose_pad_token
+from arcft.text.padding import choose_pad_token
+from arcft.text.tokens import IGNORED
 from arcft.training.batches import collate
 from arcft.training.loss import mean_loss
 

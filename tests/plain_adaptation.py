@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from arcft.config.model import ModelConfig
 from arcft.models.load import load_model
 from arcft.models.lora import apply_lora
-from arcft.text.tokens import IGNORED, Example, Positions
+from arcft.text.cursors import Positions
+from arcft.text.tokens import IGNORED, Example
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from arcft.inference.decoder import Completion, DecodingError, decode
-from arcft.text.tokens import Grammar, Positions
+from arcft.text.cursors import Grammar, Positions
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12], [20, 21, 22], [30], [40, 41, 42, 43, 44]]
 

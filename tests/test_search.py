@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from arcft.inference.decoder import Completion, DecodingError, decode
 from arcft.inference.search import Found, search
-from arcft.text.tokens import Grammar, Positions
+from arcft.text.cursors import Grammar, Positions
 
 Texts = dict[tuple[int, ...], float]
 """Completions with their end tokens, and their log-probabilities."""

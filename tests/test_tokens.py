@@ -12,7 +12,8 @@ import pytest
 import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from arcft.text.tokens import IGNORED, Example, Tokenization, TokenizationError, choose_pad_token, token_texts
+from arcft.text.padding import choose_pad_token
+from arcft.text.tokens import IGNORED, Example, Tokenization, TokenizationError, token_texts
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = ["qwen2_5", "llama3", "gemma3", "smollm2", "gpt2"]

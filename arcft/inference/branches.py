@@ -14,7 +14,7 @@ from typing import NamedTuple
 from arcft.inference.guesses import Guess
 from arcft.inference.passes import Chunk
 from arcft.inference.writing import Completion, WrittenRow
-from arcft.text.tokens import Grammar, Positions
+from arcft.text.cursors import Grammar, Positions
 
 _ROUNDING = 1e-6
 """Log-probability that a sum may lack for its rounding."""

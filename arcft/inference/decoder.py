@@ -22,7 +22,7 @@ from arcft.inference.passes import Chunk
 from arcft.inference.rows import Row
 from arcft.inference.sampling import Sampler, make_sampler
 from arcft.inference.writing import Completion, WrittenRow
-from arcft.text.tokens import Grammar, Positions
+from arcft.text.cursors import Grammar, Positions
 
 __all__ = ["Completion", "DecodingError", "decode"]
 

@@ -14,7 +14,7 @@ from arcft.inference.errors import DecodingError
 from arcft.inference.head import Choices, Scores
 from arcft.inference.passes import Chunk
 from arcft.inference.rows import Row
-from arcft.text.tokens import Grammar, Positions
+from arcft.text.cursors import Grammar, Positions
 
 _LOGITS = 2**26
 """So many at most are computed in a pass."""

@@ -6,7 +6,7 @@ import abc
 from collections.abc import Sequence
 
 from arcft.inference.passes import Chunk
-from arcft.text.tokens import Positions
+from arcft.text.cursors import Positions
 
 
 class Row(abc.ABC):

@@ -22,7 +22,7 @@ from arcft.inference.guesses import Guess
 from arcft.inference.head import Scores
 from arcft.inference.passes import Chunk
 from arcft.inference.writing import Completion
-from arcft.text.tokens import Grammar, Positions
+from arcft.text.cursors import Grammar, Positions
 
 
 @dataclasses.dataclass(frozen=True)

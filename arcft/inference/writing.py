@@ -11,7 +11,7 @@ from arcft.inference.guesses import Guess
 from arcft.inference.head import Choices
 from arcft.inference.passes import Chunk
 from arcft.inference.rows import Row
-from arcft.text.tokens import Cursor, Positions
+from arcft.text.cursors import Cursor, Positions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,8 @@ from arcft.runs.showcase import show_showcase
 from arcft.runs.tracked import tracked
 from arcft.runs.trained import check_base, open_checkpoint
 from arcft.text.examples import ExampleBuilder, ExampleStream, Trial
-from arcft.text.tokens import Example, choose_pad_token
+from arcft.text.padding import choose_pad_token
+from arcft.text.tokens import Example
 from arcft.tracking import Tracker
 from arcft.training.arguments import make_training_arguments
 from arcft.training.saving import Saving

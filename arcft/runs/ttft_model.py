@@ -20,7 +20,7 @@ from arcft.runs.restore import base_model, restored_tokenizer
 from arcft.runs.trained import check_base
 from arcft.runs.ttft_settle import Settled
 from arcft.text.examples import ExampleBuilder
-from arcft.text.tokens import choose_pad_token
+from arcft.text.padding import choose_pad_token
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

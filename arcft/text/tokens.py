@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
 import logging
-import re
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import jinja2
 import numpy as np
@@ -16,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from arcft.config.model import LossOn
 from arcft.errors import ArcftError
+from arcft.text.cursors import Positions
 
 logger = logging.getLogger(__name__)
 
@@ -29,46 +28,6 @@ _TODAY = datetime.datetime(2024, 7, 26)
 _BORDERS_CHECKED = 16
 # What decoders write for bytes that are no character, or not yet one.
 _UNFINISHED = "\ufffd"
-_PADDING_NAMES = (
-    re.compile(r"[<\[].*pad.*[>\]]", re.IGNORECASE),
-    re.compile(r"[<\[].*(reserved|unused|extra|placeholder|dummy).*[>\]]", re.IGNORECASE),
-)
-
-
-class Positions(Protocol):
-    """A rule for position ids that jump: a token's position depends on the token and on the position before it."""
-
-    def __call__(self, token_ids: Sequence[int], after: int = -1) -> list[int]:
-        """The positions of `token_ids` behind a token at position `after`, or from the beginning on."""
-
-
-class Cursor(Protocol):
-    """A place in a text that is being written, and what may follow it."""
-
-    @property
-    def choices(self) -> Sequence[int]:
-        """The token ids that may come next, ascending: one where the next token is forced, none after the end.
-
-        Where the text may end, the end of the turn is one of them. The same choices are the same object, wherever they
-        are met, so what is made for them once can be found again by identity.
-        """
-
-    def take(self, token: int) -> None:
-        """Go on with `token`; raise ValueError if it is none of `choices`."""
-
-    def copy(self) -> Cursor:
-        """A cursor at the same place that goes on independently of this one."""
-
-
-class Grammar(Protocol):
-    """All the texts that may be written as a completion. Called, it gives a new cursor at their beginning."""
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest text, the end of the turn included."""
-
-    def __call__(self) -> Cursor:
-        """A cursor behind the prompt and its opener."""
 
 
 class TokenizationError(ArcftError):
@@ -302,41 +261,3 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]
         texts.append(text[len(before) :])
         begun, known = known, end
     return texts
-
-
-def choose_pad_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
-    """The id of a token to pad with that never ends a turn, or a model could not learn to stop.
-
-    It is the tokenizer's own pad token if that will do, else one that is named for padding or reserved, else the
-    unknown token, else the last ordinary one; always one of the first `rows`, which the model has embeddings for, as
-    many a pad token was added beyond them. None is ever added: that would resize the embeddings, which are then saved
-    whole. Any token will do because padding stands right of all that is read, or is masked, and has no label. The
-    tokenizer is left as it is.
-    """
-    ends = _all_ends(tokenizer)
-    names = sorted(
-        ((name, token) for name, token in tokenizer.get_vocab().items() if token < rows and token not in ends),
-        key=lambda item: item[1],
-    )
-    usable = {token for _, token in names}
-    if tokenizer.pad_token_id in usable:
-        return tokenizer.pad_token_id
-    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-    for pattern in _PADDING_NAMES:
-        for name, token in names:
-            if pattern.fullmatch(name):
-                return token
-    if tokenizer.unk_token_id in usable:
-        return tokenizer.unk_token_id
-    return max(usable - special)
-
-
-def _all_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """What ends a turn with the chat template or without."""
-    ends = set()
-    kinds: tuple[Literal["auto", "never"], ...] = ("auto", "never")
-    for chat_template in kinds:
-        # Which of the two a run uses is checked where it is used.
-        with contextlib.suppress(TokenizationError):
-            ends |= set(Tokenization(tokenizer, chat_template=chat_template).end_ids)
-    return ends

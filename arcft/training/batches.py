@@ -7,7 +7,8 @@ from typing import TypedDict
 
 import torch
 
-from arcft.text.tokens import IGNORED, Example, Positions
+from arcft.text.cursors import Positions
+from arcft.text.tokens import IGNORED, Example
 
 Collate = Callable[[Sequence[Example]], dict[str, torch.Tensor]]
 

@@ -20,7 +20,8 @@ from transformers.trainer_utils import TrainOutput
 from arcft import checkpoints
 from arcft.config.optimizer import OptimizerConfig
 from arcft.config.scheduler import SchedulerConfig
-from arcft.text.tokens import IGNORED, Example, Positions
+from arcft.text.cursors import Positions
+from arcft.text.tokens import IGNORED, Example
 from arcft.training.arguments import check_length
 from arcft.training.batches import Batch, collate, collate_in_groups
 from arcft.training.finite import SMALLEST_SCALE, check_finite

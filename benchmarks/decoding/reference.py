@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
-from arcft.text.tokens import Positions
+from arcft.text.cursors import Positions
 
 
 @contextlib.contextmanager

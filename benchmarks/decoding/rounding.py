@@ -12,7 +12,7 @@ import torch
 from arcft.arc.task import Task
 from arcft.arc.views import test_problem
 from arcft.inference.attention import decoding_attention
-from arcft.text.tokens import Positions
+from arcft.text.cursors import Positions
 from decoding.subjects import OneShape, Subject
 
 CHUNK = 16

@@ -22,8 +22,8 @@ from arcft.models.lora import load_adapter
 from arcft.runs.build import choose_device
 from arcft.runs.ttft_model import ask_builder, start_model, start_tokenizer
 from arcft.runs.ttft_settle import settle
+from arcft.text.cursors import Cursor
 from arcft.text.examples import ExampleBuilder
-from arcft.text.tokens import Cursor
 
 
 @dataclasses.dataclass(frozen=True)
