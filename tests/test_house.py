@@ -76,7 +76,7 @@ def test_the_workflow_runs_what_developers_run() -> None:
         "step ruff format --check .",
         "step mypy",
         "step lint-imports",
-        "step pytest -rs",
+        "step pytest -rs -n auto --dist loadfile",
         "step pytest -rs -m slow",
     ]
 
