@@ -5,8 +5,9 @@
 
 ARC-1's evaluation set, of which the tasks of at most 1024 tokens fit and all others count as unsolved: as the model is,
 and adapted to each task; then 100 of the 400 with two more seeds, for what a seed is worth; and ARC-2's evaluation set
-once. A task is solved if each of its tests is, by one of two attempts. Intervals are Wilson's, 95%, over tasks. Each
-part is a run of evaluate.py in a folder of OUT; a part that is there is not run again, one that was begun goes on.
+once. As it is, the model predicts as evaluate.py does unless told otherwise. A task is solved if each of its tests is,
+by one of two attempts. Intervals are Wilson's, 95%, over tasks. Each part is a run of evaluate.py in a folder of OUT; a
+part that is there is not run again, one that was begun goes on.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ SAMPLE = 100  # tasks of ARC-1's evaluation set that are adapted to with more se
 SEEDS = (0, 1, 2)
 ARC1 = ["data=arc1", "data.split=evaluation", f"data.max_tokens={LENGTH}"]
 ARC2 = ["data=arc2", "data.split=evaluation", f"data.max_tokens={LENGTH}"]
-ANSWERING = ["inference.predictions_per_test=32", "selection=score"]  # docs/studies/tiny.md
+ANSWERING = ["inference.predictions_per_test=32", "selection=score"]  # after adapting; docs/studies/tiny.md
 
 
 def main() -> None:
@@ -47,20 +48,18 @@ def main() -> None:
         adapting = ["ttft=per_task"]
         if arguments.workers > 1:
             adapting += ["ttft.workers=processes", f"ttft.num_workers={arguments.workers}"]
-        answering = list(ANSWERING)
-        if arguments.quick:
-            answering = ["model.init=random", "data.limit=2", "inference.max_new_tokens=8"]
-        adapting += ["ttft.max_steps=2"] if arguments.quick else []
+        few = ["model.init=random", "data.limit=2", "inference.max_new_tokens=8"] if arguments.quick else []
+        adapting += ["ttft.max_steps=2"] if arguments.quick else ANSWERING
         parts = {
-            "as_it_is": run(out / "as_it_is", [*ARC1, *answering]),
-            "adapted": run(out / "adapted", [*ARC1, *adapting, *answering]),
+            "as_it_is": run(out / "as_it_is", [*ARC1, *few]),
+            "adapted": run(out / "adapted", [*ARC1, *adapting, *few]),
         }
         # A task's outcome does not depend on what else is in the run, so the first seed's are known.
         for seed in SEEDS[1:2] if arguments.quick else SEEDS[1:]:
-            seeded = [f"ttft.seed={seed}", f"inference.seed={seed}", *answering]
+            seeded = [f"ttft.seed={seed}", f"inference.seed={seed}", *few]
             chosen = [] if arguments.quick else [f"data.task_ids='{out / 'sample.txt'}'"]
             parts[f"seed_{seed}"] = run(out / f"seed_{seed}", [*ARC1, *adapting, *seeded, *chosen])
-        parts["arc2"] = run(out / "arc2", [*ARC2, *adapting, *answering])
+        parts["arc2"] = run(out / "arc2", [*ARC2, *adapting, *few])
     rows = [
         row("ARC-1 evaluation, as it is", parts["as_it_is"], 400),
         row("ARC-1 evaluation, adapted", parts["adapted"], 400),
