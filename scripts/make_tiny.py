@@ -21,8 +21,8 @@ from pathlib import Path
 import yaml
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-from arcft.text.encoders import COLOR_NAMES, DIGITS, FENCE, SYMBOLS
-from arcft.text.grid_positions import GRID, ROW
+from arcft.problems.arc.format.encoders import COLOR_NAMES, DIGITS, FENCE, SYMBOLS
+from arcft.problems.arc.format.grid_positions import GRID, ROW
 
 ROOT = Path(__file__).resolve().parents[1]
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
@@ -34,7 +34,7 @@ CONTEXT = 4096  # tokens
 HIDDEN, LAYERS = 160, 5
 HEAD = 32  # the width of a head: a pair of numbers for each of PERIODS
 FEED_FORWARD = 2.8  # of the width, in steps of 64
-# Positions are grid * 1024 + row * 32 + column (arcft/text/grid_positions.py), so these are waves over a row of
+# Positions are grid * 1024 + row * 32 + column (format/grid_positions.py), so these are waves over a row of
 # columns, over a grid of rows and over the grids, and at last one that tells nearly nothing about the place.
 HARMONICS, GRID_HARMONICS = (1, 2, 4, 8, 13), (1, 2, 4, 8, 16)
 PERIODS = (

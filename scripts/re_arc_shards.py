@@ -1,4 +1,4 @@
-"""The files of a cache of pairs, as arcft/arc/pair_cache.py reads them; re_arc_pairs.py writes with this.
+"""The files of a cache of pairs, as arcft/problems/arc/data/pair_cache.py reads them; re_arc_pairs.py writes with this.
 
 Each task type is one shard, `ID.npz`, written whole or not at all: `cells` int8, of each pair the input's and then the
 output's, row by row; `shapes` uint8 [pairs, 4], rows and columns of input and output; `entry`, the type's part of the

@@ -28,15 +28,15 @@ from transformers import AutoConfig
 
 from arcft import __version__
 from arcft.checkpoints import CheckpointError
+from arcft.cli.hydra_app import config_folder, plain_config
 from arcft.config.run import TrainConfig
 from arcft.config.schema import from_dict, to_dict
 from arcft.errors import ArcftError
 from arcft.models.bundled import ASSETS, TOKENIZER_FILES, WEIGHTS_FILE, write_bundle
 from arcft.models.fingerprint import architecture_values
-from arcft.reporting.curves import HISTORY_FILE
+from arcft.reporting.charts.curves import HISTORY_FILE
 from arcft.reporting.words import count
-from arcft.runs.edge import config_folder, plain_config
-from arcft.runs.trained import TrainedRun, open_checkpoint
+from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
 
 MOST_BYTES = 8_000_000
 DISJOINT_FROM = ("arcagi:evaluation", "arcagi2:evaluation")

@@ -25,8 +25,9 @@ from arcft.checkpoints import (
     write_run_yaml,
     writing,
 )
+from tests.support.paths import ROOT
 
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 ORIGIN = Origin(base_model="m", base_fingerprint="f", data_fingerprint="d", seed=3)
 RUN = {"model": {"name": "m"}, "data": {"task_ids": ["00576224", "5117e062", "855e0971", "007bbfb7"], "limit": None}}
 
@@ -84,6 +85,7 @@ CRASH = """
 import os, sys
 from pathlib import Path
 from arcft import checkpoints
+from tests.support.paths import ROOT
 run, moment = Path(sys.argv[1]), sys.argv[2]
 origin = checkpoints.Origin(base_model="m", base_fingerprint="f", data_fingerprint="d", seed=3)
 if moment == "manifest":

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from offline_runs import read_runs
 from PIL import Image
 
 from arcft.config.tracking import TrackingConfig
 from arcft.tracking import NoTracker, start_tracker
+from tests.support.offline_runs import read_runs
+from tests.support.paths import ROOT
 
 OFFLINE = TrackingConfig(name="wandb", mode="offline", project="arcft-tests")
 
@@ -38,7 +39,7 @@ def run_apart(code: str, *arguments: str, home: Path, **environment: str) -> sub
     """Run Python code in a process of its own, as a user who has never heard of W&B."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     # `tests/` is not the place of the package: a checkout's root is, installed or not.
-    paths = {"HOME": str(home), "NETRC": str(home / ".netrc"), "PYTHONPATH": str(Path(__file__).parents[1])}
+    paths = {"HOME": str(home), "NETRC": str(home / ".netrc"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, env=clean | paths | environment, cwd=home, capture_output=True, text=True)
 
@@ -150,6 +151,7 @@ def test_what_auto_means(tmp_path: Path, environment: dict[str, str], mode: str)
     code = """
 from arcft.config.tracking import TrackingConfig
 from arcft.tracking import _mode
+from tests.support.paths import ROOT
 print(_mode(TrackingConfig(name="wandb", mode="auto")))
 """
     done = run_apart(code, home=tmp_path, WANDB_SILENT="true", **environment)

@@ -10,11 +10,11 @@ from typing import Any
 @dataclasses.dataclass(kw_only=True)
 class EncoderConfig:
     grid: dict[str, Any]
-    """The encoder as nested `_target_` nodes, each a class of arcft.text.encoders."""
+    """The encoder as nested `_target_` nodes, each a class of arcft.problems.arc.format.encoders."""
 
     allow_uneven_tokens: bool = False
     """Warn instead of refusing when the model's tokenizer writes cells in a varying number of tokens."""
 
     def problems(self) -> Iterator[str]:
         if "_target_" not in self.grid:
-            yield f"encoder.grid={self.grid}: needs a _target_, e.g. arcft.text.encoders.MinimalGridEncoder"
+            yield f"encoder.grid={self.grid}: needs a _target_, e.g. MinimalGridEncoder"

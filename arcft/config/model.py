@@ -49,8 +49,8 @@ class ModelConfig:
     """Recommended labels; training.loss_on takes it unless set."""
 
     positions: PositionsName = "none"
-    """`grid` tells the model grid, row and column of each token instead of its number (text/grid_positions.py); for
-    models made for it, with encoder=minimal prompt=grid_only. It belongs to the model, as its context does."""
+    """`grid` tells the model grid, row and column of each token instead of its number (grid_positions.py); for models
+    made for it, with encoder=minimal prompt=grid_only. It belongs to the model, as its context does."""
 
     lora_r: int = 16
     lora_alpha: float = 32.0

@@ -11,8 +11,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from arcft.config.model import ModelConfig
+from arcft.errors import ModelError
 from arcft.models.bundled import WEIGHTS_FILE
-from arcft.models.errors import ModelError
 from arcft.models.load import draw_random_model
 from arcft.models.source import hub_options, load_architecture, model_path, not_loaded, resolve_path
 

@@ -26,9 +26,9 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from arcft.config.model import ModelConfig
+from arcft.errors import ModelError
 from arcft.models.backend import import_backend
 from arcft.models.bundled import BUNDLED, check_tokenizer, check_weights
-from arcft.models.errors import ModelError
 from arcft.models.folded_attention import use_folded_attention
 from arcft.models.gguf_tokenizer import load_gguf_tokenizer
 from arcft.models.positional_kernels import set_positional_kernels

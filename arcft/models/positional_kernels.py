@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from arcft.models.errors import ModelError
+from arcft.errors import ModelError
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers import AutoConfig, PretrainedConfig
 
 from arcft.config.model import ModelConfig
+from arcft.errors import ModelError
 from arcft.models.bundled import BUNDLED, bundled_folder
-from arcft.models.errors import ModelError
 
 _HUB_SECONDS = 5
 

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from arcft.arc.task import Task
-from arcft.reporting.charts import charts_png
+from arcft.problems.arc.scoring.metrics import METRICS, Scores, mean_and_error
+from arcft.problems.arc.task import Task
+from arcft.reporting.charts.charts import charts_png
 from arcft.reporting.words import count, percent, plus_minus, points
-from arcft.scoring.metrics import METRICS, Scores, mean_and_error
 from arcft.scoring.predictions import Prediction
 from arcft.scoring.voting import Attempts, vote
 
@@ -229,7 +229,7 @@ def rows_table(adaptation: Adaptation) -> tuple[list[str], list[list[Any]]]:
 def adaptation_png(path: Path | str, adaptation: Adaptation) -> None:
     """Write the charts as a PNG: tasks solved (done, where no answer is known) against time, and losses."""
     # Only here, since it brings matplotlib along.
-    from arcft.reporting.adaptation_charts import adaptation_panels
+    from arcft.reporting.charts.adaptation_charts import adaptation_panels
 
     panels = adaptation_panels(adaptation)
     if not panels:
@@ -239,7 +239,7 @@ def adaptation_png(path: Path | str, adaptation: Adaptation) -> None:
 
 def task_picture(path: Path | str, task: Task, attempts: Attempts) -> None:
     """Write a PNG of one task: its demonstrations, and for each test input, true output if known, and two attempts."""
-    from arcft.reporting.mosaic import draw_task
+    from arcft.problems.arc.drawing.mosaic import draw_task
 
     groups = [attempts.get((task.id, index), ()) for index in range(len(task.test))]
     draw_task(task, groups).save(path, optimize=True)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from arcft.arc.task import Grid, Task
-from arcft.scoring.metrics import Scores
+from arcft.problems.arc.scoring.metrics import Scores
+from arcft.problems.arc.task import Grid, Task
 from arcft.scoring.predictions import Prediction, TestKey
 from arcft.scoring.selection import ATTEMPTS, Candidates
 from arcft.scoring.voting import Candidate

@@ -13,10 +13,10 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from arcft.arc.pictures import PALETTE
-from arcft.arc.task import Grid, Task
+from arcft.problems.arc.drawing.colors import PALETTE
+from arcft.problems.arc.scoring.metrics import METRICS
+from arcft.problems.arc.task import Grid, Task
 from arcft.reporting.words import DEFINITIONS, count, percent, plus_minus
-from arcft.scoring.metrics import METRICS
 from arcft.scoring.voting import Attempts
 
 LEARNED = "bold black on green"
@@ -121,7 +121,7 @@ def grids_side_by_side(grids: Sequence[tuple[str, Grid | None]]) -> GridsSideByS
 def predictions_picture(path: Path | str, tasks: Sequence[Task], attempts: Attempts, count: int) -> None:
     """Write a PNG of the first `count` tests of `tasks`: input, true output where it is known, and both attempts."""
     # Only here, since it brings matplotlib along for its fonts.
-    from arcft.reporting.mosaic import draw_page, tiles_of_task
+    from arcft.problems.arc.drawing.mosaic import draw_page, tiles_of_task
 
     tiles = [
         tile

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arcft.arc.task import Task
+from arcft.problems.arc.scoring.metrics import Scores
+from arcft.problems.arc.task import Task
 from arcft.reporting.adaptation import Adaptation
-from arcft.reporting.curves import Curves, curves_svg
-from arcft.reporting.numbers import numbers_png
+from arcft.reporting.charts.curves import Curves, curves_svg
+from arcft.reporting.charts.numbers import numbers_png
+from arcft.reporting.html.page import page
 from arcft.reporting.outcomes import sorted_results
-from arcft.reporting.page import page
 from arcft.reporting.summary import write_summary
-from arcft.scoring.metrics import Scores
 from arcft.scoring.predictions import Prediction, group_by_test
 from arcft.scoring.resampling import AtNumber
 from arcft.scoring.selection import Candidates

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from arcft.arc.task import Grid, Pair, Task
+from arcft.problems.arc.task import Grid, Pair, Task
 from arcft.reporting.adaptation import TaskRow
 from arcft.reporting.outcomes import SOLVED, is_right
 from arcft.reporting.words import duration
@@ -43,7 +43,7 @@ def right_attempt(pair: Pair, attempts: Sequence[Grid]) -> Grid | None:
 def showcase_picture(path: Path | str, tasks: Sequence[Task], attempts: Attempts) -> None:
     """Write a PNG of solved tasks: for each test a demonstration, the input, predicted and true output."""
     # Only here, since it brings matplotlib along for its fonts.
-    from arcft.reporting.mosaic import Panel, Tile, draw_page
+    from arcft.problems.arc.drawing.mosaic import Panel, Tile, draw_page
 
     tiles = []
     for task in tasks:

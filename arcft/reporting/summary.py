@@ -10,14 +10,23 @@ from typing import TypeVar
 
 from PIL import Image, ImageDraw
 
+from arcft.problems.arc.drawing.mosaic import (
+    FAINT,
+    INK,
+    PAPER,
+    columns_and_rows,
+    draw_tiles,
+    fit_box,
+    font,
+    tiles_of_task,
+)
+from arcft.problems.arc.scoring.metrics import Scores
 from arcft.reporting.adaptation import Adaptation
-from arcft.reporting.adaptation_charts import adaptation_panels
-from arcft.reporting.charts import charts_png
-from arcft.reporting.curves import Curves, curves_png, panel_titles
-from arcft.reporting.mosaic import FAINT, INK, PAPER, columns_and_rows, draw_tiles, fit_box, font, tiles_of_task
+from arcft.reporting.charts.adaptation_charts import adaptation_panels
+from arcft.reporting.charts.charts import charts_png
+from arcft.reporting.charts.curves import Curves, curves_png, panel_titles
 from arcft.reporting.outcomes import OUTCOMES, Result
 from arcft.reporting.words import HEADLINES, count, describe, percent, plus_minus
-from arcft.scoring.metrics import Scores
 
 Item = TypeVar("Item")
 

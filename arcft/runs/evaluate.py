@@ -14,21 +14,21 @@ from arcft import __version__
 from arcft.checkpoints import RUN_FILE, CheckpointError, lock_run, read_run_yaml, write_run_yaml
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import to_dict
-from arcft.reporting.curves import read_history
+from arcft.problems.arc.scoring.metrics import METRICS, Scores
+from arcft.reporting.charts.curves import read_history
 from arcft.reporting.previews import metrics_table
 from arcft.reporting.report import SUMMARY_FILE
 from arcft.reporting.words import count
-from arcft.runs import results
-from arcft.runs.paths import evaluation_with_absolute_paths
-from arcft.runs.predict import count_prompts, predict_shares
-from arcft.runs.show import show_files, show_metrics, show_reused
-from arcft.runs.subjects import Subject, find_subjects
-from arcft.runs.tracked import tracked
-from arcft.runs.trained import is_pattern
-from arcft.runs.ttft_evaluate import Show, adapt_and_score, show_outcome, show_plan
-from arcft.runs.ttft_folder import begun
-from arcft.runs.ttft_settle import Settled, refuse_without_effect, settle
-from arcft.scoring.metrics import METRICS, Scores
+from arcft.runs.adaptation.evaluate import Show, adapt_and_score, show_outcome, show_plan
+from arcft.runs.adaptation.run_folder import begun
+from arcft.runs.common.paths import evaluation_with_absolute_paths
+from arcft.runs.common.tracking import tracked
+from arcft.runs.evaluation import results
+from arcft.runs.evaluation.messages import show_files, show_metrics, show_reused
+from arcft.runs.evaluation.predict import count_prompts, predict_shares
+from arcft.runs.evaluation.targets import Subject, find_subjects
+from arcft.runs.setup.checkpoint_config import is_pattern
+from arcft.runs.setup.ttft_settings import Settled, refuse_without_effect, settle
 from arcft.scoring.selection import make_selector
 from arcft.tracking import Tracker
 

@@ -8,25 +8,25 @@ from pathlib import Path
 
 from rich.console import Console
 
-from arcft.arc.task import Task, TaskError
+from arcft.cli.hydra_app import Stopped
 from arcft.config.data import DataConfig
 from arcft.config.run import TrainConfig, showcase_evaluation
 from arcft.config.showcase import ShowcaseConfig
 from arcft.errors import ArcftError
+from arcft.problems.arc.scoring.metrics import Scores
+from arcft.problems.arc.task import Task, TaskError
 from arcft.reporting.previews import grids_side_by_side
 from arcft.reporting.report import REPORT_FILE
 from arcft.reporting.showcase import right_attempt, showcase_picture, showcase_table
 from arcft.reporting.words import count
-from arcft.runs.choose import CountTokens, chosen_tasks
-from arcft.runs.edge import Stopped
+from arcft.runs.adaptation.evaluate import Show
+from arcft.runs.adaptation.outcome import Outcome, lines_of
+from arcft.runs.common.paths import override
 from arcft.runs.evaluate import evaluate
-from arcft.runs.leaks import trained_on
-from arcft.runs.paths import override
-from arcft.runs.subjects import Subject
-from arcft.runs.trained import TrainedRun, open_checkpoint
-from arcft.runs.ttft_evaluate import Show
-from arcft.runs.ttft_outcome import Outcome, lines_of
-from arcft.scoring.metrics import Scores
+from arcft.runs.evaluation.targets import Subject
+from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
+from arcft.runs.setup.leaks import trained_on
+from arcft.runs.setup.tasks import CountTokens, chosen_tasks
 from arcft.tracking import Tracker
 
 console = Console()

@@ -13,10 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 from transformers.utils.logging import disable_progress_bar
 
 from arcft import __version__
-from arcft.arc.sources import TaskSampler
-from arcft.arc.task import Task
-from arcft.arc.views import leave_one_out, test_problem
 from arcft.checkpoints import Origin, find_checkpoints, lock_run, remove_leftovers, write_run_yaml
+from arcft.cli.hydra_app import Stopped, stop_on_signals
 from arcft.config.duration import parse_duration
 from arcft.config.inference import InferenceConfig
 from arcft.config.run import TrainConfig
@@ -26,19 +24,21 @@ from arcft.models.fingerprint import base_fingerprint
 from arcft.models.limits import embedding_rows, position_limit, refuse_beyond
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
-from arcft.runs.build import check_answers, choose_device, example_builder, transform_drawer
-from arcft.runs.callbacks import GenerationMetrics, ProgressBar, Recorder
-from arcft.runs.choose import CountTokens, TaskSets, data_fingerprint, task_sets
-from arcft.runs.closing import close_run, say_next
-from arcft.runs.edge import Stopped, stop_on_signals
-from arcft.runs.leaks import say_trained_on
-from arcft.runs.opening import say_model, say_skipped, say_tasks, show_estimate, show_first_example
-from arcft.runs.paths import override
-from arcft.runs.progress import progress_bar
+from arcft.problems.arc.data.sources import TaskSampler
+from arcft.problems.arc.format.examples import ExampleBuilder, ExampleStream, Trial
+from arcft.problems.arc.task import Task
+from arcft.problems.arc.views import leave_one_out, test_problem
+from arcft.runs.common.paths import override
+from arcft.runs.common.progress import progress_bar
+from arcft.runs.common.tracking import tracked
+from arcft.runs.setup.build import check_answers, choose_device, example_builder, transform_drawer
+from arcft.runs.setup.checkpoint_config import check_base, open_checkpoint
+from arcft.runs.setup.leaks import say_trained_on
+from arcft.runs.setup.tasks import CountTokens, TaskSets, data_fingerprint, task_sets
 from arcft.runs.showcase import show_showcase
-from arcft.runs.tracked import tracked
-from arcft.runs.trained import check_base, open_checkpoint
-from arcft.text.examples import ExampleBuilder, ExampleStream, Trial
+from arcft.runs.training.callbacks import GenerationMetrics, ProgressBar, Recorder
+from arcft.runs.training.closing import close_run, say_next
+from arcft.runs.training.messages import say_model, say_skipped, say_tasks, show_estimate, show_first_example
 from arcft.text.padding import choose_pad_token
 from arcft.text.tokens import Example
 from arcft.tracking import Tracker

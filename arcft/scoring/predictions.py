@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from arcft.arc.task import Grid, Task, TaskError, as_grid
 from arcft.errors import ArcftError
+from arcft.problems.arc.task import Grid, Task, TaskError, as_grid
 
 TestKey = tuple[str, int]
 """A test of a task: the task's id, and the number of the test counted from 0."""
@@ -48,7 +48,7 @@ class Prediction:
     """What the prediction cost; a batch's time is shared by its rows."""
 
     transform: dict[str, Any] | None = None
-    """How the task was varied for this prompt, as `arcft.arc.transforms` writes it."""
+    """How the task was varied for this prompt, as `arcft.problems.arc.augment.transforms` writes it."""
 
     seed: int | None = None
     error: str | None = None

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arcft.arc.task import Task
+from arcft.problems.arc.task import Task
 from arcft.scoring.predictions import Prediction, group_by_test
 from arcft.scoring.selection import Candidates
 from arcft.scoring.voting import Candidate, GridKey, grid_key, logprob_per_token

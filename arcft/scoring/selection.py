@@ -8,10 +8,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from arcft.arc.task import Grid, Task
 from arcft.config.inference import SelectionConfig
+from arcft.problems.arc.scoring.verifier import Consistency, Verifier
+from arcft.problems.arc.task import Grid, Task
 from arcft.scoring.predictions import Prediction, TestKey, group_by_test
-from arcft.scoring.verifying import Consistency, Verifier
 from arcft.scoring.voting import Candidate, GridKey, grid_key, in_order, vote
 
 ATTEMPTS = 2

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from arcft.arc.task import Grid
+from arcft.problems.arc.task import Grid
 from arcft.scoring.predictions import Prediction, TestKey
 
 Attempts = Mapping[TestKey, Sequence[Grid]]

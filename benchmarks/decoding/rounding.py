@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from arcft.arc.task import Task
-from arcft.arc.views import test_problem
-from arcft.inference.attention import decoding_attention
+from arcft.decoding.core.attention import decoding_attention
+from arcft.problems.arc.task import Task
+from arcft.problems.arc.views import test_problem
 from arcft.text.cursors import Positions
 from decoding.subjects import OneShape, Subject
 

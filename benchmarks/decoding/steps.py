@@ -11,8 +11,8 @@ from unittest import mock
 
 import numpy as np
 
-from arcft.arc.views import test_problem
-from arcft.inference.decoder import Completion, decode
+from arcft.decoding.decode import Completion, decode
+from arcft.problems.arc.views import test_problem
 from decoding.reference import generate, read, usual_attention
 from decoding.subjects import OneShape, Subject, random_task, seconds_now
 
@@ -148,7 +148,7 @@ def nearly(tokens: Sequence[int], grammar: OneShape, *, seed: int) -> list[int]:
 
 
 def _unfolded(call: Callable[[], Any]) -> Any:
-    with mock.patch("arcft.inference.batch.decoding_attention", usual_attention):
+    with mock.patch("arcft.decoding.core.batch.decoding_attention", usual_attention):
         return call()
 
 

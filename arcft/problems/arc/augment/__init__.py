@@ -1,0 +1,1 @@
+"""Transforms of tasks: symmetries, colours, orders, compositions."""

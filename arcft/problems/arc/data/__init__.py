@@ -1,0 +1,1 @@
+"""Where ARC tasks come from, and which of them are the same."""

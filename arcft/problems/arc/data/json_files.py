@@ -1,0 +1,105 @@
+"""Task files in JSON, read so that whatever is wrong in one is named: file, task id, pair, row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from arcft.problems.arc.task import Grid, Pair, Task, TaskError, as_grid
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises TaskError where it is missing, not valid, or repeats a key of an object."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        return json.loads(text, object_pairs_hook=_unique)
+    except _DuplicateKeyError as error:
+        raise TaskError(
+            f"{path}: {error} is there twice; task ids and keys must be unique, remove or rename one"
+        ) from None
+    except FileNotFoundError:
+        raise TaskError(f"{path}: no such file") from None
+    except OSError as error:
+        raise TaskError(f"{path}: can't be read: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        ends_early = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
+        cut = "; the file ends too early, was it cut off?" if ends_early else ""
+        raise TaskError(
+            f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}{cut}"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise TaskError(f"{path}: not valid JSON: {error}") from None
+
+
+def read_object(path: Path, content: str) -> dict[str, Any]:
+    """The content of a JSON file that must hold an object; `content` says what of. Raises TaskError if it is empty."""
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise TaskError(f"{path}: holds {_kind(values)} where an object {content} is expected")
+    if not values:
+        raise TaskError(f"{path}: no task in it")
+    return values
+
+
+def task_from_json(task_id: str, values: Any, where: str) -> Task:
+    """`{train: [{input, output}], test: [{input, output?}]}` as a Task; `where` names the file in a TaskError."""
+    where = f"{where}: task {task_id}"
+    if not isinstance(values, dict):
+        raise TaskError(f"{where} is {_kind(values)}; a task is an object with train and test")
+    return Task(
+        task_id,
+        train=tuple(pairs_from_json(_pair_list(values, "train", where), f"{where}, train pair")),
+        test=tuple(pairs_from_json(_pair_list(values, "test", where), f"{where}, test pair", answers=False)),
+    )
+
+
+def pairs_from_json(values: list[Any], where: str, *, answers: bool = True) -> Iterator[Pair]:
+    """A list of `{input, output}`; with `answers=False` outputs may be missing or null. Errors count pairs from 1."""
+    for number, value in enumerate(values, 1):
+        place = f"{where} {number}"
+        if not isinstance(value, dict) or "input" not in value:
+            raise TaskError(f"{place}: no input; a pair is an object with input and output")
+        output = value.get("output")
+        if output is None and answers:
+            raise TaskError(f"{place}: no output; only the outputs of tests may be missing")
+        yield Pair(
+            as_grid(value["input"], where=f"{place}, input"),
+            None if output is None else as_grid(output, where=f"{place}, output"),
+        )
+
+
+def answers_from_json(values: Any, count: int, where: str) -> list[Grid]:
+    """A task's entry in a solutions file: one output for each of its `count` tests."""
+    if not isinstance(values, list) or len(values) != count:
+        found = f"{len(values)} outputs" if isinstance(values, list) else _kind(values)
+        raise TaskError(f"{where}: {found} where the task has {count} tests; give a list of one output a test")
+    return [as_grid(value, where=f"{where}, test pair {number}, output") for number, value in enumerate(values, 1)]
+
+
+def _pair_list(values: dict[str, Any], key: str, where: str) -> list[Any]:
+    pairs = values.get(key)
+    if not isinstance(pairs, list):
+        found = f"{key} is {_kind(pairs)}" if key in values else f"no {key}"
+        raise TaskError(f"{where}: {found}; a task has lists of pairs, train and test")
+    if not pairs:
+        raise TaskError(f"{where}: {key} is empty; a task has at least one train and one test pair")
+    return pairs
+
+
+class _DuplicateKeyError(Exception):
+    pass
+
+
+def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(items)
+    if len(values) < len(items):
+        keys = [key for key, _ in items]
+        raise _DuplicateKeyError(next(repr(key) for key in keys if keys.count(key) > 1))
+    return values
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,1 @@
+"""ARC tasks as pictures and HTML."""

@@ -1,0 +1,1 @@
+"""ARC tasks as text, and text as grids."""

@@ -1,0 +1,1 @@
+"""ARC's metrics, submission file and verifier."""

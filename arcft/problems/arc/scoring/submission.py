@@ -1,0 +1,76 @@
+"""The file that the ARC Prize competition on Kaggle takes: two attempts for each test of each task."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from arcft.errors import ArcftError
+from arcft.problems.arc.task import Task, TaskError, as_grid
+from arcft.scoring.voting import Attempts
+
+ATTEMPT_NAMES = ("attempt_1", "attempt_2")
+NO_ANSWER = [[0]]
+"""Kaggle wants a grid in every place."""
+
+
+class SubmissionError(ArcftError):
+    """Attempts or a submission that don't fit the tasks."""
+
+
+def write_submission(path: Path | str, tasks: Sequence[Task], attempts: Attempts) -> None:
+    """Write `{id: [{"attempt_1": grid, "attempt_2": grid}, ...]}`, one object a test, missing attempts as [[0]].
+
+    The file appears whole or not at all. SubmissionError, before anything is written, if `attempts` holds a test that
+    `tasks` don't have, or more than two grids for one.
+    """
+    tests = {(task.id, index) for task in tasks for index in range(len(task.test))}
+    for key, grids in attempts.items():
+        if key not in tests:
+            raise SubmissionError(f"attempts for task {key[0]}, test {key[1]}: the tasks have no such test")
+        if len(grids) > len(ATTEMPT_NAMES):
+            raise SubmissionError(
+                f"{len(grids)} attempts for task {key[0]}, test {key[1]}; a submission has {len(ATTEMPT_NAMES)} a test"
+            )
+    submission = {
+        task.id: [_attempts_of_test(attempts.get((task.id, index), ())) for index in range(len(task.test))]
+        for task in tasks
+    }
+    check_submission(submission, tasks)
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(submission, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def check_submission(submission: Any, tasks: Sequence[Task]) -> None:
+    """Raise SubmissionError unless this plain data answers exactly these tasks and tests with valid grids."""
+    if not isinstance(submission, dict):
+        raise SubmissionError("a submission is an object with an entry for each task id")
+    expected = {task.id: len(task.test) for task in tasks}
+    for task_id in expected.keys() ^ submission.keys():
+        rule = "is missing" if task_id in expected else "is not one of the tasks"
+        raise SubmissionError(f"submission: task {task_id} {rule}; it has an entry for every task and no other")
+    for task_id, tests in submission.items():
+        if not isinstance(tests, list) or len(tests) != expected[task_id]:
+            raise SubmissionError(f"submission: task {task_id} needs a list of {expected[task_id]} test(s)")
+        for index, test in enumerate(tests):
+            where = f"submission: task {task_id}, test {index}"
+            if not isinstance(test, dict) or set(test) != set(ATTEMPT_NAMES):
+                raise SubmissionError(f"{where}: needs exactly {' and '.join(ATTEMPT_NAMES)}")
+            for name in ATTEMPT_NAMES:
+                try:
+                    as_grid(test[name], where=f"{where}, {name}")
+                except TaskError as error:
+                    raise SubmissionError(str(error)) from None
+
+
+def _attempts_of_test(grids: Sequence[Any]) -> dict[str, list[list[int]]]:
+    filled = [grid.tolist() for grid in grids] + [NO_ANSWER] * (len(ATTEMPT_NAMES) - len(grids))
+    return dict(zip(ATTEMPT_NAMES, filled, strict=True))

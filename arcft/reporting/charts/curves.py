@@ -1,0 +1,143 @@
+"""Losses and generation metrics against training step, read from a run and drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arcft.problems.arc.scoring.metrics import METRICS
+from arcft.reporting.charts.charts import Panel, charts_png, charts_svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+HISTORY_FILE = "history.jsonl"
+TRAIN_LOSS = "loss"
+EVAL_LOSS = "eval_loss"
+METRIC_PREFIX = "eval_"
+"""A line of the history holds `step` and any of `loss`, `eval_loss` and `eval_accuracy`, `eval_vote_2`, ..."""
+
+Line = tuple[tuple[int, float], ...]
+"""Points (training step, value), by step."""
+
+# Two families of metrics, each with its own scale; colours from Okabe and Ito, told apart by colour-blind readers.
+FAMILIES: dict[str, dict[str, str]] = {
+    "Solved": {"pass_n": "#7cc4f0", "vote_2": "#1f86cc", "accuracy": "#009e73"},
+    "Grids": {"correct_size": "#cc79a7", "correct_pixels": "#d55e00", "unanswered": "#8c8c8c"},
+}
+LOSSES = {"train_loss": ("training", "#8c8c8c"), "eval_loss": ("validation", "#d55e00")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """The history of a run; any part may be empty. Losses are nats per supervised token, metrics fractions 0..1."""
+
+    train_loss: Line = ()
+    eval_loss: Line = ()
+    metrics: Mapping[str, Line] = dataclasses.field(default_factory=dict)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Every step at which metrics are known."""
+        return tuple(sorted({step for line in self.metrics.values() for step, _ in line}))
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.train_loss or self.eval_loss or any(self.metrics.values()))
+
+    def with_metrics(self, metrics_at: Mapping[int, Mapping[str, float]]) -> Curves:
+        """The same losses beside other metrics: those of each checkpoint's own evaluation, by training step."""
+        lines = {
+            name: tuple((step, metrics_at[step][name]) for step in sorted(metrics_at) if name in metrics_at[step])
+            for name in METRICS
+        }
+        return dataclasses.replace(self, metrics={name: line for name, line in lines.items() if line})
+
+
+def read_history(run_folder: Path | str) -> Curves:
+    """Read RUN/history.jsonl; empty curves where there is none.
+
+    A resumed run repeats the steps after its checkpoint: the later line holds. A line that a crash cut off and values
+    that are not finite numbers are passed over.
+    """
+    values: dict[str, dict[int, float]] = {}
+    for line in _lines(Path(run_folder) / HISTORY_FILE):
+        for name, value in line.items():
+            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+                values.setdefault(name, {})[line["step"]] = float(value)
+    lines = {name: tuple(sorted(points.items())) for name, points in values.items()}
+    return Curves(
+        train_loss=lines.get(TRAIN_LOSS, ()),
+        eval_loss=lines.get(EVAL_LOSS, ()),
+        metrics={name: lines[METRIC_PREFIX + name] for name in METRICS if METRIC_PREFIX + name in lines},
+    )
+
+
+def curves_svg(curves: Curves) -> str:
+    """The curves as an <svg> element to put into HTML, in the text colour of its surroundings; "" if there are none."""
+    if curves.is_empty:
+        return ""
+    return charts_svg(_panels(curves), share_x=True)
+
+
+def curves_png(curves: Curves, *, pixel_size: tuple[int, int] | None = None, stacked: bool = False) -> bytes:
+    """The curves as a PNG on white, by default as wide as they have panels; `stacked` puts these below each other."""
+    if curves.is_empty:
+        raise ValueError("no curves to draw")
+    return charts_png(_panels(curves), pixel_size=pixel_size, stacked=stacked, share_x=True)
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            yield line
+
+
+def panel_titles(curves: Curves) -> list[str]:
+    """Titles of the panels that have something to show."""
+    families = [title for title, names in FAMILIES.items() if any(curves.metrics.get(name) for name in names)]
+    return (["Loss"] if curves.train_loss or curves.eval_loss else []) + families
+
+
+def _panels(curves: Curves) -> list[Panel]:
+    return [Panel(title, "training step", functools.partial(_draw, curves, title)) for title in panel_titles(curves)]
+
+
+def _draw(curves: Curves, title: str, axes: Axes) -> None:
+    if title == "Loss":
+        _draw_losses(axes, curves)
+    else:
+        _draw_family(axes, curves, FAMILIES[title])
+
+
+def _draw_losses(axes: Axes, curves: Curves) -> None:
+    for field, (label, color) in LOSSES.items():
+        line: Line = getattr(curves, field)
+        if line:
+            many = len(line) > 25
+            axes.plot(*zip(*line, strict=True), color=color, label=label, marker="" if many else "o", markersize=3.5)
+    axes.set_ylabel("nats per token")
+
+
+def _draw_family(axes: Axes, curves: Curves, colors: Mapping[str, str]) -> None:
+    for name, color in colors.items():
+        line = curves.metrics.get(name)
+        if line:
+            steps, values = zip(*line, strict=True)
+            percent = [100 * value for value in values]
+            axes.plot(steps, percent, color=color, label=name, marker="o", markersize=3.5)
+    # From 0, so that a small difference does not look like a large one; the floor itself stays visible.
+    top = max(axes.get_ylim()[1], 1)
+    axes.set_ylim(-0.03 * top, top)
+    axes.set_ylabel("%")

@@ -1,0 +1,68 @@
+"""How scores grow with the number of predictions a test: a table and a chart."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from arcft.reporting.charts.charts import Panel, charts_png, charts_svg
+from arcft.reporting.words import percent, plus_minus
+from arcft.scoring.resampling import DRAWS, METRICS_OF_MANY, AtNumber
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Colours of the curves of training, and one beside them.
+COLORS = {"pass_n": "#7cc4f0", "vote_1": "#cc79a7", "vote_2": "#1f86cc"}
+EXPLAINED = (
+    f"What this evaluation would have come to with fewer predictions: each test's are drawn {DRAWS} times without "
+    "replacement and selected from anew. ± is the standard deviation over draws, the luck of which predictions are "
+    "made; near the full number the draws have most in common, so it is too small there. The choice of tasks is no "
+    "part of it."
+)
+
+
+def numbers_section(numbers: Sequence[AtNumber]) -> str:
+    """HTML with the table and the chart; "" where there are no `numbers`."""
+    if not numbers:
+        return ""
+    names = "".join(f'<th class="number"><code>{name}</code></th>' for name in METRICS_OF_MANY)
+    rows = "".join(f'<tr><td class="number">{at.predictions:,}</td>{_cells(at)}</tr>' for at in numbers)
+    return (
+        f'<h2>Numbers of predictions</h2><p class="faint">{EXPLAINED}</p>'
+        f'<table><tr><th class="number">predictions a test</th>{names}</tr>{rows}</table>'
+        f'<div class="curves">{charts_svg(_panels(numbers))}</div>'
+    )
+
+
+def numbers_png(numbers: Sequence[AtNumber]) -> bytes:
+    """The chart as a PNG."""
+    return charts_png(_panels(numbers))
+
+
+def _cells(at: AtNumber) -> str:
+    return "".join(
+        f'<td class="number">{percent(at.mean[name])} {plus_minus(at.deviation[name])}</td>' for name in METRICS_OF_MANY
+    )
+
+
+def _panels(numbers: Sequence[AtNumber]) -> list[Panel]:
+    return [Panel("Solved", "predictions a test", functools.partial(_draw, numbers))]
+
+
+def _draw(numbers: Sequence[AtNumber], axes: Axes) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    counts = [at.predictions for at in numbers]
+    axes.set_xscale("log", base=2)
+    for name, color in COLORS.items():
+        means = [100 * at.mean[name] for at in numbers]
+        deviations = [100 * at.deviation[name] for at in numbers]
+        axes.errorbar(counts, means, deviations, color=color, label=name, marker="o", markersize=3.5, capsize=2)
+    axes.xaxis.set_major_locator(FixedLocator(counts))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
+    top = max(axes.get_ylim()[1], 1)
+    axes.set_ylim(-0.03 * top, top)
+    axes.set_ylabel("%")

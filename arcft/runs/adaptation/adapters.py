@@ -1,0 +1,102 @@
+"""Adapters of test-time fine-tuning on disk: each in a run folder of its own, as train.py would have left it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from arcft import __version__
+from arcft.checkpoints import find_checkpoints, write_run_yaml, writing
+from arcft.config.optimizer import OptimizerConfig
+from arcft.config.run import TrainConfig
+from arcft.config.scheduler import SchedulerConfig
+from arcft.config.schema import to_dict
+from arcft.runs.adaptation.base_model import Start, learning_rate
+from arcft.runs.setup.tasks import data_fingerprint
+from arcft.runs.setup.ttft_settings import Settled
+from arcft.ttft.units import Unit
+
+ADAPTERS_FOLDER = "adapters"
+
+Write = Callable[[Path], None]
+"""Writes adapter_config.json and adapter_model.safetensors into a folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeper:
+    """Saves the adapters of an evaluation, so that `evaluate.py checkpoint=... adapters='FOLDER/adapters/*'` finds
+    them; those of a model without a run as PEFT's two files alone."""
+
+    settled: Settled
+    start: Start
+    folder: Path
+    """The evaluation's."""
+
+    def __call__(self, unit: Unit, steps: int, write: Write) -> str:
+        """Save the adapter of `unit` after `steps` steps in place of an earlier one; returns its folder."""
+        place = self.folder / ADAPTERS_FOLDER / folder_name(unit.name)
+        stored = self._run(unit, steps)
+        if stored is None:
+            return str(_write_plain(place, write))
+        ids: dict[str, Any] = {"train": [], "held_out": [], "adapted_to": [task.id for task in unit.tasks]}
+        about = {"arcft": __version__, "job": "train", "config": to_dict(stored), "tasks": ids}
+        earlier = find_checkpoints(place)
+        with writing(place, steps, self.start.origin(data_fingerprint(unit.tasks), stored.training.seed)) as partial:
+            write(partial)
+            self.start.tokenizer.save_pretrained(partial)
+            write_run_yaml(partial, about)
+        write_run_yaml(place, about)
+        kept = place / f"checkpoint-{steps}"
+        for path in earlier:
+            if path != kept:
+                shutil.rmtree(path)
+        return str(kept)
+
+    def _run(self, unit: Unit, steps: int) -> TrainConfig | None:
+        """The config of a training run that would have come to this adapter; None where there is none to go by."""
+        run, config = self.settled.run, self.settled.config
+        if run is None or not run.config.lora.enabled:
+            return None
+        data = run.config.data if config.data.source == "held_out" else config.data
+        training = dataclasses.replace(
+            run.config.training,
+            max_steps=max(steps, 1),
+            learning_rate=learning_rate(self.settled),
+            per_device_train_batch_size=config.ttft.batch_size,
+            gradient_accumulation_steps=1,
+            max_grad_norm=config.ttft.max_grad_norm,
+            seed=config.ttft.seed,
+        )
+        ids = [task.id for task in unit.tasks]
+        start = str(run.checkpoint.path) if config.ttft.start == "trained" else None
+        scheduler = SchedulerConfig(name=config.ttft.scheduler, warmup_ratio=config.ttft.warmup_ratio, min_lr_ratio=0.0)
+        return dataclasses.replace(
+            run.config,
+            data=dataclasses.replace(data, view="leave_one_out", held_out=0.0, limit=None, task_ids=ids),
+            lora=dataclasses.replace(config.lora, start=start),
+            augmentation=config.augmentation,
+            optimizer=OptimizerConfig(name="adamw", weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-8),
+            scheduler=scheduler,
+            training=training,
+        )
+
+
+def folder_name(name: str) -> str:
+    """A unit's name as that of a folder: a task's id is a JSON key, and may be `a/b`, or `..`."""
+    quoted = quote(name, safe="")
+    return quoted if quoted.strip(".") else quoted.replace(".", "%2E")
+
+
+def _write_plain(place: Path, write: Write) -> Path:
+    """An adapter whole or not at all."""
+    partial = place.with_name(f".{place.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write(partial)
+    shutil.rmtree(place, ignore_errors=True)
+    partial.rename(place)
+    return place

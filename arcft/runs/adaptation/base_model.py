@@ -1,0 +1,144 @@
+"""What test-time fine-tuning starts from: the base model with the adapter that each unit of work goes on from."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import peft
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from arcft.checkpoints import CheckpointError, Origin
+from arcft.config.model import LossOn, ModelConfig
+from arcft.config.run import EvaluateConfig, TrainConfig
+from arcft.models.fingerprint import base_fingerprint
+from arcft.models.limits import embedding_rows
+from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
+from arcft.models.lora import apply_lora, load_adapter
+from arcft.problems.arc.format.examples import ExampleBuilder
+from arcft.runs.setup.build import choose_device, example_builder
+from arcft.runs.setup.checkpoint_config import check_base
+from arcft.runs.setup.restore import base_model, restored_tokenizer
+from arcft.runs.setup.ttft_settings import Settled
+from arcft.text.padding import choose_pad_token
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Start:
+    """A model with the adapter to start from, in the dtypes of arcft.models.lora."""
+
+    adapted: peft.PeftModel
+    pad_id: int
+    tokenizer: PreTrainedTokenizerBase
+    base: ModelConfig
+    fingerprint: str
+    """Of the base model."""
+
+    def origin(self, data_fingerprint: str, seed: int) -> Origin:
+        """What the manifest of an adapter says that was trained from here."""
+        return Origin(
+            base_model=str(self.base.path),
+            base_fingerprint=self.fingerprint,
+            data_fingerprint=data_fingerprint,
+            seed=seed,
+        )
+
+
+def load_start(settled: Settled) -> Start:
+    """Load base model and adapter; raises ArcftError where one is missing, or the adapter is another model's."""
+    config, run = settled.config, settled.run
+    device = choose_device()
+    base = start_model(settled)
+    model = _load_base(settled, base, resolve_dtype(config.inference.dtype, device), device)
+    fingerprint = base_fingerprint(base, model)
+    if run is not None and run.config.lora.enabled:
+        check_base(run, fingerprint, str(base.path))
+    rows = embedding_rows(model)
+    tokenizer = start_tokenizer(settled)
+    if run is not None and config.ttft.start == "trained":
+        adapted = load_adapter(model, run.checkpoint.path, trainable=True)
+    else:
+        adapted = apply_lora(model, config.lora, base.train_modules, seed=config.ttft.seed)
+    return Start(
+        adapted=adapted,
+        pad_id=choose_pad_token(tokenizer, rows),
+        tokenizer=tokenizer,
+        base=base,
+        fingerprint=fingerprint,
+    )
+
+
+def start_model(settled: Settled) -> ModelConfig:
+    """The base model under the adapters, as transformers loads it; a whole-model checkpoint is one itself."""
+    run, model = settled.run, settled.config.model
+    if run is None:
+        assert model is not None  # EvaluateConfig.problems
+        return dataclasses.replace(model, backend="transformers")
+    # What the run's model recommends to train beside an adapter goes for a fresh one too.
+    return dataclasses.replace(base_model(run), backend="transformers", train_modules=run.config.model.train_modules)
+
+
+def start_tokenizer(settled: Settled) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer, or the model's."""
+    return restored_tokenizer(settled.run) if settled.run else load_tokenizer(start_model(settled))
+
+
+def learning_rate(settled: Settled) -> float:
+    """The peak rate: what was asked for, or what the model recommends."""
+    model = settled.run.config.model if settled.run else settled.config.model
+    assert model is not None  # EvaluateConfig.problems
+    return settled.config.ttft.learning_rate or model.ttft_learning_rate or model.learning_rate
+
+
+def learn_builder(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:
+    """How examples are written: as in training, with demonstrations dropped where they don't fit.
+
+    They may be longer than those of the training if inference.max_seq_length is.
+    """
+    length, loss_on = _training_format(settled)
+    return builder(settled, tokenizer, max(length, settled.config.inference.max_seq_length or 0), loss_on)
+
+
+def ask_builder(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:
+    """How prompts are written, as an evaluation without ttft writes them."""
+    length, loss_on = _training_format(settled)
+    return builder(settled, tokenizer, settled.config.inference.max_seq_length or length, loss_on)
+
+
+def builder(
+    settled: Settled, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, loss_on: LossOn
+) -> ExampleBuilder:
+    """How texts are written, with demonstrations dropped where they don't fit."""
+    form: EvaluateConfig | TrainConfig = settled.run.config if settled.run else settled.config
+    # Found out when the tasks were chosen.
+    assert form.encoder is not None
+    assert form.prompt is not None
+    assert form.model is not None
+    return example_builder(
+        form.encoder,
+        form.prompt,
+        tokenizer,
+        positions=form.model.positions,
+        max_seq_length=max_seq_length,
+        drop_demonstrations=True,
+        loss_on=loss_on,
+    )
+
+
+def _training_format(settled: Settled) -> tuple[int, LossOn]:
+    if settled.run is not None:
+        return settled.run.config.training.max_seq_length, settled.run.config.training.loss_on
+    model = start_model(settled)
+    return model.max_seq_length, model.loss_on
+
+
+def _load_base(settled: Settled, base: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    try:
+        return load_model(base, dtype=dtype, device=device)
+    except ModelError as error:
+        if settled.run is None or not settled.run.config.lora.enabled:
+            raise
+        raise CheckpointError(
+            f"{settled.run.checkpoint.path}: its base model can't be loaded: {error}. If it lies elsewhere now: "
+            "base_model=DIR"
+        ) from error

@@ -1,0 +1,86 @@
+"""An engine for test-time fine-tuning, built from a config, and the tasks as its units of work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from arcft.config.schema import ConfigError
+from arcft.config.ttft import TtftConfig
+from arcft.models.stacked_lora import StackedLora
+from arcft.problems.arc.task import Task
+from arcft.runs.adaptation.adapters import Keeper
+from arcft.runs.adaptation.base_model import Start, ask_builder, learn_builder, learning_rate, load_start
+from arcft.runs.setup.build import choose_device, transform_drawer
+from arcft.runs.setup.tasks import CountTokens
+from arcft.runs.setup.ttft_settings import Settled
+from arcft.ttft.engine.engine import Engine
+from arcft.ttft.engine.memory_ladder import Recipe
+from arcft.ttft.engine.slot import Save
+from arcft.ttft.engine.slot_autotune import resolve_slots
+from arcft.ttft.units import Unit
+
+
+def engine_factory(settled: Settled, folder: Path, recipe: Recipe | None = None) -> Callable[[], Engine]:
+    """What builds an engine, in this process or in a worker that it is sent to; see `build_engine`."""
+    return partial(build_engine, settled, folder, recipe)
+
+
+def build_engine(settled: Settled, folder: Path, recipe: Recipe | None = None) -> Engine:
+    """Load base model, adapter and text format; `folder` is the evaluation's, for adapters that are kept.
+
+    `recipe` is what an earlier engine of the same evaluation came to. Raises ArcftError where the checkpoint, its base
+    model or the adapter are not as they should be.
+    """
+    start = load_start(settled)
+    ttft = settled.config.ttft
+    slots = recipe.slots if recipe is not None else slots_here(ttft)
+    return engine_on(
+        settled,
+        start,
+        StackedLora(start.adapted, slots if isinstance(slots, int) else 1),
+        save=Keeper(settled, start, folder) if ttft.keep_adapters else None,
+        recipe=recipe,
+    )
+
+
+def engine_on(
+    settled: Settled, start: Start, stacked: StackedLora, *, save: Save | None, recipe: Recipe | None = None
+) -> Engine:
+    """An engine on a model that is loaded; `save` is given each adapted unit."""
+    config = settled.config
+    return Engine(
+        stacked,
+        learn_builder(settled, start.tokenizer),
+        ask_builder(settled, start.tokenizer),
+        config=config.ttft,
+        inference=config.inference,
+        views=config.selection.views,
+        draw=transform_drawer(config.augmentation),
+        input_from_inputs=config.augmentation.input_from_inputs,
+        learning_rate=learning_rate(settled),
+        pad_id=start.pad_id,
+        save=save,
+        recipe=recipe,
+    )
+
+
+def slots_here(config: TtftConfig) -> int | Literal["auto"]:
+    """What ttft.slots stands for on this machine."""
+    return resolve_slots(config.slots, choose_device().type)
+
+
+def make_units(config: TtftConfig, tasks: Sequence[Task], num_tokens: CountTokens) -> list[Unit]:
+    """The tasks as units of work: each alone, all together, or dealt into `splits` groups; ConfigError if too few."""
+    if config.name == "per_task":
+        groups = [(task.id, [task]) for task in tasks]
+    elif config.name == "whole_set":
+        groups = [("whole_set", list(tasks))]
+    else:
+        splits = config.splits or 1
+        if splits > len(tasks):
+            raise ConfigError([f"ttft.splits={splits}: there are only {len(tasks)} tasks; at most one group for each"])
+        groups = [(f"split-{number}", list(tasks[number::splits])) for number in range(splits)]
+    return [Unit(name=name, tasks=tuple(members), length=max(map(num_tokens, members))) for name, members in groups]

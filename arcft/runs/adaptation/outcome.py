@@ -1,0 +1,129 @@
+"""What the ledger says in the end: predictions, scores before and after, a row for each task, and what failed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from arcft.problems.arc.scoring.metrics import Scores, score_tasks
+from arcft.problems.arc.task import Task
+from arcft.reporting.adaptation import Adaptation, TaskRow, votes_in_words
+from arcft.reporting.words import count
+from arcft.scoring.predictions import Prediction, group_by_test
+from arcft.scoring.selection import Selector
+from arcft.scoring.voting import Attempts
+from arcft.ttft.ledger.ledger import Ledger, Record
+from arcft.ttft.units import BEFORE, MAIN
+
+NO_TIME = "no time was left; go on with resume=, and a larger ttft.budget="
+FEW = 5
+"""Steps at most that the first and the last loss are means of; no step is in both."""
+SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """An evaluation that has adapted."""
+
+    predictions: list[Prediction]
+    """What counts in the end, in the order of tasks."""
+
+    attempts: Attempts
+    adaptation: Adaptation
+
+    @property
+    def failed(self) -> dict[str, list[str]]:
+        """Ids of the tasks that failed or were left out, by reason, the most frequent one first."""
+        return _grouped((row.reason, row.task_id) for row in self.adaptation.rows if row.state != "done")
+
+    @property
+    def notes(self) -> dict[str, list[str]]:
+        """Ids of the tasks that something was done otherwise for than one may think, by what it is."""
+        rows = self.adaptation.rows
+        # An adapter's notes are told once, by its name, if several tasks share it.
+        return _grouped(dict.fromkeys((note, row.unit or row.task_id) for row in rows for note in row.notes))
+
+
+def lines_of(grouped: Mapping[str, Sequence[str]], what: str = "task") -> list[str]:
+    """For example `3 tasks (007bbfb7, 00d62c1b, 017c7c7b): out of memory`."""
+    return [
+        f"{count(len(names), what)} ({', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}): {words}"
+        for words, names in grouped.items()
+    ]
+
+
+def outcome_of(tasks: Sequence[Task], ledger: Ledger, selector: Selector) -> Outcome:
+    """Read everything that is worth reporting."""
+    groups, before = group_by_test(tasks, ledger.counting()), ledger.predictions(BEFORE)
+    predictions = [prediction for group in groups.values() for prediction in group]
+    attempts = selector.attempts(tasks, predictions)
+    after_scores = _scores(tasks, predictions, attempts)
+    before_scores = _scores(tasks, before, selector.attempts(tasks, before)) if before else None
+    records = {task_id: record for record in ledger.records(MAIN) for task_id in record.task_ids}
+    rows = []
+    for task in tasks:
+        mine = [groups[task.id, index] for index in range(len(task.test))]
+        record = records[task.id]
+        finished_at = None if record.finished_at is None else ledger.worked(record.finished_at)
+        rows.append(_row(task, record, mine, after_scores, finished_at))
+    adaptation = Adaptation(
+        rows=rows,
+        before=before_scores,
+        after=after_scores,
+        predictions_before=_most(tasks, before),
+        predictions_after=_most(tasks, predictions),
+        log=[note.text for note in ledger.notes()],
+    )
+    return Outcome(predictions, attempts, adaptation)
+
+
+def _row(
+    task: Task,
+    record: Record,
+    groups: Sequence[Sequence[Prediction]],
+    scores: Scores | None,
+    finished_at: float | None,
+) -> TaskRow:
+    few = min(FEW, max(1, len(record.losses) // 2))
+    is_known = scores is not None and all(pair.output is not None for pair in task.test)
+    # Whatever is still queued when the run ends had no time.
+    state: Literal["done", "failed", "left out"] = "left out"
+    if record.state == "done" or record.state == "failed":
+        state = record.state
+    return TaskRow(
+        task_id=task.id,
+        state=state,
+        reason={"done": "", "failed": record.reason or "", "left out": NO_TIME}[state],
+        solved=scores.tasks[task.id]["vote_2"] == 1 if scores is not None and is_known else None,
+        votes=votes_in_words(groups),
+        loss_first=_mean(record.losses[:few]),
+        loss_last=_mean(record.losses[-few:]),
+        steps=record.steps,
+        attempts=record.attempts,
+        adapt_seconds=record.adapt_seconds,
+        predict_seconds=record.predict_seconds,
+        finished_at=finished_at,
+        notes=record.notes,
+        unit=record.name if record.name != task.id else "",
+    )
+
+
+def _scores(tasks: Sequence[Task], predictions: Sequence[Prediction], attempts: Attempts) -> Scores | None:
+    scores = score_tasks(tasks, predictions, attempts)
+    return scores if scores.metrics else None
+
+
+def _most(tasks: Sequence[Task], predictions: Sequence[Prediction]) -> int:
+    return max(map(len, group_by_test(tasks, predictions).values()), default=0)
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for words, name in pairs:
+        names.setdefault(words, []).append(name)
+    return dict(sorted(names.items(), key=lambda entry: -len(entry[1])))
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

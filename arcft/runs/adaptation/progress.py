@@ -1,0 +1,123 @@
+"""How an evaluation that adapts stands while it runs: the progress line, and a submission that is valid at any time."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from arcft.problems.arc.scoring.metrics import score_tasks
+from arcft.problems.arc.scoring.submission import write_submission
+from arcft.problems.arc.task import Task
+from arcft.reporting.words import duration
+from arcft.runs.common.progress import Advance
+from arcft.runs.evaluation.results import SUBMISSION_FILE
+from arcft.scoring.selection import Selector
+from arcft.tracking import Tracker
+from arcft.ttft.ledger.ledger import Ledger
+from arcft.ttft.scheduling.queue import Progress, Queue
+from arcft.ttft.units import Event, Failed, Finished, Lowered, Predicted
+
+Say = Callable[[str], None]
+
+_SHARE = 0.02
+"""Of the time, that looking at all predictions may take."""
+_SECONDS = 2.0
+"""At least so long between two looks."""
+_LINE_SECONDS = 0.25
+"""At least so long between two progress lines."""
+
+
+class Standing:
+    """Called with every event once it is in the ledger; `close` writes what is the latest."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        queue: Queue,
+        folder: Path,
+        *,
+        selector: Selector,
+        tracker: Tracker,
+        advance: Advance,
+        ledger: Ledger,
+        say: Say,
+    ) -> None:
+        """`say` prints what the user should know at once."""
+        self._tasks = tasks
+        self._queue = queue
+        self._selector = selector
+        self._path = folder / SUBMISSION_FILE
+        self._tracker = tracker
+        self._advance = advance
+        self._ledger = ledger
+        self._say = say
+        self._known = any(pair.output is not None for task in tasks for pair in task.test)
+        self._solved = 0
+        self._next_look = 0.0
+        self._next_line = 0.0
+        # Valid from the first moment on, if only as a file.
+        self.look()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Lowered):
+            self._say(event.reason)
+        if isinstance(event, Failed):
+            self._say(self._failure(event))
+        now = time.monotonic()
+        if isinstance(event, Predicted | Finished) and self._queue.changed and now >= self._next_look:
+            self.look()
+        if now >= self._next_line or isinstance(event, Finished | Failed):
+            self._next_line = now + _LINE_SECONDS
+            progress = self._queue.progress()
+            self._advance(progress.done + progress.failed, self.words(progress))
+
+    def _failure(self, event: Failed) -> str:
+        round, name = event.key
+        words = f"{name} failed{'' if round else ' as it is, before adapting'}: {event.reason}"
+        return f"{words}; tried once more" if self._ledger.find(event.key).state == "queued" else words
+
+    def look(self) -> None:
+        """Select from what counts now, write the submission, and record how many tasks are solved."""
+        begun = time.monotonic()
+        self._queue.changed = False
+        predictions = self._queue.predictions()
+        attempts = self._selector.attempts(self._tasks, predictions)
+        write_submission(self._path, self._tasks, attempts)
+        if self._known:
+            scores = score_tasks(self._tasks, predictions, attempts)
+            self._solved = sum(metrics["vote_2"] == 1 for metrics in scores.tasks.values())
+            progress = self._queue.progress()
+            seconds = self._ledger.elapsed()
+            values = {"ttft/solved": self._solved, "ttft/done": progress.done, "ttft/failed": progress.failed}
+            # There is no training step: the seconds take its place, and so become the axis of the charts.
+            self._tracker.log({**values, "ttft/seconds": seconds}, int(seconds))
+        end = time.monotonic()
+        self._next_look = end + max(_SECONDS, (end - begun) / _SHARE)
+
+    def words(self, progress: Progress) -> str:
+        """For example `3 solved, 12m left, 3,412 tokens/s, 1.2 GB`."""
+        words = []
+        if progress.done + progress.failed == 0 and progress.predicted_before and progress.seconds_left is None:
+            words.append(f"{progress.predicted_before} predicted as it is")
+        if progress.failed:
+            words.append(f"{progress.failed} failed")
+        if self._known:
+            words.append(f"{self._solved} solved")
+        if progress.extra:
+            words.append(f"{progress.extra} again")
+        if progress.seconds_left is not None and progress.seconds_left >= 1:
+            words.append(f"{duration(progress.seconds_left)} left")
+        return ", ".join([*words, f"{progress.tokens_per_second:,.0f} tokens/s", f"{memory() / 1e9:.1f} GB"])
+
+
+def memory() -> int:
+    """The most bytes that this process has held: of the GPU if it uses one, or else of its own."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_reserved()
+    kilo = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo

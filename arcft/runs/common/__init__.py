@@ -1,0 +1,1 @@
+"""What all runs share: paths, signals, progress."""

@@ -1,0 +1,82 @@
+"""Paths in a config, made absolute once, so that a stored config means the same from every folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shlex
+from pathlib import Path
+from typing import Any, TypeVar
+
+from arcft.config.data import DataConfig, SourceConfig
+from arcft.config.model import ModelConfig
+from arcft.config.run import EvaluateConfig, TrainConfig
+from arcft.problems.arc.data.sources import is_bundled
+
+Source = TypeVar("Source", DataConfig, SourceConfig)
+
+
+def absolute(path: str) -> str:
+    """`path` from the root, without `..` or a trailing slash; links stay as they are named."""
+    return os.path.abspath(Path(path).expanduser())
+
+
+def override(key: str, path: str | Path) -> str:
+    """`key=path` to be typed in a shell, quoted where the shell or Hydra would take the path apart."""
+    if re.fullmatch(r"[\w./:@%+-]+", str(path)):
+        return f"{key}={path}"
+    quoted = str(path).replace("'", "\\'")
+    return shlex.quote(f"{key}='{quoted}'")
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """`config` with every path of a file or folder absolute; hub ids and `bundled:` names stay."""
+    lora = config.lora
+    if lora.start is not None:
+        lora = dataclasses.replace(lora, start=absolute(lora.start))
+    showcase = config.showcase
+    if showcase is not None:
+        showcase = dataclasses.replace(showcase, data=_data_paths(showcase.data))
+    return dataclasses.replace(
+        config, data=_data_paths(config.data), lora=lora, model=_model_paths(config.model), showcase=showcase
+    )
+
+
+def evaluation_with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
+    """The same for an evaluation; a pattern is made absolute as it is."""
+    named = {name: getattr(config, name) for name in ("checkpoint", "adapters")}
+    paths: dict[str, Any] = {name: absolute(path) for name, path in named.items() if path is not None}
+    if config.predictions is not None:
+        files = [config.predictions] if isinstance(config.predictions, str) else config.predictions
+        paths["predictions"] = [absolute(file) for file in files]
+    model = _model_paths(config.model) if config.model is not None else None
+    if config.base_model is not None and Path(config.base_model).expanduser().exists():
+        paths["base_model"] = absolute(config.base_model)
+    return dataclasses.replace(config, data=_data_paths(config.data), model=model, **paths)
+
+
+def _data_paths(data: DataConfig) -> DataConfig:
+    data = _source_paths(data)
+    ids = {name: getattr(data, name) for name in ("task_ids", "exclude")}
+    files: dict[str, Any] = {name: absolute(value) for name, value in ids.items() if isinstance(value, str)}
+    return dataclasses.replace(
+        data,
+        sources=[_source_paths(source) for source in data.sources],
+        disjoint_from=[name if is_bundled(name) else absolute(name) for name in data.disjoint_from],
+        **files,
+    )
+
+
+def _source_paths(source: Source) -> Source:
+    named = {name: getattr(source, name) for name in ("path", "solutions_path")}
+    paths: dict[str, Any] = {name: absolute(path) for name, path in named.items() if path}
+    return dataclasses.replace(source, **paths)
+
+
+def _model_paths(model: ModelConfig) -> ModelConfig:
+    named = {name: getattr(model, name) for name in ("path", "tokenizer")}
+    # What does not exist may be a hub id; if it is not, the error had better name it as it was given.
+    local = {name: path for name, path in named.items() if path and Path(path).expanduser().exists()}
+    paths: dict[str, Any] = {name: absolute(path) for name, path in local.items()}
+    return dataclasses.replace(model, **paths)

@@ -1,0 +1,158 @@
+"""Predictions into a file, a test at a time, so that a stopped evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from peft import PeftModel
+from rich.console import Console
+from rich.markup import escape
+from transformers import PreTrainedModel
+
+from arcft.cli.hydra_app import Stopped, stop_on_signals
+from arcft.config.inference import InferenceConfig, SelectionConfig
+from arcft.prediction.predict_vllm import Served, ServedTasks
+from arcft.prediction.score_candidates import predict_and_score
+from arcft.problems.arc.format.examples import ExampleBuilder
+from arcft.problems.arc.task import Task
+from arcft.runs.common.paths import override
+from arcft.runs.common.progress import progress_bar
+from arcft.runs.evaluation.results import write_predictions
+from arcft.runs.evaluation.vllm import predict_with_vllm
+from arcft.scoring.predictions import Prediction, TestKey, append_prediction, open_for_append, read_predictions
+from arcft.scoring.selection import ATTEMPTS, Selector, make_selector
+
+console = Console()
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """Tasks that one model answers."""
+
+    tasks: Sequence[Task]
+    model: Callable[[], PreTrainedModel | PeftModel]
+    """Called when its turn has come, so that one base model can serve several shares."""
+
+    builder: ExampleBuilder
+    identity: str
+    """What the model is: a checkpoint's digest, or the digest of a base model's config."""
+
+    served: Served | None = None
+    """With inference=vllm: where the model lies."""
+
+
+def count_prompts(tasks: Sequence[Task], config: InferenceConfig) -> int:
+    """Prompts that an evaluation of `tasks` takes."""
+    return sum(len(task.test) for task in tasks) * config.predictions_per_test
+
+
+def predict_shares(
+    shares: Sequence[Share],
+    config: InferenceConfig,
+    selection: SelectionConfig,
+    path: Path,
+    *,
+    title: str,
+    resume: Path,
+) -> list[Prediction]:
+    """Predict what `path` does not hold yet, append it there test by test, and return everything.
+
+    With selection=score, grids are scored as they are predicted, while their model is there.
+
+    Raises Stopped after SIGTERM or SIGINT, with the current test finished; its message
+    names `resume`, the evaluation's folder.
+    """
+    predictions = _kept(path, config)
+    done = {(prediction.task_id, prediction.test_index) for prediction in predictions}
+    tally = Tally([task for share in shares for task in share.tasks], make_selector(selection))
+    tally.add(predictions)
+    total = count_prompts([task for share in shares for task in share.tasks], config)
+    with (
+        open_for_append(path) as file,
+        progress_bar(title, total, tally.tests * config.predictions_per_test) as advance,
+        stop_on_signals(lambda reason: None) as received,
+    ):
+        for group in _groups(shares, config, selection, done):
+            for prediction in group:
+                append_prediction(file, prediction)
+            predictions += group
+            tally.add(group)
+            advance(tally.tests * config.predictions_per_test, tally.words())
+            if received:
+                raise Stopped(received[0], f"stopped; go on with: python evaluate.py {override('resume', resume)}")
+    return predictions
+
+
+def _groups(
+    shares: Sequence[Share], config: InferenceConfig, selection: SelectionConfig, done: Collection[TestKey]
+) -> Iterator[list[Prediction]]:
+    """The predictions of one test after the other, without those of tests that are `done`."""
+    served = [ServedTasks(share.served, share.builder, share.tasks) for share in shares if share.served is not None]
+    if served:
+        yield from predict_with_vllm(served, config, done=done, say=_note)
+        return
+    for share in shares:
+        if any((task.id, index) not in done for task in share.tasks for index in range(len(task.test))):
+            yield from predict_and_score(
+                share.model(), share.builder, share.tasks, config, views=selection.views, done=done
+            )
+
+
+def _note(text: str) -> None:
+    console.print("[yellow]note:[/]", escape(text), highlight=False, soft_wrap=True)
+
+
+class Tally:
+    """What to show beside the bar: tests solved so far, where answers are known, and how many predictions are grids."""
+
+    def __init__(self, tasks: Sequence[Task], selector: Selector) -> None:
+        self._selector = selector
+        self._tasks = {task.id: task for task in tasks}
+        self._truths = {
+            (task.id, index): pair.output
+            for task in tasks
+            for index, pair in enumerate(task.test)
+            if pair.output is not None
+        }
+        self._known = self._solved = self._predictions = self._grids = 0
+        self.tests = 0
+        """That have predictions."""
+
+    def add(self, predictions: Sequence[Prediction]) -> None:
+        """Count the predictions of whole tests."""
+        groups: dict[TestKey, list[Prediction]] = {}
+        for prediction in predictions:
+            groups.setdefault((prediction.task_id, prediction.test_index), []).append(prediction)
+            self._predictions += 1
+            self._grids += prediction.grid is not None
+        self.tests += len(groups)
+        for key, group in groups.items():
+            if key in self._truths:
+                self._known += 1
+                candidates = self._selector.order(self._tasks[key[0]], key[1], group)
+                attempts = [candidate.grid for candidate in candidates[:ATTEMPTS]]
+                self._solved += any(np.array_equal(self._truths[key], grid) for grid in attempts)
+
+    def words(self) -> str:
+        """For example `3/12 solved, 88% grids`; a test is solved by one of two attempts."""
+        grids = f"{self._grids / max(self._predictions, 1):.0%} grids"
+        return f"{self._solved}/{self._known} solved, {grids}" if self._known else grids
+
+
+def _kept(path: Path, config: InferenceConfig) -> list[Prediction]:
+    """What an earlier, stopped evaluation finished; tests that it left half-done are taken out of the file."""
+    if not path.exists():
+        return []
+    found = read_predictions(path, allow_torn=True)
+    counts: Counter[TestKey] = Counter((prediction.task_id, prediction.test_index) for prediction in found)
+    whole = {test for test, count in counts.items() if count >= config.predictions_per_test}
+    if found and config.name == "search":
+        # How many there are to be is not known: of the last test some may be missing.
+        whole.discard((found[-1].task_id, found[-1].test_index))
+    kept = [prediction for prediction in found if (prediction.task_id, prediction.test_index) in whole]
+    write_predictions(path, kept)
+    return kept

@@ -1,0 +1,162 @@
+"""Predictions that were made before, and the tasks that they answer; where an evaluation has made them, its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from arcft.checkpoints import RUN_FILE, CheckpointError, read_run_yaml
+from arcft.config.data import DataConfig
+from arcft.config.inference import SelectionConfig
+from arcft.config.run import EvaluateConfig, TrainConfig
+from arcft.config.schema import ConfigError
+from arcft.config.stored import from_stored
+from arcft.errors import ArcftError
+from arcft.problems.arc.task import Task
+from arcft.reporting.words import count
+from arcft.runs.evaluation.results import METRICS_FILE, SUBMISSION_FILE
+from arcft.runs.setup.checkpoint_config import distinct_names, is_pattern, matching_checkpoints
+from arcft.runs.setup.tasks import chosen_tasks, default_data, narrowed, tasks_with_ids
+from arcft.scoring.predictions import Prediction, TestKey, group_by_test, read_predictions
+from arcft.scoring.voting import grid_key
+
+console = Console()
+NEEDS_TASKS = "predictions= needs the tasks they answer: add data=arc1, data=kaggle data.path=TASKS.json, ..."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Given:
+    """What files of predictions come to."""
+
+    name: str
+    predictions: list[Prediction]
+    tasks: list[Task]
+    about: dict[str, Any]
+    """Where they come from, for metrics.json and the report."""
+
+
+def given_predictions(config: EvaluateConfig, explicit: Collection[str]) -> Given:
+    """Read `config.predictions`, several files as one, and the tasks that `config.data` names: by default those of the
+    evaluation that has written the first file.
+
+    Raises ArcftError where a file is broken, tasks and predictions don't belong together, or a selection has not what
+    it goes by; `explicit` are the keys that the user set by hand.
+    """
+    without_effect = [key for key in explicit if key.partition(".")[0] == "inference"]
+    if without_effect:
+        raise ConfigError(
+            [f"{key}= has no effect with predictions=, which no model makes here; drop it" for key in without_effect]
+        )
+    files = [config.predictions] if isinstance(config.predictions, str) else config.predictions or []
+    predictions = [prediction for file in files for prediction in read_predictions(file)]
+    about: dict[str, Any] = {"predictions": files}
+    if config.data.source == "held_out":
+        evaluated = evaluated_tasks(Path(files[0]))
+        tasks = narrowed(evaluated, config.data, None)
+        if tasks == evaluated:
+            about["trained_on"] = _stored(Path(files[0]).parent / METRICS_FILE)["run"].get("trained_on", 0)
+    else:
+        tasks = chosen_tasks(config.data, None)
+    groups = group_by_test(tasks, predictions)  # raises where they don't belong together
+    name = Path(files[0]).name if len(files) == 1 else f"{len(files)} files"
+    if config.selection.name == "score":
+        check_scores(groups, config.selection, explicit, name)
+    return Given(name=name, predictions=predictions, tasks=tasks, about=about)
+
+
+def evaluated_tasks(file: Path) -> list[Task]:
+    """The tasks of the finished evaluation that has written `file`, in its order, from where it had them.
+
+    Raises ConfigError where the file is no evaluation's, TaskError or CheckpointError where its data are gone.
+    """
+    data = _data_of(file)
+    ids = list(_stored(file.parent / SUBMISSION_FILE))
+    tasks = {task.id: task for task in tasks_with_ids(data, ids)}
+    return [tasks[task_id] for task_id in ids]
+
+
+def _data_of(file: Path) -> DataConfig:
+    # A checkpoint of a sweep has a folder of its own in that of the evaluation.
+    folder = next((place for place in file.parents[:2] if (place / RUN_FILE).is_file()), None)
+    stored = read_run_yaml(folder) if folder is not None else {}
+    if folder is None or stored.get("job") != "evaluate":
+        raise ConfigError([NEEDS_TASKS])
+    config = from_stored(EvaluateConfig, stored.get("config", {}), folder / RUN_FILE)
+    if config.data.source != "held_out":
+        return config.data
+    if config.predictions is not None:
+        return _data_of(Path(config.predictions if isinstance(config.predictions, str) else config.predictions[0]))
+    if config.checkpoint is None:
+        return default_data()
+    if config.adapters is not None:
+        raise ConfigError([f"{folder}: each adapter has answered its own tasks; {NEEDS_TASKS}"])
+    checkpoint = Path(config.checkpoint)
+    if is_pattern(config.checkpoint):
+        paths = matching_checkpoints(config.checkpoint)
+        checkpoint = dict(zip(distinct_names(paths), paths, strict=True)).get(file.parent.name, checkpoint)
+    try:
+        return from_stored(TrainConfig, read_run_yaml(checkpoint).get("config", {}), checkpoint / RUN_FILE).data
+    except ArcftError as error:
+        raise CheckpointError(f"{error}. {folder} has its tasks from there; name them with data=...") from error
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """A file of a finished evaluation."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(
+            f"{path}: can't be read ({reason}), so the evaluation is not finished; go on with it by resume=, or name "
+            "the tasks with data=..."
+        ) from error
+
+
+def check_scores(
+    groups: Mapping[TestKey, Sequence[Prediction]], selection: SelectionConfig, explicit: Collection[str], name: str
+) -> None:
+    """Raise ConfigError where selection=score would have nothing to go by, or less than `explicit` keys ask for.
+
+    `groups` are the predictions of each test, `name` is where they come from. Says how many tests have grids without
+    scores, where others have some.
+    """
+    open_groups = [group for group in groups.values() if _has_choice(group)]
+    scored = [[one for one in group if one.scores is not None] for group in open_groups]
+    if open_groups and not any(scored):
+        raise ConfigError(
+            [
+                f"selection=score: no prediction of {name} has scores to go by; predict with checkpoint=RUN "
+                "selection=score, which keeps them, or use selection=vote or selection=verify"
+            ]
+        )
+    most = max((len(one.scores) for group in scored for one in group if one.scores is not None), default=0)
+    if scored and "selection.views" in explicit and (selection.views or 0) > most:
+        raise ConfigError(
+            [
+                f"selection.views={selection.views}: the predictions of {name} were scored under at most "
+                f"{count(most, 'augmentation')}; ask for no more, or predict with checkpoint=RUN and these"
+            ]
+        )
+    partly = sum(_without_scores(group) > 0 for group in open_groups)
+    if partly:
+        console.print(
+            f"[yellow]note:[/] in {partly} of {count(len(groups), 'test')} some grids have no scores: they come after "
+            "those that have",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _has_choice(group: Sequence[Prediction]) -> bool:
+    return len({grid_key(one.grid) for one in group if one.grid is not None}) > 1
+
+
+def _without_scores(group: Sequence[Prediction]) -> int:
+    """Different grids that no prediction has scores for."""
+    grids = {grid_key(one.grid) for one in group if one.grid is not None}
+    return len(grids - {grid_key(one.grid) for one in group if one.grid is not None and one.scores is not None})

@@ -1,0 +1,149 @@
+"""From predictions to an evaluation's files: metrics, submission, report; and the index of what was evaluated."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from arcft.checkpoints import RUN_FILE
+from arcft.problems.arc.scoring.metrics import Scores, score_tasks
+from arcft.problems.arc.scoring.submission import write_submission
+from arcft.problems.arc.task import Task
+from arcft.reporting.adaptation import Adaptation
+from arcft.reporting.charts.curves import Curves, curves_png
+from arcft.reporting.report import NUMBERS_FILE, REPORT_FILE, SUMMARY_FILE, write_report
+from arcft.reporting.words import count
+from arcft.scoring.predictions import Prediction, append_prediction
+from arcft.scoring.resampling import by_number
+from arcft.scoring.selection import Selector, attempts_of, with_reasons
+
+METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.jsonl"
+SUBMISSION_FILE = "submission.json"
+INDEX_FILE = "evaluations.jsonl"
+SWEEP_FILE = "sweep.json"
+SWEEP_PICTURE = "sweep.png"
+
+# metrics.json comes last when they are written or copied: with it an evaluation is complete.
+FILES = (PREDICTIONS_FILE, SUBMISSION_FILE, REPORT_FILE, SUMMARY_FILE, METRICS_FILE)
+
+
+def write_results(
+    folder: Path,
+    *,
+    title: str,
+    tasks: Sequence[Task],
+    predictions: Sequence[Prediction],
+    selector: Selector,
+    run: Mapping[str, Any],
+    curves: Curves | None = None,
+    adaptation: Adaptation | None = None,
+) -> Scores:
+    """Select, score, and write metrics.json (last, as the sign of completion), predictions.jsonl with the reasons of
+    the selection, submission.json and the report.
+
+    Metrics are empty where no answer is known; the other files are written all the same. `run` is written into
+    metrics.json and the report; where it counts tasks under `trained_on`, report and picture open with that.
+    `adaptation` is what test-time fine-tuning did; its scores before are in metrics.json beside those after.
+    """
+    seen = run.get("trained_on", 0)
+    candidates = selector.candidates(tasks, predictions)
+    attempts = attempts_of(candidates)
+    scores = score_tasks(tasks, predictions, attempts)
+    numbers = by_number(tasks, predictions, candidates)
+    write_predictions(folder / PREDICTIONS_FILE, with_reasons(predictions, candidates, selector.name))
+    write_submission(folder / SUBMISSION_FILE, tasks, attempts)
+    write_report(
+        folder,
+        title=title,
+        scores=scores if scores.metrics else None,
+        tasks=tasks,
+        predictions=predictions,
+        candidates=candidates,
+        numbers=numbers,
+        run=dict(run),
+        curves=curves,
+        note=f"{seen} of {count(len(tasks), 'task')} {'was' if seen == 1 else 'were'} trained on" if seen else "",
+        adaptation=adaptation,
+    )
+    content = {"metrics": scores.metrics, "tasks": scores.tasks, "run": dict(run)}
+    if adaptation is not None and adaptation.before is not None:
+        content["before"] = adaptation.before.metrics
+    if numbers:
+        content["by_number"] = [number.to_json() for number in numbers]
+    write_json(folder / METRICS_FILE, content)
+    return scores
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+    """Write a predictions file whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        for prediction in predictions:
+            append_prediction(file, prediction)
+    os.replace(partial, path)
+
+
+def find_evaluation(run_folder: Path, key: str) -> Path | None:
+    """The folder of a finished evaluation under the same `key`, if the index of `run_folder` knows one."""
+    index = run_folder / INDEX_FILE
+    if not index.is_file():
+        return None
+    for line in reversed(index.read_text(encoding="utf-8", errors="replace").splitlines()):
+        try:
+            entry = json.loads(line)
+            folder = Path(entry["folder"])
+        except (ValueError, KeyError, TypeError):
+            continue  # cut off by a crash
+        if entry.get("key") == key and all((folder / name).is_file() for name in FILES):
+            return folder
+    return None
+
+
+def record_evaluation(run_folder: Path, key: str, checkpoint: str, folder: Path) -> None:
+    """Add a finished evaluation to the index of `run_folder`.
+
+    A run that can't be written to is left alone, and so is a folder that is no run: where a checkpoint was copied to.
+    """
+    if not (run_folder / RUN_FILE).is_file():
+        return
+    entry = {"key": key, "checkpoint": checkpoint, "folder": str(folder.resolve())}
+    with contextlib.suppress(OSError), (run_folder / INDEX_FILE).open("a", encoding="utf-8") as index:
+        index.write(json.dumps(entry) + "\n")
+
+
+def reuse_evaluation(found: Path, folder: Path) -> Scores:
+    """Copy a finished evaluation's files into `folder`, if it is another one; return its scores."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = [NUMBERS_FILE] if (found / NUMBERS_FILE).is_file() else []
+    for name in [*numbers, *FILES]:
+        if found.resolve() != folder.resolve():
+            shutil.copyfile(found / name, folder / name)
+    stored = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
+    return Scores(metrics=stored["metrics"], tasks=stored["tasks"])
+
+
+def write_sweep(folder: Path, curves: Curves, metrics: Mapping[str, Mapping[str, float]], by_step: bool) -> Path | None:
+    """Write the table of a checkpoint sweep (sweep.json), and its plot where the checkpoints are steps of one run.
+
+    `metrics` are by checkpoint, in order of step. Returns the plot's path.
+    """
+    write_json(folder / SWEEP_FILE, {name: dict(values) for name, values in metrics.items()})
+    if not by_step:
+        return None
+    steps = {int(name.rpartition("-")[2]): values for name, values in metrics.items()}
+    plot = folder / SWEEP_PICTURE
+    plot.write_bytes(curves_png(curves.with_metrics(steps)))
+    return plot

@@ -1,0 +1,266 @@
+"""From an evaluation's config to what it evaluates: models with the tasks that each answers, read and checked.
+
+Nothing is written here, so what is wrong is told before a file exists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from arcft import __version__
+from arcft.config.inference import ONLY_SPEED
+from arcft.config.run import EvaluateConfig
+from arcft.config.schema import ConfigError, to_dict
+from arcft.models.limits import refuse_beyond, stored_position_limit
+from arcft.models.load import load_tokenizer
+from arcft.problems.arc.format.examples import ExampleBuilder
+from arcft.problems.arc.task import Task
+from arcft.runs.evaluation.predict import Share
+from arcft.runs.evaluation.prediction_files import given_predictions
+from arcft.runs.evaluation.vllm import served_model, served_run
+from arcft.runs.setup.build import check_answers, config_digest, example_builder
+from arcft.runs.setup.checkpoint_config import (
+    OWN_FORMAT,
+    TrainedRun,
+    contradictions,
+    distinct_names,
+    is_pattern,
+    matching_checkpoints,
+    open_checkpoint,
+)
+from arcft.runs.setup.leaks import say_trained_on
+from arcft.runs.setup.restore import ModelHost, base_model, restored_builder, restored_tokenizer
+from arcft.runs.setup.task_adapters import adapted_runs, tasks_adapted_to
+from arcft.runs.setup.tasks import chosen_tasks, data_fingerprint, default_held_out, narrowed, tasks_of_run
+from arcft.runs.setup.ttft_settings import what_adapts
+from arcft.scoring.predictions import Prediction
+
+console = Console()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One thing that is evaluated: it gets one score, one submission and one report."""
+
+    name: str
+    """Short, for tables and progress bars."""
+
+    title: str
+    """For report and picture."""
+
+    tasks: list[Task]
+    shares: list[Share]
+    predictions: list[Prediction] | None = None
+    """Made elsewhere; there are no shares then."""
+
+    key: str
+    """Equal for two evaluations that come to the same: of the same models, tasks and choices."""
+
+    about: dict[str, Any]
+    """Where it comes from, for metrics.json and the report."""
+
+    run: TrainedRun | None = None
+    """Set where one checkpoint answers everything: its history is shown, and its index knows this evaluation."""
+
+
+def find_subjects(config: EvaluateConfig, explicit: Sequence[str]) -> list[Subject]:
+    """What `config`, its paths absolute, names: one subject, or for a pattern of checkpoints one each.
+
+    `explicit` are the keys that the user set by hand: they may not contradict a checkpoint.
+    """
+    finder = _Finder(config, explicit)
+    if config.predictions is not None:
+        return [finder.predictions()]
+    if config.model is not None:
+        return [finder.base_model()]
+    if config.adapters is not None:
+        return [finder.adapters()]
+    return finder.checkpoints()
+
+
+class _Finder:
+    def __init__(self, config: EvaluateConfig, explicit: Sequence[str]) -> None:
+        self.config = config
+        self.explicit = explicit
+        self.host = ModelHost(config.inference)
+        self._builders: dict[str, ExampleBuilder] = {}
+        self._said: set[str] = set()
+
+    def predictions(self) -> Subject:
+        """Files made before; several are selected from together."""
+        given = given_predictions(self.config, self.explicit)
+        return self._subject(
+            given.name,
+            "Predictions of " + given.name,
+            [],
+            given.about,
+            tasks=given.tasks,
+            predictions=given.predictions,
+            of=config_digest({"predictions": [prediction.to_json() for prediction in given.predictions]}),
+        )
+
+    def base_model(self) -> Subject:
+        """A model as it is."""
+        config, model = self.config, self.config.model
+        assert model is not None
+        if config.encoder is None or config.prompt is None:
+            raise ConfigError([f"model={model.name} names no encoder or prompt: add encoder=... prompt=..."])
+        tokenizer = load_tokenizer(model)
+        length = config.inference.max_seq_length or model.max_seq_length
+        refuse_beyond(
+            stored_position_limit(model),
+            key="inference.max_seq_length" if config.inference.max_seq_length else "model.max_seq_length",
+            value=length,
+            path=str(model.path),
+        )
+        builder = example_builder(
+            config.encoder,
+            config.prompt,
+            tokenizer,
+            positions=model.positions,
+            max_seq_length=length,
+            drop_demonstrations=True,
+        )
+        check_answers(builder, config.inference, model.positions)
+        if config.data.source == "held_out":
+            held_out = default_held_out(builder.num_tokens, model.max_task_tokens or model.max_seq_length)
+            tasks = narrowed(held_out, config.data, builder.num_tokens, self._say_once)
+        else:
+            tasks = chosen_tasks(config.data, builder.num_tokens, self._say_once)
+        identity = config_digest({name: to_dict(getattr(config, name)) for name in ("model", *OWN_FORMAT)})
+        served = served_model(model) if config.inference.name == "vllm" else None
+        share = Share(tasks, lambda: self.host.base(model), builder, identity, served)
+        about = {"model": model.name, "path": str(model.path), "trained_on": len(say_trained_on(model, tasks))}
+        return self._subject(model.name, f"{model.name}, as it is", [share], about)
+
+    def checkpoints(self) -> list[Subject]:
+        """One checkpoint, or each that a pattern matches."""
+        paths = matching_checkpoints(str(self.config.checkpoint))
+        runs = [open_checkpoint(path, self.config.base_model) for path in paths]
+        subjects = []
+        notes: dict[tuple[Path, str], list[str]] = {}
+        for name, run in zip(distinct_names(paths), runs, strict=True):
+            self._refuse_contradictions(run)
+            tasks = self._tasks_for(run)
+            known = (run.folder, data_fingerprint(tasks))
+            if known not in notes:
+                notes[known] = say_trained_on(run, tasks)
+            about = {**_about(run), "trained_on": len(notes[known])}
+            title = f"{run.config.model.name}, {name}"
+            subjects.append(self._subject(name, title, [self._share(run, tasks)], about, run=run))
+        return subjects
+
+    def adapters(self) -> Subject:
+        """Each adapter answers the tasks it was adapted to, the checkpoint itself answers the rest."""
+        if is_pattern(str(self.config.checkpoint)):
+            raise ConfigError([f"checkpoint={self.config.checkpoint}: with adapters= it names one run or checkpoint"])
+        start = open_checkpoint(Path(str(self.config.checkpoint)), self.config.base_model)
+        self._refuse_contradictions(start)
+        num_tokens = self._builder(start).num_tokens
+        adapted = adapted_runs(str(self.config.adapters), start, self.config.base_model)
+        if self.config.data.source == "held_out":
+            tasks = narrowed(tasks_adapted_to(adapted), self.config.data, num_tokens, self._say_once)
+        else:
+            tasks = chosen_tasks(self.config.data, num_tokens, self._say_once)
+        answering: dict[Path, tuple[TrainedRun, list[Task]]] = {}
+        for task in tasks:
+            run = adapted.get(task.id, start)
+            answering.setdefault(run.checkpoint.path, (run, []))[1].append(task)
+        # The checkpoint last, for then the base model takes up one adapter after the other.
+        rest = answering.pop(start.checkpoint.path, (start, []))
+        if rest[1]:
+            console.print(f"{len(rest[1])} of {len(tasks)} tasks have no adapter: the checkpoint answers them")
+        shares = [self._share(run, own) for run, own in [*answering.values(), rest] if own]
+        about = _about(start) | {
+            "adapters": {run.checkpoint.path.as_posix(): [task.id for task in own] for run, own in answering.values()},
+            "trained_on": len(say_trained_on(start, tasks)),
+        }
+        title = f"{start.config.model.name}, {start.name} and {len(answering)} adapters"
+        return self._subject("adapters", title, shares, about)
+
+    def _refuse_contradictions(self, run: TrainedRun) -> None:
+        problems = contradictions(self.explicit, self.config, run.config, OWN_FORMAT)
+        if problems:
+            raise ConfigError(problems)
+
+    def _share(self, run: TrainedRun, tasks: list[Task]) -> Share:
+        served = served_run(run) if self.config.inference.name == "vllm" else None
+        return Share(tasks, lambda: self.host.restored(run), self._builder(run), run.checkpoint.digest, served)
+
+    def _builder(self, run: TrainedRun) -> ExampleBuilder:
+        """Made once for all runs that write alike: hundreds of adapters have the same tokenizer."""
+        length = self.config.inference.max_seq_length or run.config.training.max_seq_length
+        files: Mapping[str, Any] = run.checkpoint.manifest["files"]
+        tokenizer = {name: entry["sha256"] for name, entry in files.items() if "token" in name or "template" in name}
+        parts = {name: to_dict(getattr(run.config, name)) for name in OWN_FORMAT}
+        key = config_digest({**parts, "tokenizer": tokenizer, "length": length})
+        if key not in self._builders:
+            if length > run.config.training.max_seq_length:
+                limit = stored_position_limit(base_model(run))
+                path = str(run.config.model.path)
+                refuse_beyond(limit, key="inference.max_seq_length", value=length, path=path)
+            builder = restored_builder(run, restored_tokenizer(run), length)
+            check_answers(builder, self.config.inference, run.config.model.positions)
+            self._builders[key] = builder
+        return self._builders[key]
+
+    def _tasks_for(self, run: TrainedRun) -> list[Task]:
+        num_tokens = self._builder(run).num_tokens
+        if self.config.data.source == "held_out":
+            return narrowed(tasks_of_run(run), self.config.data, num_tokens, self._say_once)
+        return chosen_tasks(self.config.data, num_tokens, self._say_once)
+
+    def _say_once(self, words: str) -> None:
+        if words not in self._said:
+            self._said.add(words)
+            console.print(f"[yellow]note:[/] {words}", highlight=False, soft_wrap=True)
+
+    def _subject(
+        self,
+        name: str,
+        title: str,
+        shares: list[Share],
+        about: dict[str, Any],
+        *,
+        tasks: list[Task] | None = None,
+        predictions: list[Prediction] | None = None,
+        run: TrainedRun | None = None,
+        of: str = "",
+    ) -> Subject:
+        inference = {key: value for key, value in to_dict(self.config.inference).items() if key not in ONLY_SPEED}
+        selection = {name: value for name, value in to_dict(self.config.selection).items() if value is not None}
+        about = about | {"selection": selection}
+        answers = [[share.identity, data_fingerprint(share.tasks)] for share in shares]
+        tasks = [task for share in shares for task in share.tasks] if tasks is None else tasks
+        key = {"answers": answers or [[of, data_fingerprint(tasks)]], "selection": selection}
+        if shares:
+            key["inference"] = inference
+            about = about | {"inference": {name: value for name, value in inference.items() if value is not None}}
+        if self.config.ttft.name != "none":
+            adapting = what_adapts(self.config)
+            key |= adapting
+            about = about | {"ttft": {name: value for name, value in adapting["ttft"].items() if value is not None}}
+        return Subject(
+            name=name,
+            title=title,
+            tasks=tasks,
+            shares=shares,
+            predictions=predictions,
+            key=config_digest(key),
+            about={"arcft": __version__, **about},
+            run=run,
+        )
+
+
+def _about(run: TrainedRun) -> dict[str, Any]:
+    return {
+        "model": run.config.model.name,
+        "checkpoint": str(run.checkpoint.path),
+        "digest": run.checkpoint.digest,
+        "step": run.checkpoint.step,
+    }

@@ -1,0 +1,88 @@
+"""Checkpoints and base models as an engine outside of this process reads them: inference=vllm."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from arcft.config.inference import InferenceConfig
+from arcft.config.model import ModelConfig
+from arcft.config.schema import ConfigError
+from arcft.decoding.vllm_engine import EngineSettings, start_vllm
+from arcft.decoding.watchdog import Watchdog
+from arcft.models.fingerprint import stored_fingerprint
+from arcft.models.source import resolve_path
+from arcft.prediction.predict_vllm import Served, ServedTasks, predict_served
+from arcft.runs.setup.checkpoint_config import TrainedRun, check_base
+from arcft.runs.setup.restore import base_model
+from arcft.scoring.predictions import Prediction, TestKey
+
+
+def served_model(model: ModelConfig) -> Served:
+    """A base model as it is; ConfigError where vLLM would not read what transformers does."""
+    path = resolve_path(str(model.path))
+    problems = []
+    if path.endswith(".gguf"):
+        problems.append(f"inference=vllm reads folders and hub ids, not {path}; use inference=greedy")
+    for key, value, usual in (
+        ("init", model.init, "pretrained"),
+        ("quantization", model.quantization, "none"),
+        ("trust_remote_code", model.trust_remote_code, False),
+    ):
+        if value != usual:
+            said = str(value).lower() if isinstance(value, bool) else value
+            problems.append(f"inference=vllm serves no model with model.{key}={said}; use inference=greedy")
+    if problems:
+        raise ConfigError(problems)
+    return Served(path)
+
+
+def served_run(run: TrainedRun) -> Served:
+    """What `run` left; raises ArcftError where its base model is another one, or vLLM has no such adapters."""
+    served = served_model(base_model(run))
+    lora, model = run.config.lora, run.config.model
+    if not lora.enabled:
+        return served
+    check_base(run, stored_fingerprint(model), str(model.path))
+    problems = []
+    if lora.use_dora:
+        problems.append("inference=vllm serves no adapters with lora.use_dora=true; use inference=greedy")
+    if model.train_modules:
+        problems.append(
+            f"inference=vllm serves no adapters with model.train_modules={model.train_modules}; use inference=greedy"
+        )
+    if problems:
+        raise ConfigError(problems)
+    return Served(served.model, str(run.checkpoint.path), lora.r or 0)
+
+
+def predict_with_vllm(
+    shares: Sequence[ServedTasks],
+    config: InferenceConfig,
+    *,
+    done: Collection[TestKey],
+    say: Callable[[str], None],
+) -> Iterator[list[Prediction]]:
+    """Yield the predictions of one test after the other; an engine for each base model, started anew if it freezes."""
+    assert config.restart_seconds is not None  # InferenceConfig.problems
+    for model, group in itertools.groupby(shares, key=lambda share: share.served.model):
+        own = list(group)
+        if all((task.id, index) in done for share in own for task in share.tasks for index in range(len(task.test))):
+            continue
+        settings = EngineSettings(
+            model=model,
+            dtype=config.dtype,
+            max_seq_length=max(share.builder.max_seq_length for share in own),
+            adapters=len({share.served.adapter for share in own}),
+            rank=max(share.served.rank for share in own),
+            seed=config.seed,
+        )
+        with Watchdog(
+            functools.partial(start_vllm, settings),
+            name="the vLLM engine",
+            key="inference.restart_seconds",
+            seconds=config.restart_seconds,
+            say=say,
+        ) as engine:
+            yield from predict_served(own, config, engine.ask, done=done)

@@ -1,0 +1,85 @@
+"""Sets that training is to have nothing in common with: data.disjoint_from."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Sequence
+
+from arcft.problems.arc.data.contamination import load_set, overlap
+from arcft.problems.arc.data.sources import PairPool
+from arcft.problems.arc.task import Task, TaskError
+
+Items = Sequence[Task | PairPool]
+MAX_NAMED = 20
+
+
+def refuse_shared(items: Items, names: Sequence[str]) -> dict[str, Items]:
+    """The sets called `names`, with which `items` share nothing.
+
+    Raises TaskError where an item has the id of one of their tasks, equals it or shares a pair with it, up to symmetry
+    and colours, or is a pool of its type: it names the items, what they share, and how to leave them out.
+    """
+    sets = {name: _load(name) for name in names}
+    # Nothing is shared in most runs, and to compare with all sets together takes as long as with one.
+    everything = [item for of_set in sets.values() for item in of_set]
+    if not everything or not (overlap(items, everything).found or _same_ids(items, everything)):
+        return sets
+    lines: list[str] = []
+    ids: set[str] = set()
+    for name, of_set in sets.items():
+        shared = _shared(items, of_set)
+        if shared:
+            ids |= shared.keys()
+            words = [f"{item_id} {why}" for item_id, why in sorted(shared.items())]
+            lines.append(f"{name}: {'; '.join(words[:MAX_NAMED])}{_rest(len(words))}")
+    raise TaskError(
+        f"data.disjoint_from: {len(ids)} of {len({item.id for item in items})} tasks to train on are not apart from "
+        + "\n".join(lines)
+        + f"\nTo leave them out: {_way_out(sorted(ids))}"
+    )
+
+
+def _load(name: str) -> Items:
+    try:
+        return load_set(name)
+    except TaskError as error:
+        raise TaskError(
+            f"data.disjoint_from: {name}: {error}; name a bundled set, as arcagi:evaluation, a file or a folder"
+        ) from None
+
+
+def _same_ids(items: Items, others: Items) -> set[str]:
+    return {item.id for item in items} & {item.id for item in others}
+
+
+def _shared(items: Items, others: Items) -> dict[str, str]:
+    """By id of an item, what it shares with which tasks of the other set."""
+    found = overlap(items, others)
+    kinds = {
+        "equals": found.tasks_up_to_symmetry,
+        "is of the type of": found.types,
+        "shares a pair with": found.pairs_up_to_symmetry,
+        "has the id of": tuple((item_id, item_id) for item_id in _same_ids(items, others)),
+    }
+    shared: dict[str, dict[str, str]] = collections.defaultdict(dict)
+    for why, pairs in kinds.items():
+        for item_id, other_id in pairs:
+            shared[item_id].setdefault(other_id, why)
+    return {
+        item_id: ", ".join(f"{why} {other_id}" for other_id, why in sorted(others.items()))
+        for item_id, others in shared.items()
+    }
+
+
+def _way_out(ids: Sequence[str]) -> str:
+    if len(ids) <= MAX_NAMED:
+        quoted = ",".join(f"'{item_id}'" for item_id in ids)
+        return f'"data.exclude=[{quoted}]"'
+    return (
+        "data.exclude=FILE, with their ids one a line; "
+        "python -m arcft.problems.arc.data.contamination SET OTHER --json lists what two sets share"
+    )
+
+
+def _rest(number: int) -> str:
+    return f"; and {number - MAX_NAMED} more" if number > MAX_NAMED else ""

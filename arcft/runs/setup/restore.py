@@ -1,0 +1,99 @@
+"""From a checkpoint folder back to the model and the text format that it was trained with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from arcft.checkpoints import CheckpointError
+from arcft.config.inference import InferenceConfig
+from arcft.config.model import ModelConfig
+from arcft.config.schema import to_dict
+from arcft.models.fingerprint import base_fingerprint
+from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
+from arcft.models.lora import CONFIG_FILE as ADAPTER_CONFIG
+from arcft.models.lora import load_adapter, load_adapter_weights
+from arcft.problems.arc.format.examples import ExampleBuilder
+from arcft.runs.setup.build import choose_device, example_builder
+from arcft.runs.setup.checkpoint_config import TrainedRun, check_base
+
+
+def restored_tokenizer(run: TrainedRun) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies in the checkpoint."""
+    return load_tokenizer(ModelConfig(name=run.config.model.name, path=str(run.checkpoint.path)))
+
+
+def restored_builder(run: TrainedRun, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> ExampleBuilder:
+    """The run's own encoder and prompt, for prompts of up to `max_seq_length` tokens, demonstrations dropped to fit."""
+    return example_builder(
+        run.config.encoder,
+        run.config.prompt,
+        tokenizer,
+        positions=run.config.model.positions,
+        max_seq_length=max_seq_length,
+        drop_demonstrations=True,
+    )
+
+
+def base_model(run: TrainedRun) -> ModelConfig:
+    """What is loaded to restore `run`: its base model, or the checkpoint itself where it holds a whole one."""
+    if run.config.lora.enabled:
+        return run.config.model
+    return ModelConfig(name=run.config.model.name, path=str(run.checkpoint.path))
+
+
+class ModelHost:
+    """Holds one base model and puts a checkpoint's adapter on it; the base is loaded again only when it differs."""
+
+    def __init__(self, inference: InferenceConfig) -> None:
+        self._dtype_name = inference.dtype
+        self._base: dict[str, Any] | None = None
+        self._fingerprint = ""
+        self._adapter = b""
+        self._model: PreTrainedModel | PeftModel | None = None
+
+    def base(self, config: ModelConfig) -> PreTrainedModel:
+        """The model of `config` as it is."""
+        # Only now, for a process that leaves the work to others must not take up a GPU.
+        device = choose_device()
+        return load_model(config, dtype=resolve_dtype(self._dtype_name, device), device=device)
+
+    def restored(self, run: TrainedRun) -> PreTrainedModel | PeftModel:
+        """The model as `run` left it, for inference; CheckpointError when the base is another one than it was."""
+        folder = run.checkpoint.path
+        if not run.config.lora.enabled:
+            self._forget()
+            return self.base(base_model(run))
+        identity = to_dict(run.config.model)
+        if self._model is None or self._base != identity:
+            self._forget()
+            try:
+                self._model = self.base(run.config.model)
+            except ModelError as error:
+                raise CheckpointError(
+                    f"{folder}: its base model can't be loaded: {error}. If it lies elsewhere now: base_model=DIR"
+                ) from error
+            self._fingerprint = base_fingerprint(run.config.model, self._model)
+            self._base = identity
+        check_base(run, self._fingerprint, str(run.config.model.path))
+        adapter = (folder / ADAPTER_CONFIG).read_bytes()
+        if isinstance(self._model, PeftModel) and adapter == self._adapter:
+            load_adapter_weights(self._model, folder)
+            return self._model
+        if isinstance(self._model, PeftModel):
+            # An adapter of another shape: its wrappers can't be taken off exactly, so the base is loaded anew. The old
+            # one goes first, for a large model does not fit twice.
+            self._forget()
+            self._model, self._base = self.base(run.config.model), identity
+        self._model = load_adapter(self._model, folder, trainable=False)
+        self._adapter = adapter
+        return self._model
+
+    def _forget(self) -> None:
+        self._model = None
+        self._base = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,68 @@
+"""Runs that were adapted to single tasks, as adapters= names them, and the tasks that they answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from rich.console import Console
+
+from arcft.checkpoints import RUN_FILE, CheckpointError, find_checkpoints
+from arcft.config.schema import to_dict
+from arcft.problems.arc.task import Task
+from arcft.runs.setup.build import config_digest
+from arcft.runs.setup.checkpoint_config import OWN_FORMAT, TrainedRun, contradictions, matching_folders, open_checkpoint
+from arcft.runs.setup.tasks import tasks_named
+
+console = Console()
+
+
+def adapted_runs(pattern: str, start: TrainedRun, base_model: str | None) -> dict[str, TrainedRun]:
+    """By task id, the run among those of the absolute `pattern` that was adapted to it.
+
+    `base_model` as for `open_checkpoint`. CheckpointError where two have one task, where one does not belong to
+    `start`, or where there is none.
+    """
+    adapted: dict[str, TrainedRun] = {}
+    for adapter in _adapters(pattern, start, base_model):
+        for task_id in adapter.tasks["adapted_to"]:
+            if task_id in adapted:
+                raise CheckpointError(
+                    f"adapters: {adapted[task_id].folder} and {adapter.folder} were both adapted to task "
+                    f"{task_id}; narrow the pattern, or evaluate them apart and vote over both with predictions="
+                )
+            adapted[task_id] = adapter
+    return adapted
+
+
+def tasks_adapted_to(adapted: Mapping[str, TrainedRun]) -> list[Task]:
+    """The tasks that runs were adapted to, in their order; each set of tasks is read once, not for every run."""
+    groups: dict[str, tuple[TrainedRun, list[str]]] = {}
+    for task_id, run in adapted.items():
+        data = dataclasses.replace(run.config.data, task_ids=None)
+        groups.setdefault(config_digest(to_dict(data)), (run, []))[1].append(task_id)
+    tasks = {task.id: task for run, ids in groups.values() for task in tasks_named(run, ids)}
+    return [tasks[task_id] for task_id in adapted]
+
+
+def _adapters(pattern: str, start: TrainedRun, base_model: str | None) -> list[TrainedRun]:
+    adapters = []
+    for folder in matching_folders("adapters", pattern):
+        if not (folder / RUN_FILE).is_file():
+            continue
+        if not find_checkpoints(folder) and folder not in find_checkpoints(folder.parent):
+            console.print(f"[yellow]note:[/] {folder} has no complete checkpoint; passed over", soft_wrap=True)
+            continue
+        adapter = open_checkpoint(folder, base_model)
+        if not adapter.tasks.get("adapted_to"):
+            raise CheckpointError(f"adapters: {folder} was not adapted to tasks; make one with data=leave_one_out")
+        groups = (*OWN_FORMAT, "model")
+        problems = contradictions(groups, adapter.config, start.config, groups)
+        if problems:
+            raise CheckpointError(
+                f"adapters: {folder} does not belong to {start.checkpoint.path}: {'; '.join(problems)}"
+            )
+        adapters.append(adapter)
+    if not adapters:
+        raise CheckpointError(f"adapters={pattern}: no match is a training run with a checkpoint")
+    return adapters

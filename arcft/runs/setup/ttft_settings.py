@@ -1,0 +1,99 @@
+"""What test-time fine-tuning is asked to do, checked and written out before any model library is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from arcft.config.run import EvaluateConfig
+from arcft.config.schema import ConfigError, to_dict
+from arcft.runs.setup.checkpoint_config import TrainedRun, contradictions, is_pattern, open_checkpoint
+
+GROUPS = ("ttft", "lora", "augmentation")
+"""Groups of the config that only ttft reads."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settled:
+    """A config in which what the checkpoint decides is written out."""
+
+    config: EvaluateConfig
+    """Its checkpoint is one checkpoint's folder, its lora the adapter's own."""
+
+    run: TrainedRun | None
+    """None with model=."""
+
+    notes: tuple[str, ...]
+    """What is done otherwise than one may think."""
+
+    @property
+    def max_steps(self) -> int:
+        """Of an adapter."""
+        steps = self.config.ttft.max_steps
+        assert steps is not None  # written out by settle
+        return steps
+
+    @property
+    def identity(self) -> str:
+        """Of the checkpoint, byte by byte; empty with model=."""
+        return self.run.checkpoint.digest if self.run else ""
+
+
+def refuse_without_effect(config: EvaluateConfig, explicit: Sequence[str]) -> None:
+    """Raise ConfigError for keys set by hand (`explicit`) that nothing would read; all of them at once."""
+    problems = []
+    if config.ttft.name == "none":
+        mine = [key for key in explicit if key.partition(".")[0] in GROUPS and key != "ttft"]
+        problems = [f"{key}= has no effect with ttft=none; use ttft=per_task, or drop it" for key in mine]
+    elif "lora.start" in explicit:
+        problems = ["lora.start= has no effect with ttft: checkpoint= names what the adapters start from; drop it"]
+    if config.ttft.name != "none" and config.checkpoint is not None and is_pattern(config.checkpoint):
+        problems.append(
+            f"checkpoint={config.checkpoint}: ttft={config.ttft.name} goes on from one checkpoint; "
+            "for several name them: -m checkpoint=A,B"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def settle(config: EvaluateConfig, explicit: Sequence[str]) -> Settled:
+    """Read the checkpoint, and write into `config`, its paths absolute, what it decides.
+
+    Raises ConfigError where keys set by hand (`explicit`) contradict it, CheckpointError where it can't be read.
+    """
+    refuse_without_effect(config, explicit)
+    notes = []
+    run = open_checkpoint(Path(config.checkpoint), config.base_model) if config.checkpoint is not None else None
+    model = run.config.model if run else config.model
+    assert model is not None  # EvaluateConfig.problems: there is a checkpoint or a model
+    lora, start = config.lora, config.ttft.start
+    if not lora.enabled:
+        raise ConfigError(["lora=none with ttft: an adapter is what is trained for a task; drop it"])
+    if run is not None and run.config.lora.enabled and start == "trained":
+        problems = contradictions(explicit, config, run.config, ("lora",))
+        if problems:
+            raise ConfigError([f"{problem}, or begin a new adapter with ttft.start=fresh" for problem in problems])
+        lora = dataclasses.replace(run.config.lora, start=None)
+    elif start == "trained":
+        what = f"{run.checkpoint.path} is a whole model with" if run else f"model={model.name} has"
+        notes.append(f"{what} no adapter to go on from: each begins as a fresh one")
+        start = "fresh"
+    if model.backend == "unsloth":
+        notes.append("model.backend=unsloth: ttft has layers of its own, and loads the model through transformers")
+    config = dataclasses.replace(
+        config,
+        checkpoint=str(run.checkpoint.path) if run else None,
+        lora=lora,
+        ttft=dataclasses.replace(config.ttft, start=start, max_steps=config.ttft.max_steps or model.ttft_max_steps),
+    )
+    return Settled(config=config, run=run, notes=tuple(notes))
+
+
+def what_adapts(config: EvaluateConfig) -> dict[str, Any]:
+    """What of ttft decides the outcome: not where it is done, nor in what time."""
+    ttft = to_dict(config.ttft)
+    for name in ("budget", "workers", "num_workers"):
+        del ttft[name]
+    return {"ttft": ttft, "lora": to_dict(config.lora), "augmentation": to_dict(config.augmentation)}

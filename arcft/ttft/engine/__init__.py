@@ -1,0 +1,1 @@
+"""Adapts and predicts the units in its slots."""

@@ -1,0 +1,218 @@
+"""One resident model that adapts to unit after unit, several at once, and predicts them.
+
+With one slot, what comes out of a unit depends on its assignment, the checkpoint and the config, and on nothing else
+in the run: its examples are drawn from (seed, unit), its adapter begins at the same weights, and a batch of prompts
+holds one test. With more, floating-point sums differ in their last bits with what is beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from arcft.config.inference import InferenceConfig
+from arcft.config.ttft import TtftConfig
+from arcft.models.lora import LoraError
+from arcft.models.stacked_lora import StackedLora
+from arcft.problems.arc.format.examples import ExampleBuilder
+from arcft.training.slots import SlotTrainer
+from arcft.ttft.engine.memory_ladder import Current, Recipe
+from arcft.ttft.engine.predict_slots import Answering, UnitInSlot
+from arcft.ttft.engine.slot import Save
+from arcft.ttft.engine.slot_autotune import resolve_slots
+from arcft.ttft.engine.train_slots import Adapting
+from arcft.ttft.engine.unit_examples import Draw
+from arcft.ttft.engine.unit_settings import UnitSettings
+from arcft.ttft.units import Assignment, Event, Failed, Finished, Started, Stepped
+
+Pull = Callable[[int | None], Assignment | None]
+
+
+class Engine:
+    """Takes assignments, and tells what happens to them. Nothing is written here but what `save` writes."""
+
+    def __init__(
+        self,
+        stacked: StackedLora,
+        learn: ExampleBuilder,
+        ask: ExampleBuilder,
+        *,
+        config: TtftConfig,
+        inference: InferenceConfig,
+        views: int | None = None,
+        draw: Draw,
+        input_from_inputs: float,
+        learning_rate: float,
+        pad_id: int,
+        save: Save | None = None,
+        recipe: Recipe | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`learn` makes training examples and drops demonstrations to fit, `ask` makes prompts; `draw` draws the
+        augmentation of an example, and `input_from_inputs` is the share that asks for another input. With `views`,
+        grids are scored under so many augmentations once they are predicted. `recipe` is what an earlier process had
+        come down to, or had chosen for ttft.slots=auto. `clock` is what deadlines go by."""
+        on_cpu = stacked.model.device.type == "cpu"
+        slots = resolve_slots(config.slots, stacked.model.device.type)
+        self._stacked = stacked
+        self._current = Current(
+            recipe
+            or Recipe(
+                slots=1 if slots == "auto" else slots,
+                gradient_checkpointing=False,
+                max_seq_length=learn.max_seq_length,
+                rank=stacked.rank,
+                batch_size=inference.batch_size,
+                merge=stacked.can_merge,
+                slots_known=slots != "auto",
+            )
+        )
+        if self.recipe.rank < stacked.rank:
+            stacked.lower_rank(self.recipe.rank)
+        positions = learn.tokenization.positions
+        trainer = SlotTrainer(stacked, pad_id=pad_id, max_grad_norm=config.max_grad_norm, positions=positions)
+        trainer.gradient_checkpointing = self.recipe.gradient_checkpointing
+        settings = UnitSettings(
+            learn,
+            self._current,
+            config=config,
+            draw=draw,
+            input_from_inputs=input_from_inputs,
+            learning_rate=learning_rate,
+        )
+        self._adapting = Adapting(
+            stacked,
+            trainer,
+            settings,
+            self._current,
+            patience=config.patience,
+            measures=slots == "auto",
+            save=save,
+            clock=clock,
+        )
+        together = not on_cpu and slots != 1
+        self._answering = Answering(
+            stacked, ask, self._current, inference=inference, views=views, together=together, clock=clock
+        )
+        self._next: Assignment | None = None
+        self._ready: list[Assignment] = []
+        self._exhausted = False
+
+    @property
+    def recipe(self) -> Recipe:
+        """The settings that memory decides about, as they are now."""
+        return self._current.recipe
+
+    def work(self, pull: Pull, stopped: Callable[[], bool]) -> Iterator[Event]:
+        """Pull assignments while slots are free, and yield what happens, until there is nothing left to do.
+
+        `pull` is given the length that the next unit should be near, or None; when it gives None it is asked again
+        after a step, and when a unit has finished or failed. Ends within a training step or a decoded batch after
+        `stopped`.
+        """
+        self._exhausted = False
+        try:
+            for event in self._loop(pull, stopped):
+                if isinstance(event, Stepped | Finished | Failed):
+                    self._exhausted = False
+                yield event
+        finally:
+            # Whoever stopped in between gets these units again as they were.
+            self._adapting.occupants = []
+            self._next = None
+            self._ready = []
+
+    def _loop(self, pull: Pull, stopped: Callable[[], bool]) -> Iterator[Event]:
+        while not stopped():
+            yield from self._fill(pull, stopped)
+            if self._ready:
+                yield from self._answer_ready(stopped)
+                continue
+            # Some have no time to be trained at all.
+            yield from self._graduate(stopped)
+            if not self._adapting.occupants:
+                if self._exhausted:
+                    return
+                continue
+            yield from self._adapting.decide()
+            if stopped():
+                return
+            yield from self._adapting.advance()
+            yield from self._graduate(stopped)
+
+    def _fill(self, pull: Pull, stopped: Callable[[], bool]) -> Iterator[Event]:
+        """Pull until all slots are taken, or units wait that need no training and can be answered now."""
+        adapting = self._adapting
+        while not stopped() and len(adapting.occupants) < adapting.capacity:
+            if self._next is not None:
+                if self._next.attempt and adapting.occupants:
+                    return  # a second try waits until it can be alone
+                assignment, self._next = self._next, None
+                yield from adapting.admit(assignment)
+                continue
+            if self._exhausted:
+                return
+            yield from adapting.make_room()
+            if len(adapting.occupants) >= adapting.capacity:
+                return
+            pulled = pull(adapting.occupants[0].assignment.unit.length if adapting.occupants else None)
+            if pulled is None:
+                self._exhausted = True
+                return
+            if pulled.steps and pulled.adapter is None:
+                self._next = pulled
+                if self._ready:
+                    return  # which need the slot that is free
+                continue
+            self._ready.append(pulled)
+            if not self._waits_for_more(pulled):
+                return
+
+    def _waits_for_more(self, pulled: Assignment) -> bool:
+        """Whether further units may be decoded together with those that are ready: all by the adapter of the start."""
+        rows = sum(assignment.predictions for assignment in self._ready)
+        fits = rows + pulled.predictions <= self.recipe.batch_size
+        return self._answering.together and fits and all(assignment.adapter is None for assignment in self._ready)
+
+    def _answer_ready(self, stopped: Callable[[], bool]) -> Iterator[Event]:
+        """Predict the units that need no training, from a slot that is free."""
+        slot = len(self._adapting.occupants)
+        ready, self._ready = self._ready, []
+        saved = [assignment for assignment in ready if assignment.adapter is not None]
+        unadapted = [assignment for assignment in ready if assignment.adapter is None]
+        if unadapted:
+            self._stacked.reset(slot)
+            for assignment in unadapted:
+                yield self._started(assignment)
+            yield from self._answering.answer([UnitInSlot(assignment, slot) for assignment in unadapted], stopped)
+        for assignment in saved:
+            yield from self._answer_saved(assignment, slot, stopped)
+
+    def _answer_saved(self, assignment: Assignment, slot: int, stopped: Callable[[], bool]) -> Iterator[Event]:
+        assert assignment.adapter is not None
+        try:
+            self._stacked.load(slot, Path(assignment.adapter))
+        except LoraError as error:
+            # It can be made again, from the same examples; what it has answered goes with it.
+            again = dataclasses.replace(assignment, adapter=None, done=frozenset())
+            yield from self._adapting.admit(again, (f"adapted again, as its adapter can't be used: {error}",))
+            return
+        yield self._started(assignment)
+        yield from self._answering.answer([UnitInSlot(assignment, slot)], stopped)
+
+    def _started(self, assignment: Assignment) -> Started:
+        return Started(key=assignment.key, recipe=dataclasses.asdict(self.recipe))
+
+    def _graduate(self, stopped: Callable[[], bool]) -> Iterator[Event]:
+        """Predict the units whose training has ended, then give their slots away."""
+        ended = []
+        for occupant, adapted in self._adapting.hand_over():
+            ended.append(occupant)
+            yield adapted
+        if ended:
+            yield from self._answering.answer(
+                [UnitInSlot(occupant.assignment, occupant.slot) for occupant in ended], stopped
+            )
+            self._adapting.dismiss(ended)

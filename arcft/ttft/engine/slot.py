@@ -1,0 +1,55 @@
+"""A unit while it is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from arcft.ttft.engine.unit_examples import UnitExamples
+from arcft.ttft.units import Assignment, Unit
+
+Save = Callable[[Unit, int, Callable[[Path], None]], str]
+"""Keeps an adapter, given the unit, its steps and what writes PEFT's files into a folder; returns where."""
+
+
+@dataclasses.dataclass(eq=False)
+class Occupant:
+    """A unit in a slot."""
+
+    assignment: Assignment
+    slot: int
+    examples: UnitExamples
+    train_until: float | None
+    tokens: int = 0
+    seconds: float = 0.0
+    begun: bool = False
+    """Whether the slot holds it: one that waits for its first pass has only its place."""
+
+    losses: list[float] = dataclasses.field(default_factory=list)
+    best: tuple[float, int, torch.Tensor] | None = None
+    """Lowest loss on what is held back, after how many steps, and the weights then."""
+
+    @property
+    def step(self) -> int:
+        return len(self.losses)
+
+    @property
+    def alone(self) -> bool:
+        """A second try shares its passes with nobody, who might have been the cause."""
+        return self.assignment.attempt > 0
+
+    def start_over(self) -> None:
+        self.begun, self.losses, self.best, self.tokens = False, [], None, 0
+
+    def ended(self, patience: int | None, now: float) -> Literal["steps", "patience", "deadline"] | None:
+        if self.step >= self.assignment.steps:
+            return "steps"
+        if patience is not None and self.best is not None and self.step - self.best[1] >= patience:
+            return "patience"
+        if self.train_until is not None and now >= self.train_until:
+            return "deadline"
+        return None

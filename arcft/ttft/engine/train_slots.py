@@ -1,0 +1,341 @@
+"""Training of the units that are in the engine's slots: admitted, stepped together, ended, each at its own time."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from arcft.models.lora import LoraError
+from arcft.models.stacked_lora import StackedLora
+from arcft.problems.arc.format.examples import LengthError
+from arcft.text.tokens import Example
+from arcft.training.slots import SlotStep, SlotTrainer
+from arcft.ttft.engine.memory_ladder import Current, Recipe, difference, explain, forget, is_out_of_memory, lower
+from arcft.ttft.engine.slot import Occupant, Save
+from arcft.ttft.engine.slot_autotune import MOST, SlotSearch
+from arcft.ttft.engine.unit_settings import UnitSettings
+from arcft.ttft.units import MAIN, Adapted, Assignment, Event, Failed, Lowered, Started, Stepped
+
+SHARE_OF_TRAINING = 0.5
+"""Of the time to a deadline; the rest is for predictions."""
+
+MUCH_SHORTER = 2
+"""By this factor units have become shorter when ttft.slots=auto measures again."""
+
+
+class Adapting:
+    """The occupants, in slots without gaps from 0 on."""
+
+    def __init__(
+        self,
+        stacked: StackedLora,
+        trainer: SlotTrainer,
+        settings: UnitSettings,
+        current: Current,
+        *,
+        patience: int | None,
+        measures: bool,
+        save: Save | None,
+        clock: Callable[[], float],
+    ) -> None:
+        """`measures`: the number of slots is found out, and again where units have become much shorter."""
+        self.occupants: list[Occupant] = []
+        self.search = None if current.recipe.slots_known else SlotSearch()
+        self._measures = measures
+        self._measured_at: int | None = None
+        self._stacked = stacked
+        self._trainer = trainer
+        self._settings = settings
+        self._current = current
+        self._patience = patience
+        self._save = save
+        self._clock = clock
+
+    @property
+    def capacity(self) -> int:
+        """How many units may be in training or wait for their turn in a slot."""
+        if any(occupant.alone for occupant in self.occupants):
+            return 1
+        return self._current.recipe.slots if self.search is None else self.search.wanted
+
+    def make_room(self) -> Iterator[Event]:
+        """Have a slot for one more unit; where there is no memory for it, be content with those that there are."""
+        if len(self.occupants) < self._stacked.slots or len(self.occupants) >= self.capacity:
+            return
+        slots = self._stacked.slots
+        try:
+            self._stacked.resize(self.capacity)
+            return
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            words = forget(error)
+        if self.search is not None:
+            yield from self._choose(slots, f"no memory for more: {words}")
+            return
+        new = dataclasses.replace(self._current.recipe, slots=slots)
+        reason = f"{difference(self._current.recipe, new)} ({words})"
+        yield self._lowered(self.occupants[0].assignment, new, reason)
+
+    def admit(self, assignment: Assignment, notes: Sequence[str] = ()) -> Iterator[Event]:
+        """Put the unit into the next free slot, or say why it can't be."""
+        try:
+            examples = self._settings.unit_examples(assignment)
+        except LengthError as error:
+            yield Failed(key=assignment.key, reason=str(error), retry=False)
+            return
+        train_until = None
+        if assignment.deadline is not None:
+            now = self._clock()
+            train_until = now + SHARE_OF_TRAINING * max(0.0, assignment.deadline - now)
+        self.occupants.append(Occupant(assignment, len(self.occupants), examples, train_until))
+        recipe = self._settings.recipe(assignment, examples)
+        yield Started(key=assignment.key, recipe=recipe, notes=(*notes, *examples.notes))
+
+    def advance(self) -> Iterator[Event]:
+        """One pass: an optimizer step of each occupant in it."""
+        group = self._next_group()
+        if not group:
+            return
+        try:
+            for occupant in group:
+                if not occupant.begun:
+                    self._begin(occupant)
+            begun = time.perf_counter()
+            examples = [self._settings.next_examples(occupant) for occupant in group]
+            steps = self._trainer.step(examples, group[0].slot)
+            seconds = time.perf_counter() - begun
+        except Exception as error:
+            failure = error
+        else:
+            yield from self._record(group, examples, steps, seconds)
+            return
+        yield from self._fail_or_lower(group, failure)
+
+    def hand_over(self) -> Iterator[tuple[Occupant, Adapted]]:
+        """The occupants that have ended, their best weights in their slots, which they keep until `dismiss`."""
+        for occupant in list(self.occupants):
+            ended = occupant.ended(self._patience, self._clock())
+            if ended is None or occupant.slot >= self._stacked.slots:
+                continue
+            if not occupant.begun:
+                self._stacked.reset(occupant.slot)
+            elif occupant.best is not None and occupant.best[1] != occupant.step:
+                self._trainer.restore(occupant.slot, occupant.best[2])
+            adapter = None
+            if self._save is not None and occupant.assignment.round == MAIN:
+                write = partial(self._stacked.save, occupant.slot)
+                adapter = self._save(occupant.assignment.unit, occupant.step, write)
+            yield (
+                occupant,
+                Adapted(
+                    key=occupant.assignment.key,
+                    steps=occupant.step,
+                    tokens=occupant.tokens,
+                    seconds=occupant.seconds,
+                    losses=tuple(occupant.losses),
+                    ended=ended,
+                    adapter=adapter,
+                ),
+            )
+
+    def dismiss(self, gone: Sequence[Occupant]) -> None:
+        """Free the slots of `gone`; those behind move up."""
+        self.occupants = [occupant for occupant in self.occupants if occupant not in gone]
+        for slot, occupant in enumerate(self.occupants):
+            if occupant.slot != slot and occupant.begun:
+                self._trainer.move(occupant.slot, slot)
+            occupant.slot = slot
+        self._shrink()
+
+    def _shrink(self) -> None:
+        """Give back the memory of slots that will not be used again."""
+        used = [occupant.slot + 1 for occupant in self.occupants if occupant.begun]
+        needed = max([self._current.recipe.slots, *used])
+        if self.search is None and needed < self._stacked.slots:
+            self._stacked.resize(needed)
+
+    def decide(self) -> Iterator[Event]:
+        """End the measuring of ttft.slots=auto where it has come to a choice, or can't go on with what is at hand."""
+        if not self._measures or not self.occupants:
+            return
+        length = max(occupant.assignment.unit.length for occupant in self.occupants)
+        search = self.search
+        if search is None:
+            # What one long task keeps busy, many short ones may not. (Of an earlier engine's choice, the lengths are
+            # not known.)
+            self._measured_at = self._measured_at or length
+            slots = self._current.recipe.slots
+            is_full = len(self.occupants) >= slots and not self.occupants[0].alone
+            if self._measured_at >= MUCH_SHORTER * length and is_full and slots < MOST:
+                self.search = SlotSearch(slots)
+            return
+        if search.choice is None and len(self.occupants) < search.wanted:
+            search.wait()
+        if search.choice is not None:
+            yield from self._choose(search.choice, search.words() if search.gains else "nothing to compare")
+
+    def _choose(self, slots: int, reason: str) -> Iterator[Event]:
+        self.search = None
+        self._measured_at = max(occupant.assignment.unit.length for occupant in self.occupants)
+        self._current.recipe = dataclasses.replace(self._current.recipe, slots=slots, slots_known=True)
+        self._shrink()
+        yield Lowered(
+            key=self.occupants[0].assignment.key,
+            recipe=dataclasses.asdict(self._current.recipe),
+            reason=f"ttft.slots=auto: {slots} ({reason})",
+        )
+
+    @property
+    def _is_measuring(self) -> bool:
+        """Whether the next pass is one that the search has asked for."""
+        return self.search is not None and len(self.occupants) >= self.search.wanted
+
+    def _next_group(self) -> list[Occupant]:
+        if self.search is not None:
+            first, count = self.search.next() if self._is_measuring else (0, self.search.level)
+            return self.occupants[first : first + count]
+        return self.occupants[: max(1, self._current.recipe.slots)]
+
+    def _record(
+        self,
+        group: Sequence[Occupant],
+        examples: Sequence[Sequence[Example]],
+        steps: Sequence[SlotStep],
+        seconds: float,
+    ) -> Iterator[Event]:
+        tokens = [sum(len(example.input_ids) for example in own) for own in examples]
+        if self.search is not None and self._is_measuring:
+            self.search.record(sum(tokens), seconds)
+        for occupant, step, own in zip(group, steps, tokens, strict=True):
+            occupant.tokens += own
+            occupant.seconds += seconds / len(group)
+            occupant.losses.append(step.loss)
+        for occupant, step, own in zip(group, steps, tokens, strict=True):
+            if not step.finite:
+                reason = f"loss {step.loss:.4g}, gradient norm {step.gradient_norm:.4g} in step {occupant.step}"
+                yield from self._fail([occupant], f"not finite: {reason}")
+                continue
+            yield Stepped(
+                key=occupant.assignment.key,
+                step=occupant.step,
+                steps=occupant.assignment.steps,
+                loss=step.loss,
+                tokens=own,
+                seconds=seconds / len(group),
+            )
+        for occupant in group:
+            if occupant not in self.occupants or not occupant.begun:
+                continue  # failed, or has lost its slot
+            try:
+                self._check(occupant)
+            except Exception as error:
+                failure = error
+            else:
+                continue
+            yield from self._fail_or_lower([occupant], failure)
+
+    def _check(self, occupant: Occupant) -> None:
+        """Look at what is held back, from time to time and after the last step."""
+        patience = self._patience
+        if patience is None or not occupant.examples.held_back:
+            return
+        if occupant.step % max(1, patience // 4) and occupant.step < occupant.assignment.steps:
+            return
+        begun = time.perf_counter()
+        loss = self._trainer.loss(occupant.slot, occupant.examples.held_back)
+        occupant.seconds += time.perf_counter() - begun
+        if occupant.best is None or loss < occupant.best[0]:
+            occupant.best = (loss, occupant.step, self._trainer.snapshot(occupant.slot))
+
+    def _begin(self, occupant: Occupant) -> None:
+        assignment = occupant.assignment
+        rate, factor = self._settings.rate(assignment), self._settings.factor(assignment)
+        self._trainer.begin(occupant.slot, learning_rate=rate, factor=factor)
+        occupant.begun = True
+        self._check(occupant)
+
+    def _fail_or_lower(self, group: Sequence[Occupant], error: Exception) -> Iterator[Event]:
+        """What follows an error in a pass of `group`: a lower recipe, if memory ran out, or the units fail."""
+        if isinstance(error, LoraError):
+            # What the layers of this model say about more than one slot, whatever the unit.
+            if self.search is None or len(group) == 1:
+                raise error
+            self._measures = False
+            yield from self._choose(1, str(error))
+            return
+        if not is_out_of_memory(error):
+            yield from self._fail(group, explain(error), retry=not isinstance(error, LengthError))
+            return
+        words = forget(error)
+        if self.search is not None:
+            self.search.stop(at_most=max(1, len(group) // 2))
+            assert self.search.choice is not None
+            yield from self._choose(self.search.choice, f"no memory for {len(group)}: {words}")
+            return
+        yield from self._lower(group, words)
+
+    def _lower(self, group: Sequence[Occupant], words: str) -> Iterator[Event]:
+        old = self._current.recipe
+        surplus = [occupant for occupant in self.occupants if occupant.begun and occupant.slot >= old.slots]
+        if surplus:
+            # They were begun when there were more slots. What they have learned is given up before the recipe is.
+            for occupant in surplus:
+                occupant.start_over()
+            self._shrink()
+            yield self._lowered(group[0].assignment, old, f"{len(surplus)} units begin again later: {words}")
+            return
+        longest = max(
+            len(example.input_ids)
+            for occupant in group
+            for example in (*occupant.examples.held_back, *self._settings.next_examples(occupant))
+        )
+        # Slots that the pass did not use are no memory to be won.
+        held = dataclasses.replace(old, slots=min(old.slots, max(2, len(group))))
+        new = lower(held, longest=longest, shortest=self._settings.shortest_context)
+        if new is None or not self._can_have(new):
+            yield from self._fail(group, f"out of memory, and nothing is left to give up: {words}")
+            return
+        yield self._lowered(group[0].assignment, new, f"{difference(old, new)} ({words})")
+        yield from self._apply(old, new)
+
+    def _can_have(self, new: Recipe) -> bool:
+        """Bring the adapters to the new rank, if it is another; False where there is no memory even for that."""
+        if new.rank == self._stacked.rank:
+            return True
+        try:
+            self._stacked.lower_rank(new.rank)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            forget(error)
+            return False
+        for occupant in self.occupants:
+            # Weights of another shape; the next check takes new ones.
+            occupant.best = None
+        return True
+
+    def _lowered(self, assignment: Assignment, new: Recipe, words: str) -> Lowered:
+        self._current.recipe = new
+        return Lowered(key=assignment.key, recipe=dataclasses.asdict(new), reason=f"out of memory: {words}")
+
+    def _apply(self, old: Recipe, new: Recipe) -> Iterator[Event]:
+        self._trainer.gradient_checkpointing = new.gradient_checkpointing
+        for occupant in self.occupants:
+            if occupant.slot >= new.slots and not occupant.losses:
+                occupant.start_over()
+        self._shrink()
+        if new.max_seq_length != old.max_seq_length:
+            for occupant in list(self.occupants):
+                try:
+                    occupant.examples = self._settings.unit_examples(occupant.assignment)
+                except LengthError as error:
+                    yield Failed(key=occupant.assignment.key, reason=str(error), retry=False)
+                    self.dismiss([occupant])
+
+    def _fail(self, group: Sequence[Occupant], reason: str, *, retry: bool = True) -> Iterator[Event]:
+        for occupant in group:
+            yield Failed(key=occupant.assignment.key, reason=reason, retry=retry)
+        self.dismiss(group)

@@ -1,0 +1,89 @@
+"""What a unit is trained with: examples, learning rate and context, for the first try and for the second."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from arcft.config.scheduler import SchedulerConfig
+from arcft.config.ttft import TtftConfig
+from arcft.prediction.prompts import derived_seed
+from arcft.problems.arc.format.examples import ExampleBuilder, LengthError
+from arcft.text.tokens import Example
+from arcft.training.schedulers import make_factor
+from arcft.ttft.engine.memory_ladder import Current
+from arcft.ttft.engine.slot import Occupant
+from arcft.ttft.engine.unit_examples import Draw, UnitExamples, prepare_examples, shortened
+from arcft.ttft.units import Assignment
+
+SECOND_TRY_RATE = 0.5
+SECOND_TRY_CONTEXT = 0.75
+"""Of what the unit's longest test takes, if that is less than the engine's context."""
+
+
+class UnitSettings:
+    """Answers by the assignment, the config and the present recipe alone."""
+
+    def __init__(
+        self,
+        learn: ExampleBuilder,
+        current: Current,
+        *,
+        config: TtftConfig,
+        draw: Draw,
+        input_from_inputs: float,
+        learning_rate: float,
+    ) -> None:
+        self.shortest_context = learn.max_seq_length // 4
+        self._learn = learn
+        self._current = current
+        self._config = config
+        self._draw = draw
+        self._input_from_inputs = input_from_inputs
+        self._learning_rate = learning_rate
+
+    def unit_examples(self, assignment: Assignment) -> UnitExamples:
+        """Raises LengthError where no example of the unit fits."""
+        context = self._current.recipe.max_seq_length
+        if not assignment.attempt:
+            return self._examples(assignment, context)
+        try:
+            return self._examples(assignment, int(min(context, assignment.unit.length) * SECOND_TRY_CONTEXT))
+        except LengthError:
+            # Nothing could be dropped.
+            return self._examples(assignment, context)
+
+    def _examples(self, assignment: Assignment, context: int) -> UnitExamples:
+        return prepare_examples(
+            assignment.unit.tasks,
+            shortened(self._learn, context),
+            draw=self._draw,
+            input_from_inputs=self._input_from_inputs,
+            seed=derived_seed(assignment.seed, assignment.unit.name),
+            length=assignment.steps * self._config.batch_size,
+            hold_back=self._config.patience is not None,
+        )
+
+    def next_examples(self, occupant: Occupant) -> list[Example]:
+        """Those of its next step; none after the last."""
+        size, stream = self._config.batch_size, occupant.examples.stream
+        return [stream[k] for k in range(occupant.step * size, min((occupant.step + 1) * size, len(stream)))]
+
+    def rate(self, assignment: Assignment) -> float:
+        """The peak learning rate."""
+        return self._learning_rate * (SECOND_TRY_RATE if assignment.attempt else 1.0)
+
+    def factor(self, assignment: Assignment) -> Callable[[int], float]:
+        """The learning rate's course."""
+        schedule = SchedulerConfig(
+            name=self._config.scheduler, warmup_ratio=self._config.warmup_ratio, min_lr_ratio=0.0
+        )
+        return make_factor(schedule, assignment.steps)
+
+    def recipe(self, assignment: Assignment, examples: UnitExamples) -> dict[str, Any]:
+        """The engine's recipe as it is for this unit, and its learning rate."""
+        recipe = dataclasses.replace(self._current.recipe, max_seq_length=examples.max_seq_length)
+        if assignment.attempt:
+            recipe = dataclasses.replace(recipe, slots=1)
+        return {**dataclasses.asdict(recipe), "learning_rate": self.rate(assignment)}

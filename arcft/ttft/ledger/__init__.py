@@ -1,0 +1,1 @@
+"""The SQLite record of a TTFT run, which survives a kill."""

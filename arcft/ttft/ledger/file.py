@@ -1,0 +1,139 @@
+"""The file of a ledger: begun or opened, checked, and its errors in words."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from arcft.errors import ArcftError
+from arcft.ttft.ledger.records import SCHEMA
+
+# "arcf"; it tells a ledger from other SQLite files.
+_APPLICATION = 0x61726366
+_VERSION = 1
+
+# Another process may be in the middle of a write to a slow disk.
+_PATIENCE_SECONDS = 60.0
+_MOST_DIFFERENCES = 8
+_LONGEST_VALUE = 60
+
+
+class LedgerError(ArcftError):
+    """A ledger of another run, a file that is none, or a disk that takes nothing more."""
+
+
+def connect(path: Path, config: Mapping[str, Any] | None, *, new: bool) -> tuple[sqlite3.Connection, dict[str, Any]]:
+    """Open the ledger at `path`, or with `new` begin it if there is none; return it with the config it is of.
+
+    Raises LedgerError where the file is missing, is no ledger, can't be written, or is of another config.
+    """
+    if not new and not path.exists():
+        raise LedgerError(f"{path}: there is no ledger; is this the folder of an evaluation with ttft?")
+    with explained(path):
+        connection = sqlite3.connect(path, timeout=_PATIENCE_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        with explained(path):
+            stored = _prepared(connection, path, config)
+        if config is not None:
+            _refuse_another(path, stored, _plain(config))
+    except BaseException:
+        connection.close()
+        raise
+    return connection, stored
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the errors of SQLite into LedgerErrors that say what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", "")
+        if name == "SQLITE_FULL":
+            advice = "free some space, and resume the run; what was written before is kept"
+        elif name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM")):
+            advice = "the folder must exist and be writable, also for the files that SQLite puts beside the ledger"
+        elif name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            advice = "another process writes to it; wait for it to end"
+        elif name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
+            advice = "this is no ledger, or it is damaged; begin another run in a new folder"
+        else:
+            advice = "the ledger can't be read or written; look at the disk, and resume the run"
+        raise LedgerError(f"{path}: {error}: {advice}") from error
+
+
+def _prepared(connection: sqlite3.Connection, path: Path, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    connection.row_factory = sqlite3.Row
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    # A process that was killed while it began the ledger leaves an empty one.
+    is_empty = not tables and not application and not version
+    if is_empty and config is None:
+        raise LedgerError(f"{path}: is empty: its run was stopped before it began; resume it with evaluate.py resume=")
+    if not is_empty and application != _APPLICATION:
+        raise LedgerError(f"{path}: is a file of another program, not a ledger; choose another folder")
+    if not is_empty and version != _VERSION:
+        raise LedgerError(
+            f"{path}: is a ledger of format {version}, and this version of arcft reads format {_VERSION}; go on with "
+            "the version that began it"
+        )
+    connection.execute("PRAGMA journal_mode = WAL")
+    # Without this a power cut, though not a kill, could undo the last transactions.
+    connection.execute("PRAGMA synchronous = FULL")
+    if is_empty:
+        _begin(connection, config or {})
+    return json.loads(connection.execute("SELECT json FROM config").fetchone()[0])
+
+
+def _begin(connection: sqlite3.Connection, config: Mapping[str, Any]) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in SCHEMA:
+            connection.execute(statement)
+        # Another process may have begun it since; its config stays, and is compared with ours.
+        connection.execute("INSERT OR IGNORE INTO config VALUES (1, ?)", (json.dumps(_plain(config)),))
+        connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+        connection.execute(f"PRAGMA user_version = {_VERSION}")
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back: tuples are lists, and keys text."""
+    return json.loads(json.dumps(dict(config)))
+
+
+def _refuse_another(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    one, other = dict(_leaves(there)), dict(_leaves(here))
+    differing = [key for key in one | other if one.get(key, "nothing") != other.get(key, "nothing")]
+    if not differing:
+        return
+    said = [f"{key} is {_short(one, key)} there and {_short(other, key)} here" for key in differing[:_MOST_DIFFERENCES]]
+    if len(differing) > len(said):
+        said.append(f"{len(differing) - len(said)} keys more")
+    raise LedgerError(
+        f"{path}: belongs to a run of another configuration: {'; '.join(said)}. "
+        "Give the values that it began with, or begin another run in a new folder"
+    )
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and values, these as JSON."""
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.dumps(value, sort_keys=True)
+
+
+def _short(leaves: Mapping[str, str], key: str) -> str:
+    text = leaves.get(key, "nothing")
+    return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."

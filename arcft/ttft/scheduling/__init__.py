@@ -1,0 +1,1 @@
+"""Which unit runs next, and for how long."""

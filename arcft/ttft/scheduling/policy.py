@@ -1,0 +1,267 @@
+"""Which unit is next, and what it is given.
+
+First all units are predicted with the model as it was, the short ones first: soon there is an answer to most tests.
+Then the units are adapted to, the long ones first: memory runs out at the beginning if it does at all, and with several
+workers no long unit is left for the end. Units that failed come last. With a budget, the time that is left goes to
+further rounds.
+
+Without a budget, what a unit is given follows from the config alone, and not from time or from other units.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from arcft.ttft.ledger.ledger import Ledger, Record, UnitRow
+from arcft.ttft.scheduling.budget import Budget, Need, Plan, fitted
+from arcft.ttft.scheduling.cost_model import Costs
+from arcft.ttft.scheduling.vote_margin import closeness
+from arcft.ttft.units import BEFORE, MAIN, Assignment, Key, Unit
+
+EXTRA_ROUNDS = 3
+"""Most that a unit gets with time that is left over: more of the same changes less each time."""
+
+_LIKE = 2.0
+"""Lengths that differ by no more than this factor share a pass without much padding."""
+
+_KNOWN = 1.5
+"""The cost of a unit is known well enough once one has been trained that is shorter by no more than this factor."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a unit is given where nothing else decides."""
+
+    steps: int
+    predictions: int
+    predict_before: int
+    seed: int
+
+
+@dataclasses.dataclass
+class InHand:
+    """A unit that a worker has in hand."""
+
+    worker: str
+    assignment: Assignment
+    cost: float
+    """Seconds of work that it is expected to take."""
+
+    spent: float = 0.0
+    """Seconds of work that it has taken."""
+
+    @property
+    def left(self) -> float:
+        """Seconds of work that it will still take."""
+        return max(0.0, self.cost - self.spent)
+
+
+class Board:
+    """The units of a run, and how each stands."""
+
+    def __init__(self, ledger: Ledger, units: Sequence[Unit]) -> None:
+        self.units = {unit.name: unit for unit in units}
+        self.records = {record.key: record for record in ledger.records()}
+        self.hands: dict[Key, InHand] = {}
+        self._ledger = ledger
+
+    def refresh(self, key: Key) -> Record:
+        """Read a unit's record again."""
+        self.records[key] = self._ledger.find(key)
+        return self.records[key]
+
+    def queued(self, round: int, *, failed: bool | None = None) -> list[Record]:
+        """What waits in a round; `failed`: only what has failed once, or only what has not."""
+        records = (self.records.get((round, name)) for name in self.units)
+        waiting = [record for record in records if record is not None and record.state == "queued"]
+        return [record for record in waiting if failed is None or (record.attempts > 0) == failed]
+
+    def state(self, round: int, name: str) -> str | None:
+        """How a unit stands in a round; None if it has no part in it."""
+        record = self.records.get((round, name))
+        return record.state if record else None
+
+    def is_answered(self, name: str) -> bool:
+        """Whether the model as it was has predicted all tests of a unit."""
+        return self.state(BEFORE, name) == "done"
+
+    def promised(self) -> float:
+        """Seconds of work that the units in hand will still take."""
+        return sum(hand.left for hand in self.hands.values())
+
+    def beside(self, worker: str) -> list[float]:
+        """The same for each unit that `worker` has."""
+        return [hand.left for hand in self.hands.values() if hand.worker == worker]
+
+    def spent_before(self) -> float:
+        """Seconds of work that predictions with the model as it was have taken, by all processes."""
+        hands = [hand.spent for key, hand in self.hands.items() if key[0] == BEFORE]
+        records = [each for each in self.records.values() if each.round == BEFORE and each.key not in self.hands]
+        return sum(hands) + sum(record.predict_seconds for record in records)
+
+
+class Chooser:
+    """Chooses from a board; remembers nothing but how close votes were."""
+
+    def __init__(self, ledger: Ledger, board: Board, wanted: Wanted, budget: Budget | None, costs: Costs) -> None:
+        self._ledger, self._board, self._wanted, self._budget, self._costs = ledger, board, wanted, budget, costs
+        self._closeness: dict[str, tuple[float, float] | None] = {}
+
+    def choose(self, near: int | None, worker: str = "") -> tuple[Assignment, float] | None:
+        """The next assignment, of a length (tokens) like `near`, and its expected seconds; None if there is none.
+
+        `worker` is who gets it.
+        """
+        board = self._board
+        before = sorted(board.queued(BEFORE, failed=False), key=lambda record: record.length)
+        main = sorted(board.queued(MAIN, failed=False), key=lambda record: -record.length)
+        if near is not None:
+            main.sort(key=lambda record: abs(math.log(max(record.length, 1) / max(near, 1))))
+        retries = [*board.queued(BEFORE, failed=True), *board.queued(MAIN, failed=True)]
+        if self._budget is None:
+            waiting = [*before, *main, *retries]
+            return self._assignment(*waiting[0].key, None) if waiting else None
+        probe = self._probe(main)
+        if probe is not None:
+            # What the first steps cost decides what the others get: they wait for it.
+            lengths = [hand.assignment.unit.length for key, hand in board.hands.items() if key[0] == MAIN]
+            main = [] if any(length > self._costs.longest_step for length in lengths) else [probe]
+        candidates = [*before[:1], *main[:1]]
+        # What can't be given to the first may be due to one without any answer, or do for the shortest.
+        candidates += [record for record in main if not board.is_answered(record.name)][:1]
+        candidates += sorted(main, key=lambda record: record.length)[:1]
+        candidates += retries
+        candidates += [record for record in before if board.state(MAIN, record.name) == "failed"]
+        for record in candidates:
+            plan = self._plan(self._budget, record, worker, probing=record is probe)
+            if plan is not None:
+                return self._assignment(*record.key, plan)
+        return None if board.queued(MAIN) else self._further(self._budget, near, worker)
+
+    def votes_changed(self, name: str) -> None:
+        """There are other predictions of a unit than before."""
+        self._closeness.pop(name, None)
+
+    def seconds_left(self, workers: int) -> float | None:
+        """Till all units are adapted to, or till the budget ends; None before anything is known."""
+        fit, left = fitted(self._costs), None
+        if fit is not None:
+            needs = [self._need(record.name) for record in self._board.queued(MAIN)]
+            left = (fit.seconds(needs, self._wanted.steps, self._wanted.predictions) + self._board.promised()) / workers
+        if self._budget is None:
+            return left
+        return min(self._budget.left(1), left if left is not None else math.inf)
+
+    def _probe(self, main: Sequence[Record]) -> Record | None:
+        """A unit whose cost tells what others will cost: first a short one, then one of middling length."""
+        ordered = sorted(main, key=lambda record: record.length)
+        if not ordered or not self._costs.longest_step:
+            return ordered[0] if ordered else None
+        middle = ordered[len(ordered) // 2]
+        return middle if middle.length > _KNOWN * self._costs.longest_step else None
+
+    def _plan(self, budget: Budget, record: Record, worker: str, *, probing: bool) -> Plan | None:
+        board, wanted = self._board, self._wanted
+        if record.round == BEFORE:
+            return budget.before(
+                board.units[record.name],
+                self._costs,
+                predictions=wanted.predict_before,
+                spent=board.spent_before(),
+                promised=board.promised(),
+                capped=board.state(MAIN, record.name) != "failed",
+            )
+        return budget.plan(
+            self._need(record.name),
+            [self._need(other.name) for other in board.queued(MAIN) if other.name != record.name],
+            self._costs,
+            steps=wanted.steps,
+            predictions=wanted.predictions,
+            promised=board.promised(),
+            in_hand=len(board.hands),
+            beside=board.beside(worker),
+            probing=probing,
+        )
+
+    def _further(self, budget: Budget, near: int | None, worker: str) -> tuple[Assignment, float] | None:
+        """A further round for the unit whose votes are closest; each gets its second before one gets its third.
+
+        Beside others in a pass come those of a length like theirs first: padding would take the time that is left.
+        """
+        found = []
+        for place, name in enumerate(self._board.units):
+            round = self._next_round(name)
+            close = None if round is None else self._close(name)
+            if round is not None and close is not None:
+                length = self._board.units[name].length
+                is_unlike = near is not None and max(length, near) > _LIKE * min(length, near)
+                found.append((round, is_unlike, close, place, name))
+        for round, _, _, _, name in sorted(found):
+            unit = self._board.units[name]
+            plan = budget.extra(
+                unit,
+                self._costs,
+                steps=self._wanted.steps,
+                predictions=self._wanted.predictions,
+                promised=self._board.promised(),
+                in_hand=len(self._board.hands),
+                beside=self._board.beside(worker),
+            )
+            if plan is not None:
+                return self._assignment(round, name, plan)
+        return None
+
+    def _next_round(self, name: str) -> int | None:
+        """The further round that a unit could have now."""
+        if self._board.state(MAIN, name) != "done":
+            return None
+        for round in range(MAIN + 1, MAIN + 1 + EXTRA_ROUNDS):
+            state = self._board.state(round, name)
+            if state != "done":
+                return round if state in (None, "queued") else None
+        return None
+
+    def _close(self, name: str) -> tuple[float, float] | None:
+        if name not in self._closeness:
+            tasks = [task.id for task in self._board.units[name].tasks]
+            self._closeness[name] = closeness([each for id in tasks for each in self._ledger.counting(id)])
+        return self._closeness[name]
+
+    def _assignment(self, round: int, name: str, plan: Plan | None) -> tuple[Assignment, float]:
+        board, wanted = self._board, self._wanted
+        record = board.records.get((round, name))
+        steps, predictions = wanted.steps, wanted.predictions
+        if round == BEFORE:
+            steps, predictions = 0, wanted.predict_before
+        if plan is not None:
+            steps, predictions = plan.steps, plan.predictions
+        earlier = [board.records.get((each, name)) for each in range(MAIN, round)]
+        first = max((each.first_prediction + each.num_predictions for each in earlier if each), default=0)
+        adapter = record.adapter if record and record.adapter and Path(record.adapter).is_dir() else None
+        # Without its adapter a unit is adapted to anew, and what it predicted is predicted again with that.
+        keeps = adapter is not None or (steps == 0 and record is not None and record.planned_steps == 0)
+        assignment = Assignment(
+            unit=board.units[name],
+            round=round,
+            steps=steps,
+            first_prediction=first,
+            predictions=predictions,
+            # Other examples in each further round.
+            seed=wanted.seed + max(0, round - MAIN),
+            attempt=record.attempts if record else 0,
+            deadline=plan.deadline if plan else None,
+            done=self._ledger.predicted((round, name)) if keeps else frozenset(),
+            adapter=adapter,
+        )
+        return assignment, plan.cost if plan else 0.0
+
+    def _need(self, name: str) -> Need:
+        return Need(self._board.units[name], self._board.is_answered(name))
+
+
+def row_of(round: int, unit: Unit) -> UnitRow:
+    """A unit as the ledger takes it."""
+    return round, unit.name, [task.id for task in unit.tasks], unit.length

@@ -1,0 +1,207 @@
+"""Hands out units and takes in what becomes of them. All of it is in the ledger before the next thing is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from arcft.scoring.predictions import Prediction
+from arcft.ttft.ledger.ledger import TRIES, Ledger
+from arcft.ttft.scheduling.budget import Budget
+from arcft.ttft.scheduling.cost_model import Costs
+from arcft.ttft.scheduling.policy import Board, Chooser, InHand, Wanted, row_of
+from arcft.ttft.units import (
+    BEFORE,
+    MAIN,
+    Adapted,
+    Assignment,
+    Event,
+    Failed,
+    Finished,
+    Lowered,
+    Predicted,
+    Stepped,
+    Unit,
+)
+
+_HEARTBEAT_SECONDS = 5.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Progress:
+    """For the progress line: units of the main round."""
+
+    done: int
+    failed: int
+    total: int
+    predicted_before: int
+    """Units that have predictions of the model as it was."""
+
+    extra: int
+    """Units of further rounds that are done."""
+
+    tokens_per_second: float
+    """Read, trained and produced, over the last minute."""
+
+    seconds_left: float | None
+    """Till the end of the main round, or of the budget if that comes first; None before anything is known."""
+
+
+class Queue:
+    """Hands out units and takes in events, from any thread. One a run, in the process that holds the run's lock."""
+
+    changed: bool
+    """Whether there are predictions that no submission has yet; set to False by who writes one."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        units: Sequence[Unit],
+        *,
+        steps: int,
+        predictions: int,
+        predict_before: int,
+        seed: int,
+        budget: Budget | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`steps`: ttft.max_steps; `predictions`: inference.predictions_per_test; `seed`: ttft.seed.
+
+        Enters the units into the ledger, or finds them there, and queues again what a dead process had in hand. Raises
+        LedgerError, see Ledger.fill.
+        """
+        self._ledger, self._budget, self._clock = ledger, budget, clock
+        rounds = [BEFORE, MAIN] if predict_before else [MAIN]
+        ledger.fill([row_of(round, unit) for round in rounds for unit in units])
+        ledger.recover()
+        self._board = Board(ledger, units)
+        self._costs = Costs(clock)
+        wanted = Wanted(steps=steps, predictions=predictions, predict_before=predict_before, seed=seed)
+        self._chooser = Chooser(ledger, self._board, wanted, budget, self._costs)
+        self._stopped = False
+        self._last_write = clock()
+        self._lock = threading.RLock()
+        self.changed = any(record.starts for record in self._board.records.values())
+
+    def pull(self, worker: str, near: int | None = None) -> Assignment | None:
+        """The next unit for `worker`, of a length (tokens) like `near`; None if there is none for now.
+
+        There may be one again after the next event: a unit that failed, or time that was not needed.
+        """
+        with self._lock:
+            while not self._stopped:
+                chosen = self._chooser.choose(near, worker)
+                if chosen is None:
+                    break
+                assignment, cost = chosen
+                if assignment.round > MAIN:
+                    self._ledger.add(row_of(assignment.round, assignment.unit))
+                claimed = self._ledger.claim(
+                    assignment.key,
+                    worker,
+                    steps=assignment.steps,
+                    first_prediction=assignment.first_prediction,
+                    predictions=assignment.predictions,
+                    seed=assignment.seed,
+                )
+                self._board.refresh(assignment.key)
+                if claimed:
+                    self._board.hands[assignment.key] = InHand(worker, assignment, cost)
+                    return assignment
+            if not any(hand.worker == worker for hand in self._board.hands.values()):
+                self._costs.pause(worker)
+            return None
+
+    def record(self, event: Event, worker: str) -> None:
+        """Take in what `worker` reports; nothing comes of a unit that it has not in hand (any more)."""
+        with self._lock:
+            if isinstance(event, Lowered):
+                self._ledger.note("recipe", event.reason, {"recipe": event.recipe})
+                return
+            hand = self._board.hands.get(event.key)
+            if hand is None or hand.worker != worker:
+                return
+            self._costs.observe(event, hand.assignment.unit, worker)
+            if isinstance(event, Stepped | Predicted):
+                hand.spent += event.seconds
+            if isinstance(event, Stepped):
+                # A step is not worth a write to the disk; that the process lives is, now and then.
+                if self._clock() - self._last_write >= _HEARTBEAT_SECONDS:
+                    self._ledger.heartbeat()
+                    self._last_write = self._clock()
+                return
+            again = isinstance(event, Failed) and event.retry and self._has_another_try(hand.assignment)
+            kept = self._ledger.record(event, worker, again=again)
+            self._last_write = self._clock()
+            self._board.refresh(event.key)
+            self.changed |= isinstance(event, Adapted | Predicted | Failed)
+            if isinstance(event, Finished | Failed) or not kept:
+                del self._board.hands[event.key]
+                self._chooser.votes_changed(event.key[1])
+
+    def give_back(self, worker: str) -> None:
+        """Queue again what `worker`, which is no more, had in hand. After `stop` that is no death."""
+        with self._lock:
+            self._ledger.give_back(worker, died=not self._stopped)
+            self._costs.pause(worker)
+            for key in [key for key, hand in self._board.hands.items() if hand.worker == worker]:
+                del self._board.hands[key]
+                self._board.refresh(key)
+
+    def note(self, kind: str, text: str) -> None:
+        """Keep in the ledger what happened to the engine or its workers, and to no unit alone."""
+        self._ledger.note(kind, text)
+
+    def expect_workers(self, count: int) -> None:
+        """So many will work at the same time, which is what a budget counts with."""
+        with self._lock:
+            if self._budget is not None:
+                self._budget.workers = count
+
+    def stop(self) -> None:
+        """Hand out nothing more, in this process."""
+        with self._lock:
+            if not self._stopped:
+                self._stopped = True
+                self._ledger.stopping()
+
+    @property
+    def done(self) -> bool:
+        """Nothing is in hand, and nothing waits that there is time for; so not after a `stop` that left units."""
+        with self._lock:
+            return not self._board.hands and self._chooser.choose(None) is None
+
+    def progress(self) -> Progress:
+        """How far the run is."""
+        with self._lock:
+            records = list(self._board.records.values())
+            main = [record.state for record in records if record.round == MAIN]
+            return Progress(
+                done=main.count("done"),
+                failed=main.count("failed"),
+                total=len(main),
+                predicted_before=sum(record.state == "done" for record in records if record.round == BEFORE),
+                extra=sum(record.state == "done" for record in records if record.round > MAIN),
+                tokens_per_second=self._costs.tokens_per_second(),
+                seconds_left=self._chooser.seconds_left(self._count_workers()),
+            )
+
+    def predictions(self) -> list[Prediction]:
+        """What counts now: of each test those after adapting, or else those before; in the order of tasks."""
+        return self._ledger.counting()
+
+    def before(self) -> list[Prediction]:
+        """Those of the model as it was."""
+        return self._ledger.predictions(BEFORE)
+
+    @staticmethod
+    def _has_another_try(assignment: Assignment) -> bool:
+        # A further round only adds to predictions that are there.
+        return assignment.round <= MAIN and assignment.attempt + 1 < TRIES
+
+    def _count_workers(self) -> int:
+        if self._budget is not None:
+            return self._budget.workers
+        return max(1, len({hand.worker for hand in self._board.hands.values()}))

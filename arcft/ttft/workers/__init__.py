@@ -1,0 +1,1 @@
+"""Engines in this process, in others, or on a Ray cluster."""

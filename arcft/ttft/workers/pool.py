@@ -1,0 +1,178 @@
+"""The driver's side of several workers, whatever carries the messages: hand out, record, replace the dead, stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
+
+from arcft.errors import ArcftError
+from arcft.ttft.units import Assignment, Event, Failed, Finished
+from arcft.ttft.workers.engine_host import Ask, Broken, Message
+
+if TYPE_CHECKING:
+    from arcft.ttft.scheduling.queue import Queue
+
+START_TRIES = 2
+"""A worker that has died so often before it asked for work is not replaced: its place lacks something."""
+
+DEATHS_IN_A_ROW = 25
+"""So many deaths, with no unit finished in between, end the run: more than the queue needs to fail one unit that kills
+its workers in every round and try."""
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerError(ArcftError):
+    """Workers can't be started, or die faster than they work."""
+
+
+class WorkerDied(Exception):  # noqa: N818 - reported, and most often made good
+    """A worker is gone; the message says how."""
+
+
+class Worker(Protocol):
+    """An arcft.ttft.workers.engine_host.WorkerEngine somewhere else, and the way to it."""
+
+    name: str
+
+    def send(self, answers: Sequence[Assignment | None], stop: bool) -> None:
+        """Begin the next exchange. That the worker is dead shows in `receive`."""
+
+    def receive(self) -> list[Message]:
+        """The result of the exchange; raises WorkerDied."""
+
+    def close(self) -> None:
+        """End the worker, whatever it is doing."""
+
+
+AnyWorker = TypeVar("AnyWorker", bound=Worker)
+
+
+@dataclasses.dataclass
+class _Place(Generic[AnyWorker]):
+    """Where a worker works, and after its death the next one."""
+
+    number: int
+    worker: AnyWorker
+    state: Literal["starting", "idle", "busy"] = "starting"
+    failed_starts: int = 0
+
+
+class WorkerPool(Generic[AnyWorker]):
+    """Workers that empty one queue."""
+
+    def __init__(
+        self,
+        start: Callable[[int], AnyWorker],
+        ready: Callable[[Sequence[AnyWorker]], Sequence[AnyWorker]],
+        queue: Queue,
+        *,
+        stopped: Callable[[], bool],
+        on_event: Callable[[Event], None],
+    ) -> None:
+        """`start(number)` makes a worker; `ready` waits for a moment, and returns those whose exchange has ended."""
+        self._start, self._ready, self._queue = start, ready, queue
+        self._stopped, self._on_event = stopped, on_event
+        self._places: list[_Place[AnyWorker]] = []
+        self._deaths = 0
+        self._last_reason = ""
+        # One bug is told once, not once a worker.
+        self._told: set[str] = set()
+        # Whether the queue had nothing for an idle worker, and nothing was given back since.
+        self._dry = False
+
+    def work(self, count: int) -> None:
+        """Empty the queue with `count` workers, or end soon after `stopped()`; none of them outlives this call.
+
+        Raises WorkerError with the message of a worker whose engine was refused, and where workers die one after the
+        other.
+        """
+        if self._queue.done:
+            return
+        self._queue.expect_workers(count)
+        try:
+            for number in range(count):
+                self._places.append(_Place(number, self._begin(number)))
+            while not self._finished(stopping := self._stopped()):
+                if stopping:
+                    # So that what is given back from now on is no death.
+                    self._queue.stop()
+                places = {place.worker.name: place for place in self._places}
+                for worker in self._ready([place.worker for place in self._places]):
+                    self._serve(places[worker.name], stopping)
+        finally:
+            for place in self._places:
+                place.worker.close()
+        for place in self._places:
+            self._queue.give_back(place.worker.name)
+
+    def _begin(self, number: int) -> AnyWorker:
+        worker = self._start(number)
+        worker.send([], False)
+        return worker
+
+    def _finished(self, stopping: bool) -> bool:
+        if not self._places and not stopping and not self._queue.done:
+            raise WorkerError(
+                f"no worker could be started: {self._last_reason}; to see it in one process use ttft.workers=local"
+            )
+        busy = any(place.state == "busy" for place in self._places)
+        return not busy and (stopping or self._dry or self._queue.done)
+
+    def _serve(self, place: _Place[AnyWorker], stopping: bool) -> None:
+        """Take what a worker said, and answer it."""
+        name = place.worker.name
+        answers: list[Assignment | None] = []
+        try:
+            for message in place.worker.receive():
+                match message:
+                    case Broken(users=True):
+                        raise WorkerError(message.reason)
+                    case Broken():
+                        if message.traceback not in self._told:
+                            logger.error("%s: %s", name, message.traceback.rstrip())
+                        self._told.add(message.traceback)
+                        raise WorkerDied(message.reason)
+                    case Ask(idle=True):
+                        place.state = "idle"
+                    case Ask():
+                        answers.append(None if stopping else self._queue.pull(name, message.near))
+                    case _:
+                        self._record(message, name)
+        except WorkerDied as death:
+            self._replace(place, str(death), stopping)
+            return
+        if place.state == "idle" and not stopping:
+            first = self._queue.pull(name)
+            self._dry = first is None
+            if first is not None:
+                place.state = "busy"
+                answers.append(first)
+        place.worker.send(answers, stopping)
+
+    def _record(self, event: Event, name: str) -> None:
+        self._queue.record(event, name)
+        if isinstance(event, (Finished, Failed)):
+            self._deaths = 0
+        self._on_event(event)
+
+    def _replace(self, place: _Place[AnyWorker], reason: str, stopping: bool) -> None:
+        """Give back what a dead worker had, and put another in its place."""
+        name, starting = place.worker.name, place.state == "starting"
+        place.worker.close()
+        self._queue.give_back(name)
+        self._dry = False
+        self._deaths += 1
+        self._last_reason = reason
+        text = f"{name} {'did not start' if starting else 'died, its units are queued again'}: {reason}"
+        logger.warning("%s", text)
+        self._queue.note("worker", text)
+        if self._deaths >= DEATHS_IN_A_ROW:
+            raise WorkerError(f"{self._deaths} workers died before one of them finished a unit; the last one: {reason}")
+        place.failed_starts = place.failed_starts + 1 if starting else 0
+        if stopping or place.failed_starts >= START_TRIES:
+            self._places.remove(place)
+        else:
+            place.worker, place.state = self._begin(place.number), "starting"

@@ -1,0 +1,113 @@
+"""Workers as actors of a Ray cluster. Ray is imported only when it is asked for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from arcft.ttft.units import Assignment
+from arcft.ttft.workers.engine_host import QUIET, Message, WorkerEngine
+from arcft.ttft.workers.pool import WorkerDied, WorkerError
+from arcft.ttft.workers.resources import Node, Share
+
+if TYPE_CHECKING:
+    from arcft.ttft.engine.engine import Engine
+
+
+class RayWorker:
+    """An actor that holds a WorkerEngine. Ray ends it with the driver."""
+
+    def __init__(
+        self, ray: Any, number: int, factory: Callable[[], Engine], environment: Mapping[str, str], share: Share
+    ) -> None:
+        self.name = f"ray-{number}"
+        self._ray = ray
+        # Beside a GPU, one core is enough to be reserved: a busy cluster may have no more left.
+        cores = min(1, share.cores) if share.gpus else share.cores
+        actor = ray.remote(num_cpus=cores, num_gpus=share.gpus, max_restarts=0)(WorkerEngine)
+        self._actor = actor.remote(dict(environment))
+        # Not as an argument of the actor: what it imports must find the environment set.
+        self._begun = self._actor.begin.remote(factory)
+        self.reference: Any = None
+
+    def send(self, answers: Sequence[Assignment | None], stop: bool) -> None:
+        self.reference = self._actor.exchange.remote(list(answers), stop)
+
+    def receive(self) -> list[Message]:
+        try:
+            messages: list[Message] = self._ray.get([self._begun, self.reference])[1]
+        except self._ray.exceptions.RayError as error:
+            raise WorkerDied(_cause(error)) from error
+        return messages
+
+    def close(self) -> None:
+        self._ray.kill(self._actor, no_restart=True)
+
+
+def ready(workers: Sequence[RayWorker]) -> list[RayWorker]:
+    """Those whose exchange has ended, after a moment."""
+    if not workers:
+        return []
+    ray = workers[0]._ray
+    by_reference = {worker.reference: worker for worker in workers}
+    ray.wait(list(by_reference), num_returns=1, timeout=QUIET)
+    # The first one that is ready would else keep the others waiting.
+    done, _ = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=0)
+    return [by_reference[reference] for reference in done]
+
+
+@contextmanager
+def cluster() -> Iterator[Any]:
+    """The module ray, connected; what this call has connected or started ends with the context."""
+    if os.environ.get("RAY_ADDRESS"):
+        # Or Ray tries for a quarter of an hour to reach a cluster that is not there. Read at its import.
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+    try:
+        import ray
+    except ImportError as error:
+        raise WorkerError(
+            "ttft.workers=ray: Ray is not installed; pip install 'arcft[ray]', or use ttft.workers=processes"
+        ) from error
+    if ray.is_initialized():
+        yield ray
+        return
+    with _own_handler():
+        try:
+            # Without an address it looks for RAY_ADDRESS and for a cluster on this machine, and else starts one.
+            ray.init(include_dashboard=False)
+        except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+            raise WorkerError(f"ttft.workers=ray: no cluster can be joined or started: {error}") from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def nodes_of(ray: Any) -> list[Node]:
+    """The machines of the cluster that are up."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Node(cores=int(each.get("CPU", 0)), gpus=int(each.get("GPU", 0))) for each in resources]
+
+
+@contextmanager
+def _own_handler() -> Iterator[None]:
+    """Undo that ray.init puts a SIGTERM handler of its own in the place of ours."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _cause(error: Exception) -> str:
+    """In one line what Ray says in many."""
+    words = " ".join(str(error).split())
+    detail = words.partition("Worker exit detail: ")[2] or words
+    return f"{type(error).__name__}: {detail.partition(' Some common causes')[0][:300]}"

@@ -1,0 +1,100 @@
+"""Runs of earlier versions: what their run.yaml says is read as what it meant."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_config import evaluate_config, train_config
+from test_evaluate_damage import seal
+
+from arcft.checkpoints import CheckpointError, read_run_yaml, write_run_yaml
+from arcft.config.run import EvaluateConfig, TrainConfig
+from arcft.config.schema import ConfigError, to_dict
+from arcft.config.stored import from_stored
+from tests.support.evaluate_command import evaluated, predicted, run_json, trained
+from tests.support.train_command import run_train
+
+RUN_YAML = Path("run.yaml")
+# Keys of inference, and of selection, that there were not when it had `do_sample`.
+LATER = ("name", "grammar", "speculate", "threshold", "max_nodes", "restart_seconds")
+
+
+def before_names(inference: dict[str, Any]) -> dict[str, Any]:
+    """The group as it was written then."""
+    kept = {name: value for name, value in inference.items() if name not in LATER}
+    return {"do_sample": inference["name"] == "sample"} | kept
+
+
+@pytest.mark.parametrize("name", ["greedy", "sample"])
+@pytest.mark.parametrize(
+    ("config_class", "compose"),
+    [(TrainConfig, train_config), (EvaluateConfig, lambda *words: evaluate_config("checkpoint=run", *words))],
+)
+def test_sampling_was_a_key_before_inference_had_names(
+    config_class: type[Any], compose: Callable[..., Any], name: str
+) -> None:
+    config = compose(f"inference={name}", "inference.grammar=false", "inference.seed=3")
+    values = to_dict(config)
+    values["inference"] = before_names(values["inference"])
+    values["selection"] = {"name": "vote"}
+    assert from_stored(config_class, values, RUN_YAML) == config
+    assert values["inference"]["do_sample"] == (name == "sample")  # as it was given
+
+
+def test_groups_in_groups_are_read_in_the_same_way() -> None:
+    config = train_config("model=tiny", "showcase.inference.grammar=false", "inference.grammar=false")
+    values = to_dict(config)
+    values["inference"] = before_names(values["inference"])
+    values["showcase"]["inference"] = before_names(values["showcase"]["inference"])
+    assert from_stored(TrainConfig, values, RUN_YAML) == config
+
+
+def test_other_keys_than_there_ever_were_are_refused_as_ever() -> None:
+    values = to_dict(train_config("model=tiny"))
+    values["inference"]["do_sample"] = True
+    with pytest.raises(
+        ConfigError, match=r"^run.yaml: holds no config of this version .inference.do_sample: there is no such key"
+    ):
+        from_stored(TrainConfig, values, RUN_YAML)
+
+
+def test_a_run_of_then_is_evaluated_and_its_evaluation_selected_from_again(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", "training.max_steps=2", "training.generation_tasks=0")
+    checkpoint = run / "checkpoint-2"
+    for folder in (run, checkpoint):
+        age(folder)
+    seal(checkpoint)
+    first = evaluated(tmp_path / "first", f"checkpoint={run}")
+    age(first)
+    again = evaluated(tmp_path / "again", f"predictions={first}/predictions.jsonl", "selection=verify")
+    assert [one.grid is None for one in predicted(again)] == [one.grid is None for one in predicted(first)]
+    assert run_json(again)["tasks"].keys() == run_json(first)["tasks"].keys()
+    # Its tasks are those of the run, which is gone by now.
+    shutil.rmtree(run)
+    with pytest.raises(CheckpointError) as caught:
+        evaluated(tmp_path / "gone", f"predictions={first}/predictions.jsonl")
+    assert str(caught.value).startswith(f"{checkpoint}: can't be read: ")
+    assert str(caught.value).endswith(f"{first} has its tasks from there; name them with data=...")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_what_no_version_has_written_is_told_with_its_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    values = to_dict(train_config("model=tiny"))
+    values["training"]["max_stepz"] = 3
+    run.mkdir()
+    write_run_yaml(run, {"arcft": "0.0.1", "job": "train", "config": values})
+    assert run_train(run, f"resume={run}") == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {run}/run.yaml: holds no config of this version (training.max_stepz: there is no")
+    assert told.endswith("use the version of arcft that its first line names\n")
+
+
+def age(folder: Path) -> None:
+    stored = read_run_yaml(folder)
+    stored["config"]["inference"] = before_names(stored["config"]["inference"])
+    write_run_yaml(folder, stored)

@@ -1,0 +1,69 @@
+"""The decoder with the grammar of grids and positions in two dimensions, on the architecture of the bundled model."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+from test_decoder_grammar import assert_equal, guesses_of, plainly
+from test_grid_positions import model, rule, tasks, tiny
+
+from arcft.decoding.core.completion import Completion as Written
+from arcft.decoding.decode import Completion, decode
+from arcft.decoding.likelihood import score
+from arcft.problems.arc.format.grammar import GridGrammar
+from arcft.problems.arc.views import test_problem
+
+test_problem.__test__ = False  # type: ignore[attr-defined]
+LIMIT = 40
+
+
+@functools.cache
+def grammar() -> GridGrammar:
+    return GridGrammar(tiny().prompts.encoder, tiny().tokenization, name="tiny")
+
+
+@functools.cache
+def prompts() -> list[list[int]]:
+    """Of different lengths; two are equal, and one goes on where another ends."""
+    own = [tiny().prompt(test_problem(task, 0)) for task in tasks()[:3]]
+    return [*own, own[0], own[1][:-5]]
+
+
+def options() -> dict[str, Any]:
+    return {"max_new_tokens": LIMIT, "end_ids": tiny().tokenization.end_ids, "pad_id": 0, "positions": rule()}
+
+
+@functools.cache
+def expected() -> list[Completion]:
+    end = tiny().tokenization.end_id
+    return [plainly(model(), prompt, grammar(), LIMIT, rule(), end=end) for prompt in prompts()]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, None])
+@pytest.mark.parametrize("share_prefixes", [False, True])
+def test_a_grid_is_written_as_one_token_at_a_time_would(batch_size: int | None, share_prefixes: bool) -> None:
+    found = decode(
+        model(), prompts(), **options(), grammar=grammar(), batch_size=batch_size, share_prefixes=share_prefixes
+    )
+    assert_equal(found, expected(), abs=1e-3)
+
+
+@pytest.mark.parametrize("guess", ["right", "every fourth wrong", "shifted", "garbage", "mixed"])
+def test_guessed_cells_change_nothing(guess: str) -> None:
+    found = decode(model(), prompts(), **options(), grammar=grammar(), guesses=guesses_of(expected())[guess])
+    assert_equal(found, expected(), abs=1e-3)
+
+
+def test_what_is_written_to_its_end_is_a_grid_and_worth_its_score() -> None:
+    own = options() | {"max_new_tokens": grammar().longest, "end_ids": [tiny().tokenization.end_id]}
+    completions: list[Written] = decode(model(), prompts()[:2], **own, grammar=grammar())
+    texts = []
+    for completion in completions:
+        assert completion.finished
+        grid = tiny().prompts.parse(tiny().tokenization.decode(completion.token_ids))
+        texts.append([tiny().tokenization.completion_ids(tiny().prompts.completion(grid))])
+        assert texts[-1] == [[*completion.token_ids, tiny().tokenization.end_id]]
+    found = score(model(), prompts()[:2], texts, pad_id=0, positions=rule(), grammar=grammar())
+    assert [one for (one,) in found] == pytest.approx([one.logprob for one in completions], abs=1e-2)

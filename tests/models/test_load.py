@@ -1,0 +1,278 @@
+"""Loading base models and tokenizers: folders, GGUF, random weights, quantised; and what identifies a base model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from arcft.config.model import ModelConfig
+from arcft.models.backend import BackendError, import_backend
+from arcft.models.bundled import ASSETS
+from arcft.models.fingerprint import base_fingerprint
+from arcft.models.gguf_tokenizer import GgufTokenizerError
+from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
+from arcft.models.source import resolve_path
+from tests.support.small_training import CPU, small_config, small_model, small_tokenizer
+
+
+def config_of(path: Any, **changes: Any) -> ModelConfig:
+    return ModelConfig(name="m", path=str(path), **changes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    target = tmp_path / "saved"
+    small_model(seed=3).save_pretrained(target)
+    small_tokenizer().save_pretrained(target)
+    return target
+
+
+def test_a_folder_is_loaded_in_the_asked_dtype(folder: Path) -> None:
+    model = load_model(config_of(folder), dtype=torch.bfloat16, device=CPU)
+    assert (model.dtype, model.device.type, model.training) == (torch.bfloat16, "cpu", False)
+    assert model.config._attn_implementation == "arcft_folded"
+    for name, weight in small_model(seed=3).state_dict().items():
+        assert torch.equal(model.state_dict()[name], weight.bfloat16())
+    tokenizer = load_tokenizer(config_of(folder))
+    assert tokenizer.convert_tokens_to_ids(["<pad>", "<end>", "w7"]) == [0, 1, 7]
+
+
+def test_another_tokenizer_can_be_named(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in folder.glob("tokenizer*"):
+        shutil.move(file, other)
+    assert len(load_tokenizer(config_of(folder, tokenizer=str(other)))) == 32
+    with pytest.raises(ModelError, match=r"model\.tokenizer=/nowhere|model\.path=/nowhere"):
+        load_tokenizer(config_of(folder, tokenizer="/nowhere"))
+
+
+def test_random_weights_depend_on_the_seed_and_on_nothing_else(tmp_path: Path) -> None:
+    small_config().save_pretrained(tmp_path)
+
+    def draw(seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return load_model(config_of(tmp_path, init="random", seed=seed), dtype=dtype, device=CPU).lm_head.weight
+
+    torch.manual_seed(1)
+    first = draw(0)
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(torch.rand(1), after), "the caller's random numbers were moved"
+    assert torch.equal(draw(0), first)
+    assert torch.equal(draw(0, torch.bfloat16), first.bfloat16())
+    assert not torch.equal(draw(1), first)
+
+
+def test_the_bundled_model_loads() -> None:
+    config = config_of("bundled:tiny", init="random")
+    model = load_model(config, dtype=torch.float32, device=CPU)
+    tokenizer = load_tokenizer(config)
+    assert len(tokenizer) <= model.config.vocab_size < len(tokenizer) + 64
+    assert resolve_path("bundled:tiny") == str(ASSETS / "tiny")
+
+
+def test_weights_from_pickles_are_not_read(folder: Path) -> None:
+    torch.save(small_model().state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model\.path=.*safetensors"):
+        load_model(config_of(folder), dtype=torch.float32, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/nowhere/at/all", "model.path=/nowhere/at/all: there is no such file or folder"),
+        ("./missing", "there is no such file or folder"),
+        ("weights.gguf", "there is no such file or folder"),
+        ("bundled:huge", "model.path=bundled:huge: bundled are bundled:tiny"),
+        ("some-owner/some-model", "is not a local folder, and as a hub id .* can't be fetched"),
+    ],
+)
+def test_missing_models_are_named(path: str, message: str) -> None:
+    for load in (load_tokenizer, lambda config: load_model(config, dtype=torch.float32, device=CPU)):
+        with pytest.raises(ModelError, match=message):
+            load(config_of(path))
+
+
+def test_a_folder_without_model_or_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"model.path={tmp_path}: a causal language model can't be loaded"):
+        load_model(config_of(tmp_path), dtype=torch.float32, device=CPU)
+    with pytest.raises(ModelError, match=f"model.path={tmp_path}: a tokenizer can't be loaded"):
+        load_tokenizer(config_of(tmp_path))
+    (tmp_path / "weights.bin").touch()
+    with pytest.raises(ModelError, match=r"is a file; give the folder that holds config\.json"):
+        load_model(config_of(tmp_path / "weights.bin"), dtype=torch.float32, device=CPU)
+
+
+def test_damaged_files_are_named(folder: Path, tmp_path: Path) -> None:
+    weights, words = folder / "model.safetensors", folder / "tokenizer.json"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    words.write_text(words.read_text()[:100])
+    gguf = tmp_path / "weights.gguf"
+    write_gguf_tokenizer(gguf, "gpt2", "qwen2", ["a", "b"], [])
+    gguf.write_bytes(gguf.read_bytes()[:120])
+    for path in (folder, gguf):
+        with pytest.raises(ModelError, match=f"model.path={path}: a causal language model can't be loaded"):
+            load_model(config_of(path), dtype=torch.float32, device=CPU)
+    with pytest.raises(ModelError, match=f"model.path={folder}: a tokenizer can't be loaded"):
+        load_tokenizer(config_of(folder))
+    with pytest.raises(GgufTokenizerError, match=f"model.path={gguf}: can't be read as a GGUF file"):
+        load_tokenizer(config_of(gguf))
+
+
+def test_remote_code_needs_config_and_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(folder, trust_remote_code=True)
+    monkeypatch.delenv("ARCFT_TRUST_REMOTE_CODE", raising=False)
+    with pytest.raises(ModelError, match="ARCFT_TRUST_REMOTE_CODE=1"):
+        load_model(config, dtype=torch.float32, device=CPU)
+    monkeypatch.setenv("ARCFT_TRUST_REMOTE_CODE", "1")
+    load_model(config, dtype=torch.float32, device=CPU)
+
+
+def test_remote_code_is_not_run(folder: Path) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    content["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    content["model_type"] = "evil"
+    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "evil.py").write_text("raise SystemExit('run')\n")
+    with pytest.raises(ModelError, match="can't be loaded"):
+        load_model(config_of(folder), dtype=torch.float32, device=CPU)
+
+
+def test_dtypes_are_resolved() -> None:
+    assert resolve_dtype("auto", CPU) == torch.float32
+    assert resolve_dtype("float16", CPU) == torch.float16
+    assert resolve_dtype("bfloat16", CPU) == torch.bfloat16
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="unsloth may be installed where there is a GPU")
+def test_unsloth_is_asked_for_by_name(folder: Path) -> None:
+    config = config_of(folder, backend="unsloth")
+    with pytest.raises(BackendError, match=r"pip install 'arcft\[unsloth\]'"):
+        load_model(config, dtype=torch.float32, device=CPU)
+    assert import_backend(config_of(folder)) is None
+
+
+def test_fingerprints_tell_base_models_apart_and_nothing_else(folder: Path, tmp_path: Path) -> None:
+    def fingerprint(path: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> str:
+        config = config_of(path, **changes)
+        return base_fingerprint(config, load_model(config, dtype=dtype, device=CPU))
+
+    base = fingerprint(folder)
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    assert fingerprint(moved) == fingerprint(folder, torch.bfloat16) == base
+    assert fingerprint(folder, quantization="nf4") == base
+    small_model(seed=4).save_pretrained(moved)
+    assert fingerprint(moved) != base
+    random = [fingerprint(folder, init="random", seed=seed) for seed in (0, 0, 1)]
+    assert random[0] == random[1] != random[2]
+    assert base not in random
+    assert fingerprint(folder, torch.bfloat16, init="random") == random[0]
+
+
+def test_training_does_not_change_the_fingerprint(folder: Path) -> None:
+    config = config_of(folder)
+    model = load_model(config, dtype=torch.float32, device=CPU)
+    before = base_fingerprint(config, model)
+    with torch.no_grad():
+        model.lm_head.weight.add_(1.0)
+    model.config.use_cache = False
+    model.config.pad_token_id = 3
+    assert base_fingerprint(config, model) == before
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_quantised_models_keep_head_and_router(tmp_path: Path, quantization: str) -> None:
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
+
+    small = {"vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    experts = {"num_experts": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64}
+    mixture = Qwen2MoeConfig(num_key_value_heads=2, decoder_sparse_step=1, **small, **experts)
+    Qwen2MoeForCausalLM(mixture).save_pretrained(tmp_path)
+    small_model(tie_word_embeddings=False).save_pretrained(tmp_path / "dense")
+    quantised = Linear4bit if quantization == "nf4" else Linear8bitLt
+    for path in (tmp_path, tmp_path / "dense"):
+        model = load_model(config_of(path, quantization=quantization), dtype=torch.float32, device=CPU)
+        kinds = {name: type(module) for name, module in model.named_modules() if hasattr(module, "weight")}
+        assert not issubclass(kinds["lm_head"], quantised)
+        assert issubclass(kinds["model.layers.0.self_attn.q_proj"], quantised)
+        routers = [kind for name, kind in kinds.items() if name.endswith(("mlp.gate", "shared_expert_gate"))]
+        assert not any(issubclass(kind, quantised) for kind in routers)
+        assert len(routers) == (2 if path == tmp_path else 0)
+    # The pattern for routers leaves the gates of dense layers alone.
+    assert issubclass(kinds["model.layers.0.mlp.gate_proj"], quantised)
+
+
+def test_a_gguf_tokenizer_is_the_original_one(smollm2_gguf: Path) -> None:
+    tokenizer = load_tokenizer(config_of(smollm2_gguf))
+    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im_end|>",
+    )
+    assert len(tokenizer) == 49152
+    text = "<|im_start|>user\n0123 45 é☃ don't"
+    ids = tokenizer(text)["input_ids"]
+    tokens = tokenizer.convert_ids_to_tokens(ids)
+    assert tokens[:8] == ["<|im_start|>", "user", "Ċ", "0", "1", "2", "3", "Ġ"]
+    assert tokenizer.decode(ids) == text
+    turn = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    assert turn.endswith("<|im_start|>user\nhi<|im_end|>\n")
+
+
+def write_gguf_tokenizer(path: Path, model: str, pieces: str, tokens: list[str], merges: list[str]) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tokenizer_model(model)
+    writer.add_tokenizer_pre(pieces)
+    writer.add_token_list(tokens)
+    writer.add_token_merges(merges)
+    writer.add_token_types([3 if token.startswith("<|") else 1 for token in tokens])
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "pieces"),
+    [
+        ("gpt2", "gpt-2"),
+        pytest.param("llama3", "llama-bpe", marks=pytest.mark.slow),
+        pytest.param("qwen2_5", "qwen2", marks=pytest.mark.slow),
+    ],
+)
+def test_gguf_tokenizers_cut_text_as_the_models_own(
+    name: str, pieces: str, tokenizer_folder: Callable[[str], Path], tmp_path: Path
+) -> None:
+    own = json.loads((tokenizer_folder(name) / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in own["merges"]]
+    tokens = sorted(own["vocab"], key=own["vocab"].get)
+    write_gguf_tokenizer(tmp_path / "t.gguf", "gpt2", pieces, tokens, merges)
+    rebuilt = load_tokenizer(config_of(tmp_path / "t.gguf"))
+    original = load_tokenizer(config_of(tokenizer_folder(name)))
+    for text in (
+        "0123456789 12\n\n3 don't  stop",
+        "```grid shape: 2x2\n1 01\n2 23\n```",
+        "ñò÷û ąć  Été\r\n\n x",
+        "a\t b",
+    ):
+        mine = rebuilt(text, add_special_tokens=False)["input_ids"]
+        assert mine == original(text, add_special_tokens=False)["input_ids"], text
+        assert rebuilt.decode(mine) == text
+
+
+def test_unknown_gguf_tokenizers_are_refused(tmp_path: Path) -> None:
+    write_gguf_tokenizer(tmp_path / "t.gguf", "gpt2", "viking", ["a", "b"], [])
+    with pytest.raises(GgufTokenizerError, match=r"of the kind gpt2/viking.*model\.tokenizer=FOLDER"):
+        load_tokenizer(config_of(tmp_path / "t.gguf"))

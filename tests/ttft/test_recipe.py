@@ -1,0 +1,56 @@
+"""The ladder that memory walks down, and which errors are memory's."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from arcft.ttft.engine.memory_ladder import Recipe, difference, is_out_of_memory, lower
+
+TOP = Recipe(slots=4, gradient_checkpointing=False, max_seq_length=4096, rank=32, batch_size=8, merge=True)
+
+
+def test_the_ladder_gives_up_speed_first_then_context_then_rank() -> None:
+    steps, previous, recipe = [], TOP, lower(TOP, longest=5000, shortest=1024)
+    while recipe is not None:
+        steps.append(difference(previous, recipe))
+        previous, recipe = recipe, lower(recipe, longest=5000, shortest=1024)
+    assert steps == [
+        "slots 4 -> 2",
+        "slots 2 -> 1",
+        "gradient_checkpointing False -> True",
+        "max_seq_length 4096 -> 3072",
+        "max_seq_length 3072 -> 2304",
+        "max_seq_length 2304 -> 1728",
+        "max_seq_length 1728 -> 1296",
+        "rank 32 -> 16",
+        "rank 16 -> 8",
+    ]
+
+
+def test_every_number_of_slots_comes_down_to_one_and_a_low_rank_stays() -> None:
+    recipe: Recipe | None = dataclasses.replace(TOP, slots=7, gradient_checkpointing=True, max_seq_length=100, rank=8)
+    slots = []
+    while recipe is not None:
+        slots.append(recipe.slots)
+        recipe = lower(recipe, longest=100, shortest=100)
+    assert slots == [7, 3, 1]
+
+
+def test_the_context_is_lowered_from_what_the_examples_need() -> None:
+    at_context = dataclasses.replace(TOP, slots=1, gradient_checkpointing=True)
+    lowered = lower(at_context, longest=2000, shortest=1024)
+    assert lowered == dataclasses.replace(at_context, max_seq_length=1500)
+    assert lower(at_context, longest=1300, shortest=1024) == dataclasses.replace(at_context, rank=16)
+
+
+def test_pytorch_on_a_cpu_says_it_in_words() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**55, dtype=torch.int8)
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))
