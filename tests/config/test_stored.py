@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_config import evaluate_config, train_config
-from test_evaluate_damage import seal
 
 from arcft.checkpoints import CheckpointError, read_run_yaml, write_run_yaml
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import ConfigError, to_dict
 from arcft.config.stored import from_stored
+from tests.config.test_config import evaluate_config, train_config
+from tests.runs.test_evaluate_damage import seal
 from tests.support.evaluate_command import evaluated, predicted, run_json, trained
 from tests.support.train_command import run_train
 

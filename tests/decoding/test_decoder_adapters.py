@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
-from test_decoder import make_model
-from test_decoder_grammar import PROMPTS, assert_equal, guesses_of, plainly, write
-from test_stacked_lora import make_stacked
 
 from arcft.decoding.decode import decode
 from arcft.decoding.likelihood import score
+from tests.decoding.test_decoder import make_model
+from tests.decoding.test_decoder_grammar import PROMPTS, assert_equal, guesses_of, plainly, write
+from tests.models.test_stacked_lora import make_stacked
 from tests.support.plain_adaptation import PAD, adapted
 from tests.support.small_training import TRAIN_MODULES, small_model
 from tests.support.toy_grammar import END, random_automaton

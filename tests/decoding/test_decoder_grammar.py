@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_decoder import KINDS, PAD, SIZES, forward_logprob, generated, make_model, many_prompts, produced, rows_of_four
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -21,6 +20,17 @@ from transformers import (
 
 from arcft.decoding.decode import Completion, DecodingError, decode
 from arcft.text.cursors import Grammar, Positions
+from tests.decoding.test_decoder import (
+    KINDS,
+    PAD,
+    SIZES,
+    forward_logprob,
+    generated,
+    make_model,
+    many_prompts,
+    produced,
+    rows_of_four,
+)
 from tests.support.toy_grammar import END, Automaton, random_automaton, table
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12], [20, 21, 22], [30], [40, 41, 42, 43, 44]]

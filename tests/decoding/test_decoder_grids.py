@@ -6,14 +6,14 @@ import functools
 from typing import Any
 
 import pytest
-from test_decoder_grammar import assert_equal, guesses_of, plainly
-from test_grid_positions import model, rule, tasks, tiny
 
 from arcft.decoding.core.completion import Completion as Written
 from arcft.decoding.decode import Completion, decode
 from arcft.decoding.likelihood import score
 from arcft.problems.arc.format.grammar import GridGrammar
 from arcft.problems.arc.views import test_problem
+from tests.decoding.test_decoder_grammar import assert_equal, guesses_of, plainly
+from tests.problems.arc.format.test_grid_positions import model, rule, tasks, tiny
 
 test_problem.__test__ = False  # type: ignore[attr-defined]
 LIMIT = 40

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_decoder import PAD, SIZES, generated, make_model, many_prompts
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from arcft.decoding.core import attention
@@ -15,6 +14,7 @@ from arcft.decoding.core.attention import decoding_attention, grouped_attention
 from arcft.decoding.decode import decode
 from arcft.models.folded_attention import NAME as FOLDED
 from arcft.models.folded_attention import use_folded_attention
+from tests.decoding.test_decoder import PAD, SIZES, generated, make_model, many_prompts
 
 
 def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_decoder import PAD, UNEQUAL, end_that_comes_early, make_model
 from transformers import PreTrainedModel
 
 from arcft.decoding.decode import Completion, DecodingError, decode
 from arcft.decoding.hf_generate import generate
+from tests.decoding.test_decoder import PAD, UNEQUAL, end_that_comes_early, make_model
 
 LIMITS = [20, 3, 11, 20]
 

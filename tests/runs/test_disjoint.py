@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from test_choose import cells, data, ids_of, train_tasks, write_folder
-from test_config import refusal, train_config
 
 from arcft.checkpoints import Checkpoint
 from arcft.config.data import DataConfig, SourceConfig
@@ -24,6 +22,8 @@ from arcft.problems.arc.views import draw_task
 from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
 from arcft.runs.setup.leaks import trained_on
 from arcft.runs.setup.tasks import chosen_tasks, items_named, load_sources, narrowed, task_sets, tasks_of_run
+from tests.config.test_config import refusal, train_config
+from tests.runs.test_choose import cells, data, ids_of, train_tasks, write_folder
 from tests.support.re_arc_script import MAKERS, make
 from tests.support.train_command import QUIET, SMALL_MODEL, TASK_IDS, history, ids, run_train, tree
 

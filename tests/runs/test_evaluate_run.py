@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from test_config import evaluate_config, train_config
 
 from arcft.checkpoints import CheckpointError, read_run_yaml
 from arcft.cli.hydra_app import Stopped
@@ -27,6 +26,7 @@ from arcft.runs.evaluate import evaluate
 from arcft.runs.evaluation import predict as predict_module
 from arcft.scoring.predictions import Prediction, PredictionError, prediction_from_json, read_predictions
 from arcft.scoring.selection import Vote
+from tests.config.test_config import evaluate_config, train_config
 from tests.support.evaluate_command import (
     FILES,
     KNOWN_FILES,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_config import evaluate_config, train_config
 
 from arcft.checkpoints import CheckpointError
 from arcft.config.schema import ConfigError
@@ -19,6 +18,7 @@ from arcft.scoring.predictions import Prediction
 from arcft.scoring.selection import Score
 from arcft.scoring.voting import grid_key
 from arcft.training.stopping import StopRequest
+from tests.config.test_config import evaluate_config, train_config
 from tests.support.evaluate_command import (
     KNOWN_FILES,
     SMALL_EVALUATION_TASKS,

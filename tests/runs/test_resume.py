@@ -181,7 +181,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from arcft import checkpoints
-from test_resume import new_run
+from tests.runs.test_resume import new_run
 
 folder, moment = Path(sys.argv[1]), sys.argv[2]
 

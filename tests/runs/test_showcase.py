@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from test_config import refusal, train_config
 
 from arcft.checkpoints import last_checkpoint, read_run_yaml
 from arcft.errors import ArcftError
@@ -26,6 +25,7 @@ from arcft.runs.common.paths import override, with_absolute_paths
 from arcft.runs.setup.checkpoint_config import open_checkpoint
 from arcft.runs.showcase import shortest_new_tasks
 from arcft.ttft.ledger.ledger import Ledger, LedgerError
+from tests.config.test_config import refusal, train_config
 from tests.support.evaluate_command import arc_tasks, predicted
 from tests.support.train_command import QUICK, finish, ids, run_train, start_train, tree
 

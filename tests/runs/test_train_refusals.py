@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_train_run import real_tasks, write_kaggle
 
+from tests.runs.test_train_run import real_tasks, write_kaggle
 from tests.support.train_command import ARCHITECTURES, QUICK, QUIET, ROOT, TASK_IDS, run_train, tree
 
 HYDRAS = {".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "train.log"}

@@ -408,7 +408,7 @@ def test_no_id_leads_out_of_the_folder_of_adapters(name: str, folder: str) -> No
 
 
 def test_groups_of_tasks() -> None:
-    from test_config import evaluate_config
+    from tests.config.test_config import evaluate_config
 
     tasks = arc_tasks("evaluation", *SMALL_EVALUATION_TASKS)
 
@@ -429,9 +429,8 @@ def test_groups_of_tasks() -> None:
 
 
 def test_a_config_is_settled_once(run: Path) -> None:
-    from test_config import evaluate_config
-
     from arcft.runs.setup.ttft_settings import settle
+    from tests.config.test_config import evaluate_config
 
     config = evaluate_config(f"checkpoint={run}", "ttft=per_task")
     settled = settle(config, [])
@@ -444,11 +443,10 @@ def test_a_config_is_settled_once(run: Path) -> None:
 
 
 def test_what_a_model_recommends_for_adapting_is_taken_unless_set() -> None:
-    from test_config import evaluate_config, train_config
-
     from arcft.config.schema import ConfigError
     from arcft.runs.adaptation.base_model import learning_rate
     from arcft.runs.setup.ttft_settings import settle
+    from tests.config.test_config import evaluate_config, train_config
 
     def settled(*overrides: str) -> tuple[float, int, int | None, float | None]:
         own = [

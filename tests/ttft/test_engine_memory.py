@@ -16,7 +16,8 @@ from arcft.prediction.prompts import AugmentedPrompt
 from arcft.problems.arc.task import Task
 from arcft.training.slots import SlotStep, SlotTrainer
 from arcft.ttft.units import Adapted, Event, Failed, Finished, Lowered, Predicted, Started
-from tests.small_engine import (
+from tests.support.paths import ROOT
+from tests.support.small_engine import (
     adapted_model,
     assignment_of,
     events_of,
@@ -27,7 +28,6 @@ from tests.small_engine import (
     run,
     small_tasks,
 )
-from tests.support.paths import ROOT
 
 NO_MEMORY = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
 
@@ -274,7 +274,7 @@ def test_without_memory_to_merge_adapters_stay_beside_the_weights(
 SCRIPT = """
 import resource, sys, torch
 torch.set_num_threads(1)
-from tests.small_engine import *
+from tests.support.small_engine import *
 from arcft.ttft.units import Lowered, Stepped
 from tests.support.paths import ROOT
 engine = make_engine(slots=4, batch_size=int(sys.argv[1]), max_seq_length=512)

