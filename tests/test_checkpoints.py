@@ -22,8 +22,8 @@ from arcft.checkpoints import (
     read_checkpoint,
     read_run_yaml,
     remove_leftovers,
+    write_checkpoint,
     write_run_yaml,
-    writing,
 )
 from tests.support.paths import ROOT
 
@@ -33,7 +33,7 @@ RUN = {"model": {"name": "m"}, "data": {"task_ids": ["00576224", "5117e062", "85
 
 
 def write(run: Path, step: int, content: bytes = b"weights") -> Path:
-    with writing(run, step, ORIGIN) as folder:
+    with write_checkpoint(run, step, ORIGIN) as folder:
         (folder / "weights.bin").write_bytes(content)
         write_run_yaml(folder, RUN)
     return run / f"checkpoint-{step}"
@@ -64,7 +64,7 @@ def test_an_error_while_writing_leaves_nothing(tmp_path: Path) -> None:
     old = write(tmp_path, 5)
 
     def fail() -> None:
-        with writing(tmp_path, 5, ORIGIN) as folder:
+        with write_checkpoint(tmp_path, 5, ORIGIN) as folder:
             (folder / "weights.bin").write_bytes(b"half")
             raise KeyError
 
@@ -92,7 +92,7 @@ if moment == "manifest":
     checkpoints._write_manifest = lambda *arguments: os.kill(os.getpid(), 9)
 elif moment == "rename":
     checkpoints.os.rename = lambda *arguments: os.kill(os.getpid(), 9)
-with checkpoints.writing(run, 9, origin) as folder:
+with checkpoints.write_checkpoint(run, 9, origin) as folder:
     (folder / "weights.bin").write_bytes(b"x" * 1000)
     if moment == "file":
         os.kill(os.getpid(), 9)

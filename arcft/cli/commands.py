@@ -19,10 +19,10 @@ from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import ConfigError, from_dict, to_dict
 from arcft.config.stored import from_stored
 from arcft.models.backend import import_backend
-from arcft.runs.adaptation.run_folder import begun
+from arcft.runs.adaptation.run_folder import start_evaluation_folder
 from arcft.runs.common.paths import absolute, evaluation_with_absolute_paths, with_absolute_paths
 from arcft.runs.setup.checkpoint_config import contradictions, open_checkpoint
-from arcft.runs.setup.ttft_settings import refuse_without_effect, settle
+from arcft.runs.setup.ttft_settings import refuse_without_effect, resolve_ttft
 
 Config = TypeVar("Config", TrainConfig, EvaluateConfig)
 
@@ -79,11 +79,11 @@ def _evaluate(cfg: DictConfig) -> None:
 
         evaluate(config, folder, explicit=list(explicit))
         return
-    settled = settle(evaluation_with_absolute_paths(config), list(explicit))
-    with contextlib.nullcontext() if config.dry_run else begun(settled, folder):
+    settings = resolve_ttft(evaluation_with_absolute_paths(config), list(explicit))
+    with contextlib.nullcontext() if config.dry_run else start_evaluation_folder(settings, folder):
         from arcft.runs.evaluate import evaluate
 
-        evaluate(settled.config, folder, explicit=list(explicit), settled=settled)
+        evaluate(settings.config, folder, explicit=list(explicit), settings=settings)
 
 
 def _stored(config_class: type[Config], job: str, folder: Path, explicit: dict[str, str]) -> Config:

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from arcft.decoding.core.batch import Route, chosen, complete
 from arcft.decoding.core.completion import Completion, WrittenRow
-from arcft.decoding.core.draft import Guess
-from arcft.decoding.core.forward import Chunk
-from arcft.decoding.core.lm_head import Scores
+from arcft.decoding.core.draft import Draft
+from arcft.decoding.core.forward import TokenChunk
+from arcft.decoding.core.lm_head import NextTokenLogits
 from arcft.decoding.core.rows import Row
 from arcft.decoding.core.sampling import Sampler, make_sampler
 from arcft.errors import DecodingError
@@ -87,7 +87,7 @@ def decode(
             end_ids=frozenset(end_ids),
             positions=positions,
             cursor=None if own is None else own(),
-            guess=None if guesses is None else Guess(guesses[number] or []),
+            guess=None if guesses is None else Draft(guesses[number] or []),
         )
         for number, (prompt, own) in enumerate(zip(prompts, grammars, strict=True))
     ]
@@ -104,11 +104,13 @@ def decode(
     return [row.completion() for row in rows]
 
 
-def _greedy(rows: Sequence[Row], chunks: Sequence[Chunk], scores: Scores) -> torch.Tensor:
+def _greedy(rows: Sequence[Row], chunks: Sequence[TokenChunk], scores: NextTokenLogits) -> torch.Tensor:
     return scores.logits.argmax(dim=-1)
 
 
-def _drawn(sampler: Sampler, rows: Sequence[Row], chunks: Sequence[Chunk], scores: Scores) -> torch.Tensor:
+def _drawn(
+    sampler: Sampler, rows: Sequence[Row], chunks: Sequence[TokenChunk], scores: NextTokenLogits
+) -> torch.Tensor:
     numbers, steps = [row.number for row in rows], [row.num_tokens for row in rows]
     return sampler.draw(scores.logits[:, 0], numbers, steps)[:, None]
 

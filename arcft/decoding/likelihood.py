@@ -10,8 +10,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from arcft.decoding.core.batch import Route, chosen, complete
-from arcft.decoding.core.forward import Chunk
-from arcft.decoding.core.lm_head import Choices, Scores
+from arcft.decoding.core.forward import TokenChunk
+from arcft.decoding.core.lm_head import AllowedTokens, NextTokenLogits
 from arcft.decoding.core.rows import Row
 from arcft.errors import DecodingError
 from arcft.text.cursors import Grammar, Positions
@@ -90,21 +90,21 @@ class GivenRow(Row):
         self._choices = None if grammar is None else _walk(number, self._completion, grammar)
         self.ids += self._completion[:-1]
 
-    def chunk(self, most: int) -> Chunk:
+    def chunk(self, most: int) -> TokenChunk:
         begun = max(0, self.fed - self.prompt_length + 1)  # tokens of the completion that are known
         last = self.prompt_length - 1 + begun + self.most_asked
         tokens = self.ids[self.fed : min(self.fed + most, last)]
         # After the token in column c comes token c + 1 - prompt_length of the completion.
         places = range(max(0, self.prompt_length - 1 - self.fed), len(tokens))
         comes = {place: self.fed + place + 1 - self.prompt_length for place in places}
-        choices: list[Choices] | None = None
+        choices: list[AllowedTokens] | None = None
         if self._choices is not None:
             comes = {place: token for place, token in comes.items() if len(self._choices[token]) > 1}
             choices = [self._choices[token] for token in comes.values()]
         given = [self._completion[token] for token in comes.values()]
-        return Chunk(tokens, self.fed, self._places(tokens), list(comes), choices, given)
+        return TokenChunk(tokens, self.fed, self._places(tokens), list(comes), choices, given)
 
-    def read(self, chunk: Chunk, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
+    def read(self, chunk: TokenChunk, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
         self._feed(chunk, len(chunk.tokens))
         self.logprob += sum(logprobs[: len(chunk.asked)])
         if not math.isfinite(self.logprob):
@@ -115,7 +115,7 @@ class GivenRow(Row):
         self.is_live = self.fed < len(self.ids)
 
 
-def _walk(number: int, completion: Sequence[int], grammar: Grammar) -> list[Choices]:
+def _walk(number: int, completion: Sequence[int], grammar: Grammar) -> list[AllowedTokens]:
     """What might have come in place of each token."""
     cursor = grammar()
     choices = []
@@ -126,11 +126,11 @@ def _walk(number: int, completion: Sequence[int], grammar: Grammar) -> list[Choi
                 f"prompt {number}: token {place} of a completion, {token}, is none of the {len(choices[-1])} that the "
                 "grammar allows there; score it without a grammar"
             )
-        cursor.take(token)
+        cursor.advance(token)
     return choices
 
 
-def _given(rows: Sequence[Row], chunks: Sequence[Chunk], scores: Scores) -> torch.Tensor:
+def _given(rows: Sequence[Row], chunks: Sequence[TokenChunk], scores: NextTokenLogits) -> torch.Tensor:
     most = scores.logits.shape[1]
     # Beyond a row's own, any token will do.
     first = 0 if scores.tokens is None else int(scores.tokens[0])

@@ -14,12 +14,12 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from arcft.decoding.core.batch import Batch, Route, complete
+from arcft.decoding.core.batch import DecodingBatch, Route, complete
 from arcft.decoding.core.completion import Completion
-from arcft.decoding.core.draft import Guess
-from arcft.decoding.core.forward import Chunk
-from arcft.decoding.core.lm_head import Scores
-from arcft.decoding.core.search_row import BranchingRow, Hunt, Way
+from arcft.decoding.core.draft import Draft
+from arcft.decoding.core.forward import TokenChunk
+from arcft.decoding.core.lm_head import NextTokenLogits
+from arcft.decoding.core.search_row import BranchingRow, NextToken, SearchState
 from arcft.decoding.decode import token_limits
 from arcft.errors import DecodingError
 from arcft.text.cursors import Grammar, Positions
@@ -92,11 +92,11 @@ def search(
             number,
             prompt,
             limits[number],
-            Hunt(threshold, max_nodes, until),
+            SearchState(threshold, max_nodes, until),
             end_ids=frozenset(end_ids),
             positions=positions,
             grammar=own,
-            guess=None if guesses is None else Guess(guesses[number] or []),
+            guess=None if guesses is None else Draft(guesses[number] or []),
         )
         for number, (prompt, own) in enumerate(zip(prompts, grammars, strict=True))
     ]
@@ -111,15 +111,15 @@ def search(
         adapters=adapters,
         batch=_Branches,
     )
-    return [_found(row.hunt) for row in rows]
+    return [_found(row.state) for row in rows]
 
 
-def _found(hunt: Hunt) -> Found:
-    assert hunt.greedy is not None
-    return Found(hunt.found(), hunt.greedy, hunt.is_complete, hunt.nodes)
+def _found(state: SearchState) -> Found:
+    assert state.greedy is not None
+    return Found(state.found(), state.greedy, state.is_complete, state.nodes)
 
 
-class _Branches(Batch[BranchingRow]):
+class _Branches(DecodingBatch[BranchingRow]):
     divides = True
 
     def _admit(self) -> None:
@@ -154,7 +154,7 @@ class _Branches(Batch[BranchingRow]):
         super()._advance(first, rows)
 
 
-def _read(rows: Sequence[BranchingRow], chunks: Sequence[Chunk], scores: Scores) -> None:
+def _read(rows: Sequence[BranchingRow], chunks: Sequence[TokenChunk], scores: NextTokenLogits) -> None:
     """Let `rows` go on with the likeliest tokens, and tell them of the others that are worth it."""
     top, places = scores.logits.max(dim=-1)
     below = scores.logits - top[:, :, None]
@@ -166,11 +166,11 @@ def _read(rows: Sequence[BranchingRow], chunks: Sequence[Chunk], scores: Scores)
     tokens, others = places, worth[2]
     if scores.tokens is not None:
         tokens, others = scores.tokens[places], scores.tokens[others]
-    ways: list[list[list[Way]]] = [[[] for _ in range(scores.logits.shape[1])] for _ in rows]
+    ways: list[list[list[NextToken]]] = [[[] for _ in range(scores.logits.shape[1])] for _ in rows]
     for row, place, token, logprob in zip(
         worth[0].tolist(), worth[1].tolist(), others.tolist(), logprobs.tolist(), strict=True
     ):
-        ways[row][place].append(Way(token, logprob))
+        ways[row][place].append(NextToken(token, logprob))
     for row, chunk, own, values, others_of_row in zip(
         rows, chunks, tokens.tolist(), (-norms).tolist(), ways, strict=True
     ):

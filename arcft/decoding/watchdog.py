@@ -17,7 +17,7 @@ Answer = TypeVar("Answer")
 Make = Callable[[], Callable[[list[Request]], list[Answer]]]
 """Is called in the process, once, and gives what answers there."""
 
-TRIES = 3
+MAX_STARTS = 3
 """So many processes may fail at the same requests."""
 
 
@@ -53,7 +53,7 @@ class Watchdog(Generic[Request, Answer]):
         Raises WatchdogError if none can be started, or TRIES fail at these.
         """
         reason = ""
-        for _ in range(TRIES):
+        for _ in range(MAX_STARTS):
             try:
                 if self._connection is None:
                     self._start()
@@ -67,8 +67,8 @@ class Watchdog(Generic[Request, Answer]):
                 reason = str(failure)
                 self._say(f"{self._name} {reason}; starting it anew")
         raise WatchdogError(
-            f"{self._name} {reason}, for the {TRIES}. time with the same {len(requests)} prompts; if they take longer, "
-            f"raise {self._key} or lower inference.batch_size; what was predicted before is kept"
+            f"{self._name} {reason}, for the {MAX_STARTS}. time with the same {len(requests)} prompts; if they take "
+            f"longer, raise {self._key} or lower inference.batch_size; what was predicted before is kept"
         )
 
     def close(self) -> None:

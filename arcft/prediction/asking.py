@@ -18,7 +18,7 @@ from arcft.prediction.prompts import AugmentedPrompt, derived_seed
 from arcft.problems.arc.format.examples import ExampleBuilder
 
 
-def ask(
+def complete_prompts(
     model: PreTrainedModel | PeftModel,
     builder: ExampleBuilder,
     batch: Sequence[AugmentedPrompt],

@@ -19,7 +19,7 @@ _KEPT = 0.8
 evaluation tests that is so in 42%, whose outputs keep 88% of the input's cells."""
 
 
-class CarriedOver:
+class DraftSource:
     """Guesses the most frequent answer so far, turned as the prompt's task is; as long as there is none, the test's
     input, where demonstrations change little of theirs. Tests know nothing of each other."""
 

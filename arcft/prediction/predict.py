@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from arcft.config.inference import InferenceConfig
 from arcft.decoding.core.batch import Route
 from arcft.decoding.core.completion import Completion
-from arcft.prediction.asking import ask
-from arcft.prediction.drafts import CarriedOver, before_guessing
+from arcft.prediction.asking import complete_prompts
+from arcft.prediction.drafts import DraftSource, before_guessing
 from arcft.prediction.prompts import AugmentedPrompt, augmented_prompts
 from arcft.problems.arc.format.encoders import GridParseError
 from arcft.problems.arc.format.examples import ExampleBuilder
@@ -86,13 +86,13 @@ def predict_places(
             fitting.append(place)
         else:
             predictions[place] = [unasked(prompt, config)]
-    carried = CarriedOver(builder) if config.speculate else None
+    carried = DraftSource(builder) if config.speculate else None
     for number, places in enumerate(_batches(asked, fitting, config)):
         if number and until is not None and until():
             break
         batch = [asked[place] for place in places]
         begun = time.perf_counter()
-        answers = ask(
+        answers = complete_prompts(
             model,
             builder,
             batch,

@@ -16,7 +16,7 @@ from arcft.reporting.html.page import page
 from arcft.reporting.outcomes import sorted_results
 from arcft.reporting.summary import write_summary
 from arcft.scoring.predictions import Prediction, group_by_test
-from arcft.scoring.resampling import AtNumber
+from arcft.scoring.resampling import SubsampledMetrics
 from arcft.scoring.selection import Candidates
 
 NUMBERS_FILE = "numbers.png"
@@ -36,7 +36,7 @@ def write_report(
     curves: Curves | None,
     note: str = "",
     adaptation: Adaptation | None = None,
-    numbers: Sequence[AtNumber] = (),
+    numbers: Sequence[SubsampledMetrics] = (),
 ) -> None:
     """Write report.html (one self-contained file) and summary.png (1920 x 1080) into `folder`, and numbers.png, the
     chart of `numbers`, where there are any.

@@ -20,15 +20,15 @@ from arcft.reporting.previews import metrics_table
 from arcft.reporting.report import SUMMARY_FILE
 from arcft.reporting.words import count
 from arcft.runs.adaptation.evaluate import Show, adapt_and_score, show_outcome, show_plan
-from arcft.runs.adaptation.run_folder import begun
+from arcft.runs.adaptation.run_folder import start_evaluation_folder
 from arcft.runs.common.paths import evaluation_with_absolute_paths
 from arcft.runs.common.tracking import tracked
 from arcft.runs.evaluation import results
 from arcft.runs.evaluation.messages import show_files, show_metrics, show_reused
 from arcft.runs.evaluation.predict import count_prompts, predict_shares
-from arcft.runs.evaluation.targets import Subject, find_subjects
+from arcft.runs.evaluation.targets import EvaluationTarget, resolve_targets
 from arcft.runs.setup.checkpoint_config import is_pattern
-from arcft.runs.setup.ttft_settings import Settled, refuse_without_effect, settle
+from arcft.runs.setup.ttft_settings import TtftSettings, refuse_without_effect, resolve_ttft
 from arcft.scoring.selection import make_selector
 from arcft.tracking import Tracker
 
@@ -40,12 +40,12 @@ def evaluate(
     folder: Path,
     *,
     explicit: Sequence[str] = (),
-    settled: Settled | None = None,
+    settings: TtftSettings | None = None,
     show: Show = show_outcome,
 ) -> None:
     """Evaluate what `config` names and write everything into `folder`; goes on where an earlier call was stopped.
 
-    `explicit` are the keys that the user set by hand: they may not contradict a checkpoint. `settled` is what was
+    `explicit` are the keys that the user set by hand: they may not contradict a checkpoint. `settings` is what was
     made of the config with ttft, if that was done already, and `show` tells its outcome. Raises ArcftError before
     anything is written where checkpoints, tasks or predictions are not as they should be.
     """
@@ -54,51 +54,51 @@ def evaluate(
     if config.ttft.name == "none":
         _evaluate(config, folder, explicit, None, show)
         return
-    settled = settled or settle(config, explicit)
-    for note in settled.notes:
+    settings = settings or resolve_ttft(config, explicit)
+    for note in settings.notes:
         console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
-    with contextlib.nullcontext() if config.dry_run else begun(settled, folder):
-        _evaluate(settled.config, folder, explicit, settled, show)
+    with contextlib.nullcontext() if config.dry_run else start_evaluation_folder(settings, folder):
+        _evaluate(settings.config, folder, explicit, settings, show)
 
 
 def _evaluate(
-    config: EvaluateConfig, folder: Path, explicit: Sequence[str], settled: Settled | None, show: Show
+    config: EvaluateConfig, folder: Path, explicit: Sequence[str], settings: TtftSettings | None, show: Show
 ) -> None:
-    subjects = find_subjects(config, explicit)
+    targets = resolve_targets(config, explicit)
     if config.dry_run:
-        if settled is None:
-            _show_plan(config, subjects)
+        if settings is None:
+            _show_plan(config, targets)
         else:
-            show_plan(settled, subjects[0], folder)
+            show_plan(settings, targets[0], folder)
         return
     is_sweep = config.adapters is None and config.checkpoint is not None and is_pattern(config.checkpoint)
-    if not is_sweep and subjects[0].run is not None:
+    if not is_sweep and targets[0].run is not None:
         # On resuming, a run may have a newer checkpoint, and half of the answers would come from another model.
-        config = dataclasses.replace(config, checkpoint=str(subjects[0].run.checkpoint.path))
+        config = dataclasses.replace(config, checkpoint=str(targets[0].run.checkpoint.path))
     values = to_dict(config)
     with lock_run(folder):
-        keys = {subject.name: subject.key for subject in subjects}
+        keys = {target.name: target.key for target in targets}
         _refuse_another(folder, keys, is_sweep)
         write_run_yaml(folder, {"arcft": __version__, "job": "evaluate", "config": values, "keys": keys})
         with tracked(config.tracking, values, folder, job="evaluate") as tracker:
             if is_sweep:
-                _sweep(config, subjects, folder, tracker)
-            elif settled is not None:
-                adapt_and_score(settled, subjects[0], folder, tracker, show)
+                _sweep(config, targets, folder, tracker)
+            elif settings is not None:
+                adapt_and_score(settings, targets[0], folder, tracker, show)
             else:
-                show_metrics(subjects[0], _scores(config, subjects[0], folder, folder, tracker))
+                show_metrics(targets[0], _scores(config, targets[0], folder, folder, tracker))
                 show_files(folder)
             if tracker.where:
                 console.print(f"W&B: {tracker.where}", highlight=False, soft_wrap=True)
 
 
-def _show_plan(config: EvaluateConfig, subjects: Sequence[Subject]) -> None:
+def _show_plan(config: EvaluateConfig, targets: Sequence[EvaluationTarget]) -> None:
     """Load every model once, so that what does not fit is found, and say how much there is to do."""
-    for subject in subjects:
-        for share in subject.shares:
+    for target in targets:
+        for share in target.shares:
             share.model()
-        prompts = count_prompts(subject.tasks, config.inference) if subject.shares else 0
-        console.print(f"{subject.name}: {count(len(subject.tasks), 'task')}, {count(prompts, 'prompt')}")
+        prompts = count_prompts(target.tasks, config.inference) if target.shares else 0
+        console.print(f"{target.name}: {count(len(target.tasks), 'task')}, {count(prompts, 'prompt')}")
     console.print("dry run: nothing was predicted or written")
 
 
@@ -122,51 +122,51 @@ def _refuse_another(folder: Path, keys: Mapping[str, str], is_sweep: bool) -> No
         )
 
 
-def _scores(config: EvaluateConfig, subject: Subject, folder: Path, resume: Path, tracker: Tracker) -> Scores:
+def _scores(config: EvaluateConfig, target: EvaluationTarget, folder: Path, resume: Path, tracker: Tracker) -> Scores:
     """Evaluate one subject into `folder`, or take over what was found in the index of its run."""
-    run = subject.run
-    found = results.find_evaluation(run.folder, subject.key) if run else None
+    run = target.run
+    found = results.find_evaluation(run.folder, target.key) if run else None
     if found:
-        show_reused(subject, found, folder)
+        show_reused(target, found, folder)
         scores = results.reuse_evaluation(found, folder)
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        predictions = subject.predictions
+        predictions = target.predictions
         if predictions is None:
             path = folder / results.PREDICTIONS_FILE
             predictions = predict_shares(
-                subject.shares, config.inference, config.selection, path, title=subject.name, resume=resume
+                target.shares, config.inference, config.selection, path, title=target.name, resume=resume
             )
         seconds = sum(prediction.seconds or 0.0 for prediction in predictions)
         scores = results.write_results(
             folder,
-            title=subject.title,
-            tasks=subject.tasks,
+            title=target.title,
+            tasks=target.tasks,
             predictions=predictions,
             selector=make_selector(config.selection),
-            run={**subject.about, "seconds": round(seconds, 1)},
+            run={**target.about, "seconds": round(seconds, 1)},
             curves=read_history(run.folder) if run else None,
         )
         if run:
-            results.record_evaluation(run.folder, subject.key, run.checkpoint.path.name, folder)
+            results.record_evaluation(run.folder, target.key, run.checkpoint.path.name, folder)
     step = run.checkpoint.step if run else 0
     tracker.log({f"eval/{name}": value for name, value in scores.metrics.items()}, step)
     tracker.picture("eval/summary", folder / SUMMARY_FILE)
     return scores
 
 
-def _sweep(config: EvaluateConfig, subjects: Sequence[Subject], folder: Path, tracker: Tracker) -> None:
+def _sweep(config: EvaluateConfig, targets: Sequence[EvaluationTarget], folder: Path, tracker: Tracker) -> None:
     """Each checkpoint in a sub-folder of its own, and a table and a plot over all of them."""
     scores = {}
-    for subject in subjects:
-        scores[subject.name] = _scores(config, subject, folder / subject.name, folder, tracker)
+    for target in targets:
+        scores[target.name] = _scores(config, target, folder / target.name, folder, tracker)
     metrics = {name: score.metrics for name, score in scores.items() if score.metrics}
     if metrics:
-        runs = [subject.run for subject in subjects if subject.run]
+        runs = [target.run for target in targets if target.run]
         of_one_run = len({run.folder for run in runs}) == 1
         plot = results.write_sweep(folder, read_history(runs[0].folder), metrics, by_step=of_one_run)
         errors = {name: score.standard_errors() for name, score in scores.items() if len(score.tasks) > 1}
-        title = f"{count(len(metrics), 'checkpoint')} on {count(len(subjects[0].tasks), 'task')}"
+        title = f"{count(len(metrics), 'checkpoint')} on {count(len(targets[0].tasks), 'task')}"
         console.print(metrics_table(metrics, errors=errors, title=title))
         tracker.table("checkpoints", ["checkpoint", *METRICS], [[k, *v.values()] for k, v in metrics.items()])
         if plot is not None:

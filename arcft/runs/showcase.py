@@ -20,10 +20,10 @@ from arcft.reporting.report import REPORT_FILE
 from arcft.reporting.showcase import right_attempt, showcase_picture, showcase_table
 from arcft.reporting.words import count
 from arcft.runs.adaptation.evaluate import Show
-from arcft.runs.adaptation.outcome import Outcome, lines_of
+from arcft.runs.adaptation.outcome import AdaptationOutcome, lines_of
 from arcft.runs.common.paths import override
 from arcft.runs.evaluate import evaluate
-from arcft.runs.evaluation.targets import Subject
+from arcft.runs.evaluation.targets import EvaluationTarget
 from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
 from arcft.runs.setup.leaks import trained_on
 from arcft.runs.setup.tasks import CountTokens, chosen_tasks
@@ -97,12 +97,12 @@ def _which(showcase: ShowcaseConfig, tasks: Sequence[Task]) -> str:
 def _teller(tracker: Tracker) -> Show:
     """What tells the outcome of the evaluation, and hands it to the tracker of the training run."""
 
-    def show(subject: Subject, scores: Scores, outcome: Outcome, folder: Path) -> None:
+    def show(target: EvaluationTarget, scores: Scores, outcome: AdaptationOutcome, folder: Path) -> None:
         rows = outcome.adaptation.rows
         console.print(showcase_table(rows))
         for line in lines_of(outcome.failed):
             _say(f"  {line}")
-        solved = [task for task, row in zip(subject.tasks, rows, strict=True) if row.solved]
+        solved = [task for task, row in zip(target.tasks, rows, strict=True) if row.solved]
         for task in solved[:SHOWN]:
             first, test = task.train[0], task.test[0]
             grids = [("demonstration", first.input), ("", first.output), ("input", test.input)]

@@ -33,7 +33,7 @@ from arcft.runs.common.progress import progress_bar
 from arcft.runs.common.tracking import tracked
 from arcft.runs.setup.build import check_answers, choose_device, example_builder, transform_drawer
 from arcft.runs.setup.checkpoint_config import check_base, open_checkpoint
-from arcft.runs.setup.leaks import say_trained_on
+from arcft.runs.setup.leaks import warn_trained_on
 from arcft.runs.setup.tasks import CountTokens, TaskSets, data_fingerprint, task_sets
 from arcft.runs.showcase import show_showcase
 from arcft.runs.training.callbacks import GenerationMetrics, ProgressBar, Recorder
@@ -80,7 +80,7 @@ def train(config: TrainConfig, folder: Path) -> None:
     """Train as `config` says, everything in `folder`; goes on from its last checkpoint where config.resume is set."""
     prepared = prepare(config)
     say_tasks(prepared.sets, _max_tokens(config))
-    say_trained_on(config.model, prepared.sets.held_out, "held-out tasks")
+    warn_trained_on(config.model, prepared.sets.held_out, "held-out tasks")
     say_skipped(prepared.trial, prepared.held_out_skipped, config.training.max_seq_length)
     if config.preview:
         show_first_example(prepared.stream, prepared.tokenizer)

@@ -23,7 +23,7 @@ Values = NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
-class AtNumber:
+class SubsampledMetrics:
     """What so many predictions a test come to."""
 
     predictions: int
@@ -39,9 +39,9 @@ class AtNumber:
         return {"predictions": self.predictions, "mean": self.mean, "deviation": self.deviation}
 
 
-def by_number(
+def metrics_by_count(
     tasks: Sequence[Task], predictions: Sequence[Prediction], candidates: Candidates, draws: int = DRAWS
-) -> list[AtNumber]:
+) -> list[SubsampledMetrics]:
     """The metrics with 1, 2, 4, ... and all predictions a test; empty where no test has two, or no answer is known.
 
     So many of each test's predictions are drawn without replacement, and their grids put in order as `candidates` were:
@@ -66,13 +66,13 @@ def by_number(
     return [_at_number(number, values) for number, values in zip(numbers, totals, strict=True)]
 
 
-def _at_number(number: int, values: Values) -> AtNumber:
+def _at_number(number: int, values: Values) -> SubsampledMetrics:
     """`values` are [metrics, draws]."""
     # What is the same in all draws is the mean itself; summed up, it would be so only up to rounding.
     same = values.min(axis=1) == values.max(axis=1)
     means = np.where(same, values[:, 0], values.mean(axis=1))
     deviations = np.where(same, 0.0, values.std(axis=1, ddof=1))
-    return AtNumber(
+    return SubsampledMetrics(
         number,
         mean=dict(zip(METRICS_OF_MANY, means.tolist(), strict=True)),
         deviation=dict(zip(METRICS_OF_MANY, deviations.tolist(), strict=True)),

@@ -24,7 +24,7 @@ class Cursor(Protocol):
         are met, so what is made for them once can be found again by identity.
         """
 
-    def take(self, token: int) -> None:
+    def advance(self, token: int) -> None:
         """Go on with `token`; raise ValueError if it is none of `choices`."""
 
     def copy(self) -> Cursor:

@@ -270,7 +270,7 @@ class ArcftTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         step = self.state.global_step
-        with checkpoints.writing(self.run_folder, step, self.saving.origin) as folder:
+        with checkpoints.write_checkpoint(self.run_folder, step, self.saving.origin) as folder:
             save_weights(self.trained_model, folder)
             self.saving.tokenizer.save_pretrained(folder)
             checkpoints.write_run_yaml(folder, self.saving.run_config)

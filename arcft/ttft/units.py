@@ -8,8 +8,8 @@ from typing import Any, Literal
 from arcft.problems.arc.task import Task
 from arcft.scoring.predictions import Prediction, TestKey
 
-BEFORE = 0
-MAIN = 1
+BASELINE_ROUND = 0
+ADAPT_ROUND = 1
 """Rounds: BEFORE predicts with the model as it was, MAIN adapts and predicts; later ones adapt again, with another
 seed, and add predictions."""
 

@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from adaptation.prepare import evaluate_config
 from adaptation.today import Meter
-from adaptation.workload import Figures, Way, Workload
+from adaptation.workload import Figures, NextToken, Workload
 from arcft.problems.arc.data.sources import load_kaggle
 from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.runs.adaptation import engine as ttft_engine
 from arcft.runs.adaptation.base_model import ask_builder, start_tokenizer
-from arcft.runs.setup.ttft_settings import Settled, settle
+from arcft.runs.setup.ttft_settings import TtftSettings, resolve_ttft
 from arcft.ttft.engine.engine import Engine
 from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.scheduling.queue import Queue
@@ -27,14 +27,14 @@ from arcft.ttft.units import Adapted, Event, Failed, Lowered, Predicted
 from arcft.ttft.workers.run import drain
 
 
-class EngineWay(Way):
+class EngineWay(NextToken):
     """The base model is loaded once. Every block is a run of its own, with a new ledger on disk."""
 
     def __init__(self, workload: Workload, slots: int | Literal["auto"]) -> None:
         super().__init__(workload)
         config = evaluate_config(workload.overrides)
         config = dataclasses.replace(config, ttft=dataclasses.replace(config.ttft, slots=slots))
-        self.settled = settle(config, [])
+        self.settled = resolve_ttft(config, [])
         self.tasks = {task.id: task for task in load_kaggle(str(config.data.path))}
         self.engine: Engine | None = None
 
@@ -98,7 +98,7 @@ class EngineWay(Way):
         meter.take_losses()
 
 
-def _asks_without_end(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:
+def _asks_without_end(settled: TtftSettings, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:
     """Prompts whose answers go on to their full length: no token ends them."""
     builder = ask_builder(settled, tokenizer)
     builder.tokenization.end_ids = []

@@ -31,7 +31,7 @@ from arcft.runs.adaptation.base_model import (
     start_tokenizer,
 )
 from arcft.runs.setup.build import choose_device, transform_drawer
-from arcft.runs.setup.ttft_settings import Settled, settle
+from arcft.runs.setup.ttft_settings import TtftSettings, resolve_ttft
 from arcft.ttft.engine.unit_examples import prepare_examples
 
 ARCHITECTURES = Path(__file__).resolve().parent.parent / "architectures"
@@ -76,20 +76,20 @@ def prepare(plan: Plan, folder: Path) -> Workload:
     overrides += [f"ttft.max_steps={plan.steps}", "ttft.predict_before=0", f"inference.dtype={plan.dtype}"]
     overrides += [f"inference.predictions_per_test={plan.predictions}"]
     overrides += [f"inference.batch_size={plan.batch_size or plan.predictions}"]
-    settled = settle(evaluate_config(overrides), [])
+    settled = resolve_ttft(evaluate_config(overrides), [])
     tokenizer = start_tokenizer(settled)
-    learn, ask = learn_builder(settled, tokenizer), ask_builder(settled, tokenizer)
-    tasks = choose_tasks(plan, ask.num_tokens)
+    learn, complete_prompts = learn_builder(settled, tokenizer), ask_builder(settled, tokenizer)
+    tasks = choose_tasks(plan, complete_prompts.num_tokens)
     write_tasks(folder / "tasks.json", tasks)
-    new_tokens = plan.new_tokens or mean_answer(ask, tasks)
+    new_tokens = plan.new_tokens or mean_answer(complete_prompts, tasks)
     # Nobody else's decoding knows a grammar.
     overrides += [f"inference.max_new_tokens={new_tokens}", "inference.grammar=false"]
-    settled = settle(evaluate_config(overrides), [])
+    settled = resolve_ttft(evaluate_config(overrides), [])
     (folder / "tasks").mkdir()
     for task in tasks:
         work = TaskWork(
             examples=training_examples(settled, learn, task),
-            prompts=test_prompts(settled, ask, task, new_tokens),
+            prompts=test_prompts(settled, complete_prompts, task, new_tokens),
         )
         content = json.dumps(dataclasses.asdict(work))
         (folder / "tasks" / f"{task.id}.json").write_text(content, encoding="utf-8")
@@ -141,7 +141,7 @@ def save_base(plan: Plan, folder: Path) -> None:
     architecture = ARCHITECTURES / plan.model
     if architecture.is_dir():
         overrides += [f"model.path='{architecture}'", "model.init=random", "model.tokenizer=bundled:tiny"]
-    config = start_model(settle(evaluate_config([*overrides, "ttft=per_task"]), []))
+    config = start_model(resolve_ttft(evaluate_config([*overrides, "ttft=per_task"]), []))
     # Drawn on the CPU in float32, as everywhere: a model of 4 billion weights takes a minute, once.
     model = load_model(config, dtype=getattr(torch, plan.dtype), device=torch.device("cpu"))
     # What is read from a GGUF file is not quantised any more.
@@ -191,7 +191,7 @@ def mean_answer(builder: ExampleBuilder, tasks: Sequence[Task]) -> int:
     return round(sum(lengths) / len(lengths))
 
 
-def training_examples(settled: Settled, builder: ExampleBuilder, task: Task) -> list[dict[str, list[int]]]:
+def training_examples(settled: TtftSettings, builder: ExampleBuilder, task: Task) -> list[dict[str, list[int]]]:
     """The examples of a task's steps, drawn as the engine draws them."""
     config = settled.config
     prepared = prepare_examples(
@@ -207,7 +207,7 @@ def training_examples(settled: Settled, builder: ExampleBuilder, task: Task) -> 
     return [{"input_ids": example.input_ids, "labels": example.labels} for example in examples]
 
 
-def test_prompts(settled: Settled, builder: ExampleBuilder, task: Task, new_tokens: int) -> list[list[list[int]]]:
+def test_prompts(settled: TtftSettings, builder: ExampleBuilder, task: Task, new_tokens: int) -> list[list[list[int]]]:
     """For each test its prompts."""
     prompts = []
     for index in range(len(task.test)):

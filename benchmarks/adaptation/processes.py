@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from adaptation.workload import Figures, Way, Workload
+from adaptation.workload import Figures, NextToken, Workload
 
 
-class ProcessWay(Way):
+class ProcessWay(NextToken):
     """Each task pays for starting Python, importing the libraries and loading the model."""
 
     def __init__(self, workload: Workload) -> None:

@@ -15,7 +15,7 @@ from adaptation.engine import EngineWay
 from adaptation.loop import LoopWay
 from adaptation.processes import ProcessWay
 from adaptation.today import TrainerWay
-from adaptation.workload import Figures, Way, Workload, load_workload
+from adaptation.workload import Figures, NextToken, Workload, load_workload
 
 TITLES = {
     "a": "a process per task, Trainer",
@@ -28,7 +28,7 @@ def title(name: str) -> str:
     return TITLES.get(name) or f"arcft, slots={name.removeprefix('d')}"
 
 
-def make_way(name: str, workload: Workload) -> Way:
+def make_way(name: str, workload: Workload) -> NextToken:
     """`a`, `b`, `c`, or `d` and the number of slots, or `dauto`."""
     ways = {"a": ProcessWay, "b": TrainerWay, "c": LoopWay}
     if name in ways:

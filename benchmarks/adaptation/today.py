@@ -14,7 +14,7 @@ from peft.utils.save_and_load import set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from adaptation.workload import Figures, TaskWork, Way, Workload
+from adaptation.workload import Figures, NextToken, TaskWork, Workload
 
 
 def load_base(workload: Workload) -> Any:
@@ -161,7 +161,7 @@ def peak_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class TrainerWay(Way):
+class TrainerWay(NextToken):
     """One process: the base model is loaded once; for each task the adapter is reset, a Trainer is made, `generate`
     answers."""
 

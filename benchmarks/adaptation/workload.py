@@ -114,7 +114,7 @@ class Figures:
         return dataclasses.asdict(self)
 
 
-class Way:
+class NextToken:
     """One way to do it. `load` is done once; `answer` is what is measured, block by block."""
 
     def __init__(self, workload: Workload) -> None:

@@ -22,7 +22,7 @@ from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.problems.arc.task import Grid, Pair, Task, as_grid
 from arcft.runs.adaptation.base_model import ask_builder, start_model, start_tokenizer
 from arcft.runs.setup.build import choose_device
-from arcft.runs.setup.ttft_settings import settle
+from arcft.runs.setup.ttft_settings import resolve_ttft
 from arcft.text.cursors import Cursor
 
 
@@ -61,7 +61,7 @@ def make_subject(
     overrides += [f"inference.predictions_per_test={predictions}", f"inference.batch_size={predictions}"]
     if path is not None:
         overrides.append(f"model.path='{path}'")
-    settled = settle(evaluate_config([*overrides, "ttft=per_task"]), [])
+    settled = resolve_ttft(evaluate_config([*overrides, "ttft=per_task"]), [])
     config = start_model(settled)
     device = choose_device()
     return Subject(
@@ -119,7 +119,7 @@ class _Place:
     def choices(self) -> tuple[int, ...]:
         return self._grammar.at(self._place)
 
-    def take(self, token: int) -> None:
+    def advance(self, token: int) -> None:
         if token not in self.choices:
             raise ValueError(f"token {token} can't come here")
         self._place += 1

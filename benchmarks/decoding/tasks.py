@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from arcft.decoding.decode import Completion, decode
 from arcft.decoding.likelihood import score
 from arcft.decoding.search import search
-from arcft.prediction.drafts import CarriedOver, before_guessing
+from arcft.prediction.drafts import DraftSource, before_guessing
 from arcft.prediction.predict import read_answer
 from arcft.prediction.prompts import AugmentedPrompt, augmented_prompts, completions_for
 from arcft.problems.arc.task import Task
@@ -80,7 +80,7 @@ class Asked:
         size = self.subject.inference.batch_size
         first = before_guessing(self.prompts, places, size)
         rest = sorted((place for place in places if place not in first), key=lambda place: len(self.ids[place]))
-        carried = CarriedOver(self.subject.builder)
+        carried = DraftSource(self.subject.builder)
         written: dict[int, list[int]] = {}
         for wave in [first, *(rest[start : start + size] for start in range(0, len(rest), size))]:
             completions = decode(

@@ -14,7 +14,7 @@ import pytest
 
 from arcft.runs.adaptation.run_folder import LEDGER_FILE
 from arcft.ttft.ledger.ledger import Ledger
-from arcft.ttft.units import BEFORE, MAIN
+from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND
 from tests.support.evaluate_command import (
     FILES,
     SMALL_EVALUATION_TASKS,
@@ -109,7 +109,7 @@ def test_slots_side_by_side(run: Path, local: Path, tmp_path: Path) -> None:
     """The same losses but for the rounding of sums in another order."""
     evaluate(tmp_path, f"checkpoint={run}", *FEW, "ttft.slots=4")
     with Ledger.open(only_folder(tmp_path) / LEDGER_FILE) as several, Ledger.open(local / LEDGER_FILE) as one:
-        for mine, theirs in zip(several.records(MAIN), one.records(MAIN), strict=True):
+        for mine, theirs in zip(several.records(ADAPT_ROUND), one.records(ADAPT_ROUND), strict=True):
             assert mine.losses == pytest.approx(theirs.losses, abs=1e-4)
 
 
@@ -127,10 +127,10 @@ def test_a_budget_is_kept(run: Path, tmp_path: Path) -> None:
     evaluate(tmp_path, f"checkpoint={run}", *(word for word in FEW if "max_steps" not in word), *plenty)
     folder = only_folder(tmp_path)
     with Ledger.open(folder / LEDGER_FILE) as ledger:
-        assert ledger.worked(time.time()) <= 30
-        assert {record.state for record in ledger.records(MAIN)} == {"done"}
-        assert all(0 < record.steps < 100000 for record in ledger.records(MAIN))
-        assert len(ledger.predictions(BEFORE)) == 5
+        assert ledger.elapsed_at(time.time()) <= 30
+        assert {record.state for record in ledger.records(ADAPT_ROUND)} == {"done"}
+        assert all(0 < record.steps < 100000 for record in ledger.records(ADAPT_ROUND))
+        assert len(ledger.predictions(BASELINE_ROUND)) == 5
     assert {(p.task_id, p.test_index) for p in predicted(folder)} == {
         *((task_id, 0) for task_id in SMALL_EVALUATION_TASKS),
         (SMALL_EVALUATION_TASKS[-1], 1),

@@ -95,7 +95,7 @@ def plainly(
         if choices[best] == end:
             return Completion(ids[len(prompt) :], total, count, True)
         ids.append(choices[best])
-        cursor.take(choices[best])
+        cursor.advance(choices[best])
     return Completion(ids[len(prompt) :], total, count, False)
 
 

@@ -70,7 +70,7 @@ def all_texts(
             if grammar is not None:
                 cursor = grammar()
                 for token in tokens:
-                    cursor.take(token)
+                    cursor.advance(token)
                 choices = list(cursor.choices)
             for token, logprob in zip(choices, own[choices].log_softmax(dim=-1).tolist(), strict=True):
                 texts = ended if token in end_ids else longer

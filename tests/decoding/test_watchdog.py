@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from arcft.decoding.watchdog import TRIES, Watchdog, WatchdogError
+from arcft.decoding.watchdog import MAX_STARTS, Watchdog, WatchdogError
 from arcft.errors import ArcftError
 
 SECONDS = 20.0
@@ -103,10 +103,10 @@ def test_what_fails_again_and_again_is_given_up(tmp_path: Path) -> None:
         # What else is asked is answered.
         assert engine.ask([5]) == [25]
     assert str(caught.value) == (
-        f"the engine has died, for the {TRIES}. time with the same 2 prompts; if they take longer, raise "
+        f"the engine has died, for the {MAX_STARTS}. time with the same 2 prompts; if they take longer, raise "
         "inference.restart_seconds or lower inference.batch_size; what was predicted before is kept"
     )
-    assert len(said) == TRIES
+    assert len(said) == MAX_STARTS
 
 
 def test_what_can_not_be_started_is_an_error_at_once(tmp_path: Path) -> None:

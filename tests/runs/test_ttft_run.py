@@ -26,7 +26,7 @@ from arcft.runs.adaptation.outcome import outcome_of
 from arcft.runs.adaptation.run_folder import LEDGER_FILE
 from arcft.scoring.selection import Vote
 from arcft.ttft.ledger.ledger import Ledger, LedgerError
-from arcft.ttft.units import BEFORE, MAIN
+from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND
 from tests.support.evaluate_command import (
     FILES,
     KNOWN_FILES,
@@ -99,22 +99,22 @@ def test_what_is_written(adapted: Path, run: Path) -> None:
 
 
 def test_the_ledger_knows_every_task(adapted: Path) -> None:
-    main = records(adapted, MAIN)
+    main = records(adapted, ADAPT_ROUND)
     assert [record.name for record in main] == SMALL_EVALUATION_TASKS
     assert {record.state for record in main} == {"done"}
     assert [record.steps for record in main] == [3, 3, 3, 3]
     assert all(len(record.losses) == 3 for record in main)
     assert all(loss > 0 for record in main for loss in record.losses)
-    assert {record.state for record in records(adapted, BEFORE)} == {"done"}
+    assert {record.state for record in records(adapted, BASELINE_ROUND)} == {"done"}
     with Ledger.open(adapted / LEDGER_FILE) as ledger:
-        before = [(p.task_id, p.test_index) for p in ledger.predictions(BEFORE)]
+        before = [(p.task_id, p.test_index) for p in ledger.predictions(BASELINE_ROUND)]
     assert before == TESTS
 
 
 def test_first_and_last_losses_have_no_step_in_common(adapted: Path) -> None:
     with Ledger.open(adapted / LEDGER_FILE) as ledger:
         outcome = outcome_of(arc_tasks("evaluation", *SMALL_EVALUATION_TASKS), ledger, Vote())
-    losses = {record.name: record.losses for record in records(adapted, MAIN)}
+    losses = {record.name: record.losses for record in records(adapted, ADAPT_ROUND)}
     for row in outcome.adaptation.rows:
         assert (row.loss_first, row.loss_last) == (losses[row.task_id][0], losses[row.task_id][-1])
 
@@ -136,7 +136,7 @@ def test_without_time_tasks_are_left_out_and_nothing_failed(
 def test_before_adapting_it_predicts_as_without_ttft(adapted: Path, run: Path, tmp_path: Path) -> None:
     plain = evaluated(tmp_path / "plain", f"checkpoint={run}", *evaluation_tasks(), "inference.predictions_per_test=1")
     with Ledger.open(adapted / LEDGER_FILE) as ledger:
-        before = {(p.task_id, p.test_index): (p.text, p.num_tokens) for p in ledger.predictions(BEFORE)}
+        before = {(p.task_id, p.test_index): (p.text, p.num_tokens) for p in ledger.predictions(BASELINE_ROUND)}
     assert before == {(p.task_id, p.test_index): (p.text, p.num_tokens) for p in predicted(plain)}
     assert run_json(plain)["metrics"] == run_json(adapted)["before"]
 
@@ -177,7 +177,7 @@ def test_kept_adapters_are_those_of_per_task_launches(adapted: Path, run: Path, 
 )
 def test_one_adapter_for_many_tasks(overrides: list[str], names: list[str], run: Path, tmp_path: Path) -> None:
     folder = evaluated(tmp_path / "evaluation", f"checkpoint={run}", *evaluation_tasks(), *overrides)
-    assert [record.name for record in records(folder, MAIN)] == names
+    assert [record.name for record in records(folder, ADAPT_ROUND)] == names
     assert [(p.task_id, p.test_index) for p in predicted(folder)] == [key for key in TESTS for _ in range(2)]
     kept = [read_checkpoint(folder / "adapters" / name / "checkpoint-3") for name in names]
     adapted_to = [checkpoint.run_config["tasks"]["adapted_to"] for checkpoint in kept]
@@ -186,7 +186,7 @@ def test_one_adapter_for_many_tasks(overrides: list[str], names: list[str], run:
 
 def test_without_predictions_before_there_is_one_round(run: Path, tmp_path: Path) -> None:
     folder = evaluated(tmp_path / "evaluation", f"checkpoint={run}", *evaluation_tasks(), *FEW, "ttft.predict_before=0")
-    assert records(folder, BEFORE) == []
+    assert records(folder, BASELINE_ROUND) == []
     assert "before" not in run_json(folder)
 
 
@@ -208,7 +208,7 @@ def test_a_whole_model_gets_fresh_adapters(tmp_path: Path, capsys: pytest.Captur
     folder = evaluated(tmp_path / "evaluation", f"checkpoint={whole}", *evaluation_tasks(), *FEW, "lora.r=4")
     out = capsys.readouterr().out
     assert f"{whole / 'checkpoint-6'} is a whole model with no adapter to go on from" in out.replace("\n", " ")
-    assert {record.state for record in records(folder, MAIN)} == {"done"}
+    assert {record.state for record in records(folder, ADAPT_ROUND)} == {"done"}
 
 
 def test_fresh_adapters_begin_at_the_base_model(run: Path, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_what_was_evaluated_is_not_done_again(run: Path, tmp_path: Path, capsys:
     assert re.search(r"before +after +change", out)
     other = evaluated(tmp_path / "third", f"checkpoint={run}", *evaluation_tasks(), *FEW, "ttft.seed=1")
     assert "already evaluated" not in capsys.readouterr().out
-    assert [record.seed for record in records(other, MAIN)] == [1, 1, 1, 1]
+    assert [record.seed for record in records(other, ADAPT_ROUND)] == [1, 1, 1, 1]
 
 
 def test_failed_tasks_keep_their_predictions_and_are_counted(
@@ -250,7 +250,7 @@ def test_failed_tasks_keep_their_predictions_and_are_counted(
     out = capsys.readouterr().out
     assert "1 of 2 tasks failed; their predictions before adapting stand:" in out
     assert "  1 task (f3e62deb): too long for ttft" in out
-    failed = {record.name: record.state for record in records(folder, MAIN)}
+    failed = {record.name: record.state for record in records(folder, ADAPT_ROUND)}
     assert failed == {SMALL_EVALUATION_TASKS[0]: "done", "f3e62deb": "failed"}
     # Its two tests have the predictions that were made before adapting.
     assert sum(p.task_id == "f3e62deb" for p in predicted(folder)) == 2
@@ -271,7 +271,7 @@ def test_a_longer_context_helps_where_a_task_was_too_long(tmp_path: Path) -> Non
     tasks = ["data=arc1", "data.split=evaluation", "data.task_ids=['f3e62deb']"]
     longer = ["inference.max_seq_length=512", "ttft.predict_before=0"]
     folder = evaluated(tmp_path / "evaluation", f"checkpoint={short}", *tasks, *FEW, *longer)
-    (record,) = records(folder, MAIN)
+    (record,) = records(folder, ADAPT_ROUND)
     assert (record.state, record.recipe["max_seq_length"]) == ("done", 512)
 
 
@@ -429,26 +429,28 @@ def test_groups_of_tasks() -> None:
 
 
 def test_a_config_is_settled_once(run: Path) -> None:
-    from arcft.runs.setup.ttft_settings import settle
+    from arcft.runs.setup.ttft_settings import resolve_ttft
     from tests.config.test_config import evaluate_config
 
     config = evaluate_config(f"checkpoint={run}", "ttft=per_task")
-    settled = settle(config, [])
-    assert settled.config.checkpoint == str(run / "checkpoint-6")
-    assert settle(settled.config, []).config == settled.config
-    assert settled.notes == ()
-    assert settled.run is not None
-    assert settled.max_steps == settled.run.config.model.ttft_max_steps == 192
-    assert settle(dataclasses.replace(config, ttft=dataclasses.replace(config.ttft, start="fresh")), []).notes == ()
+    settings = resolve_ttft(config, [])
+    assert settings.config.checkpoint == str(run / "checkpoint-6")
+    assert resolve_ttft(settings.config, []).config == settings.config
+    assert settings.notes == ()
+    assert settings.run is not None
+    assert settings.max_steps == settings.run.config.model.ttft_max_steps == 192
+    assert (
+        resolve_ttft(dataclasses.replace(config, ttft=dataclasses.replace(config.ttft, start="fresh")), []).notes == ()
+    )
 
 
 def test_what_a_model_recommends_for_adapting_is_taken_unless_set() -> None:
     from arcft.config.schema import ConfigError
     from arcft.runs.adaptation.base_model import learning_rate
-    from arcft.runs.setup.ttft_settings import settle
+    from arcft.runs.setup.ttft_settings import resolve_ttft
     from tests.config.test_config import evaluate_config, train_config
 
-    def settled(*overrides: str) -> tuple[float, int, int | None, float | None]:
+    def settings(*overrides: str) -> tuple[float, int, int | None, float | None]:
         own = [
             "model=tiny",
             "model.learning_rate=1e-3",
@@ -456,14 +458,14 @@ def test_what_a_model_recommends_for_adapting_is_taken_unless_set() -> None:
             "model.ttft_max_steps=64",
             "ttft=per_task",
         ]
-        found = settle(evaluate_config(*own, *overrides), [])
+        found = resolve_ttft(evaluate_config(*own, *overrides), [])
         return learning_rate(found), found.max_steps, found.config.lora.r, found.config.lora.alpha
 
     recommended = ["model.ttft_learning_rate=5e-3", "model.ttft_max_steps=90", "model.lora_r=8", "model.lora_alpha=4"]
-    assert settled() == (1e-3, 64, 16, 32.0)
-    assert settled(*recommended) == (5e-3, 90, 8, 4.0)
+    assert settings() == (1e-3, 64, 16, 32.0)
+    assert settings(*recommended) == (5e-3, 90, 8, 4.0)
     own = ["ttft.learning_rate=2e-3", "ttft.max_steps=7", "lora.r=2", "lora.alpha=1"]
-    assert settled(*recommended, *own) == (2e-3, 7, 2, 1.0)
+    assert settings(*recommended, *own) == (2e-3, 7, 2, 1.0)
     lora = train_config(*recommended).lora
     assert (lora.r, lora.alpha) == (8, 4.0)
     assert evaluate_config("checkpoint=run", "ttft=split", "ttft.splits=2").ttft.max_steps == 300

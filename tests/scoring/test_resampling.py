@@ -13,7 +13,7 @@ import pytest
 from arcft.problems.arc.scoring.metrics import score_tasks
 from arcft.problems.arc.task import Grid, Pair, Task, as_grid
 from arcft.scoring.predictions import Prediction
-from arcft.scoring.resampling import METRICS_OF_MANY, by_number
+from arcft.scoring.resampling import METRICS_OF_MANY, metrics_by_count
 from arcft.scoring.selection import Score, Selector, Vote
 
 A, B, C, D = (as_grid([[color]]) for color in range(4))
@@ -69,7 +69,7 @@ def test_means_are_those_of_all_subsets(predictions: list[Prediction], selector:
     one = task("t", truth)
     candidates = selector.candidates([one], predictions)
     draws = 4000
-    numbers = by_number([one], predictions, candidates, draws)
+    numbers = metrics_by_count([one], predictions, candidates, draws)
     assert [at.predictions for at in numbers] == [1, 2, 4, len(predictions)]
     for at in numbers:
         expected = enumerated(one, predictions, at.predictions, selector)
@@ -87,7 +87,7 @@ def test_the_first_seen_of_equals_comes_first_however_many_there_are() -> None:
     grids = [as_grid([list(cells)]) for cells in itertools.product(range(10), repeat=2)]
     predictions = [answer(grid, task_id=one.id) for one in tasks for grid in grids]
     candidates = Vote().candidates(tasks, predictions)
-    at = {number.predictions: number for number in by_number(tasks, predictions, candidates, draws=20)}[2]
+    at = {number.predictions: number for number in metrics_by_count(tasks, predictions, candidates, draws=20)}[2]
     # The last one of all is drawn, and comes second.
     assert at.mean["vote_2"] == at.mean["pass_n"] > 0
     assert at.mean["vote_1"] == 0
@@ -98,7 +98,7 @@ def test_all_predictions_leave_nothing_to_chance_and_are_the_metrics_of_the_eval
     predictions = [*TIED, answer(D, test_index=1), *(answer(grid, task_id="u") for grid in (B, C, A))]
     candidates = Vote().candidates(tasks, predictions)
     metrics = score_tasks(tasks, predictions, Vote().attempts(tasks, predictions)).metrics
-    last = by_number(tasks, predictions, candidates)[-1]
+    last = metrics_by_count(tasks, predictions, candidates)[-1]
     assert last.predictions == 8
     assert last.mean == pytest.approx({name: metrics[name] for name in METRICS_OF_MANY})
     assert last.deviation == dict.fromkeys(METRICS_OF_MANY, 0)
@@ -110,7 +110,7 @@ def test_means_are_over_tests_then_over_tasks_and_a_test_gives_what_it_has() -> 
         answer(A), answer(A), answer(A), answer(B, test_index=1), answer(A, test_index=2), answer(A, task_id="u"),
         *(answer(A, task_id="unknown") for _ in range(9)),
     ]  # fmt: skip
-    numbers = by_number(tasks, predictions, Vote().candidates(tasks, predictions))
+    numbers = metrics_by_count(tasks, predictions, Vote().candidates(tasks, predictions))
     assert [at.predictions for at in numbers] == [1, 2, 3]
     for at in numbers:
         assert at.mean == dict.fromkeys(METRICS_OF_MANY, (0.5 + 1 + 0) / 3)  # to the bit, in each draw
@@ -118,20 +118,20 @@ def test_means_are_over_tests_then_over_tasks_and_a_test_gives_what_it_has() -> 
 
 
 def test_more_predictions_never_lose_a_right_answer() -> None:
-    numbers = by_number([task("t", D)], TIED, Vote().candidates([task("t", D)], TIED))
+    numbers = metrics_by_count([task("t", D)], TIED, Vote().candidates([task("t", D)], TIED))
     passed = [at.mean["pass_n"] for at in numbers]
     assert passed == sorted(passed)
     assert passed[-1] == 1
     for at in numbers:
         assert at.mean["vote_1"] <= at.mean["vote_2"] <= at.mean["pass_n"]
-    assert numbers == by_number([task("t", D)], TIED, Vote().candidates([task("t", D)], TIED))
+    assert numbers == metrics_by_count([task("t", D)], TIED, Vote().candidates([task("t", D)], TIED))
 
 
 def test_one_prediction_a_test_or_no_known_answer_has_no_numbers() -> None:
     known, unknown = task("t", A), task("t", None)
-    assert by_number([known], [answer(A)], Vote().candidates([known], [answer(A)])) == []
-    assert by_number([known], [], Vote().candidates([known], [])) == []
-    assert by_number([unknown], TIED, Vote().candidates([unknown], TIED)) == []
+    assert metrics_by_count([known], [answer(A)], Vote().candidates([known], [answer(A)])) == []
+    assert metrics_by_count([known], [], Vote().candidates([known], [])) == []
+    assert metrics_by_count([unknown], TIED, Vote().candidates([unknown], TIED)) == []
 
 
 def test_it_is_quick_on_a_whole_set() -> None:
@@ -145,7 +145,7 @@ def test_it_is_quick_on_a_whole_set() -> None:
     ]
     candidates = Vote().candidates(tasks, predictions)
     begun = time.process_time()
-    numbers = by_number(tasks, predictions, candidates)
+    numbers = metrics_by_count(tasks, predictions, candidates)
     assert time.process_time() - begun < 5  # a second on an idle core
     assert [at.predictions for at in numbers] == [1, 2, 4, 8, 16, 32, 64, 96]
     assert numbers[0].mean["pass_n"] == pytest.approx(1 / 40, abs=0.01)

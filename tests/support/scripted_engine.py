@@ -18,7 +18,7 @@ from arcft.scoring.predictions import Prediction
 from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.scheduling.budget import Budget
 from arcft.ttft.scheduling.queue import Queue
-from arcft.ttft.units import MAIN, Assignment, Event, Failed, Finished, Predicted, Started, Unit
+from arcft.ttft.units import ADAPT_ROUND, Assignment, Event, Failed, Finished, Predicted, Started, Unit
 from tests.support.paths import ROOT
 
 
@@ -140,7 +140,7 @@ def never() -> bool:
 
 def states(ledger: Ledger) -> dict[str, str]:
     """Of the units of the main round."""
-    return {record.name: record.state for record in ledger.records(MAIN)}
+    return {record.name: record.state for record in ledger.records(ADAPT_ROUND)}
 
 
 def assert_all_gone(folder: Path) -> None:

@@ -31,7 +31,7 @@ from arcft.runs.setup.build import transform_drawer
 from arcft.scoring.predictions import Prediction
 from arcft.text.tokens import Tokenization
 from arcft.ttft.engine.engine import Engine
-from arcft.ttft.units import MAIN, Adapted, Assignment, Event, Failed, Finished, Predicted, Unit
+from arcft.ttft.units import ADAPT_ROUND, Adapted, Assignment, Event, Failed, Finished, Predicted, Unit
 from tests.support.paths import ROOT
 
 CONF = ROOT / "conf"
@@ -132,7 +132,15 @@ def unit_of(*tasks: Task, name: str | None = None) -> Unit:
 def assignment_of(unit: Unit | Task, **changes: Any) -> Assignment:
     unit = unit if isinstance(unit, Unit) else unit_of(unit)
     return Assignment(
-        **{"unit": unit, "round": MAIN, "steps": 4, "first_prediction": 0, "predictions": 3, "seed": 0, **changes}
+        **{
+            "unit": unit,
+            "round": ADAPT_ROUND,
+            "steps": 4,
+            "first_prediction": 0,
+            "predictions": 3,
+            "seed": 0,
+            **changes,
+        }
     )
 
 

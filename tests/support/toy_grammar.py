@@ -25,7 +25,7 @@ class Walk:
     def choices(self) -> tuple[int, ...]:
         return self.known[self.state]
 
-    def take(self, token: int) -> None:
+    def advance(self, token: int) -> None:
         if token not in self.states[self.state]:
             raise ValueError(token)
         self.state = self.states[self.state][token]

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcft.ttft.ledger.ledger import Ledger
-from arcft.ttft.scheduling.budget import Budget, Fit, Need
+from arcft.ttft.scheduling.budget import Budget, Fit, PendingUnit
 from arcft.ttft.scheduling.cost_model import Costs, Line
 from arcft.ttft.scheduling.queue import Queue
-from arcft.ttft.units import BEFORE, MAIN, Event, Finished, Predicted, Started, Stepped, Unit
+from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND, Event, Finished, Predicted, Started, Stepped, Unit
 from tests.support.simulated_engine import Speed, simulate
 from tests.support.small_units import Clock, make_prediction, make_unit
 
@@ -23,10 +23,10 @@ STEPS, PREDICTIONS, TOTAL = 64, 8, 3600.0
 
 
 def stepped(unit: Unit, seconds: float, tokens: int = 100) -> Stepped:
-    return Stepped(key=(MAIN, unit.name), step=1, steps=8, loss=1.0, tokens=tokens, seconds=seconds)
+    return Stepped(key=(ADAPT_ROUND, unit.name), step=1, steps=8, loss=1.0, tokens=tokens, seconds=seconds)
 
 
-def made(unit: Unit, seconds: float, count: int = 1, round: int = MAIN) -> Predicted:
+def made(unit: Unit, seconds: float, count: int = 1, round: int = ADAPT_ROUND) -> Predicted:
     predictions = tuple(make_prediction(unit.name) for _ in range(count))
     return Predicted(
         key=(round, unit.name), predictions=predictions, prompts=len(predictions), tokens=10, seconds=seconds
@@ -85,7 +85,7 @@ def test_costs_are_never_negative_and_never_fall_with_length() -> None:
 
 def test_predictions_of_both_kinds_are_told_apart() -> None:
     unit = make_unit("a", 100)
-    costs = watched([(unit, made(unit, 3.0, 1, BEFORE))] * 2)
+    costs = watched([(unit, made(unit, 3.0, 1, BASELINE_ROUND))] * 2)
     assert seconds_of(costs.prediction, 100) == seconds_of(costs.prediction_before, 100) == pytest.approx(3)
     costs.observe(made(unit, 8.0, 8), unit, "local")
     assert seconds_of(costs.prediction, 100) == pytest.approx(1)
@@ -105,7 +105,7 @@ def test_overhead_is_the_time_that_no_pass_took() -> None:
     costs = Costs(clock)
     for number in range(4):
         unit = make_unit(f"unit-{number}")
-        key = (MAIN, unit.name)
+        key = (ADAPT_ROUND, unit.name)
         costs.observe(Started(key=key, recipe={}), unit, "local")
         clock.now += 2  # the adapter is put in place
         for _ in range(3):
@@ -124,18 +124,18 @@ def test_units_side_by_side_leave_no_overhead() -> None:
     costs = Costs(clock)
     units = [make_unit("a"), make_unit("b")]
     for unit in units:
-        costs.observe(Started(key=(MAIN, unit.name), recipe={}), unit, "local")
+        costs.observe(Started(key=(ADAPT_ROUND, unit.name), recipe={}), unit, "local")
     for _ in range(5):
         clock.now += 2
         for unit in units:
             costs.observe(stepped(unit, 1.0), unit, "local")
     for unit in units:
-        costs.observe(Finished(key=(MAIN, unit.name)), unit, "local")
+        costs.observe(Finished(key=(ADAPT_ROUND, unit.name)), unit, "local")
     assert costs.overhead == pytest.approx(0)
 
 
 FIT = Fit(Line(0.0, 0.01), Line(0.0, 0.02), 5.0)
-GROUP = [Need(make_unit("a", 100), True), Need(make_unit("b", 300, tests=2), True)]
+GROUP = [PendingUnit(make_unit("a", 100), True), PendingUnit(make_unit("b", 300, tests=2), True)]
 # Fixed 10 s; a step of each 4 s; a prediction of each 2 + 12 = 14 s.
 
 
@@ -168,7 +168,7 @@ def test_first_fewer_steps_then_fewer_predictions_then_fewer_steps(
 def test_what_is_given_is_affordable_and_no_more_is(
     lengths: list[int], available: float, steps: int, predictions: int
 ) -> None:
-    group = [Need(make_unit(f"unit-{number}", length), True) for number, length in enumerate(lengths)]
+    group = [PendingUnit(make_unit(f"unit-{number}", length), True) for number, length in enumerate(lengths)]
     found = FIT.most(group, available, steps, predictions)
     if found is None:
         assert FIT.seconds(group, max(1, min(4, steps // 4)), 1) > available
@@ -207,7 +207,7 @@ def test_before_anything_is_known_a_unit_gets_its_share_of_the_time() -> None:
 def test_where_time_lacks_units_without_an_answer_come_first() -> None:
     clock = Clock()
     budget = Budget(50, clock=clock)
-    answered, unanswered = GROUP[0], Need(make_unit("c", 300), False)
+    answered, unanswered = GROUP[0], PendingUnit(make_unit("c", 300), False)
     costs = known(1.0, 0.1)
     assert budget.plan(answered, [unanswered], costs, steps=64, predictions=8) is None
     plan = budget.plan(unanswered, [answered], costs, steps=64, predictions=8)
@@ -235,7 +235,7 @@ def test_one_unit_is_worked_on_by_one_worker() -> None:
 def test_a_tenth_of_the_time_goes_into_predictions_before_adapting() -> None:
     clock = Clock()
     budget, unit = Budget(1000, clock=clock), make_unit("a", 100)
-    costs = watched([(unit, made(unit, 30.0, 1, BEFORE))] * 2, clock)
+    costs = watched([(unit, made(unit, 30.0, 1, BASELINE_ROUND))] * 2, clock)
     plans = [
         budget.before(unit, costs, predictions=1, spent=spent, promised=0, capped=True) for spent in (0, 69, 71, 200)
     ]
@@ -261,7 +261,7 @@ class Outcome:
         return {(unit.name, index) for unit in self.units for index in range(len(unit.tasks[0].test))}
 
     def steps(self) -> list[int]:
-        return [record.steps for record in self.ledger.records(MAIN) if record.state == "done"]
+        return [record.steps for record in self.ledger.records(ADAPT_ROUND) if record.state == "done"]
 
 
 def fifty_units() -> list[Unit]:
@@ -339,7 +339,7 @@ def test_late_units_get_about_as_many_steps_as_early_ones(tmp_path: Path, share:
     outcome = run(tmp_path, share, overhead=0.02, even=even)
     assert outcome.seconds <= TOTAL
     # The two from whose steps the costs were learned had their share of the time without knowing them.
-    order = [record for record in outcome.ledger.records(MAIN) if record.state == "done"]
+    order = [record for record in outcome.ledger.records(ADAPT_ROUND) if record.state == "done"]
     order.sort(key=lambda record: record.started_at or 0.0)
     steps = np.array([record.steps for record in order[2:]])
     assert len(steps) == 48
@@ -364,7 +364,7 @@ def test_without_predictions_before_every_test_still_gets_one(tmp_path: Path) ->
 
 def test_predictions_before_adapting_take_a_tenth_at_most(tmp_path: Path) -> None:
     outcome = run(tmp_path, 0.1)
-    before = outcome.ledger.records(BEFORE)
+    before = outcome.ledger.records(BASELINE_ROUND)
     assert 0 < sum(record.predict_seconds for record in before) <= 0.1 * TOTAL
     done = [record.length for record in before if record.state == "done"]
     assert max(done) <= min(record.length for record in before if record.state != "done")

@@ -23,8 +23,8 @@ from arcft.training.batches import collate
 from arcft.training.slots import SlotTrainer
 from arcft.ttft.engine import slot_autotune as slot_search
 from arcft.ttft.units import (
-    BEFORE,
-    MAIN,
+    ADAPT_ROUND,
+    BASELINE_ROUND,
     Adapted,
     Assignment,
     Event,
@@ -83,7 +83,7 @@ def test_what_happens_to_a_unit_is_told_in_order(tasks: list[Task]) -> None:
         *["Started", *["Stepped"] * 4, "Adapted", "Predicted", "Predicted", "Finished"],
         *["Started", *["Stepped"] * 4, "Adapted", "Predicted", "Finished"],
     ]
-    assert [event.key for event in events[:9]] == [(MAIN, tasks[0].id)] * 9
+    assert [event.key for event in events[:9]] == [(ADAPT_ROUND, tasks[0].id)] * 9
     steps = [event for event in events[:9] if isinstance(event, Stepped)]
     assert [(step.step, step.steps) for step in steps] == [(number, 4) for number in (1, 2, 3, 4)]
     (adapted,) = events_of(events, tasks[0].id, Adapted)
@@ -152,7 +152,7 @@ def test_with_one_slot_a_unit_depends_on_nothing_else_in_the_run(tasks: list[Tas
     expected = {
         assignment.unit.name: outcome(run(make_engine(**changes), [assignment]), assignment) for assignment in wanted
     }
-    before = [assignment_of(task, steps=0, round=BEFORE, predictions=1) for task in tasks]
+    before = [assignment_of(task, steps=0, round=BASELINE_ROUND, predictions=1) for task in tasks]
     engine = make_engine(**changes)
     together = run(engine, [before[1], *wanted, *before])
     # A new engine of the same process, and one that was stopped in the middle of another unit.
@@ -161,7 +161,7 @@ def test_with_one_slot_a_unit_depends_on_nothing_else_in_the_run(tasks: list[Tas
     run(engine, [wanted[3]], lambda: next(stops))
     after_stop = run(engine, wanted[:1])
     for assignment in wanted:
-        main = [event for event in together if event.key[0] == MAIN]
+        main = [event for event in together if event.key[0] == ADAPT_ROUND]
         assert outcome(main, assignment) == expected[assignment.unit.name]
         assert outcome(again, assignment) == expected[assignment.unit.name]
     assert outcome(after_stop, wanted[0]) == expected[tasks[0].id]
@@ -179,7 +179,7 @@ def test_the_seed_and_the_name_decide_the_examples(tasks: list[Task]) -> None:
 
 
 def test_no_steps_predict_with_the_adapter_of_the_start(tasks: list[Task]) -> None:
-    assignments = [assignment_of(task, steps=0, round=BEFORE) for task in tasks[:2]]
+    assignments = [assignment_of(task, steps=0, round=BASELINE_ROUND) for task in tasks[:2]]
     events = run(make_engine(), assignments)
     assert list(kinds(events)) == ["Started", "Predicted", "Predicted", "Finished", "Started", "Predicted", "Finished"]
     expected = predict_tasks(adapted_model(), make_builder(), tasks[:2], inference_config())
@@ -395,7 +395,7 @@ def wide_task() -> Task:
 def test_a_task_that_is_too_long_fails_once_and_the_others_go_on(tasks: list[Task]) -> None:
     events = run(make_engine(), [assignment_of(wide_task()), assignment_of(tasks[0])])
     assert events[0] == Failed(
-        key=(MAIN, "wide"),
+        key=(ADAPT_ROUND, "wide"),
         reason="too long for ttft: no example fits 512 tokens, not even with one demonstration; raise "
         "inference.max_seq_length",
         retry=False,
@@ -481,7 +481,7 @@ def test_measuring_the_slots_wastes_nothing_and_tells_its_choice(tasks: list[Tas
     assert list(kinds(events)).count("Stepped") == 9 * len(wanted)
     one = run(make_engine(), wanted[:4])
     for assignment in wanted[:4]:
-        main = [event for event in events if event.key[0] == MAIN]
+        main = [event for event in events if event.key[0] == ADAPT_ROUND]
         (measured,), (alone,) = events_of(main, assignment, Adapted), events_of(one, assignment, Adapted)
         assert measured.losses == pytest.approx(alone.losses, rel=1e-3)
     # A later engine of the same run begins with the choice.
@@ -549,7 +549,7 @@ def test_a_bug_in_one_unit_is_told_and_the_others_go_on(tasks: list[Task], caplo
 
     events = run(make_engine(options={"draw": broken}), [assignment_of(tasks[0]), assignment_of(tasks[1])])
     (failed,) = [event for event in events if isinstance(event, Failed)]
-    assert (failed.key, failed.retry) == ((MAIN, tasks[0].id), True)
+    assert (failed.key, failed.retry) == ((ADAPT_ROUND, tasks[0].id), True)
     assert failed.reason == "ZeroDivisionError: division by zero"
     assert isinstance(events[-1], Finished)
     assert "in broken" in caplog.text

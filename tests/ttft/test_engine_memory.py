@@ -211,15 +211,15 @@ def limit_decoding(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int, 
     """Have memory run out in decoding batches for which a rule of (rows, longest prompt) says so."""
     from arcft.prediction import predict
 
-    ask = predict.ask
+    complete_prompts = predict.complete_prompts
 
     def limit(too_much: Callable[[int, int], bool]) -> None:
         def limited(model: Any, builder: Any, batch: Sequence[AugmentedPrompt], *others: Any, **options: Any) -> Any:
             if too_much(len(batch), max(len(prompt.token_ids) for prompt in batch)):
                 raise RuntimeError(NO_MEMORY)
-            return ask(model, builder, batch, *others, **options)
+            return complete_prompts(model, builder, batch, *others, **options)
 
-        monkeypatch.setattr(predict, "ask", limited)
+        monkeypatch.setattr(predict, "complete_prompts", limited)
 
     return limit
 

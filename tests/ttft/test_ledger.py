@@ -17,12 +17,12 @@ import pytest
 from arcft.scoring.predictions import Prediction
 from arcft.ttft.ledger import ledger as ledger_module
 from arcft.ttft.ledger.ledger import DEATHS, Ledger, LedgerError, Record
-from arcft.ttft.units import BEFORE, MAIN, Failed, Finished, Started, Stepped
+from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND, Failed, Finished, Started, Stepped
 from tests.support.small_units import Clock, adapted, make_prediction, predicted
 
 CONFIG = {"ttft": {"max_steps": 64, "slots": None}, "lora": {"target_modules": ("q", "v")}, "tasks": ["a", "b"]}
-A, B = (MAIN, "a"), (MAIN, "b")
-UNITS = [(MAIN, "a", ["a"], 120), (MAIN, "b", ["b"], 80)]
+A, B = (ADAPT_ROUND, "a"), (ADAPT_ROUND, "b")
+UNITS = [(ADAPT_ROUND, "a", ["a"], 120), (ADAPT_ROUND, "b", ["b"], 80)]
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def another_process(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Ledger:
 
 
 def states(ledger: Ledger) -> dict[str, str]:
-    return {record.name: record.state for record in ledger.records(MAIN)}
+    return {record.name: record.state for record in ledger.records(ADAPT_ROUND)}
 
 
 def test_a_unit_from_queued_to_done(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_unit_from_queued_to_done(tmp_path: Path) -> None:
     assert ledger.record(predicted(A, "a", 0, (1, 2)), "local")
     assert ledger.record(Finished(key=A), "local")
     assert ledger.find(A) == Record(
-        round=MAIN,
+        round=ADAPT_ROUND,
         name="a",
         task_ids=("a",),
         length=120,
@@ -123,9 +123,16 @@ def test_losses_that_are_no_numbers_are_kept(ledger: Ledger) -> None:
 
 def test_predictions_are_in_the_order_of_tasks_tests_rounds_and_prompts(tmp_path: Path) -> None:
     ledger = Ledger.create(tmp_path / "ledger.sqlite", CONFIG)
-    ledger.fill([(BEFORE, "z", ["z"], 1), (BEFORE, "a", ["a"], 1), (MAIN, "z", ["z"], 1), (MAIN, "a", ["a"], 1)])
+    ledger.fill(
+        [
+            (BASELINE_ROUND, "z", ["z"], 1),
+            (BASELINE_ROUND, "a", ["a"], 1),
+            (ADAPT_ROUND, "z", ["z"], 1),
+            (ADAPT_ROUND, "a", ["a"], 1),
+        ]
+    )
     ledger.add((2, "z", ["z"], 1))
-    for key in [(2, "z"), (MAIN, "a"), (BEFORE, "z"), (MAIN, "z")]:
+    for key in [(2, "z"), (ADAPT_ROUND, "a"), (BASELINE_ROUND, "z"), (ADAPT_ROUND, "z")]:
         ledger.claim(key, "local", steps=1, first_prediction=0, predictions=2, seed=0)
         for test_index in (1, 0):
             value = key[0] + 3 * test_index
@@ -133,19 +140,19 @@ def test_predictions_are_in_the_order_of_tasks_tests_rounds_and_prompts(tmp_path
     order = [(each.task_id, each.test_index, int(each.grid[0, 0])) for each in ledger.predictions()]
     z = [("z", 0, 0)] * 2 + [("z", 0, 1)] * 2 + [("z", 0, 2)] * 2 + [("z", 1, 3)] * 2 + [("z", 1, 4)] * 2
     assert order == [*z, ("z", 1, 5), ("z", 1, 5), ("a", 0, 1), ("a", 0, 1), ("a", 1, 4), ("a", 1, 4)]
-    assert [int(each.grid[0, 0]) for each in ledger.predictions(BEFORE)] == [0, 0, 3, 3]
-    assert {each.task_id for each in ledger.predictions(MAIN, "a")} == {"a"}
-    counting = [(each.task_id, int(each.grid[0, 0])) for each in ledger.counting()]
-    assert ("z", 0) not in counting
-    assert counting.count(("z", 2)) == 2
+    assert [int(each.grid[0, 0]) for each in ledger.predictions(BASELINE_ROUND)] == [0, 0, 3, 3]
+    assert {each.task_id for each in ledger.predictions(ADAPT_ROUND, "a")} == {"a"}
+    current_predictions = [(each.task_id, int(each.grid[0, 0])) for each in ledger.current_predictions()]
+    assert ("z", 0) not in current_predictions
+    assert current_predictions.count(("z", 2)) == 2
 
 
 def test_predictions_before_adapting_count_for_tests_without_others(ledger: Ledger) -> None:
-    ledger.add((BEFORE, "a", ["a"], 120))
-    for key, test_index in [((BEFORE, "a"), 0), ((BEFORE, "a"), 1), (A, 1)]:
+    ledger.add((BASELINE_ROUND, "a", ["a"], 120))
+    for key, test_index in [((BASELINE_ROUND, "a"), 0), ((BASELINE_ROUND, "a"), 1), (A, 1)]:
         take(ledger, key)
         ledger.record(predicted(key, "a", test_index, (key[0] + 5,)), "local")
-    assert [(each.test_index, int(each.grid[0, 0])) for each in ledger.counting()] == [(0, 5), (1, 6)]
+    assert [(each.test_index, int(each.grid[0, 0])) for each in ledger.current_predictions()] == [(0, 5), (1, 6)]
 
 
 def test_filling_twice_changes_nothing(ledger: Ledger) -> None:
@@ -156,9 +163,9 @@ def test_filling_twice_changes_nothing(ledger: Ledger) -> None:
 
 def test_other_units_are_refused(ledger: Ledger) -> None:
     with pytest.raises(LedgerError, match=r"a holds the tasks a there, and a, c here; give it the tasks"):
-        ledger.fill([(MAIN, "a", ["a", "c"], 120), (MAIN, "b", ["b"], 80)])
+        ledger.fill([(ADAPT_ROUND, "a", ["a", "c"], 120), (ADAPT_ROUND, "b", ["b"], 80)])
     with pytest.raises(LedgerError, match=r"holds b in round 1, which is no part of this run"):
-        ledger.fill([(MAIN, "a", ["a"], 120)])
+        ledger.fill([(ADAPT_ROUND, "a", ["a"], 120)])
     ledger.fill(UNITS)
     assert states(ledger) == {"a": "queued", "b": "queued"}
 
@@ -268,7 +275,7 @@ def test_only_who_has_a_unit_in_hand_can_report_about_it(ledger: Ledger) -> None
     assert not take(ledger, A, "worker-1")
     assert not ledger.record(adapted(A), "worker-1")
     assert ledger.find(A).state == "adapting"
-    ledger.give_back("worker-0", died=True)
+    ledger.requeue("worker-0", died=True)
     assert not ledger.record(Finished(key=A), "worker-0")
     assert ledger.find(A).state == "queued"
 
@@ -305,7 +312,7 @@ def test_adapting_anew_forgets_what_the_earlier_adapter_predicted(ledger: Ledger
     take(ledger, A)
     ledger.record(adapted(A), "local")
     ledger.record(predicted(A, "a"), "local")
-    ledger.give_back("local", died=False)
+    ledger.requeue("local", died=False)
     assert ledger.predicted(A) == {("a", 0)}
     take(ledger, A)
     ledger.record(adapted(A), "local")
@@ -368,7 +375,7 @@ def test_elapsed_adds_up_the_processes(tmp_path: Path, monkeypatch: pytest.Monke
     ledger.heartbeat()
     # What lies between two processes is no work.
     moments = {1000: 0, 1012: 12, 1030: 30, 2000: 30, 4635: 30, 4640: 35, 4642: 37, 9999: 37}
-    assert {moment: ledger.worked(moment) for moment in moments} == moments
+    assert {moment: ledger.elapsed_at(moment) for moment in moments} == moments
     # Who only reads is no part of the run.
     monkeypatch.setattr(ledger_module, "_PROCESS", "reader")
     assert Ledger.open(ledger.path, clock=clock).elapsed() == 37
@@ -425,7 +432,7 @@ with Ledger.open(sys.argv[1]) as ledger:
 def test_two_processes_never_take_the_same_unit(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     with Ledger.create(path, CONFIG) as ledger:
-        ledger.fill([(MAIN, f"unit-{number}", [f"unit-{number}"], 10) for number in range(40)])
+        ledger.fill([(ADAPT_ROUND, f"unit-{number}", [f"unit-{number}"], 10) for number in range(40)])
         workers = [
             subprocess.Popen(
                 [sys.executable, "-c", CLAIMER, str(path), f"worker-{number}"],

@@ -16,8 +16,8 @@ from arcft.ttft.scheduling.budget import Budget
 from arcft.ttft.scheduling.queue import Progress, Queue
 from arcft.ttft.scheduling.vote_margin import closeness
 from arcft.ttft.units import (
-    BEFORE,
-    MAIN,
+    ADAPT_ROUND,
+    BASELINE_ROUND,
     Assignment,
     Failed,
     Finished,
@@ -64,15 +64,15 @@ def pull_all(queue: Queue) -> list[Assignment]:
 def test_short_units_are_predicted_first_and_long_ones_adapted_to_first(tmp_path: Path) -> None:
     queue = make_queue(tmp_path)
     order = [assignment.key for assignment in pull_all(queue)]
-    assert order == [(BEFORE, name) for name in ("short", "middle", "long")] + [
-        (MAIN, name) for name in ("long", "middle", "short")
+    assert order == [(BASELINE_ROUND, name) for name in ("short", "middle", "long")] + [
+        (ADAPT_ROUND, name) for name in ("long", "middle", "short")
     ]
     assert queue.done
 
 
 def test_what_a_unit_is_given(tmp_path: Path) -> None:
     assignments = {assignment.key: assignment for assignment in pull_all(make_queue(tmp_path))}
-    before, main = assignments[BEFORE, "long"], assignments[MAIN, "long"]
+    before, main = assignments[BASELINE_ROUND, "long"], assignments[ADAPT_ROUND, "long"]
     assert (before.steps, before.first_prediction, before.predictions, before.seed) == (0, 0, 1, 3)
     assert (main.steps, main.first_prediction, main.predictions, main.seed) == (8, 0, 4, 3)
     for assignment in (before, main):
@@ -83,7 +83,7 @@ def test_what_a_unit_is_given(tmp_path: Path) -> None:
 
 def test_no_round_before(tmp_path: Path) -> None:
     order = [assignment.key for assignment in pull_all(make_queue(tmp_path, predict_before=0))]
-    assert order == [(MAIN, name) for name in ("long", "middle", "short")]
+    assert order == [(ADAPT_ROUND, name) for name in ("long", "middle", "short")]
 
 
 def test_near_asks_for_a_similar_length(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_predictions_before_adapting_stand_until_there_are_others(tmp_path: Path
 def test_a_worker_that_dies_gives_back_what_it_had_and_is_heard_no_more(tmp_path: Path) -> None:
     queue = make_queue(tmp_path, predict_before=0)
     one, two = queue.pull("worker-0"), queue.pull("worker-1")
-    queue.give_back("worker-0")
+    queue.requeue("worker-0")
     finish(queue, one, "worker-0")
     assert queue.progress().done == 0
     again = queue.pull("worker-1")
@@ -174,7 +174,7 @@ def test_a_stop_is_no_death_for_what_is_given_back(tmp_path: Path) -> None:
     queue = make_queue(tmp_path)
     key = queue.pull("local").key
     queue.stop()
-    queue.give_back("local")
+    queue.requeue("local")
     [record] = [record for record in queue._ledger.records() if record.key == key]
     assert (record.state, record.deaths) == ("queued", 0)
 
@@ -321,14 +321,14 @@ def test_whatever_happens_every_unit_is_done_or_has_failed(
         if fate == "finish":
             finish(queue, assignment)
         elif fate == "die":
-            queue.give_back("local")
+            queue.requeue("local")
         else:
             fail(queue, assignment, retry=fate == "fail")
     assert queue.done
-    assert set(seen) == {(round, unit.name) for round in (BEFORE, MAIN) for unit in units}
+    assert set(seen) == {(round, unit.name) for round in (BASELINE_ROUND, ADAPT_ROUND) for unit in units}
     progress = queue.progress()
     assert progress.done + progress.failed == progress.total == len(units)
-    assert progress.done == sum("finish" in seen[MAIN, unit.name] for unit in units)
+    assert progress.done == sum("finish" in seen[ADAPT_ROUND, unit.name] for unit in units)
 
 
 def votes(*values: int | None, test_index: int = 0) -> list:
@@ -381,12 +381,12 @@ def test_time_left_goes_to_the_closest_votes(tmp_path: Path) -> None:
             queue.record(Stepped(key=assignment.key, step=step, steps=8, loss=1, tokens=9, seconds=0.1), "local")
         queue.record(adapted(assignment.key), "local")
         name = assignment.unit.name
-        grids = values[name] if assignment.round == MAIN else (1, 1, 1, 1)
+        grids = values[name] if assignment.round == ADAPT_ROUND else (1, 1, 1, 1)
         queue.record(predicted(assignment.key, name, 0, grids), "local")
         queue.record(Finished(key=assignment.key), "local")
     assert [each.key for each in order] == [
         # What steps cost is learned from a short unit, and then a longer one.
-        *[(MAIN, name) for name in ("short", "long", "middle")],
+        *[(ADAPT_ROUND, name) for name in ("short", "long", "middle")],
         *[(2, "short"), (2, "long")],
         *[(3, "short"), (3, "long")],
         *[(4, "short"), (4, "long")],
@@ -457,11 +457,11 @@ def test_with_a_budget_a_failed_unit_that_has_no_answer_gets_one(tmp_path: Path)
     order = []
     while (assignment := queue.pull("local")) is not None:
         order.append(assignment.key)
-        if assignment.round == MAIN:
+        if assignment.round == ADAPT_ROUND:
             fail(queue, assignment, retry=False)
         else:
             finish(queue, assignment)
-    assert order == [(MAIN, "middle"), (MAIN, "long"), (BEFORE, "long")]
+    assert order == [(ADAPT_ROUND, "middle"), (ADAPT_ROUND, "long"), (BASELINE_ROUND, "long")]
 
 
 def test_without_a_budget_there_are_no_further_rounds(tmp_path: Path) -> None:

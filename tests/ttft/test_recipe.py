@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from arcft.ttft.engine.memory_ladder import Recipe, difference, is_out_of_memory, lower
+from arcft.ttft.engine.memory_ladder import MemorySettings, difference, is_out_of_memory, lower
 
-TOP = Recipe(slots=4, gradient_checkpointing=False, max_seq_length=4096, rank=32, batch_size=8, merge=True)
+TOP = MemorySettings(slots=4, gradient_checkpointing=False, max_seq_length=4096, rank=32, batch_size=8, merge=True)
 
 
 def test_the_ladder_gives_up_speed_first_then_context_then_rank() -> None:
@@ -31,7 +31,9 @@ def test_the_ladder_gives_up_speed_first_then_context_then_rank() -> None:
 
 
 def test_every_number_of_slots_comes_down_to_one_and_a_low_rank_stays() -> None:
-    recipe: Recipe | None = dataclasses.replace(TOP, slots=7, gradient_checkpointing=True, max_seq_length=100, rank=8)
+    recipe: MemorySettings | None = dataclasses.replace(
+        TOP, slots=7, gradient_checkpointing=True, max_seq_length=100, rank=8
+    )
     slots = []
     while recipe is not None:
         slots.append(recipe.slots)

@@ -14,10 +14,10 @@ from arcft.config.ttft import TtftConfig
 from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.scheduling.budget import Budget
 from arcft.ttft.scheduling.queue import Queue
-from arcft.ttft.units import MAIN, Assignment, Event, Failed, Finished, Started, Unit
+from arcft.ttft.units import ADAPT_ROUND, Assignment, Event, Failed, Finished, Started, Unit
 from arcft.ttft.workers import run as workers_module
 from arcft.ttft.workers.engine_host import Ask, Broken, WorkerEngine
-from arcft.ttft.workers.resources import Node, Share, share
+from arcft.ttft.workers.resources import Node, WorkerResources, share
 from arcft.ttft.workers.run import WorkerError, drain, drain_in_processes
 from tests.support.scripted_engine import Scripted, assert_all_gone, never, pids, scripted_queue, states
 
@@ -25,21 +25,21 @@ from tests.support.scripted_engine import Scripted, assert_all_gone, never, pids
 @pytest.mark.parametrize(
     ("nodes", "count", "expected"),
     [
-        ([Node(16, 0)], None, Share(4, 4, 0.0)),
-        ([Node(2, 0)], None, Share(1, 2, 0.0)),
-        ([Node(2, 0)], 2, Share(2, 1, 0.0)),
-        ([Node(2, 0)], 3, Share(3, 0, 0.0)),  # more than cores: none is reserved
-        ([Node(16, 8)], None, Share(8, 2, 1.0)),
-        ([Node(16, 8)], 2, Share(2, 8, 1.0)),
-        ([Node(16, 1)], 3, Share(3, 5, 0.3333)),  # three share a GPU
-        ([Node(16, 2)], 3, Share(3, 5, 0.5)),  # two on one of them
-        ([Node(4, 0), Node(4, 0)], 3, Share(3, 2, 0.0)),
-        ([Node(3, 0), Node(3, 0)], 3, Share(3, 1, 0.0)),  # two cores each would place two of them
-        ([Node(64, 0), Node(8, 1), Node(8, 1)], 2, Share(2, 8, 1.0)),  # cores without a GPU do not count
-        ([], 1, Share(1, 0, 0.0)),
+        ([Node(16, 0)], None, WorkerResources(4, 4, 0.0)),
+        ([Node(2, 0)], None, WorkerResources(1, 2, 0.0)),
+        ([Node(2, 0)], 2, WorkerResources(2, 1, 0.0)),
+        ([Node(2, 0)], 3, WorkerResources(3, 0, 0.0)),  # more than cores: none is reserved
+        ([Node(16, 8)], None, WorkerResources(8, 2, 1.0)),
+        ([Node(16, 8)], 2, WorkerResources(2, 8, 1.0)),
+        ([Node(16, 1)], 3, WorkerResources(3, 5, 0.3333)),  # three share a GPU
+        ([Node(16, 2)], 3, WorkerResources(3, 5, 0.5)),  # two on one of them
+        ([Node(4, 0), Node(4, 0)], 3, WorkerResources(3, 2, 0.0)),
+        ([Node(3, 0), Node(3, 0)], 3, WorkerResources(3, 1, 0.0)),  # two cores each would place two of them
+        ([Node(64, 0), Node(8, 1), Node(8, 1)], 2, WorkerResources(2, 8, 1.0)),  # cores without a GPU do not count
+        ([], 1, WorkerResources(1, 0, 0.0)),
     ],
 )
-def test_what_each_worker_gets(nodes: list[Node], count: int | None, expected: Share) -> None:
+def test_what_each_worker_gets(nodes: list[Node], count: int | None, expected: WorkerResources) -> None:
     assert share(nodes, count) == expected
 
 
@@ -96,7 +96,7 @@ def heard(worker: WorkerEngine, answers: list[Assignment | None], *, stop: bool 
 
 def assignment(name: str) -> Assignment:
     unit = Unit(name=name, tasks=(), length=1)
-    return Assignment(unit=unit, round=MAIN, steps=1, first_prediction=0, predictions=1, seed=0)
+    return Assignment(unit=unit, round=ADAPT_ROUND, steps=1, first_prediction=0, predictions=1, seed=0)
 
 
 def test_a_body_asks_tells_and_waits_for_more_with_the_same_engine(tmp_path: Path) -> None:
@@ -106,9 +106,9 @@ def test_a_body_asks_tells_and_waits_for_more_with_the_same_engine(tmp_path: Pat
     messages = heard(worker, [assignment("a")])
     assert [type(message) for message in messages] == [Started, Finished, Ask]
     assert messages[-1] == Ask(None, idle=False)
-    assert [message.key for message in heard(worker, [assignment("b")])[:-1]] == [(MAIN, "b")] * 2
+    assert [message.key for message in heard(worker, [assignment("b")])[:-1]] == [(ADAPT_ROUND, "b")] * 2
     assert heard(worker, [None]) == [Ask(None, idle=True)]
-    assert [message.key for message in heard(worker, [assignment("c")])[:-1]] == [(MAIN, "c")] * 2
+    assert [message.key for message in heard(worker, [assignment("c")])[:-1]] == [(ADAPT_ROUND, "c")] * 2
     assert len(list(tmp_path.glob("pid-*"))) == 1
 
 
@@ -140,7 +140,7 @@ def test_drain_records_every_event_before_the_next_question(tmp_path: Path) -> N
     drain(Scripted(tmp_path)(), queue, stopped=never, on_event=seen.append)
     assert states(ledger) == {"a": "done", "b": "done", "fail-1": "done", "fail-9": "failed"}
     assert queue.done
-    assert Counter(type(event) for event in seen if event.key == (MAIN, "fail-9")) == {Started: 2, Failed: 2}
+    assert Counter(type(event) for event in seen if event.key == (ADAPT_ROUND, "fail-9")) == {Started: 2, Failed: 2}
 
 
 def test_drain_stops_in_the_midst_of_a_unit(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_processes_share_the_units_and_the_machine(tmp_path: Path, monkeypatch: 
     drain_in_processes(Scripted(tmp_path, pause=0.2), 2, queue, stopped=never, on_event=seen.append)
     assert states(ledger) == dict.fromkeys(names, "done")
     assert Counter(event.key[1] for event in seen if isinstance(event, Finished)) == dict.fromkeys(names, 1)
-    given = {tuple(record.recipe.values()) for record in ledger.records(MAIN)}
+    given = {tuple(record.recipe.values()) for record in ledger.records(ADAPT_ROUND)}
     assert {values[1:] for values in given} == {("3", "PASSIVE", "4"), ("3", "PASSIVE", "6")}
     assert {values[0] for values in given} == pids(tmp_path)
     assert len(pids(tmp_path)) == 2
@@ -189,14 +189,14 @@ def test_the_users_number_of_threads_holds(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     queue, ledger = scripted_queue(tmp_path, ["a"])
     drain_in_processes(Scripted(tmp_path), 1, queue, stopped=never, on_event=lambda event: None)
-    assert [record.recipe["OMP_NUM_THREADS"] for record in ledger.records(MAIN)] == ["1"]
+    assert [record.recipe["OMP_NUM_THREADS"] for record in ledger.records(ADAPT_ROUND)] == ["1"]
 
 
 def test_a_killed_process_gives_its_unit_back_and_is_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     queue, ledger = scripted_queue(tmp_path, ["a", "kill-2", "b", "raise-1"])
     drain_in_processes(Scripted(tmp_path), 1, queue, stopped=never, on_event=lambda event: None)
     assert states(ledger) == dict.fromkeys(["a", "kill-2", "b", "raise-1"], "done")
-    starts = {record.name: record.starts for record in ledger.records(MAIN)}
+    starts = {record.name: record.starts for record in ledger.records(ADAPT_ROUND)}
     assert starts == {"a": 1, "kill-2": 3, "b": 1, "raise-1": 2}
     deaths = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert sorted(deaths) == [

@@ -19,7 +19,7 @@ import pytest
 
 from arcft.runs.adaptation.run_folder import LEDGER_FILE
 from arcft.ttft.ledger.ledger import Ledger
-from arcft.ttft.units import BEFORE, MAIN, Event, Finished
+from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND, Event, Finished
 from arcft.ttft.workers.ray_actors import nodes_of
 from arcft.ttft.workers.resources import Node
 from arcft.ttft.workers.run import WorkerError, drain_on_ray
@@ -112,7 +112,7 @@ def test_a_killed_actor_gives_its_unit_back_and_is_replaced(tmp_path: Path, capl
     drain_on_ray(Scripted(tmp_path, pause=0.1), 2, queue, stopped=never, on_event=seen.append)
     assert states(ledger) == dict.fromkeys(names, "done") | {"fail-9": "failed"}
     assert Counter(event.key for event in seen if isinstance(event, Finished)) == {
-        (round, name): 1 for round in (BEFORE, MAIN) for name in names if name != "fail-9"
+        (round, name): 1 for round in (BASELINE_ROUND, ADAPT_ROUND) for name in names if name != "fail-9"
     }
     deaths = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(deaths) == 3

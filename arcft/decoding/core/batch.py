@@ -12,18 +12,18 @@ from transformers import PreTrainedModel
 
 from arcft.decoding.core.attention import decoding_attention
 from arcft.decoding.core.draft import LONGEST
-from arcft.decoding.core.forward import Chunk, Passes
-from arcft.decoding.core.lm_head import Scores
+from arcft.decoding.core.forward import ForwardRunner, TokenChunk
+from arcft.decoding.core.lm_head import NextTokenLogits
 from arcft.decoding.core.prefix_sharing import SHORTEST, Prefixes
 from arcft.decoding.core.rows import Row
 from arcft.errors import DecodingError
 
 RowT = TypeVar("RowT", bound=Row)
 
-Choose = Callable[[Sequence[Row], Sequence[Chunk], Scores], torch.Tensor]
+Choose = Callable[[Sequence[Row], Sequence[TokenChunk], NextTokenLogits], torch.Tensor]
 """Says which of the scores' tokens come next: places in their last dimension, [rows, asked]."""
 
-Read = Callable[[Sequence[RowT], Sequence[Chunk], Scores], None]
+Read = Callable[[Sequence[RowT], Sequence[TokenChunk], NextTokenLogits], None]
 """Lets rows go on by what the model says after the tokens that their chunks asked about."""
 
 Route = Callable[[Sequence[int]], None]
@@ -49,7 +49,7 @@ def complete(
     share_prefixes: bool,
     route: Route | None,
     adapters: Sequence[int] | None,
-    batch: type[Batch[RowT]] | None = None,
+    batch: type[DecodingBatch[RowT]] | None = None,
 ) -> None:
     """Feed `rows` to `model` until each has ended. Of the other arguments, see decode; `adapters` are for each row.
 
@@ -59,7 +59,7 @@ def complete(
         raise DecodingError(f"batch_size={batch_size}: at least 1")
     for key, row in enumerate(rows):
         row.key = key
-    batch = batch or Batch
+    batch = batch or DecodingBatch
     size = batch_size or len(rows)
     if not batch.divides:
         size = min(size, len(rows))
@@ -74,7 +74,7 @@ def complete(
     model.eval()
     try:
         with torch.inference_mode(), decoding_attention(model):
-            passes = Passes(model, size, pad_id=pad_id, route=route)
+            passes = ForwardRunner(model, size, pad_id=pad_id, route=route)
             batch(passes, waiting, size, read, prefixes=prefixes if shares else None).complete()
     finally:
         model.train(was_training)
@@ -83,7 +83,7 @@ def complete(
 def chosen(choose: Choose) -> Read[Row]:
     """Rows go on with one token at each place, and its log-probability."""
 
-    def read(rows: Sequence[Row], chunks: Sequence[Chunk], scores: Scores) -> None:
+    def read(rows: Sequence[Row], chunks: Sequence[TokenChunk], scores: NextTokenLogits) -> None:
         logits = scores.logits
         places = choose(rows, chunks, scores)
         logprobs = logits.gather(-1, places[:, :, None]).squeeze(-1) - logits.logsumexp(dim=-1)
@@ -95,7 +95,7 @@ def chosen(choose: Choose) -> Read[Row]:
     return read
 
 
-class Batch(Generic[RowT]):
+class DecodingBatch(Generic[RowT]):
     """Row i lies in slot i of the cache."""
 
     divides = False
@@ -103,7 +103,7 @@ class Batch(Generic[RowT]):
 
     def __init__(
         self,
-        passes: Passes,
+        passes: ForwardRunner,
         rows: Sequence[RowT],
         size: int,
         read: Read[RowT],

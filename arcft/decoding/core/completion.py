@@ -6,9 +6,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from arcft.decoding.core.draft import Guess
-from arcft.decoding.core.forward import Chunk
-from arcft.decoding.core.lm_head import Choices
+from arcft.decoding.core.draft import Draft
+from arcft.decoding.core.forward import TokenChunk
+from arcft.decoding.core.lm_head import AllowedTokens
 from arcft.decoding.core.rows import Row
 from arcft.errors import DecodingError
 from arcft.text.cursors import Cursor, Positions
@@ -45,7 +45,7 @@ class WrittenRow(Row):
         end_ids: frozenset[int],
         positions: Positions | None = None,
         cursor: Cursor | None = None,
-        guess: Guess | None = None,
+        guess: Draft | None = None,
     ) -> None:
         """At most `limit` tokens are written."""
         super().__init__(number, prompt, positions)
@@ -57,17 +57,17 @@ class WrittenRow(Row):
         self._guess = guess
         self._add_forced()
 
-    def chunk(self, most: int) -> Chunk:
+    def chunk(self, most: int) -> TokenChunk:
         """The next tokens to feed, at most `most`: what is written and was not fed, and behind it what the guess says.
         It is asked what comes after the last one that is written, and after each that is guessed."""
         tokens = self.ids[self.fed : self.fed + most]
         asked: list[int] = []
-        choices: list[Choices] = []
+        choices: list[AllowedTokens] = []
         if self.fed + len(tokens) == len(self.ids):
             self._ask(tokens, asked, choices, most)
-        return Chunk(tokens, self.fed, self._places(tokens), asked, None if self._cursor is None else choices)
+        return TokenChunk(tokens, self.fed, self._places(tokens), asked, None if self._cursor is None else choices)
 
-    def _ask(self, tokens: list[int], asked: list[int], choices: list[Choices], most: int) -> None:
+    def _ask(self, tokens: list[int], asked: list[int], choices: list[AllowedTokens], most: int) -> None:
         """Add what is guessed to `tokens`, the places in it where there is a choice to `asked`, and what there is to
         choose from to `choices`."""
         cursor, guessed = self._cursor, self._guessed(most - len(tokens))
@@ -84,7 +84,7 @@ class WrittenRow(Row):
             if cursor is not None:
                 if token not in cursor.choices:
                     return
-                cursor.take(token)
+                cursor.advance(token)
             tokens.append(token)
 
     def _guessed(self, most: int) -> list[int]:
@@ -98,7 +98,7 @@ class WrittenRow(Row):
             return []
         return guessed
 
-    def read(self, chunk: Chunk, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
+    def read(self, chunk: TokenChunk, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
         """Go on with what was chosen after the tokens that `chunk` asked about, as far as the guess holds."""
         if not chunk.asked:
             self._feed(chunk, len(chunk.tokens))
@@ -138,7 +138,7 @@ class WrittenRow(Row):
             self.ids.append(token)
         self.is_live = not self._finished and self.num_tokens < self._limit
         if self._cursor is not None:
-            self._cursor.take(token)
+            self._cursor.advance(token)
             if self.is_live and not self._cursor.choices:
                 raise DecodingError(
                     f"prompt {self.number}: its grammar ends with {token}, which is none of the end_ids"

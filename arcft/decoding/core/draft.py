@@ -22,7 +22,7 @@ _FEW = 3
 """Wrong tokens that are forgiven in any case: a single one says nothing yet."""
 
 
-class Guess:
+class Draft:
     """Token i of the guess stands for token i of the completion, also behind a token that was wrong: cells of a grid
     stay where they are."""
 

@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from arcft.decoding.core.kv_cache import SlotCache, Span
-from arcft.decoding.core.lm_head import Choices, Head, Scores
+from arcft.decoding.core.lm_head import AllowedTokens, Head, NextTokenLogits
 
 _MOST_ON_CPU, _MOST = 2**12, 2**16
 """Tokens in a pass, with padding, from which it had better be divided. On a CPU what lies between two layers is then
@@ -19,7 +19,7 @@ than in one. Elsewhere it would fill the memory."""
 
 
 @dataclasses.dataclass(slots=True)
-class Chunk:
+class TokenChunk:
     """What a row is fed next."""
 
     tokens: list[int]
@@ -32,14 +32,14 @@ class Chunk:
     asked: list[int]
     """After which of the tokens, by place in the chunk, it is asked what comes next."""
 
-    choices: list[Choices] | None = None
+    choices: list[AllowedTokens] | None = None
     """The tokens that may come there; None for all."""
 
     given: list[int] = dataclasses.field(default_factory=list)
     """The tokens that do come there, where that is known."""
 
 
-class Passes:
+class ForwardRunner:
     """Runs `model` over the slots of a cache.
 
     Shorter chunks are padded at their end. What padding writes lies beyond the row's text, where nothing looks before
@@ -65,7 +65,7 @@ class Passes:
         self._route = route
         self._told: list[int] = []
 
-    def run(self, first: int, prompts: Sequence[int], chunks: Sequence[Chunk]) -> Scores:
+    def run(self, first: int, prompts: Sequence[int], chunks: Sequence[TokenChunk]) -> NextTokenLogits:
         """Feed `chunks` to the slots from `first` on, which hold these prompts."""
         if self._route is not None and self._told != list(prompts):
             self._told = list(prompts)

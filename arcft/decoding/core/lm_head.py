@@ -13,12 +13,12 @@ from torch import nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-Choices = tuple[int, ...]
+AllowedTokens = tuple[int, ...]
 """Token ids that may come next, ascending."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
+class NextTokenLogits:
     """What a model says after the tokens that were asked about."""
 
     logits: torch.Tensor
@@ -39,25 +39,25 @@ class Head:
     def __init__(self, model: PreTrainedModel | PeftModel) -> None:
         self.model = model
         self._is_plain: bool | None = None  # None until it was seen at work
-        self._unions: dict[frozenset[Choices], _Union] = {}
+        self._unions: dict[frozenset[AllowedTokens], _Union] = {}
 
     def __call__(
         self,
         inputs: dict[str, Any],
         asked: Sequence[Sequence[int]],
-        choices: Sequence[Sequence[Choices]] | None = None,
-    ) -> Scores:
+        choices: Sequence[Sequence[AllowedTokens]] | None = None,
+    ) -> NextTokenLogits:
         """One forward pass. `asked` are the places in each row's chunk after which the scores are wanted; what stands
         beyond a row's own number of them means nothing. `choices` are the tokens that may come there; None for all.
         """
         most = max(map(len, asked))
         last = [inputs["input_ids"].shape[1] - 1]
         if most == 0 or (choices is None and all(places == last for places in asked)):
-            return Scores(self.model(**inputs, logits_to_keep=1).logits[:, -1:].float())
+            return NextTokenLogits(self.model(**inputs, logits_to_keep=1).logits[:, -1:].float())
         padded = [[*places, *[0] * (most - len(places))] for places in asked]
         index = torch.tensor(padded, dtype=torch.long, device=self.model.device)
         if choices is None:
-            return Scores(self._logits(inputs, index).float())
+            return NextTokenLogits(self._logits(inputs, index).float())
         distinct = sorted({own for row in choices for own in row})
         union = self._union(distinct)
         if self._is_plain:
@@ -69,7 +69,7 @@ class Head:
             numbers = {own: number for number, own in enumerate(distinct)}
             which = [[*(numbers[own] for own in row), *[0] * (most - len(row))] for row in choices]
             logits.masked_fill_(union.forbidden[torch.tensor(which, device=logits.device)], -torch.inf)
-        return Scores(logits, union.tokens)
+        return NextTokenLogits(logits, union.tokens)
 
     def _logits(self, inputs: dict[str, Any], index: torch.Tensor) -> torch.Tensor:
         """After the tokens at `index` [rows, asked]: [rows, asked, vocabulary]."""
@@ -90,7 +90,7 @@ class Head:
         assert tap.hidden is not None
         return tap.hidden
 
-    def _union(self, distinct: list[Choices]) -> _Union:
+    def _union(self, distinct: list[AllowedTokens]) -> _Union:
         key = frozenset(distinct)
         if key not in self._unions:
             self._unions[key] = _Union(distinct, self.model.device)
@@ -100,7 +100,7 @@ class Head:
 class _Union:
     """All tokens that may come next somewhere in a pass."""
 
-    def __init__(self, distinct: Sequence[Choices], device: torch.device) -> None:
+    def __init__(self, distinct: Sequence[AllowedTokens], device: torch.device) -> None:
         tokens = sorted(set().union(*distinct))
         self.tokens = torch.tensor(tokens, device=device)
         self.forbidden = torch.tensor([[token not in own for token in tokens] for own in distinct], device=device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 
-from arcft.decoding.core.forward import Chunk
+from arcft.decoding.core.forward import TokenChunk
 from arcft.text.cursors import Positions
 
 
@@ -41,11 +41,11 @@ class Row(abc.ABC):
             self._place = self._positions(self.ids[:columns])[-1]
 
     @abc.abstractmethod
-    def chunk(self, most: int) -> Chunk:
+    def chunk(self, most: int) -> TokenChunk:
         """The next tokens to feed, at most `most`, and what is asked about them."""
 
     @abc.abstractmethod
-    def read(self, chunk: Chunk, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
+    def read(self, chunk: TokenChunk, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
         """Go on with the tokens that were chosen where `chunk` asked, and their log-probabilities."""
 
     def _places(self, tokens: Sequence[int]) -> list[int]:
@@ -54,7 +54,7 @@ class Row(abc.ABC):
             return list(range(self.fed, self.fed + len(tokens)))
         return self._positions(tokens, self._place)
 
-    def _feed(self, chunk: Chunk, count: int) -> None:
+    def _feed(self, chunk: TokenChunk, count: int) -> None:
         """Take the first `count` tokens of `chunk` as fed."""
         self.fed += count
         self._place = chunk.places[count - 1]

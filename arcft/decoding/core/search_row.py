@@ -12,22 +12,22 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from arcft.decoding.core.completion import Completion, WrittenRow
-from arcft.decoding.core.draft import Guess
-from arcft.decoding.core.forward import Chunk
+from arcft.decoding.core.draft import Draft
+from arcft.decoding.core.forward import TokenChunk
 from arcft.text.cursors import Grammar, Positions
 
 _ROUNDING = 1e-6
 """Log-probability that a sum may lack for its rounding."""
 
 
-class Way(NamedTuple):
+class NextToken(NamedTuple):
     """A token that may come next, and its log-probability."""
 
     token: int
     logprob: float
 
 
-class Branch(NamedTuple):
+class SearchBranch(NamedTuple):
     """A text that is still to be followed: some of the row's, and another token than the row went on with."""
 
     length: int
@@ -39,14 +39,14 @@ class Branch(NamedTuple):
     before: float
     """The log-probability of these."""
 
-    way: Way
+    way: NextToken
 
     @property
     def logprob(self) -> float:
         return self.before + self.way.logprob
 
 
-class Hunt:
+class SearchState:
     """What is looked for after a prompt, and what was found; common to all rows that have the prompt."""
 
     def __init__(self, threshold: float, max_nodes: int, until: Callable[[], bool] | None) -> None:
@@ -91,19 +91,19 @@ class BranchingRow(WrittenRow):
         number: int,
         prompt: Sequence[int],
         limit: int,
-        hunt: Hunt,
+        state: SearchState,
         *,
         end_ids: frozenset[int],
         positions: Positions | None,
         grammar: Grammar | None,
-        guess: Guess | None,
+        guess: Draft | None,
     ) -> None:
         """`guess` is for the first completion."""
         cursor = None if grammar is None else grammar()
         super().__init__(number, prompt, limit, end_ids=end_ids, positions=positions, cursor=cursor, guess=guess)
-        self.hunt = hunt
+        self.state = state
         self.may_guess = True
-        self.branches: list[Branch] = []
+        self.branches: list[SearchBranch] = []
         """The deepest last."""
         self._grammar = grammar
         self._latest: list[int] = []  # tokens of the last completion that was found
@@ -117,37 +117,37 @@ class BranchingRow(WrittenRow):
     @property
     def is_first(self) -> bool:
         """Whether this is still the first completion."""
-        return self.hunt.greedy is None
+        return self.state.greedy is None
 
     @property
     def room(self) -> float:
         """Log-probability that may still be lost; negative where there is nothing left to branch off."""
-        return self._logprob - self.hunt.floor
+        return self._logprob - self.state.floor
 
     def read(
         self,
-        chunk: Chunk,
+        chunk: TokenChunk,
         tokens: Sequence[int],
         logprobs: Sequence[float],
-        others: Sequence[Sequence[Way]] = (),
+        others: Sequence[Sequence[NextToken]] = (),
     ) -> None:
         """Go on with the likeliest `tokens`, and keep in mind the `others` that were worth it at each place."""
         before = self._logprob
         super().read(chunk, tokens, logprobs)
         for place, logprob, ways in zip(chunk.asked, logprobs, others, strict=False):
             length = chunk.start + place + 1
-            if length > self.fed or (before < self.hunt.floor and not self.is_first):
+            if length > self.fed or (before < self.state.floor and not self.is_first):
                 break
-            self.hunt.nodes += 1
-            branches = [Branch(length, chunk.places[place], before, way) for way in ways]
+            self.state.nodes += 1
+            branches = [SearchBranch(length, chunk.places[place], before, way) for way in ways]
             self.branches += sorted(
-                (branch for branch in branches if branch.logprob >= self.hunt.floor), key=lambda one: one.logprob
+                (branch for branch in branches if branch.logprob >= self.state.floor), key=lambda one: one.logprob
             )
             before += logprob
         if not self.is_live or not (self.is_first or self._goes_on()):
             self._go_back()
 
-    def divide(self, branch: Branch) -> BranchingRow:
+    def divide(self, branch: SearchBranch) -> BranchingRow:
         """Another row, that goes on with `branch`, one of `branches`, in place of this one. It has ended where that
         took no pass; else it wants a copy of this one's `fed` first columns."""
         self.branches.remove(branch)
@@ -166,8 +166,8 @@ class BranchingRow(WrittenRow):
         """Whether more is to be fed for what is written now."""
         if self.room < 0:
             return False
-        if self.hunt.is_over():
-            self.hunt.is_complete = False
+        if self.state.is_over():
+            self.state.is_complete = False
             return False
         return True
 
@@ -176,7 +176,7 @@ class BranchingRow(WrittenRow):
         while True:
             if self._finished or self.is_first:
                 self._latest = self.ids[self.prompt_length :]
-                self.hunt.add(self.completion())
+                self.state.add(self.completion())
             if not self.branches:
                 self.is_live = False
                 return
@@ -184,7 +184,7 @@ class BranchingRow(WrittenRow):
             if self.is_live and self._goes_on():
                 return
 
-    def _follow(self, branch: Branch) -> None:
+    def _follow(self, branch: SearchBranch) -> None:
         del self.ids[branch.length :]
         self.fed, self._place = branch.length, branch.place
         self.num_tokens = branch.length - self.prompt_length
@@ -193,7 +193,7 @@ class BranchingRow(WrittenRow):
         if self._grammar is not None:
             self._cursor = self._grammar()
             for token in self.ids[self.prompt_length :]:
-                self._cursor.take(token)
-        self._guess = Guess(self._latest)
+                self._cursor.advance(token)
+        self._guess = Draft(self._latest)
         self._add(*branch.way)
         self._add_forced()

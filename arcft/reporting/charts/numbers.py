@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from arcft.reporting.charts.charts import Panel, charts_png, charts_svg
 from arcft.reporting.words import percent, plus_minus
-from arcft.scoring.resampling import DRAWS, METRICS_OF_MANY, AtNumber
+from arcft.scoring.resampling import DRAWS, METRICS_OF_MANY, SubsampledMetrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +23,7 @@ EXPLAINED = (
 )
 
 
-def numbers_section(numbers: Sequence[AtNumber]) -> str:
+def numbers_section(numbers: Sequence[SubsampledMetrics]) -> str:
     """HTML with the table and the chart; "" where there are no `numbers`."""
     if not numbers:
         return ""
@@ -36,22 +36,22 @@ def numbers_section(numbers: Sequence[AtNumber]) -> str:
     )
 
 
-def numbers_png(numbers: Sequence[AtNumber]) -> bytes:
+def numbers_png(numbers: Sequence[SubsampledMetrics]) -> bytes:
     """The chart as a PNG."""
     return charts_png(_panels(numbers))
 
 
-def _cells(at: AtNumber) -> str:
+def _cells(at: SubsampledMetrics) -> str:
     return "".join(
         f'<td class="number">{percent(at.mean[name])} {plus_minus(at.deviation[name])}</td>' for name in METRICS_OF_MANY
     )
 
 
-def _panels(numbers: Sequence[AtNumber]) -> list[Panel]:
+def _panels(numbers: Sequence[SubsampledMetrics]) -> list[Panel]:
     return [Panel("Solved", "predictions a test", functools.partial(_draw, numbers))]
 
 
-def _draw(numbers: Sequence[AtNumber], axes: Axes) -> None:
+def _draw(numbers: Sequence[SubsampledMetrics], axes: Axes) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
     counts = [at.predictions for at in numbers]

@@ -17,7 +17,7 @@ from arcft.reporting.html.adaptation_section import adaptation_section, before_w
 from arcft.reporting.html.style import CSS
 from arcft.reporting.outcomes import OUTCOMES, Outcome, Result
 from arcft.reporting.words import DEFINITIONS, HEADLINES, count, describe, percent, plus_minus
-from arcft.scoring.resampling import AtNumber
+from arcft.scoring.resampling import SubsampledMetrics
 
 MOST_BYTES = 10_000_000
 """Beyond this size tasks are listed without being drawn, and the page says so."""
@@ -35,7 +35,7 @@ def page(
     curves_svg: str,
     note: str = "",
     adaptation: Adaptation | None = None,
-    numbers: Sequence[AtNumber] = (),
+    numbers: Sequence[SubsampledMetrics] = (),
 ) -> str:
     """The whole document. `results` are all tasks, sorted; `curves_svg` is empty where there are no curves."""
     before = adaptation.before if adaptation else None

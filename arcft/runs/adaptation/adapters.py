@@ -10,14 +10,14 @@ from typing import Any
 from urllib.parse import quote
 
 from arcft import __version__
-from arcft.checkpoints import find_checkpoints, write_run_yaml, writing
+from arcft.checkpoints import find_checkpoints, write_checkpoint, write_run_yaml
 from arcft.config.optimizer import OptimizerConfig
 from arcft.config.run import TrainConfig
 from arcft.config.scheduler import SchedulerConfig
 from arcft.config.schema import to_dict
-from arcft.runs.adaptation.base_model import Start, learning_rate
+from arcft.runs.adaptation.base_model import AdaptationBase, learning_rate
 from arcft.runs.setup.tasks import data_fingerprint
-from arcft.runs.setup.ttft_settings import Settled
+from arcft.runs.setup.ttft_settings import TtftSettings
 from arcft.ttft.units import Unit
 
 ADAPTERS_FOLDER = "adapters"
@@ -27,12 +27,12 @@ Write = Callable[[Path], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Keeper:
+class AdapterSaver:
     """Saves the adapters of an evaluation, so that `evaluate.py checkpoint=... adapters='FOLDER/adapters/*'` finds
     them; those of a model without a run as PEFT's two files alone."""
 
-    settled: Settled
-    start: Start
+    settings: TtftSettings
+    start: AdaptationBase
     folder: Path
     """The evaluation's."""
 
@@ -45,7 +45,9 @@ class Keeper:
         ids: dict[str, Any] = {"train": [], "held_out": [], "adapted_to": [task.id for task in unit.tasks]}
         about = {"arcft": __version__, "job": "train", "config": to_dict(stored), "tasks": ids}
         earlier = find_checkpoints(place)
-        with writing(place, steps, self.start.origin(data_fingerprint(unit.tasks), stored.training.seed)) as partial:
+        with write_checkpoint(
+            place, steps, self.start.origin(data_fingerprint(unit.tasks), stored.training.seed)
+        ) as partial:
             write(partial)
             self.start.tokenizer.save_pretrained(partial)
             write_run_yaml(partial, about)
@@ -58,14 +60,14 @@ class Keeper:
 
     def _run(self, unit: Unit, steps: int) -> TrainConfig | None:
         """The config of a training run that would have come to this adapter; None where there is none to go by."""
-        run, config = self.settled.run, self.settled.config
+        run, config = self.settings.run, self.settings.config
         if run is None or not run.config.lora.enabled:
             return None
         data = run.config.data if config.data.source == "held_out" else config.data
         training = dataclasses.replace(
             run.config.training,
             max_steps=max(steps, 1),
-            learning_rate=learning_rate(self.settled),
+            learning_rate=learning_rate(self.settings),
             per_device_train_batch_size=config.ttft.batch_size,
             gradient_accumulation_steps=1,
             max_grad_norm=config.ttft.max_grad_norm,

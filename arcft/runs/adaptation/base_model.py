@@ -19,12 +19,12 @@ from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.runs.setup.build import choose_device, example_builder
 from arcft.runs.setup.checkpoint_config import check_base
 from arcft.runs.setup.restore import base_model, restored_tokenizer
-from arcft.runs.setup.ttft_settings import Settled
+from arcft.runs.setup.ttft_settings import TtftSettings
 from arcft.text.padding import choose_pad_token
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Start:
+class AdaptationBase:
     """A model with the adapter to start from, in the dtypes of arcft.models.lora."""
 
     adapted: peft.PeftModel
@@ -44,22 +44,22 @@ class Start:
         )
 
 
-def load_start(settled: Settled) -> Start:
+def load_start(settings: TtftSettings) -> AdaptationBase:
     """Load base model and adapter; raises ArcftError where one is missing, or the adapter is another model's."""
-    config, run = settled.config, settled.run
+    config, run = settings.config, settings.run
     device = choose_device()
-    base = start_model(settled)
-    model = _load_base(settled, base, resolve_dtype(config.inference.dtype, device), device)
+    base = start_model(settings)
+    model = _load_base(settings, base, resolve_dtype(config.inference.dtype, device), device)
     fingerprint = base_fingerprint(base, model)
     if run is not None and run.config.lora.enabled:
         check_base(run, fingerprint, str(base.path))
     rows = embedding_rows(model)
-    tokenizer = start_tokenizer(settled)
+    tokenizer = start_tokenizer(settings)
     if run is not None and config.ttft.start == "trained":
         adapted = load_adapter(model, run.checkpoint.path, trainable=True)
     else:
         adapted = apply_lora(model, config.lora, base.train_modules, seed=config.ttft.seed)
-    return Start(
+    return AdaptationBase(
         adapted=adapted,
         pad_id=choose_pad_token(tokenizer, rows),
         tokenizer=tokenizer,
@@ -68,9 +68,9 @@ def load_start(settled: Settled) -> Start:
     )
 
 
-def start_model(settled: Settled) -> ModelConfig:
+def start_model(settings: TtftSettings) -> ModelConfig:
     """The base model under the adapters, as transformers loads it; a whole-model checkpoint is one itself."""
-    run, model = settled.run, settled.config.model
+    run, model = settings.run, settings.config.model
     if run is None:
         assert model is not None  # EvaluateConfig.problems
         return dataclasses.replace(model, backend="transformers")
@@ -78,38 +78,38 @@ def start_model(settled: Settled) -> ModelConfig:
     return dataclasses.replace(base_model(run), backend="transformers", train_modules=run.config.model.train_modules)
 
 
-def start_tokenizer(settled: Settled) -> PreTrainedTokenizerBase:
+def start_tokenizer(settings: TtftSettings) -> PreTrainedTokenizerBase:
     """The checkpoint's tokenizer, or the model's."""
-    return restored_tokenizer(settled.run) if settled.run else load_tokenizer(start_model(settled))
+    return restored_tokenizer(settings.run) if settings.run else load_tokenizer(start_model(settings))
 
 
-def learning_rate(settled: Settled) -> float:
+def learning_rate(settings: TtftSettings) -> float:
     """The peak rate: what was asked for, or what the model recommends."""
-    model = settled.run.config.model if settled.run else settled.config.model
+    model = settings.run.config.model if settings.run else settings.config.model
     assert model is not None  # EvaluateConfig.problems
-    return settled.config.ttft.learning_rate or model.ttft_learning_rate or model.learning_rate
+    return settings.config.ttft.learning_rate or model.ttft_learning_rate or model.learning_rate
 
 
-def learn_builder(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:
+def learn_builder(settings: TtftSettings, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:
     """How examples are written: as in training, with demonstrations dropped where they don't fit.
 
     They may be longer than those of the training if inference.max_seq_length is.
     """
-    length, loss_on = _training_format(settled)
-    return builder(settled, tokenizer, max(length, settled.config.inference.max_seq_length or 0), loss_on)
+    length, loss_on = _training_format(settings)
+    return builder(settings, tokenizer, max(length, settings.config.inference.max_seq_length or 0), loss_on)
 
 
-def ask_builder(settled: Settled, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:
+def ask_builder(settings: TtftSettings, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:
     """How prompts are written, as an evaluation without ttft writes them."""
-    length, loss_on = _training_format(settled)
-    return builder(settled, tokenizer, settled.config.inference.max_seq_length or length, loss_on)
+    length, loss_on = _training_format(settings)
+    return builder(settings, tokenizer, settings.config.inference.max_seq_length or length, loss_on)
 
 
 def builder(
-    settled: Settled, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, loss_on: LossOn
+    settings: TtftSettings, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, loss_on: LossOn
 ) -> ExampleBuilder:
     """How texts are written, with demonstrations dropped where they don't fit."""
-    form: EvaluateConfig | TrainConfig = settled.run.config if settled.run else settled.config
+    form: EvaluateConfig | TrainConfig = settings.run.config if settings.run else settings.config
     # Found out when the tasks were chosen.
     assert form.encoder is not None
     assert form.prompt is not None
@@ -125,20 +125,20 @@ def builder(
     )
 
 
-def _training_format(settled: Settled) -> tuple[int, LossOn]:
-    if settled.run is not None:
-        return settled.run.config.training.max_seq_length, settled.run.config.training.loss_on
-    model = start_model(settled)
+def _training_format(settings: TtftSettings) -> tuple[int, LossOn]:
+    if settings.run is not None:
+        return settings.run.config.training.max_seq_length, settings.run.config.training.loss_on
+    model = start_model(settings)
     return model.max_seq_length, model.loss_on
 
 
-def _load_base(settled: Settled, base: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def _load_base(settings: TtftSettings, base: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     try:
         return load_model(base, dtype=dtype, device=device)
     except ModelError as error:
-        if settled.run is None or not settled.run.config.lora.enabled:
+        if settings.run is None or not settings.run.config.lora.enabled:
             raise
         raise CheckpointError(
-            f"{settled.run.checkpoint.path}: its base model can't be loaded: {error}. If it lies elsewhere now: "
+            f"{settings.run.checkpoint.path}: its base model can't be loaded: {error}. If it lies elsewhere now: "
             "base_model=DIR"
         ) from error

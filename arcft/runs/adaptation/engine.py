@@ -11,56 +11,61 @@ from arcft.config.schema import ConfigError
 from arcft.config.ttft import TtftConfig
 from arcft.models.stacked_lora import StackedLora
 from arcft.problems.arc.task import Task
-from arcft.runs.adaptation.adapters import Keeper
-from arcft.runs.adaptation.base_model import Start, ask_builder, learn_builder, learning_rate, load_start
+from arcft.runs.adaptation.adapters import AdapterSaver
+from arcft.runs.adaptation.base_model import AdaptationBase, ask_builder, learn_builder, learning_rate, load_start
 from arcft.runs.setup.build import choose_device, transform_drawer
 from arcft.runs.setup.tasks import CountTokens
-from arcft.runs.setup.ttft_settings import Settled
+from arcft.runs.setup.ttft_settings import TtftSettings
 from arcft.ttft.engine.engine import Engine
-from arcft.ttft.engine.memory_ladder import Recipe
+from arcft.ttft.engine.memory_ladder import MemorySettings
 from arcft.ttft.engine.slot import Save
 from arcft.ttft.engine.slot_autotune import resolve_slots
 from arcft.ttft.units import Unit
 
 
-def engine_factory(settled: Settled, folder: Path, recipe: Recipe | None = None) -> Callable[[], Engine]:
+def engine_factory(settings: TtftSettings, folder: Path, recipe: MemorySettings | None = None) -> Callable[[], Engine]:
     """What builds an engine, in this process or in a worker that it is sent to; see `build_engine`."""
-    return partial(build_engine, settled, folder, recipe)
+    return partial(build_engine, settings, folder, recipe)
 
 
-def build_engine(settled: Settled, folder: Path, recipe: Recipe | None = None) -> Engine:
+def build_engine(settings: TtftSettings, folder: Path, recipe: MemorySettings | None = None) -> Engine:
     """Load base model, adapter and text format; `folder` is the evaluation's, for adapters that are kept.
 
     `recipe` is what an earlier engine of the same evaluation came to. Raises ArcftError where the checkpoint, its base
     model or the adapter are not as they should be.
     """
-    start = load_start(settled)
-    ttft = settled.config.ttft
+    start = load_start(settings)
+    ttft = settings.config.ttft
     slots = recipe.slots if recipe is not None else slots_here(ttft)
     return engine_on(
-        settled,
+        settings,
         start,
         StackedLora(start.adapted, slots if isinstance(slots, int) else 1),
-        save=Keeper(settled, start, folder) if ttft.keep_adapters else None,
+        save=AdapterSaver(settings, start, folder) if ttft.keep_adapters else None,
         recipe=recipe,
     )
 
 
 def engine_on(
-    settled: Settled, start: Start, stacked: StackedLora, *, save: Save | None, recipe: Recipe | None = None
+    settings: TtftSettings,
+    start: AdaptationBase,
+    stacked: StackedLora,
+    *,
+    save: Save | None,
+    recipe: MemorySettings | None = None,
 ) -> Engine:
     """An engine on a model that is loaded; `save` is given each adapted unit."""
-    config = settled.config
+    config = settings.config
     return Engine(
         stacked,
-        learn_builder(settled, start.tokenizer),
-        ask_builder(settled, start.tokenizer),
+        learn_builder(settings, start.tokenizer),
+        ask_builder(settings, start.tokenizer),
         config=config.ttft,
         inference=config.inference,
         views=config.selection.views,
         draw=transform_drawer(config.augmentation),
         input_from_inputs=config.augmentation.input_from_inputs,
-        learning_rate=learning_rate(settled),
+        learning_rate=learning_rate(settings),
         pad_id=start.pad_id,
         save=save,
         recipe=recipe,

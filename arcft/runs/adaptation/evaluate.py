@@ -20,20 +20,20 @@ from arcft.reporting.report import SUMMARY_FILE
 from arcft.reporting.words import count
 from arcft.runs.adaptation.adapters import ADAPTERS_FOLDER
 from arcft.runs.adaptation.engine import engine_factory, make_units, slots_here
-from arcft.runs.adaptation.outcome import NO_TIME, Outcome, lines_of, outcome_of
-from arcft.runs.adaptation.progress import Standing
+from arcft.runs.adaptation.outcome import NO_TIME, AdaptationOutcome, lines_of, outcome_of
+from arcft.runs.adaptation.progress import LiveProgress
 from arcft.runs.adaptation.run_folder import LEDGER_FILE, open_ledger
 from arcft.runs.common.paths import override
 from arcft.runs.common.progress import progress_bar
 from arcft.runs.evaluation import results
 from arcft.runs.evaluation.messages import show_files, show_metrics, show_reused
 from arcft.runs.evaluation.predict import count_prompts
-from arcft.runs.evaluation.targets import Subject
-from arcft.runs.setup.ttft_settings import Settled
+from arcft.runs.evaluation.targets import EvaluationTarget
+from arcft.runs.setup.ttft_settings import TtftSettings
 from arcft.scoring.selection import make_selector
 from arcft.tracking import NoTracker, Tracker
 from arcft.ttft.engine.engine import Engine
-from arcft.ttft.engine.memory_ladder import Recipe
+from arcft.ttft.engine.memory_ladder import MemorySettings
 from arcft.ttft.engine.slot_autotune import MOST
 from arcft.ttft.ledger.ledger import Ledger, LedgerError
 from arcft.ttft.scheduling.budget import Budget
@@ -42,7 +42,7 @@ from arcft.ttft.units import Unit
 from arcft.ttft.workers.run import default_count, drain, drain_in_processes, drain_on_ray
 
 console = Console()
-Show = Callable[[Subject, Scores, Outcome, Path], None]
+Show = Callable[[EvaluationTarget, Scores, AdaptationOutcome, Path], None]
 """Tells on the console what came out; the path is the evaluation's folder."""
 
 
@@ -50,102 +50,104 @@ class AdaptError(ArcftError):
     """Nothing could be adapted to."""
 
 
-def show_plan(settled: Settled, subject: Subject, folder: Path) -> None:
+def show_plan(settings: TtftSettings, target: EvaluationTarget, folder: Path) -> None:
     """Load everything once, so that what does not fit is found, and say how much there is to do."""
-    config = settled.config
-    units = _units(settled, subject)
-    engine_factory(settled, folder)()
-    prompts = count_prompts(subject.tasks, config.inference)
-    before = sum(len(task.test) for task in subject.tasks) * config.ttft.predict_before
+    config = settings.config
+    units = _units(settings, target)
+    engine_factory(settings, folder)()
+    prompts = count_prompts(target.tasks, config.inference)
+    before = sum(len(task.test) for task in target.tasks) * config.ttft.predict_before
     console.print(
-        f"{subject.name}: {count(len(subject.tasks), 'task')}, {count(len(units), 'adapter')} of up to "
-        f"{count(settled.max_steps, 'step')}, {count(prompts, 'prompt')} and {before:,} before adapting",
+        f"{target.name}: {count(len(target.tasks), 'task')}, {count(len(units), 'adapter')} of up to "
+        f"{count(settings.max_steps, 'step')}, {count(prompts, 'prompt')} and {before:,} before adapting",
         highlight=False,
         soft_wrap=True,
     )
     console.print("dry run: nothing was adapted, predicted or written")
 
 
-def adapt_and_score(settled: Settled, subject: Subject, folder: Path, tracker: Tracker, show: Show) -> None:
+def adapt_and_score(
+    settings: TtftSettings, target: EvaluationTarget, folder: Path, tracker: Tracker, show: Show
+) -> None:
     """Adapt and predict what the ledger in `folder` does not hold yet, write the results and `show` them.
 
     Raises Stopped after SIGTERM or SIGINT, and AdaptError where every task failed.
     """
-    run, step = subject.run, subject.run.checkpoint.step if subject.run else 0
-    found = _found(settled, subject)
+    run, step = target.run, target.run.checkpoint.step if target.run else 0
+    found = _found(settings, target)
     if found is not None:
         earlier, outcome = found
-        show_reused(subject, earlier, folder)
-        if settled.config.ttft.keep_adapters and earlier.resolve() != folder.resolve():
+        show_reused(target, earlier, folder)
+        if settings.config.ttft.keep_adapters and earlier.resolve() != folder.resolve():
             console.print(f"its adapters stay in {earlier / ADAPTERS_FOLDER}", highlight=False, soft_wrap=True)
         scores = results.reuse_evaluation(earlier, folder)
-        show(subject, scores, outcome, folder)
-        _track(subject, scores, outcome, folder, tracker, step)
+        show(target, scores, outcome, folder)
+        _track(target, scores, outcome, folder, tracker, step)
         return
-    outcome = _adapt(settled, subject, folder, tracker)
+    outcome = _adapt(settings, target, folder, tracker)
     seconds = sum(prediction.seconds or 0.0 for prediction in outcome.predictions)
     scores = results.write_results(
         folder,
-        title=f"{subject.title}, adapted",
-        tasks=subject.tasks,
+        title=f"{target.title}, adapted",
+        tasks=target.tasks,
         predictions=outcome.predictions,
-        selector=make_selector(settled.config.selection),
-        run={**subject.about, "seconds": round(seconds, 1)},
+        selector=make_selector(settings.config.selection),
+        run={**target.about, "seconds": round(seconds, 1)},
         curves=read_history(run.folder) if run else None,
         adaptation=outcome.adaptation,
     )
-    if run and settled.config.ttft.budget is None and not outcome.failed:
-        results.record_evaluation(run.folder, subject.key, run.checkpoint.path.name, folder)
-    show(subject, scores, outcome, folder)
-    _track(subject, scores, outcome, folder, tracker, step)
+    if run and settings.config.ttft.budget is None and not outcome.failed:
+        results.record_evaluation(run.folder, target.key, run.checkpoint.path.name, folder)
+    show(target, scores, outcome, folder)
+    _track(target, scores, outcome, folder, tracker, step)
     if all(row.state != "done" for row in outcome.adaptation.rows):
         raise AdaptError(
-            f"not one of {count(len(subject.tasks), 'task')} could be adapted to: {next(iter(outcome.failed))}"
+            f"not one of {count(len(target.tasks), 'task')} could be adapted to: {next(iter(outcome.failed))}"
         )
 
 
-def _found(settled: Settled, subject: Subject) -> tuple[Path, Outcome] | None:
+def _found(settings: TtftSettings, target: EvaluationTarget) -> tuple[Path, AdaptationOutcome] | None:
     """The folder of an evaluation that came to what this one would, and its outcome."""
     # What was done under a budget depends on how fast the machine was.
-    if subject.run is None or settled.config.ttft.budget is not None:
+    if target.run is None or settings.config.ttft.budget is not None:
         return None
-    folder = results.find_evaluation(subject.run.folder, subject.key)
-    if folder is None or (settled.config.ttft.keep_adapters and not (folder / ADAPTERS_FOLDER).is_dir()):
+    folder = results.find_evaluation(target.run.folder, target.key)
+    if folder is None or (settings.config.ttft.keep_adapters and not (folder / ADAPTERS_FOLDER).is_dir()):
         return None
     try:
         with Ledger.open(folder / LEDGER_FILE) as ledger:
-            return folder, outcome_of(subject.tasks, ledger, make_selector(settled.config.selection))
+            return folder, outcome_of(target.tasks, ledger, make_selector(settings.config.selection))
     except LedgerError:
         return None  # taken away since, or in a folder that can't be written to
 
 
-def _units(settled: Settled, subject: Subject) -> list[Unit]:
-    return make_units(settled.config.ttft, subject.tasks, subject.shares[0].builder.num_tokens)
+def _units(settings: TtftSettings, target: EvaluationTarget) -> list[Unit]:
+    return make_units(settings.config.ttft, target.tasks, target.shares[0].builder.num_tokens)
 
 
-def _adapt(settled: Settled, subject: Subject, folder: Path, tracker: Tracker) -> Outcome:
-    config = settled.config
-    units = _units(settled, subject)
+def _adapt(settings: TtftSettings, target: EvaluationTarget, folder: Path, tracker: Tracker) -> AdaptationOutcome:
+    config = settings.config
+    units = _units(settings, target)
     selector = make_selector(config.selection)
-    with open_ledger(settled, folder) as ledger, stop_on_signals(lambda reason: None) as received:
+    with open_ledger(settings, folder) as ledger, stop_on_signals(lambda reason: None) as received:
         ledger.recover()
         engine = None
         if config.ttft.workers == "local" and not ledger.records():
             # Before there is anything in the ledger: what is refused here leaves nothing behind.
-            engine = engine_factory(settled, folder, _recipe(ledger))()
+            engine = engine_factory(settings, folder, _recipe(ledger))()
         queue = Queue(
             ledger,
             units,
-            steps=settled.max_steps,
+            steps=settings.max_steps,
             predictions=config.inference.predictions_per_test,
             predict_before=config.ttft.predict_before,
             seed=config.ttft.seed,
-            budget=_budget(settled, ledger),
+            budget=_budget(settings, ledger),
         )
         progress = queue.progress()
-        with progress_bar(subject.name, len(units), progress.done + progress.failed, beats=True) as advance:
-            standing = Standing(
-                subject.tasks,
+        with progress_bar(target.name, len(units), progress.done + progress.failed, beats=True) as advance:
+            standing = LiveProgress(
+                target.tasks,
                 queue,
                 folder,
                 selector=selector,
@@ -155,27 +157,27 @@ def _adapt(settled: Settled, subject: Subject, folder: Path, tracker: Tracker) -
                 say=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
             )
             if not queue.done:
-                drainer = _drainer(settled, folder, ledger, engine)
+                drainer = _drainer(settings, folder, ledger, engine)
                 drainer(queue, stopped=lambda: bool(received), on_event=standing)
             standing.look()
         if received and not queue.done:
             queue.stop()
-            queue.give_back("local")
+            queue.requeue("local")
             raise Stopped(received[0], f"stopped; go on with: python evaluate.py {override('resume', folder)}")
-        return outcome_of(subject.tasks, ledger, selector)
+        return outcome_of(target.tasks, ledger, selector)
 
 
-def _drainer(settled: Settled, folder: Path, ledger: Ledger, engine: Engine | None) -> Callable[..., None]:
+def _drainer(settings: TtftSettings, folder: Path, ledger: Ledger, engine: Engine | None) -> Callable[..., None]:
     """What empties a queue as ttft.workers says; `engine` is one for this process, if it was built already."""
-    factory = engine_factory(settled, folder, _recipe(ledger))
-    ttft = settled.config.ttft
+    factory = engine_factory(settings, folder, _recipe(ledger))
+    ttft = settings.config.ttft
     if ttft.workers == "local":
         return partial(drain, engine or factory())
     return partial(drain_in_processes if ttft.workers == "processes" else drain_on_ray, factory, ttft.num_workers)
 
 
-def _budget(settled: Settled, ledger: Ledger) -> Budget | None:
-    ttft = settled.config.ttft
+def _budget(settings: TtftSettings, ledger: Ledger) -> Budget | None:
+    ttft = settings.config.ttft
     if ttft.budget is None:
         return None
     slots = slots_here(ttft)
@@ -187,20 +189,20 @@ def _budget(settled: Settled, ledger: Ledger) -> Budget | None:
     )
 
 
-def _recipe(ledger: Ledger) -> Recipe | None:
+def _recipe(ledger: Ledger) -> MemorySettings | None:
     """What an earlier process of this evaluation came to, as the ledger has it; None if nothing was changed."""
     recipes = [note.data["recipe"] for note in ledger.notes() if "recipe" in note.data]
-    return Recipe(**recipes[-1]) if recipes else None
+    return MemorySettings(**recipes[-1]) if recipes else None
 
 
-def show_outcome(subject: Subject, scores: Scores, outcome: Outcome, folder: Path) -> None:
+def show_outcome(target: EvaluationTarget, scores: Scores, outcome: AdaptationOutcome, folder: Path) -> None:
     """Scores before and after, what was noted, what failed, and where to look."""
-    title = count(len(subject.tasks), "task")
+    title = count(len(target.tasks), "task")
     adaptation = outcome.adaptation
     if scores.metrics and adaptation.before is not None:
-        console.print(before_after_table(adaptation, title=f"{subject.name}, {title}"))
+        console.print(before_after_table(adaptation, title=f"{target.name}, {title}"))
     else:
-        show_metrics(subject, scores)
+        show_metrics(target, scores)
     for line in lines_of(outcome.notes, "adapter" if adaptation.shares_adapters else "task"):
         console.print("[yellow]note:[/]", escape(line), highlight=False, soft_wrap=True)
     if outcome.failed:
@@ -214,7 +216,9 @@ def show_outcome(subject: Subject, scores: Scores, outcome: Outcome, folder: Pat
     show_files(folder)
 
 
-def _track(subject: Subject, scores: Scores, outcome: Outcome, folder: Path, tracker: Tracker, step: int) -> None:
+def _track(
+    target: EvaluationTarget, scores: Scores, outcome: AdaptationOutcome, folder: Path, tracker: Tracker, step: int
+) -> None:
     """The whole evaluation as one W&B run."""
     if isinstance(tracker, NoTracker):
         return
@@ -231,6 +235,6 @@ def _track(subject: Subject, scores: Scores, outcome: Outcome, folder: Path, tra
         if outcome.adaptation.adapters:
             adaptation_png(picture, outcome.adaptation)
             tracker.picture("ttft/course", picture)
-        for task in subject.tasks:
+        for task in target.tasks:
             task_picture(picture, task, outcome.attempts)
             tracker.picture(f"ttft/task/{task.id}", picture)

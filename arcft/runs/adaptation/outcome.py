@@ -14,7 +14,7 @@ from arcft.scoring.predictions import Prediction, group_by_test
 from arcft.scoring.selection import Selector
 from arcft.scoring.voting import Attempts
 from arcft.ttft.ledger.ledger import Ledger, Record
-from arcft.ttft.units import BEFORE, MAIN
+from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND
 
 NO_TIME = "no time was left; go on with resume=, and a larger ttft.budget="
 FEW = 5
@@ -23,7 +23,7 @@ SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class AdaptationOutcome:
     """An evaluation that has adapted."""
 
     predictions: list[Prediction]
@@ -53,19 +53,19 @@ def lines_of(grouped: Mapping[str, Sequence[str]], what: str = "task") -> list[s
     ]
 
 
-def outcome_of(tasks: Sequence[Task], ledger: Ledger, selector: Selector) -> Outcome:
+def outcome_of(tasks: Sequence[Task], ledger: Ledger, selector: Selector) -> AdaptationOutcome:
     """Read everything that is worth reporting."""
-    groups, before = group_by_test(tasks, ledger.counting()), ledger.predictions(BEFORE)
+    groups, before = group_by_test(tasks, ledger.current_predictions()), ledger.predictions(BASELINE_ROUND)
     predictions = [prediction for group in groups.values() for prediction in group]
     attempts = selector.attempts(tasks, predictions)
     after_scores = _scores(tasks, predictions, attempts)
     before_scores = _scores(tasks, before, selector.attempts(tasks, before)) if before else None
-    records = {task_id: record for record in ledger.records(MAIN) for task_id in record.task_ids}
+    records = {task_id: record for record in ledger.records(ADAPT_ROUND) for task_id in record.task_ids}
     rows = []
     for task in tasks:
         mine = [groups[task.id, index] for index in range(len(task.test))]
         record = records[task.id]
-        finished_at = None if record.finished_at is None else ledger.worked(record.finished_at)
+        finished_at = None if record.finished_at is None else ledger.elapsed_at(record.finished_at)
         rows.append(_row(task, record, mine, after_scores, finished_at))
     adaptation = Adaptation(
         rows=rows,
@@ -75,7 +75,7 @@ def outcome_of(tasks: Sequence[Task], ledger: Ledger, selector: Selector) -> Out
         predictions_after=_most(tasks, predictions),
         log=[note.text for note in ledger.notes()],
     )
-    return Outcome(predictions, attempts, adaptation)
+    return AdaptationOutcome(predictions, attempts, adaptation)
 
 
 def _row(

@@ -32,7 +32,7 @@ _LINE_SECONDS = 0.25
 """At least so long between two progress lines."""
 
 
-class Standing:
+class LiveProgress:
     """Called with every event once it is in the ledger; `close` writes what is the latest."""
 
     def __init__(

@@ -15,7 +15,7 @@ from arcft.checkpoints import LOCK_FILE, RUN_FILE, CheckpointError, lock_run, re
 from arcft.config.inference import ONLY_SPEED
 from arcft.config.schema import to_dict
 from arcft.errors import ArcftError
-from arcft.runs.setup.ttft_settings import Settled, what_adapts
+from arcft.runs.setup.ttft_settings import TtftSettings, ttft_identity
 from arcft.ttft.ledger.ledger import Ledger
 
 LEDGER_FILE = "ledger.sqlite"
@@ -24,18 +24,18 @@ LEDGER_FILE = "ledger.sqlite"
 _FREE = ("resume", "dry_run", "tracking")
 
 
-def open_ledger(settled: Settled, folder: Path) -> Ledger:
+def open_ledger(settings: TtftSettings, folder: Path) -> Ledger:
     """The ledger in `folder`, a new one if there is none; LedgerError where it belongs to another evaluation."""
-    values: dict[str, Any] = {**to_dict(settled.config), **what_adapts(settled.config)}
+    values: dict[str, Any] = {**to_dict(settings.config), **ttft_identity(settings.config)}
     for name in _FREE:
         del values[name]
     for name in ONLY_SPEED:
         del values["inference"][name]
-    return Ledger.create(folder / LEDGER_FILE, {**values, "checkpoint_sha256": settled.identity})
+    return Ledger.create(folder / LEDGER_FILE, {**values, "checkpoint_sha256": settings.identity})
 
 
 @contextlib.contextmanager
-def begun(settled: Settled, folder: Path) -> Iterator[None]:
+def start_evaluation_folder(settings: TtftSettings, folder: Path) -> Iterator[None]:
     """Write run.yaml and ledger into `folder`, unless they are there; refuse those of another evaluation.
 
     They are taken away again where the evaluation is refused inside, before it had anything to do: nothing remains
@@ -47,10 +47,10 @@ def begun(settled: Settled, folder: Path) -> Iterator[None]:
             raise CheckpointError(f"{folder}: holds another run; choose another folder")
         if is_new:
             write_run_yaml(
-                folder, {"arcft": __version__, "job": "evaluate", "config": to_dict(settled.config), "keys": {}}
+                folder, {"arcft": __version__, "job": "evaluate", "config": to_dict(settings.config), "keys": {}}
             )
         try:
-            open_ledger(settled, folder).close()
+            open_ledger(settings, folder).close()
         except ArcftError:
             if is_new:
                 (folder / RUN_FILE).unlink()
@@ -59,7 +59,7 @@ def begun(settled: Settled, folder: Path) -> Iterator[None]:
         yield
     except ArcftError:
         if is_new:
-            _take_away(settled, folder)
+            _take_away(settings, folder)
         raise
 
 
@@ -72,12 +72,12 @@ def _owned(folder: Path) -> Iterator[None]:
         raise CheckpointError(f"{folder}: can't be written to ({error.strerror}); choose another folder") from error
 
 
-def _take_away(settled: Settled, folder: Path) -> None:
+def _take_away(settings: TtftSettings, folder: Path) -> None:
     # Only now, for it brings along what takes a second to import.
     from arcft.runs.evaluation.results import METRICS_FILE, SUBMISSION_FILE
 
     with lock_run(folder):
-        with open_ledger(settled, folder) as ledger:
+        with open_ledger(settings, folder) as ledger:
             if any(record.starts for record in ledger.records()) or (folder / METRICS_FILE).exists():
                 return
         for name in (RUN_FILE, f"{LEDGER_FILE}*", SUBMISSION_FILE, LOCK_FILE):

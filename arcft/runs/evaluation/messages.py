@@ -12,25 +12,25 @@ from arcft.reporting.previews import metrics_table
 from arcft.reporting.report import REPORT_FILE
 from arcft.reporting.words import count
 from arcft.runs.evaluation.results import SUBMISSION_FILE
-from arcft.runs.evaluation.targets import Subject
+from arcft.runs.evaluation.targets import EvaluationTarget
 
 console = Console()
 
 
-def show_reused(subject: Subject, found: Path, folder: Path) -> None:
+def show_reused(target: EvaluationTarget, found: Path, folder: Path) -> None:
     """That the evaluation in `found` is taken over into `folder`."""
     where = "here" if found.resolve() == folder.resolve() else f"in {found}; copied from there"
-    console.print(f"{subject.name}: already evaluated {where}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{target.name}: already evaluated {where}", highlight=False, markup=False, soft_wrap=True)
 
 
-def show_metrics(subject: Subject, scores: Scores) -> None:
+def show_metrics(target: EvaluationTarget, scores: Scores) -> None:
     """The table of metrics, or why there is none."""
-    title = count(len(subject.tasks), "task")
+    title = count(len(target.tasks), "task")
     if scores.metrics:
-        errors = {subject.name: scores.standard_errors()} if len(scores.tasks) > 1 else None
-        console.print(metrics_table({subject.name: scores.metrics}, errors=errors, title=title))
+        errors = {target.name: scores.standard_errors()} if len(scores.tasks) > 1 else None
+        console.print(metrics_table({target.name: scores.metrics}, errors=errors, title=title))
     else:
-        console.print(f"{subject.name}, {title}: no answers are known, so there are no metrics")
+        console.print(f"{target.name}, {title}: no answers are known, so there are no metrics")
 
 
 def show_files(folder: Path) -> None:

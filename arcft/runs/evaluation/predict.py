@@ -30,7 +30,7 @@ console = Console()
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class ModelAssignment:
     """Tasks that one model answers."""
 
     tasks: Sequence[Task]
@@ -51,7 +51,7 @@ def count_prompts(tasks: Sequence[Task], config: InferenceConfig) -> int:
 
 
 def predict_shares(
-    shares: Sequence[Share],
+    shares: Sequence[ModelAssignment],
     config: InferenceConfig,
     selection: SelectionConfig,
     path: Path,
@@ -88,7 +88,7 @@ def predict_shares(
 
 
 def _groups(
-    shares: Sequence[Share], config: InferenceConfig, selection: SelectionConfig, done: Collection[TestKey]
+    shares: Sequence[ModelAssignment], config: InferenceConfig, selection: SelectionConfig, done: Collection[TestKey]
 ) -> Iterator[list[Prediction]]:
     """The predictions of one test after the other, without those of tests that are `done`."""
     served = [ServedTasks(share.served, share.builder, share.tasks) for share in shares if share.served is not None]

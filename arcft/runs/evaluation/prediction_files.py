@@ -21,7 +21,7 @@ from arcft.problems.arc.task import Task
 from arcft.reporting.words import count
 from arcft.runs.evaluation.results import METRICS_FILE, SUBMISSION_FILE
 from arcft.runs.setup.checkpoint_config import distinct_names, is_pattern, matching_checkpoints
-from arcft.runs.setup.tasks import chosen_tasks, default_data, narrowed, tasks_with_ids
+from arcft.runs.setup.tasks import chosen_tasks, default_data, filter_tasks, tasks_with_ids
 from arcft.scoring.predictions import Prediction, TestKey, group_by_test, read_predictions
 from arcft.scoring.voting import grid_key
 
@@ -30,7 +30,7 @@ NEEDS_TASKS = "predictions= needs the tasks they answer: add data=arc1, data=kag
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Given:
+class LoadedPredictions:
     """What files of predictions come to."""
 
     name: str
@@ -40,7 +40,7 @@ class Given:
     """Where they come from, for metrics.json and the report."""
 
 
-def given_predictions(config: EvaluateConfig, explicit: Collection[str]) -> Given:
+def given_predictions(config: EvaluateConfig, explicit: Collection[str]) -> LoadedPredictions:
     """Read `config.predictions`, several files as one, and the tasks that `config.data` names: by default those of the
     evaluation that has written the first file.
 
@@ -57,7 +57,7 @@ def given_predictions(config: EvaluateConfig, explicit: Collection[str]) -> Give
     about: dict[str, Any] = {"predictions": files}
     if config.data.source == "held_out":
         evaluated = evaluated_tasks(Path(files[0]))
-        tasks = narrowed(evaluated, config.data, None)
+        tasks = filter_tasks(evaluated, config.data, None)
         if tasks == evaluated:
             about["trained_on"] = _stored(Path(files[0]).parent / METRICS_FILE)["run"].get("trained_on", 0)
     else:
@@ -66,7 +66,7 @@ def given_predictions(config: EvaluateConfig, explicit: Collection[str]) -> Give
     name = Path(files[0]).name if len(files) == 1 else f"{len(files)} files"
     if config.selection.name == "score":
         check_scores(groups, config.selection, explicit, name)
-    return Given(name=name, predictions=predictions, tasks=tasks, about=about)
+    return LoadedPredictions(name=name, predictions=predictions, tasks=tasks, about=about)
 
 
 def evaluated_tasks(file: Path) -> list[Task]:

@@ -19,7 +19,7 @@ from arcft.reporting.charts.curves import Curves, curves_png
 from arcft.reporting.report import NUMBERS_FILE, REPORT_FILE, SUMMARY_FILE, write_report
 from arcft.reporting.words import count
 from arcft.scoring.predictions import Prediction, append_prediction
-from arcft.scoring.resampling import by_number
+from arcft.scoring.resampling import metrics_by_count
 from arcft.scoring.selection import Selector, attempts_of, with_reasons
 
 METRICS_FILE = "metrics.json"
@@ -55,7 +55,7 @@ def write_results(
     candidates = selector.candidates(tasks, predictions)
     attempts = attempts_of(candidates)
     scores = score_tasks(tasks, predictions, attempts)
-    numbers = by_number(tasks, predictions, candidates)
+    numbers = metrics_by_count(tasks, predictions, candidates)
     write_predictions(folder / PREDICTIONS_FILE, with_reasons(predictions, candidates, selector.name))
     write_submission(folder / SUBMISSION_FILE, tasks, attempts)
     write_report(

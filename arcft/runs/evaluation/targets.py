@@ -20,7 +20,7 @@ from arcft.models.limits import refuse_beyond, stored_position_limit
 from arcft.models.load import load_tokenizer
 from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.problems.arc.task import Task
-from arcft.runs.evaluation.predict import Share
+from arcft.runs.evaluation.predict import ModelAssignment
 from arcft.runs.evaluation.prediction_files import given_predictions
 from arcft.runs.evaluation.vllm import served_model, served_run
 from arcft.runs.setup.build import check_answers, config_digest, example_builder
@@ -33,18 +33,18 @@ from arcft.runs.setup.checkpoint_config import (
     matching_checkpoints,
     open_checkpoint,
 )
-from arcft.runs.setup.leaks import say_trained_on
+from arcft.runs.setup.leaks import warn_trained_on
 from arcft.runs.setup.restore import ModelHost, base_model, restored_builder, restored_tokenizer
 from arcft.runs.setup.task_adapters import adapted_runs, tasks_adapted_to
-from arcft.runs.setup.tasks import chosen_tasks, data_fingerprint, default_held_out, narrowed, tasks_of_run
-from arcft.runs.setup.ttft_settings import what_adapts
+from arcft.runs.setup.tasks import chosen_tasks, data_fingerprint, default_held_out, filter_tasks, tasks_of_run
+from arcft.runs.setup.ttft_settings import ttft_identity
 from arcft.scoring.predictions import Prediction
 
 console = Console()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Subject:
+class EvaluationTarget:
     """One thing that is evaluated: it gets one score, one submission and one report."""
 
     name: str
@@ -54,7 +54,7 @@ class Subject:
     """For report and picture."""
 
     tasks: list[Task]
-    shares: list[Share]
+    shares: list[ModelAssignment]
     predictions: list[Prediction] | None = None
     """Made elsewhere; there are no shares then."""
 
@@ -68,7 +68,7 @@ class Subject:
     """Set where one checkpoint answers everything: its history is shown, and its index knows this evaluation."""
 
 
-def find_subjects(config: EvaluateConfig, explicit: Sequence[str]) -> list[Subject]:
+def resolve_targets(config: EvaluateConfig, explicit: Sequence[str]) -> list[EvaluationTarget]:
     """What `config`, its paths absolute, names: one subject, or for a pattern of checkpoints one each.
 
     `explicit` are the keys that the user set by hand: they may not contradict a checkpoint.
@@ -91,7 +91,7 @@ class _Finder:
         self._builders: dict[str, ExampleBuilder] = {}
         self._said: set[str] = set()
 
-    def predictions(self) -> Subject:
+    def predictions(self) -> EvaluationTarget:
         """Files made before; several are selected from together."""
         given = given_predictions(self.config, self.explicit)
         return self._subject(
@@ -104,7 +104,7 @@ class _Finder:
             of=config_digest({"predictions": [prediction.to_json() for prediction in given.predictions]}),
         )
 
-    def base_model(self) -> Subject:
+    def base_model(self) -> EvaluationTarget:
         """A model as it is."""
         config, model = self.config, self.config.model
         assert model is not None
@@ -129,33 +129,33 @@ class _Finder:
         check_answers(builder, config.inference, model.positions)
         if config.data.source == "held_out":
             held_out = default_held_out(builder.num_tokens, model.max_task_tokens or model.max_seq_length)
-            tasks = narrowed(held_out, config.data, builder.num_tokens, self._say_once)
+            tasks = filter_tasks(held_out, config.data, builder.num_tokens, self._say_once)
         else:
             tasks = chosen_tasks(config.data, builder.num_tokens, self._say_once)
         identity = config_digest({name: to_dict(getattr(config, name)) for name in ("model", *OWN_FORMAT)})
         served = served_model(model) if config.inference.name == "vllm" else None
-        share = Share(tasks, lambda: self.host.base(model), builder, identity, served)
-        about = {"model": model.name, "path": str(model.path), "trained_on": len(say_trained_on(model, tasks))}
+        share = ModelAssignment(tasks, lambda: self.host.base(model), builder, identity, served)
+        about = {"model": model.name, "path": str(model.path), "trained_on": len(warn_trained_on(model, tasks))}
         return self._subject(model.name, f"{model.name}, as it is", [share], about)
 
-    def checkpoints(self) -> list[Subject]:
+    def checkpoints(self) -> list[EvaluationTarget]:
         """One checkpoint, or each that a pattern matches."""
         paths = matching_checkpoints(str(self.config.checkpoint))
         runs = [open_checkpoint(path, self.config.base_model) for path in paths]
-        subjects = []
+        targets = []
         notes: dict[tuple[Path, str], list[str]] = {}
         for name, run in zip(distinct_names(paths), runs, strict=True):
             self._refuse_contradictions(run)
             tasks = self._tasks_for(run)
             known = (run.folder, data_fingerprint(tasks))
             if known not in notes:
-                notes[known] = say_trained_on(run, tasks)
+                notes[known] = warn_trained_on(run, tasks)
             about = {**_about(run), "trained_on": len(notes[known])}
             title = f"{run.config.model.name}, {name}"
-            subjects.append(self._subject(name, title, [self._share(run, tasks)], about, run=run))
-        return subjects
+            targets.append(self._subject(name, title, [self._share(run, tasks)], about, run=run))
+        return targets
 
-    def adapters(self) -> Subject:
+    def adapters(self) -> EvaluationTarget:
         """Each adapter answers the tasks it was adapted to, the checkpoint itself answers the rest."""
         if is_pattern(str(self.config.checkpoint)):
             raise ConfigError([f"checkpoint={self.config.checkpoint}: with adapters= it names one run or checkpoint"])
@@ -164,7 +164,7 @@ class _Finder:
         num_tokens = self._builder(start).num_tokens
         adapted = adapted_runs(str(self.config.adapters), start, self.config.base_model)
         if self.config.data.source == "held_out":
-            tasks = narrowed(tasks_adapted_to(adapted), self.config.data, num_tokens, self._say_once)
+            tasks = filter_tasks(tasks_adapted_to(adapted), self.config.data, num_tokens, self._say_once)
         else:
             tasks = chosen_tasks(self.config.data, num_tokens, self._say_once)
         answering: dict[Path, tuple[TrainedRun, list[Task]]] = {}
@@ -178,7 +178,7 @@ class _Finder:
         shares = [self._share(run, own) for run, own in [*answering.values(), rest] if own]
         about = _about(start) | {
             "adapters": {run.checkpoint.path.as_posix(): [task.id for task in own] for run, own in answering.values()},
-            "trained_on": len(say_trained_on(start, tasks)),
+            "trained_on": len(warn_trained_on(start, tasks)),
         }
         title = f"{start.config.model.name}, {start.name} and {len(answering)} adapters"
         return self._subject("adapters", title, shares, about)
@@ -188,9 +188,11 @@ class _Finder:
         if problems:
             raise ConfigError(problems)
 
-    def _share(self, run: TrainedRun, tasks: list[Task]) -> Share:
+    def _share(self, run: TrainedRun, tasks: list[Task]) -> ModelAssignment:
         served = served_run(run) if self.config.inference.name == "vllm" else None
-        return Share(tasks, lambda: self.host.restored(run), self._builder(run), run.checkpoint.digest, served)
+        return ModelAssignment(
+            tasks, lambda: self.host.restored(run), self._builder(run), run.checkpoint.digest, served
+        )
 
     def _builder(self, run: TrainedRun) -> ExampleBuilder:
         """Made once for all runs that write alike: hundreds of adapters have the same tokenizer."""
@@ -212,7 +214,7 @@ class _Finder:
     def _tasks_for(self, run: TrainedRun) -> list[Task]:
         num_tokens = self._builder(run).num_tokens
         if self.config.data.source == "held_out":
-            return narrowed(tasks_of_run(run), self.config.data, num_tokens, self._say_once)
+            return filter_tasks(tasks_of_run(run), self.config.data, num_tokens, self._say_once)
         return chosen_tasks(self.config.data, num_tokens, self._say_once)
 
     def _say_once(self, words: str) -> None:
@@ -224,14 +226,14 @@ class _Finder:
         self,
         name: str,
         title: str,
-        shares: list[Share],
+        shares: list[ModelAssignment],
         about: dict[str, Any],
         *,
         tasks: list[Task] | None = None,
         predictions: list[Prediction] | None = None,
         run: TrainedRun | None = None,
         of: str = "",
-    ) -> Subject:
+    ) -> EvaluationTarget:
         inference = {key: value for key, value in to_dict(self.config.inference).items() if key not in ONLY_SPEED}
         selection = {name: value for name, value in to_dict(self.config.selection).items() if value is not None}
         about = about | {"selection": selection}
@@ -242,10 +244,10 @@ class _Finder:
             key["inference"] = inference
             about = about | {"inference": {name: value for name, value in inference.items() if value is not None}}
         if self.config.ttft.name != "none":
-            adapting = what_adapts(self.config)
+            adapting = ttft_identity(self.config)
             key |= adapting
             about = about | {"ttft": {name: value for name, value in adapting["ttft"].items() if value is not None}}
-        return Subject(
+        return EvaluationTarget(
             name=name,
             title=title,
             tasks=tasks,

@@ -35,7 +35,7 @@ def trained_on(of: TrainedRun | ModelConfig, tasks: Sequence[Task]) -> list[str]
     return [task.id for task in tasks if task.id in seen]
 
 
-def say_trained_on(of: TrainedRun | ModelConfig, tasks: Sequence[Task], what: str = "tasks") -> list[str]:
+def warn_trained_on(of: TrainedRun | ModelConfig, tasks: Sequence[Task], what: str = "tasks") -> list[str]:
     """`trained_on`, told on the console: a score on such tasks is no score."""
     seen = trained_on(of, tasks)
     if seen:

@@ -107,7 +107,7 @@ def task_sets(config: DataConfig, num_tokens: CountTokens, max_tokens: int | Non
     ]
     chosen = select_tasks(_one_of_each(sources), task_ids=None, limit=config.limit, seed=config.seed)
     train_items, held_out_items = split_held_out(chosen, config.held_out, config.seed)
-    held_out = [as_task(item, config.seed) for item in held_out_items]
+    held_out = [sample_task(item, config.seed) for item in held_out_items]
     train = _only(sources, {item.id for item in train_items})
     leaked = leaking_ids((item for _, items in train for item in items), held_out)
     if leaked:
@@ -161,7 +161,7 @@ def too_long_ids(items: Iterable[Task | PairPool], num_tokens: CountTokens, max_
     return {item.id for item in items if isinstance(item, Task) and num_tokens(item) > max_tokens}
 
 
-def as_task(item: Task | PairPool, seed: int) -> Task:
+def sample_task(item: Task | PairPool, seed: int) -> Task:
     """The task itself, or one drawn from a pool, always the same for one seed."""
     if isinstance(item, Task):
         return item
@@ -192,10 +192,10 @@ def chosen_tasks(config: DataConfig, num_tokens: CountTokens | None, say: Say = 
     """The tasks of the source that `config` names, narrowed as it says."""
     everything = load_sources(dataclasses.replace(config, task_ids=None, exclude=[]))
     tasks = [item for _, items in everything for item in items if isinstance(item, Task)]
-    return narrowed(tasks, config, num_tokens, say)
+    return filter_tasks(tasks, config, num_tokens, say)
 
 
-def narrowed(
+def filter_tasks(
     tasks: Sequence[Task], asked: DataConfig, num_tokens: CountTokens | None, say: Say = lambda words: None
 ) -> list[Task]:
     """Those of `tasks` that `asked` selects: by id, at most `max_tokens` long, at most `limit` of them.
@@ -238,7 +238,7 @@ def tasks_named(run: TrainedRun, ids: Sequence[str]) -> list[Task]:
 
 def tasks_with_ids(data: DataConfig, ids: Sequence[str]) -> list[Task]:
     """The tasks of a source with these ids; of a pool of many pairs, the task that a run of `data` drew from it."""
-    return [as_task(item, data.seed) for item in _one_of_each(_sources_with_ids(data, ids))]
+    return [sample_task(item, data.seed) for item in _one_of_each(_sources_with_ids(data, ids))]
 
 
 def items_named(run: TrainedRun, ids: Sequence[str]) -> list[Task | PairPool]:

@@ -16,7 +16,7 @@ GROUPS = ("ttft", "lora", "augmentation")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settled:
+class TtftSettings:
     """A config in which what the checkpoint decides is written out."""
 
     config: EvaluateConfig
@@ -58,7 +58,7 @@ def refuse_without_effect(config: EvaluateConfig, explicit: Sequence[str]) -> No
         raise ConfigError(problems)
 
 
-def settle(config: EvaluateConfig, explicit: Sequence[str]) -> Settled:
+def resolve_ttft(config: EvaluateConfig, explicit: Sequence[str]) -> TtftSettings:
     """Read the checkpoint, and write into `config`, its paths absolute, what it decides.
 
     Raises ConfigError where keys set by hand (`explicit`) contradict it, CheckpointError where it can't be read.
@@ -88,10 +88,10 @@ def settle(config: EvaluateConfig, explicit: Sequence[str]) -> Settled:
         lora=lora,
         ttft=dataclasses.replace(config.ttft, start=start, max_steps=config.ttft.max_steps or model.ttft_max_steps),
     )
-    return Settled(config=config, run=run, notes=tuple(notes))
+    return TtftSettings(config=config, run=run, notes=tuple(notes))
 
 
-def what_adapts(config: EvaluateConfig) -> dict[str, Any]:
+def ttft_identity(config: EvaluateConfig) -> dict[str, Any]:
     """What of ttft decides the outcome: not where it is done, nor in what time."""
     ttft = to_dict(config.ttft)
     for name in ("budget", "workers", "num_workers"):

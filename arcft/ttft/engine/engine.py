@@ -18,11 +18,11 @@ from arcft.models.lora import LoraError
 from arcft.models.stacked_lora import StackedLora
 from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.training.slots import SlotTrainer
-from arcft.ttft.engine.memory_ladder import Current, Recipe
-from arcft.ttft.engine.predict_slots import Answering, UnitInSlot
+from arcft.ttft.engine.memory_ladder import Current, MemorySettings
+from arcft.ttft.engine.predict_slots import SlotPrediction, UnitInSlot
 from arcft.ttft.engine.slot import Save
 from arcft.ttft.engine.slot_autotune import resolve_slots
-from arcft.ttft.engine.train_slots import Adapting
+from arcft.ttft.engine.train_slots import SlotTraining
 from arcft.ttft.engine.unit_examples import Draw
 from arcft.ttft.engine.unit_settings import UnitSettings
 from arcft.ttft.units import Assignment, Event, Failed, Finished, Started, Stepped
@@ -47,7 +47,7 @@ class Engine:
         learning_rate: float,
         pad_id: int,
         save: Save | None = None,
-        recipe: Recipe | None = None,
+        recipe: MemorySettings | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`learn` makes training examples and drops demonstrations to fit, `ask` makes prompts; `draw` draws the
@@ -59,7 +59,7 @@ class Engine:
         self._stacked = stacked
         self._current = Current(
             recipe
-            or Recipe(
+            or MemorySettings(
                 slots=1 if slots == "auto" else slots,
                 gradient_checkpointing=False,
                 max_seq_length=learn.max_seq_length,
@@ -82,7 +82,7 @@ class Engine:
             input_from_inputs=input_from_inputs,
             learning_rate=learning_rate,
         )
-        self._adapting = Adapting(
+        self._adapting = SlotTraining(
             stacked,
             trainer,
             settings,
@@ -93,7 +93,7 @@ class Engine:
             clock=clock,
         )
         together = not on_cpu and slots != 1
-        self._answering = Answering(
+        self._answering = SlotPrediction(
             stacked, ask, self._current, inference=inference, views=views, together=together, clock=clock
         )
         self._next: Assignment | None = None
@@ -101,7 +101,7 @@ class Engine:
         self._exhausted = False
 
     @property
-    def recipe(self) -> Recipe:
+    def recipe(self) -> MemorySettings:
         """The settings that memory decides about, as they are now."""
         return self._current.recipe
 
@@ -208,11 +208,11 @@ class Engine:
     def _graduate(self, stopped: Callable[[], bool]) -> Iterator[Event]:
         """Predict the units whose training has ended, then give their slots away."""
         ended = []
-        for occupant, adapted in self._adapting.hand_over():
+        for occupant, adapted in self._adapting.pop_finished():
             ended.append(occupant)
             yield adapted
         if ended:
             yield from self._answering.answer(
                 [UnitInSlot(occupant.assignment, occupant.slot) for occupant in ended], stopped
             )
-            self._adapting.dismiss(ended)
+            self._adapting.free_slots(ended)

@@ -16,7 +16,7 @@ LOWEST_RANK = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class MemorySettings:
     """The settings of an engine that memory decides about."""
 
     slots: int
@@ -45,10 +45,10 @@ class Recipe:
 class Current:
     """The recipe that the parts of an engine go by; replaced as a whole."""
 
-    recipe: Recipe
+    recipe: MemorySettings
 
 
-def lower(recipe: Recipe, *, longest: int, shortest: int) -> Recipe | None:
+def lower(recipe: MemorySettings, *, longest: int, shortest: int) -> MemorySettings | None:
     """The next recipe whose training takes less memory; None at the end. `longest` is the length of the longest example
     in the pass that was too much.
 
@@ -67,7 +67,7 @@ def lower(recipe: Recipe, *, longest: int, shortest: int) -> Recipe | None:
     return None
 
 
-def difference(old: Recipe, new: Recipe) -> str:
+def difference(old: MemorySettings, new: MemorySettings) -> str:
     """What has changed, in words: `slots 4 -> 2`."""
     before, after = dataclasses.asdict(old), dataclasses.asdict(new)
     return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
@@ -81,7 +81,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
-def forget(error: BaseException) -> str:
+def release_memory(error: BaseException) -> str:
     """Let go of an error of running out of memory, and of the memory; return its first line."""
     # It holds the frames of the pass, and with them what fills the memory.
     error.__traceback__ = error.__context__ = error.__cause__ = None

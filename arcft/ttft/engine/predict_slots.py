@@ -16,7 +16,7 @@ from arcft.prediction.score_candidates import score_grids
 from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.problems.arc.task import Task
 from arcft.scoring.predictions import Prediction
-from arcft.ttft.engine.memory_ladder import Current, difference, explain, forget, is_out_of_memory
+from arcft.ttft.engine.memory_ladder import Current, difference, explain, is_out_of_memory, release_memory
 from arcft.ttft.units import Assignment, Event, Failed, Finished, Key, Lowered, Predicted
 
 
@@ -61,7 +61,7 @@ def side_by_side(assignments: Sequence[Assignment], *, batch_size: int, together
     return not can_merge or 2 * max(assignment.predictions for assignment in assignments) <= batch_size
 
 
-class Answering:
+class SlotPrediction:
     """Asks the tests of units, and tells the predictions test by test."""
 
     def __init__(
@@ -112,7 +112,7 @@ class Answering:
                 except (RuntimeError, MemoryError) as error:
                     if not is_out_of_memory(error):
                         raise
-                    words = forget(error)
+                    words = release_memory(error)
                 if not merged:
                     yield self._lowered(group[0].assignment, words, merge=False)
             if not merged:
@@ -281,7 +281,7 @@ class Answering:
         assignment = question.owner.assignment
         if not is_out_of_memory(error):
             return True, [Failed(key=assignment.key, reason=explain(error), retry=True)]
-        words = forget(error)
+        words = release_memory(error)
         batch_size = self._current.recipe.batch_size
         if batch_size > 1:
             return False, [self._lowered(assignment, words, batch_size=batch_size // 2)]

@@ -17,7 +17,7 @@ Save = Callable[[Unit, int, Callable[[Path], None]], str]
 
 
 @dataclasses.dataclass(eq=False)
-class Occupant:
+class SlotState:
     """A unit in a slot."""
 
     assignment: Assignment

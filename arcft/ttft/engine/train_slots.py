@@ -12,11 +12,19 @@ from arcft.models.stacked_lora import StackedLora
 from arcft.problems.arc.format.examples import LengthError
 from arcft.text.tokens import Example
 from arcft.training.slots import SlotStep, SlotTrainer
-from arcft.ttft.engine.memory_ladder import Current, Recipe, difference, explain, forget, is_out_of_memory, lower
-from arcft.ttft.engine.slot import Occupant, Save
+from arcft.ttft.engine.memory_ladder import (
+    Current,
+    MemorySettings,
+    difference,
+    explain,
+    is_out_of_memory,
+    lower,
+    release_memory,
+)
+from arcft.ttft.engine.slot import Save, SlotState
 from arcft.ttft.engine.slot_autotune import MOST, SlotSearch
 from arcft.ttft.engine.unit_settings import UnitSettings
-from arcft.ttft.units import MAIN, Adapted, Assignment, Event, Failed, Lowered, Started, Stepped
+from arcft.ttft.units import ADAPT_ROUND, Adapted, Assignment, Event, Failed, Lowered, Started, Stepped
 
 SHARE_OF_TRAINING = 0.5
 """Of the time to a deadline; the rest is for predictions."""
@@ -25,7 +33,7 @@ MUCH_SHORTER = 2
 """By this factor units have become shorter when ttft.slots=auto measures again."""
 
 
-class Adapting:
+class SlotTraining:
     """The occupants, in slots without gaps from 0 on."""
 
     def __init__(
@@ -41,7 +49,7 @@ class Adapting:
         clock: Callable[[], float],
     ) -> None:
         """`measures`: the number of slots is found out, and again where units have become much shorter."""
-        self.occupants: list[Occupant] = []
+        self.occupants: list[SlotState] = []
         self.search = None if current.recipe.slots_known else SlotSearch()
         self._measures = measures
         self._measured_at: int | None = None
@@ -71,7 +79,7 @@ class Adapting:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            words = forget(error)
+            words = release_memory(error)
         if self.search is not None:
             yield from self._choose(slots, f"no memory for more: {words}")
             return
@@ -90,7 +98,7 @@ class Adapting:
         if assignment.deadline is not None:
             now = self._clock()
             train_until = now + SHARE_OF_TRAINING * max(0.0, assignment.deadline - now)
-        self.occupants.append(Occupant(assignment, len(self.occupants), examples, train_until))
+        self.occupants.append(SlotState(assignment, len(self.occupants), examples, train_until))
         recipe = self._settings.recipe(assignment, examples)
         yield Started(key=assignment.key, recipe=recipe, notes=(*notes, *examples.notes))
 
@@ -114,8 +122,8 @@ class Adapting:
             return
         yield from self._fail_or_lower(group, failure)
 
-    def hand_over(self) -> Iterator[tuple[Occupant, Adapted]]:
-        """The occupants that have ended, their best weights in their slots, which they keep until `dismiss`."""
+    def pop_finished(self) -> Iterator[tuple[SlotState, Adapted]]:
+        """The occupants that have ended, their best weights in their slots, which they keep until `free_slots`."""
         for occupant in list(self.occupants):
             ended = occupant.ended(self._patience, self._clock())
             if ended is None or occupant.slot >= self._stacked.slots:
@@ -125,7 +133,7 @@ class Adapting:
             elif occupant.best is not None and occupant.best[1] != occupant.step:
                 self._trainer.restore(occupant.slot, occupant.best[2])
             adapter = None
-            if self._save is not None and occupant.assignment.round == MAIN:
+            if self._save is not None and occupant.assignment.round == ADAPT_ROUND:
                 write = partial(self._stacked.save, occupant.slot)
                 adapter = self._save(occupant.assignment.unit, occupant.step, write)
             yield (
@@ -141,7 +149,7 @@ class Adapting:
                 ),
             )
 
-    def dismiss(self, gone: Sequence[Occupant]) -> None:
+    def free_slots(self, gone: Sequence[SlotState]) -> None:
         """Free the slots of `gone`; those behind move up."""
         self.occupants = [occupant for occupant in self.occupants if occupant not in gone]
         for slot, occupant in enumerate(self.occupants):
@@ -193,7 +201,7 @@ class Adapting:
         """Whether the next pass is one that the search has asked for."""
         return self.search is not None and len(self.occupants) >= self.search.wanted
 
-    def _next_group(self) -> list[Occupant]:
+    def _next_group(self) -> list[SlotState]:
         if self.search is not None:
             first, count = self.search.next() if self._is_measuring else (0, self.search.level)
             return self.occupants[first : first + count]
@@ -201,7 +209,7 @@ class Adapting:
 
     def _record(
         self,
-        group: Sequence[Occupant],
+        group: Sequence[SlotState],
         examples: Sequence[Sequence[Example]],
         steps: Sequence[SlotStep],
         seconds: float,
@@ -237,7 +245,7 @@ class Adapting:
                 continue
             yield from self._fail_or_lower([occupant], failure)
 
-    def _check(self, occupant: Occupant) -> None:
+    def _check(self, occupant: SlotState) -> None:
         """Look at what is held back, from time to time and after the last step."""
         patience = self._patience
         if patience is None or not occupant.examples.held_back:
@@ -250,14 +258,14 @@ class Adapting:
         if occupant.best is None or loss < occupant.best[0]:
             occupant.best = (loss, occupant.step, self._trainer.snapshot(occupant.slot))
 
-    def _begin(self, occupant: Occupant) -> None:
+    def _begin(self, occupant: SlotState) -> None:
         assignment = occupant.assignment
         rate, factor = self._settings.rate(assignment), self._settings.factor(assignment)
         self._trainer.begin(occupant.slot, learning_rate=rate, factor=factor)
         occupant.begun = True
         self._check(occupant)
 
-    def _fail_or_lower(self, group: Sequence[Occupant], error: Exception) -> Iterator[Event]:
+    def _fail_or_lower(self, group: Sequence[SlotState], error: Exception) -> Iterator[Event]:
         """What follows an error in a pass of `group`: a lower recipe, if memory ran out, or the units fail."""
         if isinstance(error, LoraError):
             # What the layers of this model say about more than one slot, whatever the unit.
@@ -269,7 +277,7 @@ class Adapting:
         if not is_out_of_memory(error):
             yield from self._fail(group, explain(error), retry=not isinstance(error, LengthError))
             return
-        words = forget(error)
+        words = release_memory(error)
         if self.search is not None:
             self.search.stop(at_most=max(1, len(group) // 2))
             assert self.search.choice is not None
@@ -277,7 +285,7 @@ class Adapting:
             return
         yield from self._lower(group, words)
 
-    def _lower(self, group: Sequence[Occupant], words: str) -> Iterator[Event]:
+    def _lower(self, group: Sequence[SlotState], words: str) -> Iterator[Event]:
         old = self._current.recipe
         surplus = [occupant for occupant in self.occupants if occupant.begun and occupant.slot >= old.slots]
         if surplus:
@@ -301,7 +309,7 @@ class Adapting:
         yield self._lowered(group[0].assignment, new, f"{difference(old, new)} ({words})")
         yield from self._apply(old, new)
 
-    def _can_have(self, new: Recipe) -> bool:
+    def _can_have(self, new: MemorySettings) -> bool:
         """Bring the adapters to the new rank, if it is another; False where there is no memory even for that."""
         if new.rank == self._stacked.rank:
             return True
@@ -310,18 +318,18 @@ class Adapting:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            forget(error)
+            release_memory(error)
             return False
         for occupant in self.occupants:
             # Weights of another shape; the next check takes new ones.
             occupant.best = None
         return True
 
-    def _lowered(self, assignment: Assignment, new: Recipe, words: str) -> Lowered:
+    def _lowered(self, assignment: Assignment, new: MemorySettings, words: str) -> Lowered:
         self._current.recipe = new
         return Lowered(key=assignment.key, recipe=dataclasses.asdict(new), reason=f"out of memory: {words}")
 
-    def _apply(self, old: Recipe, new: Recipe) -> Iterator[Event]:
+    def _apply(self, old: MemorySettings, new: MemorySettings) -> Iterator[Event]:
         self._trainer.gradient_checkpointing = new.gradient_checkpointing
         for occupant in self.occupants:
             if occupant.slot >= new.slots and not occupant.losses:
@@ -333,9 +341,9 @@ class Adapting:
                     occupant.examples = self._settings.unit_examples(occupant.assignment)
                 except LengthError as error:
                     yield Failed(key=occupant.assignment.key, reason=str(error), retry=False)
-                    self.dismiss([occupant])
+                    self.free_slots([occupant])
 
-    def _fail(self, group: Sequence[Occupant], reason: str, *, retry: bool = True) -> Iterator[Event]:
+    def _fail(self, group: Sequence[SlotState], reason: str, *, retry: bool = True) -> Iterator[Event]:
         for occupant in group:
             yield Failed(key=occupant.assignment.key, reason=reason, retry=retry)
-        self.dismiss(group)
+        self.free_slots(group)

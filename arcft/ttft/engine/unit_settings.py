@@ -13,7 +13,7 @@ from arcft.problems.arc.format.examples import ExampleBuilder, LengthError
 from arcft.text.tokens import Example
 from arcft.training.schedulers import make_factor
 from arcft.ttft.engine.memory_ladder import Current
-from arcft.ttft.engine.slot import Occupant
+from arcft.ttft.engine.slot import SlotState
 from arcft.ttft.engine.unit_examples import Draw, UnitExamples, prepare_examples, shortened
 from arcft.ttft.units import Assignment
 
@@ -65,7 +65,7 @@ class UnitSettings:
             hold_back=self._config.patience is not None,
         )
 
-    def next_examples(self, occupant: Occupant) -> list[Example]:
+    def next_examples(self, occupant: SlotState) -> list[Example]:
         """Those of its next step; none after the last."""
         size, stream = self._config.batch_size, occupant.examples.stream
         return [stream[k] for k in range(occupant.step * size, min((occupant.step + 1) * size, len(stream)))]

@@ -18,11 +18,11 @@ from typing import Any
 from arcft.scoring.predictions import Prediction, TestKey, prediction_from_json
 from arcft.ttft.ledger.file import LedgerError, connect, explained
 from arcft.ttft.ledger.records import Note, Record, UnitRow, read_record
-from arcft.ttft.units import BEFORE, MAIN, Adapted, Event, Failed, Finished, Key, Predicted, Started
+from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND, Adapted, Event, Failed, Finished, Key, Predicted, Started
 
 __all__ = ["Ledger", "LedgerError", "Note", "Record", "UnitRow"]
 
-TRIES = 2
+MAX_ATTEMPTS = 2
 """A unit that failed is tried once more, at a lower setting."""
 
 DEATHS = 5
@@ -85,7 +85,7 @@ class Ledger:
         with self._writing():
             self._add(units)
             given = {(round, name) for round, name, _, _ in units}
-            for row in self._rows("SELECT round, name FROM units WHERE round <= ?", MAIN):
+            for row in self._rows("SELECT round, name FROM units WHERE round <= ?", ADAPT_ROUND):
                 if (row["round"], row["name"]) not in given:
                     raise LedgerError(
                         f"{self.path}: holds {row['name']} in round {row['round']}, which is no part of this run; "
@@ -152,7 +152,7 @@ class Ledger:
                     self._failed(rows[0], event.reason, again)
             return True
 
-    def give_back(self, worker: str, *, died: bool) -> None:
+    def requeue(self, worker: str, *, died: bool) -> None:
         """Queue again what `worker` had in hand; if it died, that counts, see DEATHS."""
         with self._writing():
             taken = self._rows(
@@ -203,14 +203,14 @@ class Ledger:
         )
         return [prediction_from_json(json.loads(row["line"]), str(self.path)) for row in rows]
 
-    def counting(self, task_id: str | None = None) -> list[Prediction]:
+    def current_predictions(self, task_id: str | None = None) -> list[Prediction]:
         """Of each test the predictions made after adapting, or else those before; in the same order."""
         rows = self._rows(
             "SELECT line FROM predictions AS mine JOIN tasks ON task_id = id WHERE (?1 IS NULL OR task_id = ?1) "
             "AND (round > ?2 OR NOT EXISTS (SELECT 1 FROM predictions AS other WHERE other.task_id = mine.task_id "
             "AND other.test_index = mine.test_index AND other.round > ?2)) ORDER BY place, test_index, round, number",
             task_id,
-            BEFORE,
+            BASELINE_ROUND,
         )
         return [prediction_from_json(json.loads(row["line"]), str(self.path)) for row in rows]
 
@@ -226,7 +226,7 @@ class Ledger:
         others = sum(row["seen_at"] - row["started_at"] for row in rows if row["process"] != _PROCESS)
         return others + max(0.0, self._clock() - min([self._opened_at, *mine]))
 
-    def worked(self, at: float) -> float:
+    def elapsed_at(self, at: float) -> float:
         """Seconds that this run had taken, over all its processes, at the moment `at`, in seconds since the epoch."""
         rows = self._rows("SELECT * FROM sessions")
         return sum(max(0.0, min(row["seen_at"], at) - row["started_at"]) for row in rows)
@@ -297,7 +297,7 @@ class Ledger:
         deaths = row["deaths"] + died
         if deaths >= DEATHS:
             reason = f"the process died {deaths} times while it worked on this (killed for its memory?)"
-            self._failed(row, reason, again=row["attempts"] + 1 < TRIES)
+            self._failed(row, reason, again=row["attempts"] + 1 < MAX_ATTEMPTS)
         else:
             self._set((row["round"], row["name"]), state="queued", worker=None, deaths=deaths)
 

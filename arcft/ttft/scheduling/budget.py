@@ -52,7 +52,7 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Need:
+class PendingUnit:
     """A unit that waits."""
 
     unit: Unit
@@ -89,8 +89,8 @@ class Budget:
 
     def plan(
         self,
-        need: Need,
-        others: Sequence[Need],
+        need: PendingUnit,
+        others: Sequence[PendingUnit],
         costs: Costs,
         *,
         steps: int,
@@ -158,7 +158,7 @@ class Budget:
         if in_hand:
             # Those must not come late for it.
             available = min(available / 2, self.left(1) - sum(beside))
-        need = Need(unit, True)
+        need = PendingUnit(unit, True)
         chosen = fit.most([need], _PLANNED * available, steps, predictions)
         # Fewer predictions than the votes so far would hardly change them.
         if chosen is None or chosen[1] < predictions:
@@ -192,11 +192,13 @@ class Fit:
     prediction: Line
     overhead: float
 
-    def seconds(self, group: Sequence[Need], steps: int, predictions: int) -> float:
+    def seconds(self, group: Sequence[PendingUnit], steps: int, predictions: int) -> float:
         """What so many steps and predictions of each take."""
         return self._fixed(group) + steps * self._steps(group) + predictions * self._predictions(group)
 
-    def most(self, group: Sequence[Need], available: float, steps: int, predictions: int) -> tuple[int, int] | None:
+    def most(
+        self, group: Sequence[PendingUnit], available: float, steps: int, predictions: int
+    ) -> tuple[int, int] | None:
         """Steps and predictions that all of `group` can have, at most so many; None if not even the least of them."""
         floor = _floor(steps)
         rest = available - self._fixed(group)
@@ -209,13 +211,13 @@ class Fit:
         affordable = _quotient(rest - self._predictions(group), self._steps(group), floor)
         return (affordable, 1) if affordable >= min(LEAST_STEPS, floor) else None
 
-    def _fixed(self, group: Sequence[Need]) -> float:
+    def _fixed(self, group: Sequence[PendingUnit]) -> float:
         return self.overhead * len(group)
 
-    def _steps(self, group: Sequence[Need]) -> float:
+    def _steps(self, group: Sequence[PendingUnit]) -> float:
         return sum(self.step(need.unit.length) for need in group)
 
-    def _predictions(self, group: Sequence[Need]) -> float:
+    def _predictions(self, group: Sequence[PendingUnit]) -> float:
         return sum(self.prediction(need.unit.length) * count_tests(need.unit) for need in group)
 
 

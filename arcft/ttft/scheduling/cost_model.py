@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from arcft.ttft.units import BEFORE, Event, Finished, Predicted, Started, Stepped, Unit
+from arcft.ttft.units import BASELINE_ROUND, Event, Finished, Predicted, Started, Stepped, Unit
 
 # What steps cost at the beginning, or with another number of slots, is forgotten over about so many.
 _MEMORY_STEPS = 1000
@@ -90,7 +90,7 @@ class Costs:
         """Learn from what `worker` has done for `unit`."""
         now = self._clock()
         seconds = 0.0
-        is_before = event.key[0] == BEFORE
+        is_before = event.key[0] == BASELINE_ROUND
         if isinstance(event, Stepped | Predicted):
             seconds = event.seconds
             self._recent.append((now, event.tokens))

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arcft.ttft.ledger.ledger import Ledger, Record, UnitRow
-from arcft.ttft.scheduling.budget import Budget, Need, Plan, fitted
+from arcft.ttft.scheduling.budget import Budget, PendingUnit, Plan, fitted
 from arcft.ttft.scheduling.cost_model import Costs
 from arcft.ttft.scheduling.vote_margin import closeness
-from arcft.ttft.units import BEFORE, MAIN, Assignment, Key, Unit
+from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND, Assignment, Key, Unit
 
 EXTRA_ROUNDS = 3
 """Most that a unit gets with time that is left over: more of the same changes less each time."""
@@ -32,7 +32,7 @@ _KNOWN = 1.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wanted:
+class UnitDefaults:
     """What a unit is given where nothing else decides."""
 
     steps: int
@@ -42,7 +42,7 @@ class Wanted:
 
 
 @dataclasses.dataclass
-class InHand:
+class RunningUnit:
     """A unit that a worker has in hand."""
 
     worker: str
@@ -59,13 +59,13 @@ class InHand:
         return max(0.0, self.cost - self.spent)
 
 
-class Board:
+class RunState:
     """The units of a run, and how each stands."""
 
     def __init__(self, ledger: Ledger, units: Sequence[Unit]) -> None:
         self.units = {unit.name: unit for unit in units}
         self.records = {record.key: record for record in ledger.records()}
-        self.hands: dict[Key, InHand] = {}
+        self.hands: dict[Key, RunningUnit] = {}
         self._ledger = ledger
 
     def refresh(self, key: Key) -> Record:
@@ -86,7 +86,7 @@ class Board:
 
     def is_answered(self, name: str) -> bool:
         """Whether the model as it was has predicted all tests of a unit."""
-        return self.state(BEFORE, name) == "done"
+        return self.state(BASELINE_ROUND, name) == "done"
 
     def promised(self) -> float:
         """Seconds of work that the units in hand will still take."""
@@ -98,15 +98,19 @@ class Board:
 
     def spent_before(self) -> float:
         """Seconds of work that predictions with the model as it was have taken, by all processes."""
-        hands = [hand.spent for key, hand in self.hands.items() if key[0] == BEFORE]
-        records = [each for each in self.records.values() if each.round == BEFORE and each.key not in self.hands]
+        hands = [hand.spent for key, hand in self.hands.items() if key[0] == BASELINE_ROUND]
+        records = [
+            each for each in self.records.values() if each.round == BASELINE_ROUND and each.key not in self.hands
+        ]
         return sum(hands) + sum(record.predict_seconds for record in records)
 
 
 class Chooser:
     """Chooses from a board; remembers nothing but how close votes were."""
 
-    def __init__(self, ledger: Ledger, board: Board, wanted: Wanted, budget: Budget | None, costs: Costs) -> None:
+    def __init__(
+        self, ledger: Ledger, board: RunState, wanted: UnitDefaults, budget: Budget | None, costs: Costs
+    ) -> None:
         self._ledger, self._board, self._wanted, self._budget, self._costs = ledger, board, wanted, budget, costs
         self._closeness: dict[str, tuple[float, float] | None] = {}
 
@@ -116,30 +120,30 @@ class Chooser:
         `worker` is who gets it.
         """
         board = self._board
-        before = sorted(board.queued(BEFORE, failed=False), key=lambda record: record.length)
-        main = sorted(board.queued(MAIN, failed=False), key=lambda record: -record.length)
+        before = sorted(board.queued(BASELINE_ROUND, failed=False), key=lambda record: record.length)
+        main = sorted(board.queued(ADAPT_ROUND, failed=False), key=lambda record: -record.length)
         if near is not None:
             main.sort(key=lambda record: abs(math.log(max(record.length, 1) / max(near, 1))))
-        retries = [*board.queued(BEFORE, failed=True), *board.queued(MAIN, failed=True)]
+        retries = [*board.queued(BASELINE_ROUND, failed=True), *board.queued(ADAPT_ROUND, failed=True)]
         if self._budget is None:
             waiting = [*before, *main, *retries]
             return self._assignment(*waiting[0].key, None) if waiting else None
         probe = self._probe(main)
         if probe is not None:
             # What the first steps cost decides what the others get: they wait for it.
-            lengths = [hand.assignment.unit.length for key, hand in board.hands.items() if key[0] == MAIN]
+            lengths = [hand.assignment.unit.length for key, hand in board.hands.items() if key[0] == ADAPT_ROUND]
             main = [] if any(length > self._costs.longest_step for length in lengths) else [probe]
         candidates = [*before[:1], *main[:1]]
         # What can't be given to the first may be due to one without any answer, or do for the shortest.
         candidates += [record for record in main if not board.is_answered(record.name)][:1]
         candidates += sorted(main, key=lambda record: record.length)[:1]
         candidates += retries
-        candidates += [record for record in before if board.state(MAIN, record.name) == "failed"]
+        candidates += [record for record in before if board.state(ADAPT_ROUND, record.name) == "failed"]
         for record in candidates:
             plan = self._plan(self._budget, record, worker, probing=record is probe)
             if plan is not None:
                 return self._assignment(*record.key, plan)
-        return None if board.queued(MAIN) else self._further(self._budget, near, worker)
+        return None if board.queued(ADAPT_ROUND) else self._further(self._budget, near, worker)
 
     def votes_changed(self, name: str) -> None:
         """There are other predictions of a unit than before."""
@@ -149,7 +153,7 @@ class Chooser:
         """Till all units are adapted to, or till the budget ends; None before anything is known."""
         fit, left = fitted(self._costs), None
         if fit is not None:
-            needs = [self._need(record.name) for record in self._board.queued(MAIN)]
+            needs = [self._need(record.name) for record in self._board.queued(ADAPT_ROUND)]
             left = (fit.seconds(needs, self._wanted.steps, self._wanted.predictions) + self._board.promised()) / workers
         if self._budget is None:
             return left
@@ -165,18 +169,18 @@ class Chooser:
 
     def _plan(self, budget: Budget, record: Record, worker: str, *, probing: bool) -> Plan | None:
         board, wanted = self._board, self._wanted
-        if record.round == BEFORE:
+        if record.round == BASELINE_ROUND:
             return budget.before(
                 board.units[record.name],
                 self._costs,
                 predictions=wanted.predict_before,
                 spent=board.spent_before(),
                 promised=board.promised(),
-                capped=board.state(MAIN, record.name) != "failed",
+                capped=board.state(ADAPT_ROUND, record.name) != "failed",
             )
         return budget.plan(
             self._need(record.name),
-            [self._need(other.name) for other in board.queued(MAIN) if other.name != record.name],
+            [self._need(other.name) for other in board.queued(ADAPT_ROUND) if other.name != record.name],
             self._costs,
             steps=wanted.steps,
             predictions=wanted.predictions,
@@ -216,9 +220,9 @@ class Chooser:
 
     def _next_round(self, name: str) -> int | None:
         """The further round that a unit could have now."""
-        if self._board.state(MAIN, name) != "done":
+        if self._board.state(ADAPT_ROUND, name) != "done":
             return None
-        for round in range(MAIN + 1, MAIN + 1 + EXTRA_ROUNDS):
+        for round in range(ADAPT_ROUND + 1, ADAPT_ROUND + 1 + EXTRA_ROUNDS):
             state = self._board.state(round, name)
             if state != "done":
                 return round if state in (None, "queued") else None
@@ -227,18 +231,18 @@ class Chooser:
     def _close(self, name: str) -> tuple[float, float] | None:
         if name not in self._closeness:
             tasks = [task.id for task in self._board.units[name].tasks]
-            self._closeness[name] = closeness([each for id in tasks for each in self._ledger.counting(id)])
+            self._closeness[name] = closeness([each for id in tasks for each in self._ledger.current_predictions(id)])
         return self._closeness[name]
 
     def _assignment(self, round: int, name: str, plan: Plan | None) -> tuple[Assignment, float]:
         board, wanted = self._board, self._wanted
         record = board.records.get((round, name))
         steps, predictions = wanted.steps, wanted.predictions
-        if round == BEFORE:
+        if round == BASELINE_ROUND:
             steps, predictions = 0, wanted.predict_before
         if plan is not None:
             steps, predictions = plan.steps, plan.predictions
-        earlier = [board.records.get((each, name)) for each in range(MAIN, round)]
+        earlier = [board.records.get((each, name)) for each in range(ADAPT_ROUND, round)]
         first = max((each.first_prediction + each.num_predictions for each in earlier if each), default=0)
         adapter = record.adapter if record and record.adapter and Path(record.adapter).is_dir() else None
         # Without its adapter a unit is adapted to anew, and what it predicted is predicted again with that.
@@ -250,7 +254,7 @@ class Chooser:
             first_prediction=first,
             predictions=predictions,
             # Other examples in each further round.
-            seed=wanted.seed + max(0, round - MAIN),
+            seed=wanted.seed + max(0, round - ADAPT_ROUND),
             attempt=record.attempts if record else 0,
             deadline=plan.deadline if plan else None,
             done=self._ledger.predicted((round, name)) if keeps else frozenset(),
@@ -258,8 +262,8 @@ class Chooser:
         )
         return assignment, plan.cost if plan else 0.0
 
-    def _need(self, name: str) -> Need:
-        return Need(self._board.units[name], self._board.is_answered(name))
+    def _need(self, name: str) -> PendingUnit:
+        return PendingUnit(self._board.units[name], self._board.is_answered(name))
 
 
 def row_of(round: int, unit: Unit) -> UnitRow:

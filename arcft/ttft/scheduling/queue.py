@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 
 from arcft.scoring.predictions import Prediction
-from arcft.ttft.ledger.ledger import TRIES, Ledger
+from arcft.ttft.ledger.ledger import MAX_ATTEMPTS, Ledger
 from arcft.ttft.scheduling.budget import Budget
 from arcft.ttft.scheduling.cost_model import Costs
-from arcft.ttft.scheduling.policy import Board, Chooser, InHand, Wanted, row_of
+from arcft.ttft.scheduling.policy import Chooser, RunningUnit, RunState, UnitDefaults, row_of
 from arcft.ttft.units import (
-    BEFORE,
-    MAIN,
+    ADAPT_ROUND,
+    BASELINE_ROUND,
     Adapted,
     Assignment,
     Event,
@@ -73,12 +73,12 @@ class Queue:
         LedgerError, see Ledger.fill.
         """
         self._ledger, self._budget, self._clock = ledger, budget, clock
-        rounds = [BEFORE, MAIN] if predict_before else [MAIN]
+        rounds = [BASELINE_ROUND, ADAPT_ROUND] if predict_before else [ADAPT_ROUND]
         ledger.fill([row_of(round, unit) for round in rounds for unit in units])
         ledger.recover()
-        self._board = Board(ledger, units)
+        self._board = RunState(ledger, units)
         self._costs = Costs(clock)
-        wanted = Wanted(steps=steps, predictions=predictions, predict_before=predict_before, seed=seed)
+        wanted = UnitDefaults(steps=steps, predictions=predictions, predict_before=predict_before, seed=seed)
         self._chooser = Chooser(ledger, self._board, wanted, budget, self._costs)
         self._stopped = False
         self._last_write = clock()
@@ -96,7 +96,7 @@ class Queue:
                 if chosen is None:
                     break
                 assignment, cost = chosen
-                if assignment.round > MAIN:
+                if assignment.round > ADAPT_ROUND:
                     self._ledger.add(row_of(assignment.round, assignment.unit))
                 claimed = self._ledger.claim(
                     assignment.key,
@@ -108,7 +108,7 @@ class Queue:
                 )
                 self._board.refresh(assignment.key)
                 if claimed:
-                    self._board.hands[assignment.key] = InHand(worker, assignment, cost)
+                    self._board.hands[assignment.key] = RunningUnit(worker, assignment, cost)
                     return assignment
             if not any(hand.worker == worker for hand in self._board.hands.values()):
                 self._costs.pause(worker)
@@ -141,10 +141,10 @@ class Queue:
                 del self._board.hands[event.key]
                 self._chooser.votes_changed(event.key[1])
 
-    def give_back(self, worker: str) -> None:
+    def requeue(self, worker: str) -> None:
         """Queue again what `worker`, which is no more, had in hand. After `stop` that is no death."""
         with self._lock:
-            self._ledger.give_back(worker, died=not self._stopped)
+            self._ledger.requeue(worker, died=not self._stopped)
             self._costs.pause(worker)
             for key in [key for key, hand in self._board.hands.items() if hand.worker == worker]:
                 del self._board.hands[key]
@@ -177,29 +177,29 @@ class Queue:
         """How far the run is."""
         with self._lock:
             records = list(self._board.records.values())
-            main = [record.state for record in records if record.round == MAIN]
+            main = [record.state for record in records if record.round == ADAPT_ROUND]
             return Progress(
                 done=main.count("done"),
                 failed=main.count("failed"),
                 total=len(main),
-                predicted_before=sum(record.state == "done" for record in records if record.round == BEFORE),
-                extra=sum(record.state == "done" for record in records if record.round > MAIN),
+                predicted_before=sum(record.state == "done" for record in records if record.round == BASELINE_ROUND),
+                extra=sum(record.state == "done" for record in records if record.round > ADAPT_ROUND),
                 tokens_per_second=self._costs.tokens_per_second(),
                 seconds_left=self._chooser.seconds_left(self._count_workers()),
             )
 
     def predictions(self) -> list[Prediction]:
         """What counts now: of each test those after adapting, or else those before; in the order of tasks."""
-        return self._ledger.counting()
+        return self._ledger.current_predictions()
 
     def before(self) -> list[Prediction]:
         """Those of the model as it was."""
-        return self._ledger.predictions(BEFORE)
+        return self._ledger.predictions(BASELINE_ROUND)
 
     @staticmethod
     def _has_another_try(assignment: Assignment) -> bool:
         # A further round only adds to predictions that are there.
-        return assignment.round <= MAIN and assignment.attempt + 1 < TRIES
+        return assignment.round <= ADAPT_ROUND and assignment.attempt + 1 < MAX_ATTEMPTS
 
     def _count_workers(self) -> int:
         if self._budget is not None:

@@ -106,7 +106,7 @@ class WorkerPool(Generic[AnyWorker]):
             for place in self._places:
                 place.worker.close()
         for place in self._places:
-            self._queue.give_back(place.worker.name)
+            self._queue.requeue(place.worker.name)
 
     def _begin(self, number: int) -> AnyWorker:
         worker = self._start(number)
@@ -162,7 +162,7 @@ class WorkerPool(Generic[AnyWorker]):
         """Give back what a dead worker had, and put another in its place."""
         name, starting = place.worker.name, place.state == "starting"
         place.worker.close()
-        self._queue.give_back(name)
+        self._queue.requeue(name)
         self._dry = False
         self._deaths += 1
         self._last_reason = reason

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from arcft.ttft.units import Assignment
 from arcft.ttft.workers.engine_host import QUIET, Message, WorkerEngine
 from arcft.ttft.workers.pool import WorkerDied, WorkerError
-from arcft.ttft.workers.resources import Node, Share
+from arcft.ttft.workers.resources import Node, WorkerResources
 
 if TYPE_CHECKING:
     from arcft.ttft.engine.engine import Engine
@@ -22,7 +22,12 @@ class RayWorker:
     """An actor that holds a WorkerEngine. Ray ends it with the driver."""
 
     def __init__(
-        self, ray: Any, number: int, factory: Callable[[], Engine], environment: Mapping[str, str], share: Share
+        self,
+        ray: Any,
+        number: int,
+        factory: Callable[[], Engine],
+        environment: Mapping[str, str],
+        share: WorkerResources,
     ) -> None:
         self.name = f"ray-{number}"
         self._ray = ray

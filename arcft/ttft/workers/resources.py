@@ -19,7 +19,7 @@ class Node:
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class WorkerResources:
     """What each of `count` workers gets."""
 
     count: int
@@ -34,7 +34,7 @@ class Share:
         return max(1, self.cores)
 
 
-def share(nodes: Sequence[Node], count: int | None) -> Share:
+def share(nodes: Sequence[Node], count: int | None) -> WorkerResources:
     """Deal `nodes` out to `count` workers; by default one for each GPU, or without GPUs for each CORES_EACH cores."""
     gpus = sum(node.gpus for node in nodes)
     if count is None:
@@ -44,7 +44,7 @@ def share(nodes: Sequence[Node], count: int | None) -> Share:
     cores = max(node.cores for node in nodes) if nodes else 0
     while cores and sum(_places(node, cores, gpus_each) for node in nodes) < count:
         cores -= 1
-    return Share(count, cores, gpus_each)
+    return WorkerResources(count, cores, gpus_each)
 
 
 def _places(node: Node, cores: int, gpus: float) -> int:

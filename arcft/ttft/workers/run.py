@@ -19,7 +19,7 @@ from arcft.ttft.workers.processes import ProcessWorker
 from arcft.ttft.workers.processes import ready as ready_processes
 from arcft.ttft.workers.ray_actors import RayWorker, cluster, nodes_of
 from arcft.ttft.workers.ray_actors import ready as ready_actors
-from arcft.ttft.workers.resources import Node, Share, share
+from arcft.ttft.workers.resources import Node, WorkerResources, share
 
 if TYPE_CHECKING:
     from arcft.ttft.engine.engine import Engine
@@ -39,7 +39,7 @@ def drain(engine: Engine, queue: Queue, *, stopped: Callable[[], bool], on_event
     if stopped():
         # So that what is given back is no death.
         queue.stop()
-    queue.give_back("local")
+    queue.requeue("local")
 
 
 def drain_in_processes(
@@ -87,7 +87,7 @@ def default_count(config: TtftConfig) -> int | None:
     return processes_of(config.num_workers).count if config.workers == "processes" else config.num_workers
 
 
-def processes_of(count: int | None) -> Share:
+def processes_of(count: int | None) -> WorkerResources:
     """What each process gets of this machine; by default there is one for each GPU, or else for each four cores."""
     # On Linux a process may have fewer cores than the machine.
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

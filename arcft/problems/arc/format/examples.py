@@ -33,7 +33,7 @@ from arcft.text.tokens import Example, Tokenization
 CHECKED_TASKS = 200
 MAX_TOO_LONG = 0.9
 # At the allowed nine in ten too long, so many attempts all fail once in 10^45 items.
-ATTEMPTS = 1000
+MAX_DRAWS = 1000
 _STREAM = 0x7E87  # keeps the draws of the stream apart from those of other users of the same seed
 
 
@@ -174,7 +174,7 @@ class ExampleStream:
             raise IndexError(k)
         stage = self._stage(k)
         limit = self._limit(stage)
-        for attempt in range(ATTEMPTS):
+        for attempt in range(MAX_DRAWS):
             rng = np.random.default_rng([_STREAM, self.seed, k, attempt])
             # A task that is too long is replaced by any other, not by the next, which item k + 1 shows already.
             item = self.sampler.item(k if attempt == 0 else int(rng.integers(2**31)))
@@ -184,7 +184,7 @@ class ExampleStream:
             example = self.builder.example(self._problem(task, rng), limit)
             if example is not None:
                 return example
-        raise LengthError(f"{ATTEMPTS} draws for example {k} were {self._remedy(stage)}")
+        raise LengthError(f"{MAX_DRAWS} draws for example {k} were {self._remedy(stage)}")
 
     def check(self) -> Trial:
         """Try up to 200 tasks without augmentation.

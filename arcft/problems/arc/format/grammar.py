@@ -68,7 +68,7 @@ class GridCursor:
     def choices(self) -> Tokens:
         return self._fork.choices
 
-    def take(self, token: int) -> None:
+    def advance(self, token: int) -> None:
         part = self._fork.parts.get(token)
         if isinstance(part, _Fork):
             self._fork = part
@@ -210,7 +210,7 @@ def _check(
                     f"in {_shown(text)} it writes {written}, where beside other cells the last of these would be one "
                     f"of {_shown(others)}"
                 )
-            cursor.take(token)
+            cursor.advance(token)
 
 
 def _trials(heads: Mapping[tuple[int, int], Tokens]) -> Iterator[Grid]:

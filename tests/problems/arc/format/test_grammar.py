@@ -69,7 +69,7 @@ def pieces(tokenization: Tokenization, tokens: Sequence[int]) -> set[str]:
 
 def follow(cursor: GridCursor, tokenization: Tokenization, text: str) -> GridCursor:
     for token in tokenization.completion_ids(text)[:-1]:
-        cursor.take(token)
+        cursor.advance(token)
     return cursor
 
 
@@ -77,7 +77,7 @@ def walk(grammar: GridGrammar, rng: np.random.Generator) -> list[int]:
     cursor, tokens = grammar(), []
     while cursor.choices:
         tokens.append(int(rng.choice(cursor.choices)))
-        cursor.take(tokens[-1])
+        cursor.advance(tokens[-1])
     return tokens
 
 
@@ -96,7 +96,7 @@ def check_grid(grammar: GridGrammar, encoder: GridEncoder, tokenization: Tokeniz
     chosen = 0
     for token in tokenization.completion_ids(completion(encoder, grid)):
         chosen += len(cursor.choices) > 1
-        cursor.take(token)
+        cursor.advance(token)
     assert cursor.choices == ()
     return chosen
 
@@ -257,12 +257,12 @@ def test_a_copy_goes_on_by_itself() -> None:
     cursor = follow(grammar(), tiny(), "12")
     other = cursor.copy()
     (newline, three) = tiny().completion_ids("\n3")[:-1]
-    other.take(newline)
-    other.take(three)
+    other.advance(newline)
+    other.advance(three)
     assert pieces(tiny(), cursor.choices) == DIGITS | {"\n", "END"}
     assert pieces(tiny(), other.choices) == DIGITS
-    cursor.take(three)
-    other.take(three)
+    cursor.advance(three)
+    other.advance(three)
     assert pieces(tiny(), other.choices) == {"\n", "END"}
     assert pieces(tiny(), cursor.choices) == DIGITS | {"\n", "END"}
 
@@ -271,12 +271,12 @@ def test_a_token_that_is_no_choice_is_refused_and_changes_nothing() -> None:
     cursor = follow(tiny_grammar("shape")(), tiny(), "1x2\n7")
     before = cursor.choices
     with pytest.raises(ValueError, match=f"token {tiny().end_id} can't come here; what can: "):
-        cursor.take(tiny().end_id)
+        cursor.advance(tiny().end_id)
     assert cursor.choices is before
     for token in tiny().completion_ids("7\n```"):
-        cursor.take(token)
+        cursor.advance(token)
     with pytest.raises(ValueError, match="can't come here"):
-        cursor.take(tiny().end_id)
+        cursor.advance(tiny().end_id)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
