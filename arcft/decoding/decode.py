@@ -22,7 +22,7 @@ from arcft.decoding.core.lm_head import NextTokenLogits
 from arcft.decoding.core.rows import Row
 from arcft.decoding.core.sampling import Sampler, make_sampler
 from arcft.errors import DecodingError
-from arcft.text.cursors import Grammar, Positions
+from arcft.protocols import Grammar, Positions
 
 __all__ = ["Completion", "DecodingError", "decode"]
 

@@ -14,7 +14,7 @@ from arcft.decoding.core.forward import TokenChunk
 from arcft.decoding.core.lm_head import AllowedTokens, NextTokenLogits
 from arcft.decoding.core.rows import Row
 from arcft.errors import DecodingError
-from arcft.text.cursors import Grammar, Positions
+from arcft.protocols import Grammar, Positions
 
 _LOGITS = 2**26
 """So many at most are computed in a pass."""

@@ -22,7 +22,7 @@ from arcft.decoding.core.lm_head import NextTokenLogits
 from arcft.decoding.core.search_row import BranchingRow, NextToken, SearchState
 from arcft.decoding.decode import token_limits
 from arcft.errors import DecodingError
-from arcft.text.cursors import Grammar, Positions
+from arcft.protocols import Grammar, Positions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from arcft.config.model import LossOn
 from arcft.errors import ArcftError
-from arcft.text.cursors import Positions
+from arcft.protocols import Positions
 
 logger = logging.getLogger(__name__)
 

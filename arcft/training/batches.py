@@ -7,7 +7,7 @@ from typing import TypedDict
 
 import torch
 
-from arcft.text.cursors import Positions
+from arcft.protocols import Positions
 from arcft.text.tokens import IGNORED, Example
 
 Collate = Callable[[Sequence[Example]], dict[str, torch.Tensor]]

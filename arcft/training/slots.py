@@ -13,7 +13,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from arcft.models.stacked_lora import StackedLora
-from arcft.text.cursors import Positions
+from arcft.protocols import Positions
 from arcft.text.tokens import IGNORED, Example
 from arcft.training.batches import collate
 from arcft.training.finite import SMALLEST_SCALE

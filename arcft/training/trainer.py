@@ -20,7 +20,7 @@ from transformers.trainer_utils import TrainOutput
 from arcft import checkpoints
 from arcft.config.optimizer import OptimizerConfig
 from arcft.config.scheduler import SchedulerConfig
-from arcft.text.cursors import Positions
+from arcft.protocols import Positions
 from arcft.text.tokens import IGNORED, Example
 from arcft.training.arguments import check_length
 from arcft.training.batches import Batch, collate, collate_in_groups

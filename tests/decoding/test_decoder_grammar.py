@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from arcft.decoding.decode import Completion, DecodingError, decode
-from arcft.text.cursors import Grammar, Positions
+from arcft.protocols import Grammar, Positions
 from tests.decoding.test_decoder import (
     KINDS,
     PAD,

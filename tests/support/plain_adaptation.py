@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from arcft.config.model import ModelConfig
 from arcft.models.load import load_model
 from arcft.models.lora import apply_lora
-from arcft.text.cursors import Positions
+from arcft.protocols import Positions
 from arcft.text.tokens import IGNORED, Example
 from tests.support import paths
 from tests.support.small_training import lora_config

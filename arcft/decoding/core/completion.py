@@ -11,7 +11,7 @@ from arcft.decoding.core.forward import TokenChunk
 from arcft.decoding.core.lm_head import AllowedTokens
 from arcft.decoding.core.rows import Row
 from arcft.errors import DecodingError
-from arcft.text.cursors import Cursor, Positions
+from arcft.protocols import Cursor, Positions
 
 
 @dataclasses.dataclass(frozen=True)

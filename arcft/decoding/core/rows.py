@@ -6,7 +6,7 @@ import abc
 from collections.abc import Sequence
 
 from arcft.decoding.core.forward import TokenChunk
-from arcft.text.cursors import Positions
+from arcft.protocols import Positions
 
 
 class Row(abc.ABC):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from arcft.decoding.core.completion import Completion, WrittenRow
 from arcft.decoding.core.draft import Draft
 from arcft.decoding.core.forward import TokenChunk
-from arcft.text.cursors import Grammar, Positions
+from arcft.protocols import Grammar, Positions
 
 _ROUNDING = 1e-6
 """Log-probability that a sum may lack for its rounding."""

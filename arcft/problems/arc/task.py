@@ -1,15 +1,15 @@
-"""Grids, pairs and tasks, checked wherever one enters the program."""
+"""Grids, pairs, tasks and answers, checked wherever one enters the program."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arcft.errors import ArcftError
+from arcft.protocols import Answer, Problem, ProblemError
 
 Grid = NDArray[np.int8]
 """A read-only int8 array [rows, columns], 1x1 to 30x30, of colours 0 to 9."""
@@ -18,7 +18,7 @@ MAX_SIDE = 30
 NUM_COLORS = 10
 
 
-class TaskError(ArcftError):
+class TaskError(ProblemError):
     """A grid, pair, task or task file that breaks a rule of ARC."""
 
 
@@ -123,6 +123,47 @@ class Task:
     def has_answers(self) -> bool:
         """Whether every test output is known."""
         return all(pair.output is not None for pair in self.test)
+
+    @property
+    def answers(self) -> tuple[GridAnswer | None, ...]:
+        """The output of each test; None where it is not known."""
+        return tuple(None if pair.output is None else GridAnswer(pair.output) for pair in self.test)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GridAnswer:
+    """A grid as the answer to a test; equal if shape and cells are."""
+
+    grid: Grid
+
+    @property
+    def key(self) -> Hashable:
+        return self.grid.shape, self.grid.tobytes()
+
+    def to_json(self) -> list[list[int]]:
+        """Rows of colours."""
+        rows: list[list[int]] = self.grid.tolist()
+        return rows
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GridAnswer) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def as_task(problem: Problem) -> Task:
+    """`problem` as the Task that it is; raise TypeError for a problem of another kind."""
+    if not isinstance(problem, Task):
+        raise TypeError(f"{type(problem).__name__} is not a Task")
+    return problem
+
+
+def as_grid_answer(answer: Answer) -> GridAnswer:
+    """`answer` as the GridAnswer that it is; raise TypeError for an answer of another kind."""
+    if not isinstance(answer, GridAnswer):
+        raise TypeError(f"{type(answer).__name__} is not a GridAnswer")
+    return answer
 
 
 def _pairs(pairs: Iterable[Pair]) -> tuple[Pair, ...]:

