@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -362,24 +362,32 @@ class Overlap(Protocol):
 class Kind(Protocol):
     """One kind of problem."""
 
-    name: str
-    """As `data.kind` names it."""
+    @property
+    def name(self) -> str:
+        """As `data.kind` names it."""
 
-    configs: Mapping[str, Mapping[str, type]]
-    """The kind's own config classes: by group (data, encoder, prompt, augmentation), then by the option's name. A
-    group that the kind lacks is refused unless it is null."""
+    @property
+    def configs(self) -> Mapping[str, Mapping[str, type]]:
+        """The kind's own config classes: by group (data, encoder, prompt, augmentation), then by the option's name. A
+        group that the kind lacks is refused unless it is null."""
 
-    positions: Sequence[str]
-    """Values of model.positions beside `none`."""
+    @property
+    def positions(self) -> Sequence[str]:
+        """Values of model.positions beside `none`."""
 
-    augmentations: Sequence[str]
-    """What inference.augmentations may name."""
+    @property
+    def augmentations(self) -> Sequence[str]:
+        """What inference.augmentations may name."""
 
-    answer_field: str
-    """What predictions.jsonl calls an answer."""
+    @property
+    def answer_field(self) -> str:
+        """What predictions.jsonl calls an answer."""
 
-    metrics: MetricSet
-    card: Card
+    @property
+    def metrics(self) -> MetricSet: ...
+
+    @property
+    def card(self) -> Card: ...
 
     def load(self, data: DataConfig) -> Sources:
         """The items of every source that `data` names, before any selection. Raise ProblemError."""
@@ -389,6 +397,9 @@ class Kind(Protocol):
 
     def is_set_name(self, name: str) -> bool:
         """Whether `name` is a short name rather than a path."""
+
+    def bundled_items(self, ids: Collection[str]) -> Sequence[Item]:
+        """Items with these ids from the sets that come with the package: what a bundled model was pretrained on."""
 
     def overlap(self, first: Iterable[Item], second: Iterable[Item]) -> Overlap: ...
 

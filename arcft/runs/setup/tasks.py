@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, Literal
 
@@ -15,7 +14,7 @@ from arcft.cli.hydra_app import config_folder
 from arcft.config.data import DataConfig, SourceConfig
 from arcft.config.schema import from_dict
 from arcft.problems.arc.data.contamination import overlap
-from arcft.problems.arc.data.pair_cache import PackedPairs
+from arcft.problems.arc.data.fingerprint import data_fingerprint as data_fingerprint
 from arcft.problems.arc.data.sources import (
     PairPool,
     excluded_ids,
@@ -26,7 +25,7 @@ from arcft.problems.arc.data.sources import (
     select_tasks,
     split_held_out,
 )
-from arcft.problems.arc.task import Grid, Pair, Task, TaskError
+from arcft.problems.arc.task import Task, TaskError
 from arcft.runs.setup.checkpoint_config import TrainedRun
 from arcft.runs.setup.disjoint import refuse_shared
 
@@ -165,22 +164,6 @@ def sample_task(item: Task | PairPool, seed: int) -> Task:
     if isinstance(item, Task):
         return item
     return item.draw(np.random.default_rng([seed, *item.id.encode()]))
-
-
-def data_fingerprint(items: Iterable[Task | PairPool]) -> str:
-    """sha256 over ids and grids, in order: equal fingerprints mean equal tasks."""
-    digest = hashlib.sha256()
-    for item in items:
-        pairs = item.pairs if isinstance(item, PairPool) else (*item.train, *item.test)
-        digest.update(repr((item.id, len(pairs))).encode())
-        for pair in map(pairs.grids, range(len(pairs))) if isinstance(pairs, PackedPairs) else map(_grids, pairs):
-            for grid in pair:
-                digest.update(b"-" if grid is None else repr(grid.shape).encode() + grid.tobytes())
-    return digest.hexdigest()
-
-
-def _grids(pair: Pair) -> tuple[Grid, Grid | None]:
-    return pair.input, pair.output
 
 
 def _shown(ids: list[str] | str) -> str:

