@@ -77,7 +77,7 @@ def test_the_workflow_runs_what_developers_run() -> None:
         "step mypy",
         "step lint-imports",
         "step pytest -rs -n auto --dist loadfile",
-        "step pytest -rs -m slow",
+        "step pytest -rs -m slow -n auto --dist worksteal",
     ]
 
 

@@ -133,7 +133,7 @@ def test_adapters_are_float32_for_training_and_the_bases_dtype_for_use(tmp_path:
 @pytest.mark.slow
 def test_the_saved_files_are_the_same_in_every_process(tmp_path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from small_training import adapted_model;"
+        "import sys; from pathlib import Path; from tests.support.small_training import adapted_model;"
         "from arcft.models.lora import save_adapter; save_adapter(adapted_model(), Path(sys.argv[1]))"
     )
     contents = []

@@ -159,7 +159,7 @@ def test_without_ray_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from scripted_engine import Scripted, scripted_queue\n"
+        "import sys; from pathlib import Path; from tests.support.scripted_engine import Scripted, scripted_queue\n"
         "from arcft.ttft.workers.run import WorkerError, drain_on_ray\n"
         "folder = Path(sys.argv[1])\n"
         "try: drain_on_ray(Scripted(folder), 1, scripted_queue(folder, ['a'])[0], stopped=bool, on_event=print)\n"
