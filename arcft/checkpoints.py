@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 
 from arcft.errors import ArcftError
+from arcft.files import file_sha256, flush_to_disk, manifest_sha256, write_json, write_text
 
 MANIFEST_FILE = "manifest.json"
 RUN_FILE = "run.yaml"
@@ -80,8 +81,8 @@ def write_checkpoint(run_folder: Path, step: int, origin: Origin) -> Iterator[Pa
         yield partial
         _write_manifest(partial, step, origin)
         for path in partial.iterdir():
-            _flush(path)
-        _flush(partial)
+            flush_to_disk(path)
+        flush_to_disk(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -89,7 +90,7 @@ def write_checkpoint(run_folder: Path, step: int, origin: Origin) -> Iterator[Pa
     if target.exists():
         os.rename(target, replaced)
     os.rename(partial, target)
-    _flush(run_folder)
+    flush_to_disk(run_folder)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -181,9 +182,7 @@ def lock_run(run_folder: Path) -> Iterator[None]:
 def write_run_yaml(folder: Path, config: Mapping[str, Any]) -> None:
     """Write `config`, nested plain data, to run.yaml in `folder`, whole or not at all: nothing resumes without it."""
     text = yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
-    partial = folder / f"{RUN_FILE}.partial"
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, folder / RUN_FILE)
+    write_text(folder / RUN_FILE, text)
 
 
 def read_run_yaml(path: Path) -> dict[str, Any]:
@@ -216,7 +215,7 @@ _Dumper.add_representer(str, _represent_text)
 
 def _write_manifest(folder: Path, step: int, origin: Origin) -> None:
     files = {
-        path.name: {"size": path.stat().st_size, "sha256": _sha256(path)}
+        path.name: {"size": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.iterdir())
         if path.is_file()
     }
@@ -227,14 +226,8 @@ def _write_manifest(folder: Path, step: int, origin: Origin) -> None:
         "versions": _versions(),
         "files": files,
     }
-    content["sha256"] = manifest_digest(content)
-    (folder / MANIFEST_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def manifest_digest(manifest: Mapping[str, Any]) -> str:
-    """sha256 over all entries of a manifest but its own `sha256`, whatever their order."""
-    content = {name: value for name, value in manifest.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    content["sha256"] = manifest_sha256(content)
+    write_json(folder / MANIFEST_FILE, content, indent=1)
 
 
 def _versions() -> dict[str, str]:
@@ -268,7 +261,7 @@ def _parse_manifest(path: Path, raw: bytes) -> dict[str, Any]:
             raise CheckpointError(f"{path}: is damaged: {name} needs size and sha256")
     if RUN_FILE not in manifest["files"]:
         raise CheckpointError(f"{path}: lists no {RUN_FILE}, so the checkpoint does not say how it was made")
-    if manifest.get("sha256") != manifest_digest(manifest):
+    if manifest.get("sha256") != manifest_sha256(manifest):
         raise CheckpointError(f"{path}: was changed: its sha256 is not the one in it. Use another checkpoint")
     return manifest
 
@@ -279,7 +272,7 @@ def _check_file(path: Path, entry: Mapping[str, Any]) -> None:
     size = path.stat().st_size
     if size != entry["size"]:
         raise CheckpointError(f"{path}: has {size} bytes, was written with {entry['size']}. Use another checkpoint")
-    if _sha256(path) != entry["sha256"]:
+    if file_sha256(path) != entry["sha256"]:
         raise CheckpointError(f"{path}: was changed: its sha256 is not the manifest's. Use another checkpoint")
 
 
@@ -290,16 +283,3 @@ def _step_of(path: Path) -> int | None:
 
 def _hidden(target: Path, kind: str) -> Path:
     return target.with_name(f".{target.name}.{kind}-{os.getpid()}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from arcft.cli.hydra_app import config_folder, plain_config
 from arcft.config.run import TrainConfig
 from arcft.config.schema import from_dict, to_dict
 from arcft.errors import ArcftError
+from arcft.files import atomic_path
 from arcft.models.bundled import ASSETS, TOKENIZER_FILES, WEIGHTS_FILE, write_bundle
 from arcft.models.fingerprint import architecture_values
 from arcft.reporting.charts.curves import HISTORY_FILE
@@ -64,13 +64,11 @@ def main(checkpoint: Path, folder: Path) -> None:
     broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise ShipError(f"{run.checkpoint.path / WEIGHTS_FILE}: not finite: {', '.join(broken)}")
-    partial = folder / f"{WEIGHTS_FILE}.partial"
-    save_file(weights, partial, metadata={"format": "pt"})
-    size = partial.stat().st_size
-    if size > MOST_BYTES:
-        partial.unlink()
-        raise ShipError(f"{WEIGHTS_FILE} would have {size:,} bytes, more than {MOST_BYTES:,}; ship a smaller model")
-    os.replace(partial, folder / WEIGHTS_FILE)
+    with atomic_path(folder / WEIGHTS_FILE) as partial:
+        save_file(weights, partial, metadata={"format": "pt"})
+        size = partial.stat().st_size
+        if size > MOST_BYTES:
+            raise ShipError(f"{WEIGHTS_FILE} would have {size:,} bytes, more than {MOST_BYTES:,}; ship a smaller model")
     about = _about(legs, sum(tensor.numel() for tensor in weights.values()))
     write_bundle(folder, about)
     print(f"{folder}: {about['parameters']:,} parameters, {size:,} bytes of weights, {count(len(legs), 'leg')}")

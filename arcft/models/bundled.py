@@ -6,14 +6,13 @@ weights there is no bundle.json, and the model serves as an architecture for ran
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from arcft.errors import ModelError
+from arcft.files import file_sha256, write_json
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 BUNDLED = "bundled:"
@@ -63,11 +62,8 @@ def pretrained_on(path: str) -> list[str]:
 
 def write_bundle(folder: Path, about: Mapping[str, Any]) -> None:
     """Write bundle.json for the files that lie in `folder`, with `about`, plain data on where they come from."""
-    files = {name: {"size": (folder / name).stat().st_size, "sha256": _sha256(folder / name)} for name in FILES}
-    partial = folder / f"{BUNDLE_FILE}.partial"
-    content = {"format": _FORMAT, **about, "files": files}
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, folder / BUNDLE_FILE)
+    files = {name: {"size": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in FILES}
+    write_json(folder / BUNDLE_FILE, {"format": _FORMAT, **about, "files": files}, indent=1)
 
 
 def _check(folder: Path, names: Sequence[str]) -> None:
@@ -79,7 +75,7 @@ def _check(folder: Path, names: Sequence[str]) -> None:
         size = path.stat().st_size
         if size != entry["size"]:
             raise ModelError(f"{path}: has {size:,} bytes, was shipped with {entry['size']:,}; {_WAY_OUT}")
-        if _sha256(path) != entry["sha256"]:
+        if file_sha256(path) != entry["sha256"]:
             raise ModelError(f"{path}: was changed: its sha256 is not that of {BUNDLE_FILE} beside it; {_WAY_OUT}")
 
 
@@ -104,8 +100,3 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _damaged(path: Path, error: Exception) -> ModelError:
     return ModelError(f"{path}: is damaged ({type(error).__name__}: {error}); {_WAY_OUT}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from arcft.files import write_text
 from arcft.problems.arc.scoring.metrics import Scores
 from arcft.problems.arc.task import Task
 from arcft.reporting.adaptation import Adaptation
@@ -58,10 +58,7 @@ def write_report(
         adaptation=adaptation,
         numbers=numbers,
     )
-    partial = folder / (REPORT_FILE + ".partial")
-    # A model's text may hold half of a surrogate pair, which no file can.
-    partial.write_text(document, encoding="utf-8", errors="replace")
-    os.replace(partial, folder / REPORT_FILE)
+    write_text(folder / REPORT_FILE, document)
     if numbers:
         (folder / NUMBERS_FILE).write_bytes(numbers_png(numbers))
     write_summary(folder / SUMMARY_FILE, title, scores, results, curves, note, adaptation)

@@ -7,13 +7,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-
 from arcft import __version__
 from arcft.checkpoints import RUN_FILE, CheckpointError, lock_run, read_run_yaml, write_run_yaml
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import to_dict
+from arcft.console import note, say, say_path
+from arcft.console import show as show_table
 from arcft.problems.arc.scoring.metrics import METRICS, Scores
 from arcft.reporting.charts.curves import read_history
 from arcft.reporting.previews import metrics_table
@@ -31,8 +30,6 @@ from arcft.runs.setup.checkpoint_config import is_pattern
 from arcft.runs.setup.ttft_settings import TtftSettings, refuse_without_effect, resolve_ttft
 from arcft.scoring.selection import make_selector
 from arcft.tracking import Tracker
-
-console = Console()
 
 
 def evaluate(
@@ -55,8 +52,8 @@ def evaluate(
         _evaluate(config, folder, explicit, None, show)
         return
     settings = settings or resolve_ttft(config, explicit)
-    for note in settings.notes:
-        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+    for text in settings.notes:
+        note(text)
     with contextlib.nullcontext() if config.dry_run else start_evaluation_folder(settings, folder):
         _evaluate(settings.config, folder, explicit, settings, show)
 
@@ -89,7 +86,7 @@ def _evaluate(
                 show_metrics(targets[0], _scores(config, targets[0], folder, folder, tracker))
                 show_files(folder)
             if tracker.where:
-                console.print(f"W&B: {tracker.where}", highlight=False, soft_wrap=True)
+                say(f"W&B: {tracker.where}")
 
 
 def _show_plan(config: EvaluateConfig, targets: Sequence[EvaluationTarget]) -> None:
@@ -98,8 +95,8 @@ def _show_plan(config: EvaluateConfig, targets: Sequence[EvaluationTarget]) -> N
         for share in target.shares:
             share.model()
         prompts = count_prompts(target.tasks, config.inference) if target.shares else 0
-        console.print(f"{target.name}: {count(len(target.tasks), 'task')}, {count(prompts, 'prompt')}")
-    console.print("dry run: nothing was predicted or written")
+        say(f"{target.name}: {count(len(target.tasks), 'task')}, {count(prompts, 'prompt')}")
+    say("dry run: nothing was predicted or written")
 
 
 def _refuse_another(folder: Path, keys: Mapping[str, str], is_sweep: bool) -> None:
@@ -167,11 +164,11 @@ def _sweep(config: EvaluateConfig, targets: Sequence[EvaluationTarget], folder: 
         plot = results.write_sweep(folder, read_history(runs[0].folder), metrics, by_step=of_one_run)
         errors = {name: score.standard_errors() for name, score in scores.items() if len(score.tasks) > 1}
         title = f"{count(len(metrics), 'checkpoint')} on {count(len(targets[0].tasks), 'task')}"
-        console.print(metrics_table(metrics, errors=errors, title=title))
+        show_table(metrics_table(metrics, errors=errors, title=title))
         tracker.table("checkpoints", ["checkpoint", *METRICS], [[k, *v.values()] for k, v in metrics.items()])
         if plot is not None:
-            console.print(f"metrics against training step: [bold]{plot}[/]", highlight=False, soft_wrap=True)
+            say_path("metrics against training step", plot)
             tracker.picture("sweep", plot)
     else:
-        console.print("no answers are known, so there are no metrics")
-    console.print(f"a folder for each checkpoint in [bold]{folder}[/]", highlight=False, soft_wrap=True)
+        say("no answers are known, so there are no metrics")
+    say_path("a folder for each checkpoint", folder)

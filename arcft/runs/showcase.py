@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from arcft.cli.hydra_app import Stopped
 from arcft.config.data import DataConfig
 from arcft.config.run import TrainConfig, showcase_evaluation
 from arcft.config.showcase import ShowcaseConfig
+from arcft.console import say
+from arcft.console import show as show_drawing
 from arcft.errors import ArcftError
 from arcft.problems.arc.scoring.metrics import Scores
 from arcft.problems.arc.task import Task, TaskError
@@ -29,7 +29,6 @@ from arcft.runs.setup.leaks import trained_on
 from arcft.runs.setup.tasks import CountTokens, chosen_tasks
 from arcft.tracking import Tracker
 
-console = Console()
 FOLDER = "showcase"
 """The evaluation's, in the run's."""
 
@@ -56,7 +55,7 @@ def show_showcase(config: TrainConfig, folder: Path, num_tokens: CountTokens, tr
         run = open_checkpoint(folder)
         tasks = shortest_new_tasks(showcase, run, num_tokens)
         chosen = dataclasses.replace(showcase, data=_only(showcase.data, tasks))
-        _say(
+        say(
             f"\nShowcase: the model is adapted to the {_which(showcase, tasks)}, each by its own demonstrations. They "
             "are chosen by length alone, and short tasks are easier than most: this is no score of the set."
         )
@@ -99,28 +98,24 @@ def _teller(tracker: Tracker) -> Show:
 
     def show(target: EvaluationTarget, scores: Scores, outcome: AdaptationOutcome, folder: Path) -> None:
         rows = outcome.adaptation.rows
-        console.print(showcase_table(rows))
+        show_drawing(showcase_table(rows))
         for line in lines_of(outcome.failed):
-            _say(f"  {line}")
+            say(f"  {line}")
         solved = [task for task, row in zip(target.tasks, rows, strict=True) if row.solved]
         for task in solved[:SHOWN]:
             first, test = task.train[0], task.test[0]
             grids = [("demonstration", first.input), ("", first.output), ("input", test.input)]
             grids += [("predicted", right_attempt(test, outcome.attempts[task.id, 0])), ("true", test.output)]
-            _say(f"\n{task.id}")
-            console.print(grids_side_by_side(grids))
+            say(f"\n{task.id}")
+            show_drawing(grids_side_by_side(grids))
         known = sum(row.solved is not None for row in rows)
         if known:
-            _say(f"solved in two attempts: {len(solved)} of {count(known, 'task')}", style="bold")
+            say(f"solved in two attempts: {len(solved)} of {count(known, 'task')}", style="bold")
             tracker.summary({"showcase/solved": len(solved), "showcase/tasks": known})
         if solved:
             showcase_picture(folder / PICTURE, solved, outcome.attempts)
-            _say(f"the solved ones: {folder / PICTURE}")
+            say(f"the solved ones: {folder / PICTURE}")
             tracker.picture("showcase", folder / PICTURE)
-        _say(f"all of them: {folder / REPORT_FILE}")
+        say(f"all of them: {folder / REPORT_FILE}")
 
     return show
-
-
-def _say(words: str, style: str | None = None) -> None:
-    console.print(words, style=style, highlight=False, markup=False, soft_wrap=True)

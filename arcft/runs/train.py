@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
@@ -19,6 +18,7 @@ from arcft.config.duration import parse_duration
 from arcft.config.inference import InferenceConfig
 from arcft.config.run import TrainConfig
 from arcft.config.schema import to_dict
+from arcft.console import note, say
 from arcft.errors import ArcftError
 from arcft.models.fingerprint import base_fingerprint
 from arcft.models.limits import embedding_rows, position_limit, refuse_beyond
@@ -47,8 +47,6 @@ from arcft.training.saving import Saving
 from arcft.training.schedulers import schedule_warnings
 from arcft.training.stopping import StopRequest
 from arcft.training.trainer import ArcftTrainer
-
-console = Console()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +83,7 @@ def train(config: TrainConfig, folder: Path) -> None:
     if config.preview:
         show_first_example(prepared.stream, prepared.tokenizer)
     for warning in schedule_warnings(config.scheduler, config.training.max_steps):
-        console.print(f"[yellow]note:[/] {warning}", highlight=False, soft_wrap=True)
+        note(warning)
     device = choose_device()
     arguments = make_training_arguments(config.training, folder, device)
     model, fingerprint = build_model(config, device)
@@ -240,7 +238,7 @@ def _train_and_close(
     start = int(checkpoints[-1].name.rpartition("-")[2]) if checkpoints else 0
     max_steps = config.training.max_steps
     if checkpoints:
-        console.print(f"going on from {checkpoints[-1]}", highlight=False, markup=False, soft_wrap=True)
+        say(f"resuming from {checkpoints[-1]}")
     tasks = prepared.sets.held_out[: config.training.generation_tasks]
     stop = StopRequest(None if config.training.max_time is None else parse_duration(config.training.max_time))
     # transformers would draw a bar of its own into ours for every whole model that is saved.
@@ -279,6 +277,6 @@ def _train_and_close(
         )
         if received:
             raise Stopped(received[0], message)
-        console.print(message, highlight=False, markup=False, soft_wrap=True)
+        say(message)
         return None
     return close_run(config, folder, generation, trainer, tracker)

@@ -165,7 +165,7 @@ def test_a_signal_stops_in_good_order(undisturbed: Path, tmp_path: Path, number:
     given = {signal.SIGTERM: "run/", signal.SIGINT: str(tmp_path / "run")}[number]
     code, out, err = finish(start_train(f"resume={given}", cwd=tmp_path))
     assert (code, err) == (0, "")
-    assert f"going on from {tmp_path / 'run' / f'checkpoint-{step}'}" in out
+    assert f"resuming from {tmp_path / 'run' / f'checkpoint-{step}'}" in out
     assert_same_run(tmp_path / "run", undisturbed)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

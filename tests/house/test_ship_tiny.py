@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from arcft.checkpoints import MANIFEST_FILE, last_checkpoint, manifest_digest, read_run_yaml, write_run_yaml
+from arcft.checkpoints import MANIFEST_FILE, last_checkpoint, read_run_yaml, write_run_yaml
 from arcft.config.model import ModelConfig
+from arcft.files import manifest_sha256
 from arcft.models import bundled
 from arcft.models.bundled import ASSETS, FILES
 from arcft.models.load import load_model, load_tokenizer
@@ -84,7 +85,7 @@ def remade(run: Path, folder: Path, **changes: Any) -> Path:
         if path.name != MANIFEST_FILE:
             digest = hashlib.sha256(path.read_bytes()).hexdigest()
             manifest["files"][path.name] = {"size": path.stat().st_size, "sha256": digest}
-    manifest["sha256"] = manifest_digest(manifest)
+    manifest["sha256"] = manifest_sha256(manifest)
     (checkpoint / MANIFEST_FILE).write_text(json.dumps(manifest))
     return folder
 

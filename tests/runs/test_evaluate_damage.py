@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from arcft.checkpoints import CheckpointError, manifest_digest
+from arcft.checkpoints import CheckpointError
 from arcft.config.model import ModelConfig
 from arcft.errors import ArcftError
+from arcft.files import manifest_sha256
 from arcft.models.load import draw_random_model
 from arcft.scoring.predictions import read_predictions
 from tests.support.evaluate_command import answers, change_byte, evaluated, trained
@@ -218,4 +219,4 @@ def seal(checkpoint: Path) -> None:
     for name in manifest["files"]:
         content = (checkpoint / name).read_bytes()
         manifest["files"][name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    path.write_text(json.dumps(manifest | {"sha256": manifest_digest(manifest)}), encoding="utf-8")
+    path.write_text(json.dumps(manifest | {"sha256": manifest_sha256(manifest)}), encoding="utf-8")

@@ -569,7 +569,7 @@ def test_a_time_limit_stops_saves_and_says_how_to_go_on(
     assert run_train(folder, f"resume={folder}") == 0
     assert find_checkpoints(folder)[-1].name == "checkpoint-2"
     assert run_train(folder, f"resume={folder}", "training.max_time=10m") == 0
-    assert f"going on from {folder / 'checkpoint-2'}" in capsys.readouterr().out
+    assert f"resuming from {folder / 'checkpoint-2'}" in capsys.readouterr().out
     assert_same_run(folder, whole_run)
     assert stored_config(folder)["training"]["max_time"] == "10m"
 

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-
 from arcft.cli.hydra_app import Stopped, stop_on_signals
 from arcft.config.duration import parse_duration
+from arcft.console import note, say
+from arcft.console import show as show_table
 from arcft.errors import ArcftError
 from arcft.problems.arc.scoring.metrics import Scores
 from arcft.reporting.adaptation import adaptation_png, before_after_table, rows_table, task_picture
@@ -41,7 +40,6 @@ from arcft.ttft.scheduling.queue import Queue
 from arcft.ttft.units import Unit
 from arcft.ttft.workers.run import default_count, drain, drain_in_processes, drain_on_ray
 
-console = Console()
 Show = Callable[[EvaluationTarget, Scores, AdaptationOutcome, Path], None]
 """Tells on the console what came out; the path is the evaluation's folder."""
 
@@ -57,13 +55,11 @@ def show_plan(settings: TtftSettings, target: EvaluationTarget, folder: Path) ->
     engine_factory(settings, folder)()
     prompts = count_prompts(target.tasks, config.inference)
     before = sum(len(task.test) for task in target.tasks) * config.ttft.predict_before
-    console.print(
+    say(
         f"{target.name}: {count(len(target.tasks), 'task')}, {count(len(units), 'adapter')} of up to "
-        f"{count(settings.max_steps, 'step')}, {count(prompts, 'prompt')} and {before:,} before adapting",
-        highlight=False,
-        soft_wrap=True,
+        f"{count(settings.max_steps, 'step')}, {count(prompts, 'prompt')} and {before:,} before adapting"
     )
-    console.print("dry run: nothing was adapted, predicted or written")
+    say("dry run: nothing was adapted, predicted or written")
 
 
 def adapt_and_score(
@@ -79,7 +75,7 @@ def adapt_and_score(
         earlier, outcome = found
         show_reused(target, earlier, folder)
         if settings.config.ttft.keep_adapters and earlier.resolve() != folder.resolve():
-            console.print(f"its adapters stay in {earlier / ADAPTERS_FOLDER}", highlight=False, soft_wrap=True)
+            say(f"its adapters stay in {earlier / ADAPTERS_FOLDER}")
         scores = results.reuse_evaluation(earlier, folder)
         show(target, scores, outcome, folder)
         _track(target, scores, outcome, folder, tracker, step)
@@ -154,7 +150,7 @@ def _adapt(settings: TtftSettings, target: EvaluationTarget, folder: Path, track
                 tracker=tracker,
                 advance=advance,
                 ledger=ledger,
-                say=lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True),
+                say=say,
             )
             if not queue.done:
                 drainer = _drainer(settings, folder, ledger, engine)
@@ -200,19 +196,19 @@ def show_outcome(target: EvaluationTarget, scores: Scores, outcome: AdaptationOu
     title = count(len(target.tasks), "task")
     adaptation = outcome.adaptation
     if scores.metrics and adaptation.before is not None:
-        console.print(before_after_table(adaptation, title=f"{target.name}, {title}"))
+        show_table(before_after_table(adaptation, title=f"{target.name}, {title}"))
     else:
         show_metrics(target, scores)
     for line in lines_of(outcome.notes, "adapter" if adaptation.shares_adapters else "task"):
-        console.print("[yellow]note:[/]", escape(line), highlight=False, soft_wrap=True)
+        note(line)
     if outcome.failed:
         number = sum(map(len, outcome.failed.values()))
         has_fallback = adaptation.predictions_before > 0
         stands = "their predictions before adapting stand" if has_fallback else "there are no predictions for them"
         what = "left out" if set(outcome.failed) == {NO_TIME} else "failed"
-        console.print(f"[yellow]{number} of {title} {what}[/]; {stands}:", highlight=False)
+        say(f"{number} of {title} {what}; {stands}:", "yellow")
         for line in lines_of(outcome.failed):
-            console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+            say(f"  {line}")
     show_files(folder)
 
 

@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from arcft.console import console
+
 BEAT = 60.0
 """Seconds between two lines at most, with `beats`."""
 
@@ -44,7 +46,7 @@ def progress_bar(title: str, total: int, done: int = 0, *, beats: bool = False) 
     if not beats:
         columns += [TextColumn("<"), TimeRemainingColumn(table_column=Column(min_width=7))]
     columns.append(TextColumn("{task.fields[words]}"))
-    with Progress(*columns) as progress:
+    with Progress(*columns, console=console) as progress:
         bar = progress.add_task(title, total=total, completed=done, words="")
         yield lambda count, words: progress.update(bar, completed=count, words=words)
 

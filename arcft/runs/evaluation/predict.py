@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from peft import PeftModel
-from rich.console import Console
-from rich.markup import escape
 from transformers import PreTrainedModel
 
 from arcft.cli.hydra_app import Stopped, stop_on_signals
 from arcft.config.inference import InferenceConfig, SelectionConfig
+from arcft.console import note
 from arcft.prediction.predict_vllm import Served, ServedTasks
 from arcft.prediction.score_candidates import predict_and_score
 from arcft.problems.arc.format.examples import ExampleBuilder
@@ -25,8 +24,6 @@ from arcft.runs.evaluation.results import write_predictions
 from arcft.runs.evaluation.vllm import predict_with_vllm
 from arcft.scoring.predictions import Prediction, TestKey, append_prediction, open_for_append, read_predictions
 from arcft.scoring.selection import ATTEMPTS, Selector, make_selector
-
-console = Console()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,17 +90,13 @@ def _groups(
     """The predictions of one test after the other, without those of tests that are `done`."""
     served = [ServedTasks(share.served, share.builder, share.tasks) for share in shares if share.served is not None]
     if served:
-        yield from predict_with_vllm(served, config, done=done, say=_note)
+        yield from predict_with_vllm(served, config, done=done, say=note)
         return
     for share in shares:
         if any((task.id, index) not in done for task in share.tasks for index in range(len(task.test))):
             yield from predict_and_score(
                 share.model(), share.builder, share.tasks, config, views=selection.views, done=done
             )
-
-
-def _note(text: str) -> None:
-    console.print("[yellow]note:[/]", escape(text), highlight=False, soft_wrap=True)
 
 
 class Tally:

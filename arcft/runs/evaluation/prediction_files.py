@@ -8,14 +8,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from arcft.checkpoints import RUN_FILE, CheckpointError, read_run_yaml
 from arcft.config.data import DataConfig
 from arcft.config.inference import SelectionConfig
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import ConfigError
 from arcft.config.stored import from_stored
+from arcft.console import note
 from arcft.errors import ArcftError
 from arcft.problems.arc.task import Task
 from arcft.reporting.words import count
@@ -25,7 +24,6 @@ from arcft.runs.setup.tasks import chosen_tasks, default_data, filter_tasks, tas
 from arcft.scoring.predictions import Prediction, TestKey, group_by_test, read_predictions
 from arcft.scoring.voting import grid_key
 
-console = Console()
 NEEDS_TASKS = "predictions= needs the tasks they answer: add data=arc1, data=kaggle data.path=TASKS.json, ..."
 
 
@@ -144,12 +142,7 @@ def check_scores(
         )
     partly = sum(_without_scores(group) > 0 for group in open_groups)
     if partly:
-        console.print(
-            f"[yellow]note:[/] in {partly} of {count(len(groups), 'test')} some grids have no scores: they come after "
-            "those that have",
-            highlight=False,
-            soft_wrap=True,
-        )
+        note(f"in {partly} of {count(len(groups), 'test')} some grids have no scores: they come after those that have")
 
 
 def _has_choice(group: Sequence[Prediction]) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from arcft.checkpoints import RUN_FILE
+from arcft.files import open_atomic, write_json
 from arcft.problems.arc.scoring.metrics import Scores, score_tasks
 from arcft.problems.arc.scoring.submission import write_submission
 from arcft.problems.arc.task import Task
@@ -80,20 +80,11 @@ def write_results(
     return scores
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
-
-
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
     """Write a predictions file whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with open_atomic(path) as file:
         for prediction in predictions:
             append_prediction(file, prediction)
-    os.replace(partial, path)
 
 
 def find_evaluation(run_folder: Path, key: str) -> Path | None:

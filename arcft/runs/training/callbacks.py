@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from arcft.config.inference import InferenceConfig, SelectionConfig
+from arcft.files import write_text
 from arcft.prediction.score_candidates import predict_and_score
 from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.problems.arc.scoring.metrics import Scores, score_tasks
@@ -93,9 +93,7 @@ class Recorder(TrainerCallback):
             with contextlib.suppress(ValueError):  # cut off by a crash
                 if json.loads(line)["step"] <= state.global_step:
                     lines.append(line)
-        partial = self._path.with_name(self._path.name + ".partial")
-        partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        os.replace(partial, self._path)
+        write_text(self._path, "".join(line + "\n" for line in lines))
 
     def on_log(
         self,

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
 from arcft.config.run import TrainConfig
+from arcft.console import say, show
+from arcft.files import write_json
 from arcft.reporting.previews import grids_side_by_side, metrics_table, predictions_picture
 from arcft.reporting.words import count
 from arcft.runs.common.paths import override
-from arcft.runs.evaluation.results import METRICS_FILE, write_json
+from arcft.runs.evaluation.results import METRICS_FILE
 from arcft.runs.training.callbacks import GenerationMetrics
 from arcft.tracking import Tracker
 from arcft.training.trainer import ArcftTrainer
 
-console = Console()
 PICTURE = "preview.png"
 SHOWN_TESTS = 8
 SHOWN_TASKS = 2
@@ -36,34 +35,29 @@ def close_run(
     tracker.summary({"best_step": best, **{f"final/{name}": value for name, value in (losses | metrics).items()}})
     if metrics:
         _show_generation(folder, generation, f"step {step}", tracker)
-    _say(", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
+    say(", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
     if tracker.where:
-        _say(f"W&B: {tracker.where}")
+        say(f"W&B: {tracker.where}")
     best_words = f"best {config.training.best_metric}" if metrics else "lowest eval_loss"
     return f"checkpoint-{step}" + (f", {best_words} in checkpoint-{best}" if best else "")
 
 
 def say_next(folder: Path, kept: str) -> None:
     """The last words: where the checkpoints are, and what to type next."""
-    _say(f"checkpoints in {folder} ({kept}). Next:")
-    _say(f"  python evaluate.py {override('checkpoint', folder)}", style="bold")
+    say(f"checkpoints in {folder} ({kept}). Next:")
+    say(f"  python evaluate.py {override('checkpoint', folder)}", style="bold")
 
 
 def _show_generation(folder: Path, generation: GenerationMetrics, title: str, tracker: Tracker) -> None:
     for task in generation.tasks[:SHOWN_TASKS]:
         attempts = generation.attempts.get((task.id, 0), ())
         grids = [("input", task.test[0].input), ("true", task.test[0].output)]
-        _say(f"\n{task.id}")
-        console.print(grids_side_by_side([*grids, ("predicted", attempts[0] if attempts else None)]))
+        say(f"\n{task.id}")
+        show(grids_side_by_side([*grids, ("predicted", attempts[0] if attempts else None)]))
     metrics = generation.scores.metrics
-    console.print(metrics_table({title: metrics}, title=count(len(generation.tasks), "held-out task")))
+    show(metrics_table({title: metrics}, title=count(len(generation.tasks), "held-out task")))
     predictions_picture(folder / PICTURE, generation.tasks, generation.attempts, SHOWN_TESTS)
-    _say(f"predicted and true grids: {folder / PICTURE}")
+    say(f"predicted and true grids: {folder / PICTURE}")
     tracker.picture("preview", folder / PICTURE)
     rows = [[task, *values.values()] for task, values in generation.scores.tasks.items()]
     tracker.table("tasks", ["task", *metrics], rows)
-
-
-def _say(words: str, style: str | None = None) -> None:
-    # Folders may have brackets in their names, which are no markup, and are copied whole.
-    console.print(words, style=style, highlight=False, markup=False, soft_wrap=True)

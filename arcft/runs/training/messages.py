@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from peft import PeftModel
-from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arcft.config.run import TrainConfig
+from arcft.console import note, print_with, say, show
 from arcft.models.load import resolve_dtype
 from arcft.models.lora import trainable_parameters
 from arcft.problems.arc.data.sources import PairPool
@@ -19,7 +19,6 @@ from arcft.runs.setup.tasks import TaskSets
 from arcft.runs.training.estimate import estimate
 from arcft.text.tokens import IGNORED, token_texts
 
-console = Console()
 SHOWN_IDS = 10
 
 
@@ -38,7 +37,7 @@ def say_tasks(sets: TaskSets, max_tokens: int | None) -> None:
     if sets.disjoint_from:
         names = ", ".join(f"{name} ({entry['tasks']} tasks)" for name, entry in sets.disjoint_from.items())
         words += f"; nothing in common with {names}"
-    console.print(words, highlight=False, soft_wrap=True)
+    say(words)
 
 
 def say_skipped(trial: Trial, held_out_skipped: int, max_seq_length: int) -> None:
@@ -52,15 +51,16 @@ def say_skipped(trial: Trial, held_out_skipped: int, max_seq_length: int) -> Non
         )
     if held_out_skipped:
         notes.append(f"left out of eval_loss, too long: {count(held_out_skipped, 'held-out test')}")
-    for note in notes:
-        words = f"[yellow]note:[/] training.max_seq_length={max_seq_length}: {note}"
-        console.print(words, highlight=False, soft_wrap=True)
+    for text in notes:
+        note(f"training.max_seq_length={max_seq_length}: {text}")
 
 
 def show_first_example(stream: ExampleStream, tokenizer: PreTrainedTokenizerBase) -> None:
     """The first training example, its learned tokens in colour."""
     example = stream[0]
-    print_example(console, token_texts(tokenizer, example.input_ids), [label != IGNORED for label in example.labels])
+    texts = token_texts(tokenizer, example.input_ids)
+    learned = [label != IGNORED for label in example.labels]
+    print_with(lambda console: print_example(console, texts, learned))
 
 
 def say_model(config: TrainConfig, model: PreTrainedModel | PeftModel, device: torch.device) -> None:
@@ -68,12 +68,7 @@ def say_model(config: TrainConfig, model: PreTrainedModel | PeftModel, device: t
     total = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     trained = trainable_parameters(model) / 1e6
     dtype = str(resolve_dtype(config.training.dtype, device)).removeprefix("torch.")
-    console.print(
-        f"model {config.model.name}: {total:.2f} M parameters, {trained:.2f} M trained, {dtype} on {device}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    say(f"model {config.model.name}: {total:.2f} M parameters, {trained:.2f} M trained, {dtype} on {device}")
 
 
 def show_estimate(config: TrainConfig, model: PreTrainedModel | PeftModel) -> None:
@@ -84,4 +79,4 @@ def show_estimate(config: TrainConfig, model: PreTrainedModel | PeftModel) -> No
     table = Table(title="dry run: nothing was trained or written", title_justify="left", box=None, show_header=False)
     for name, value in estimate(model, config, shape.hidden_size, shape.num_hidden_layers).rows():
         table.add_row(name, value)
-    console.print(table)
+    show(table)

@@ -19,6 +19,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from arcft.files import manifest_sha256
 from arcft.problems.arc.task import MAX_SIDE, NUM_COLORS, Grid, Pair, TaskError
 
 MANIFEST_FILE = "manifest.json"
@@ -128,8 +129,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{path}: of format {found}, where this version reads format {FORMAT}; generate the cache anew, into "
             "another folder, with the scripts/generate_re_arc.sh of this version"
         )
-    content = {name: value for name, value in manifest.items() if name != "sha256"}
-    if hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest() != manifest.get("sha256"):
+    if manifest_sha256(manifest) != manifest.get("sha256"):
         raise TaskError(f"{path}: was changed: its sha256 is not the one in it; {WAY_OUT}")
     for task_id, entry in _entries(path, manifest):
         # Names are joined to the folder's path, so they may not lead out of it.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from arcft.errors import ArcftError
+from arcft.files import open_atomic
 from arcft.problems.arc.task import Task, TaskError, as_grid
 from arcft.scoring.voting import Attempts
 
@@ -40,13 +40,8 @@ def write_submission(path: Path | str, tasks: Sequence[Task], attempts: Attempts
         for task in tasks
     }
     check_submission(submission, tasks)
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with open_atomic(Path(path), sync=True) as file:
         json.dump(submission, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def check_submission(submission: Any, tasks: Sequence[Task]) -> None:

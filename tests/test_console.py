@@ -1,0 +1,73 @@
+"""What is printed: whole lines, no markup in what users named, and a copy for the log."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+
+from arcft import console
+
+LONG = Path("/runs") / ("a_very_long_folder_name_" * 6) / "lora[r=16] 3 :smile:"
+
+
+@pytest.fixture
+def job_log() -> Iterator[io.StringIO]:
+    stream = io.StringIO()
+    console.log_to([logging.StreamHandler(stream)])
+    yield stream
+    console.log_to([])
+
+
+def test_lines_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    console.say(f"checkpoints in {LONG}")
+    console.note(f"{LONG} has no checkpoint")
+    console.say_path("report", LONG)
+    assert capsys.readouterr() == (
+        f"checkpoints in {LONG}\nnote: {LONG} has no checkpoint\nreport: {LONG}\n",
+        "",
+    )
+
+
+def test_the_log_receives_what_the_terminal_shows(
+    capsys: pytest.CaptureFixture[str], job_log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    table = Table("metric", "value")
+    table.add_row("vote_2", "12.5%")
+    console.say("4 tasks to train on", "bold")
+    console.note("no hub")
+    console.say_path("report", LONG)
+    console.show(table)
+    lines = job_log.getvalue().splitlines()
+    assert lines[:3] == ["4 tasks to train on", "note: no hub", f"report: {LONG}"]
+    assert [word for word in ("metric", "vote_2", "12.5%") if word in job_log.getvalue()] == [
+        "metric",
+        "vote_2",
+        "12.5%",
+    ]
+    assert "\x1b" not in job_log.getvalue()
+    assert "vote_2" in capsys.readouterr().out
+
+
+def test_without_a_log_nothing_is_drawn_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    calls = []
+    console.log_to([])
+    console.log.setLevel(logging.WARNING)
+    console.print_with(lambda target: calls.append(target))
+    assert calls == [console.console]
+
+
+def test_the_log_does_not_print_again(
+    capsys: pytest.CaptureFixture[str], job_log: io.StringIO, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hydra's root logger writes to the terminal too."""
+    with caplog.at_level(logging.INFO):
+        console.say("once")
+    assert caplog.records == []
+    assert capsys.readouterr().out == "once\n"
