@@ -1,8 +1,8 @@
-"""Turn prompts into completions: a cached greedy or sampling loop over a batch. Knows tokens and no grids.
+"""Greedy decoding and sampling with a key-value cache.
 
-A loop of our own instead of `generate`, because rows that have ended leave the batch and others take their place, what
-prompts begin with in common is computed once, each row may have its own limit and its own random numbers, the
-log-probability comes for free, and positions may jump (`generate` only counts on).
+A decoding loop of our own instead of transformers' `generate`: rows that end leave the batch and waiting prompts take
+their place, common prefixes are computed once, each row has its own token limit and random numbers, log-probabilities
+come for free, and position ids may jump (`generate` can only count up).
 """
 
 from __future__ import annotations
@@ -14,115 +14,83 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from arcft.decoding.core.batch import Route, chosen, complete
-from arcft.decoding.core.completion import Completion, WrittenRow
+from arcft.decoding.core.batch import advance_by, complete
+from arcft.decoding.core.completion import Completion, Row, WrittenRow
 from arcft.decoding.core.draft import Draft
 from arcft.decoding.core.forward import TokenChunk
 from arcft.decoding.core.lm_head import NextTokenLogits
-from arcft.decoding.core.rows import Row
 from arcft.decoding.core.sampling import Sampler, make_sampler
+from arcft.decoding.options import DecodingOptions, check_one_each, token_limits
 from arcft.errors import DecodingError
-from arcft.protocols import Grammar, Positions
 
-__all__ = ["Completion", "DecodingError", "decode"]
+__all__ = ["Completion", "DecodingError", "DecodingOptions", "decode"]
 
 
 def decode(
     model: PreTrainedModel | PeftModel,
     prompts: Sequence[list[int]],
+    options: DecodingOptions,
     *,
     max_new_tokens: int | Sequence[int],
-    end_ids: Sequence[int],
-    pad_id: int,
+    draft_tokens: Sequence[Sequence[int] | None] | None = None,
     temperature: float | None = None,
     top_p: float | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
-    positions: Positions | None = None,
-    route: Route | None = None,
-    adapters: Sequence[int] | None = None,
-    batch_size: int | None = None,
-    share_prefixes: bool = True,
-    grammar: Grammar | Sequence[Grammar] | None = None,
-    guesses: Sequence[Sequence[int] | None] | None = None,
 ) -> list[Completion]:
-    """Complete `prompts` and return a Completion for each, in their order.
+    """Complete each prompt once.
 
-    `model` is a causal language model of transformers, or a PEFT model around one; it is put into evaluation mode
-    meanwhile. Without `temperature` and `top_p` each token is the likeliest one, equal to `generate` token for token
-    in float32; with one of them it is drawn with a CPU `generator`. With one generator for each prompt, what is drawn
-    for a prompt does not depend on the others beside it. `max_new_tokens` is one limit for all, or one for each prompt.
+    Args:
+        model: A causal language model of transformers, or a PEFT model around one. It runs in evaluation mode; its
+            mode is restored afterwards.
+        prompts: Token ids, at least one each.
+        options: Shared with `search` and `score`.
+        max_new_tokens: The limit for all prompts, or one for each; at least 1. The end token counts.
+        draft_tokens: For each prompt a likely completion, or None. Drafts are verified many tokens per forward pass
+            (speculative decoding): they change the time it takes, not the result. Greedy decoding only.
+        temperature: Divides the logits before sampling; None together with `top_p` None decodes greedily, and then
+            equals `generate` token for token in float32.
+        top_p: Nucleus sampling: the smallest set of tokens with at least this probability.
+        generator: A CPU generator for sampling. With one for each prompt, the tokens drawn for a prompt do not depend
+            on the other prompts.
 
-    `batch_size` prompts at most are completed side by side (None: all), similar ones together; where one ends, another
-    takes its place. With `share_prefixes`, what prompts begin with in common is computed once and copied. Sums of
-    floating-point numbers differ in their last bits with the shape of a pass, and so with what else is in a call: where
-    answers must not depend on that, the caller has to choose by itself what goes into a call.
+    Returns:
+        A completion for each prompt, in the order of `prompts`.
 
-    With a `grammar`, for all prompts or one for each, only tokens that it allows are chosen, and what it leaves no
-    choice about is written without a pass of its own; log-probabilities are over the allowed tokens. `guesses`, token
-    ids for each prompt or None, are what somebody thinks the completions will be: they are verified many tokens a pass,
-    and change how long it takes but nothing else. They go with greedy decoding only.
-
-    `route` is told which prompts the rows of the batch hold, by their numbers, before the first pass and whenever they
-    are others. Where it gives rows different weights, prompts share a beginning only within the same one of `adapters`,
-    numbers for each prompt, and without these none do.
-
-    Raises DecodingError for logits that are not finite, an empty prompt, a limit below 1, a wrong generator, or lists
-    that are not of one length.
+    Raises:
+        DecodingError: logits that are not finite, an empty prompt, a limit below 1, a missing or unused generator, or
+            a list that does not have one entry for each prompt.
     """
     limits = token_limits(prompts, max_new_tokens)
     if not prompts:
         return []
     sampler = make_sampler(limits, temperature, top_p, generator)
-    if sampler is not None and guesses is not None:
-        raise DecodingError("guesses are verified by greedy decoding only; leave them out, or temperature and top_p")
-    grammars = grammar if isinstance(grammar, Sequence) else [grammar] * len(prompts)
-    for name, values in (("grammars", grammars), ("guesses", guesses), ("adapters", adapters)):
-        if values is not None and len(values) != len(prompts):
-            raise DecodingError(f"{len(values)} {name} for {len(prompts)} prompts; give one for each")
+    if sampler is not None and draft_tokens is not None:
+        raise DecodingError("draft_tokens need greedy decoding; leave them out, or temperature and top_p")
+    check_one_each(prompts, {"draft_tokens": draft_tokens, "adapters": options.adapters})
     rows = [
         WrittenRow(
             number,
             prompt,
             limits[number],
-            end_ids=frozenset(end_ids),
-            positions=positions,
-            cursor=None if own is None else own(),
-            guess=None if guesses is None else Draft(guesses[number] or []),
+            end_ids=frozenset(options.end_ids),
+            positions=options.positions,
+            cursor=None if grammar is None else grammar(),
+            draft=None if draft_tokens is None else Draft(draft_tokens[number] or []),
         )
-        for number, (prompt, own) in enumerate(zip(prompts, grammars, strict=True))
+        for number, (prompt, grammar) in enumerate(zip(prompts, options.grammars(prompts), strict=True))
     ]
-    complete(
-        model,
-        rows,
-        chosen(_greedy if sampler is None else functools.partial(_drawn, sampler)),
-        pad_id=pad_id,
-        batch_size=batch_size,
-        share_prefixes=share_prefixes,
-        route=route,
-        adapters=adapters,
-    )
+    choose = _most_likely if sampler is None else functools.partial(_sampled, sampler)
+    complete(model, rows, advance_by(choose), options)
     return [row.completion() for row in rows]
 
 
-def _greedy(rows: Sequence[Row], chunks: Sequence[TokenChunk], scores: NextTokenLogits) -> torch.Tensor:
-    return scores.logits.argmax(dim=-1)
+def _most_likely(rows: Sequence[Row], chunks: Sequence[TokenChunk], scored: NextTokenLogits) -> torch.Tensor:
+    return scored.logits.argmax(dim=-1)
 
 
-def _drawn(
-    sampler: Sampler, rows: Sequence[Row], chunks: Sequence[TokenChunk], scores: NextTokenLogits
+def _sampled(
+    sampler: Sampler, rows: Sequence[Row], chunks: Sequence[TokenChunk], scored: NextTokenLogits
 ) -> torch.Tensor:
-    numbers, steps = [row.number for row in rows], [row.num_tokens for row in rows]
-    return sampler.draw(scores.logits[:, 0], numbers, steps)[:, None]
-
-
-def token_limits(prompts: Sequence[list[int]], max_new_tokens: int | Sequence[int]) -> list[int]:
-    """One for each prompt, checked as decode says."""
-    limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    if len(limits) != len(prompts):
-        raise DecodingError(f"{len(limits)} values of max_new_tokens for {len(prompts)} prompts; give one for each")
-    for number, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-        if not prompt:
-            raise DecodingError(f"prompt {number} is empty; a model needs at least one token to go on from")
-        if limit < 1:
-            raise DecodingError(f"max_new_tokens={limit} for prompt {number}: at least 1")
-    return limits
+    # Without drafts, each row asks about one place per pass.
+    numbers, steps = [row.prompt_index for row in rows], [row.num_tokens for row in rows]
+    return sampler.draw(scored.logits[:, 0], numbers, steps)[:, None]

@@ -1,4 +1,4 @@
-"""Prompts into completions by transformers' own `generate`: the reference that decoders are held to."""
+"""Greedy decoding by transformers' own `generate`: the reference that our decoder is held to."""
 
 from __future__ import annotations
 
@@ -9,42 +9,54 @@ import torch
 from peft import PeftModel
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from arcft.decoding.core.batch import Route
-from arcft.decoding.core.completion import Completion
+from arcft.decoding.core.completion import Completion, not_finite
+from arcft.decoding.options import DecodingOptions
 from arcft.errors import DecodingError
 
 
 def generate(
     model: PreTrainedModel | PeftModel,
     prompts: Sequence[list[int]],
+    options: DecodingOptions,
     *,
     max_new_tokens: Sequence[int],
-    end_ids: Sequence[int],
-    pad_id: int,
-    route: Route | None = None,
 ) -> list[Completion]:
-    """Complete `prompts`, one or more, side by side, each token the likeliest one; return them in their order.
+    """Complete one or more prompts side by side, greedily; `decode` does the same in less time.
 
-    `model` is put into evaluation mode meanwhile, and what its generation_config asks for is left aside. `route` is
-    told once which prompts the rows hold: they stay where they are. Of the rest see `decode`, which says the same in
-    less time; it also takes positions that jump, which `generate` can't. Raises DecodingError for logits that are not
-    finite.
+    Args:
+        model: A causal language model of any architecture, or a PEFT model around one. It runs in evaluation mode;
+            settings of its own generation_config, such as penalties, have no effect.
+        prompts: Token ids, at least one each.
+        options: Of these, `end_ids`, `pad_id` and `on_rows_changed` apply. Rows stay in place until the last one ends.
+        max_new_tokens: The limit of each prompt, at least 1.
+
+    Returns:
+        A completion for each prompt, in order.
+
+    Raises:
+        DecodingError: logits that are not finite, or options with positions or a grammar, which `generate` does
+            not support.
     """
+    if options.positions is not None or options.grammar is not None:
+        raise DecodingError("generate takes neither positions nor a grammar; use decode")
     width = max(map(len, prompts))
     device = model.device
-    ids = torch.tensor([[pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
+    ids = torch.tensor([[options.pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    recorder = _Recorder()
+    recorder = _LogprobRecorder()
     inner: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[assignment]
     was_training, own_config = model.training, inner.generation_config
     model.eval()
-    # Penalties and the like of a model's own would be added to any config that is handed over.
+    # `generate` merges the model's own settings into any config it is passed, so they have to be replaced.
     inner.generation_config = GenerationConfig(
-        max_new_tokens=max(max_new_tokens), do_sample=False, eos_token_id=list(end_ids), pad_token_id=pad_id
+        max_new_tokens=max(max_new_tokens),
+        do_sample=False,
+        eos_token_id=list(options.end_ids),
+        pad_token_id=options.pad_id,
     )
     try:
-        if route is not None:
-            route(range(len(prompts)))
+        if options.on_rows_changed is not None:
+            options.on_rows_changed(range(len(prompts)))
         written: torch.Tensor = inner.generate(  # type: ignore[operator]
             input_ids=ids, attention_mask=mask, logits_processor=LogitsProcessorList([recorder])
         )
@@ -53,18 +65,19 @@ def generate(
         model.train(was_training)
     logprobs = torch.stack(recorder.logprobs, dim=1).tolist()
     return [
-        _completion(number, tokens[:limit], values, frozenset(end_ids))
+        _completion(number, tokens[:limit], values, frozenset(options.end_ids))
         for number, (tokens, values, limit) in enumerate(
             zip(written[:, width:].tolist(), logprobs, max_new_tokens, strict=True)
         )
     ]
 
 
-class _Recorder(LogitsProcessor):
-    """Keeps the log-probability of each likeliest token, for scores of whole vocabularies would fill the memory."""
+class _LogprobRecorder(LogitsProcessor):
+    """Records the log-probability of the likeliest token; keeping whole rows of logits would fill the memory."""
 
     def __init__(self) -> None:
         self.logprobs: list[torch.Tensor] = []
+        """float [batch] for each step."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         self.logprobs.append(scores.max(dim=-1).values - scores.logsumexp(dim=-1))
@@ -72,13 +85,10 @@ class _Recorder(LogitsProcessor):
 
 
 def _completion(number: int, tokens: list[int], logprobs: list[float], end_ids: frozenset[int]) -> Completion:
-    """What stands beyond the end is padding."""
+    """A row of `generate`, which is padded after its end."""
     end = next((place for place, token in enumerate(tokens) if token in end_ids), None)
     count = len(tokens) if end is None else end + 1
     logprob = math.fsum(logprobs[:count])
     if not math.isfinite(logprob):
-        raise DecodingError(
-            f"prompt {number}: the model's logits are not finite numbers; the weights are damaged, or overflow in this "
-            "dtype: try inference.dtype=float32"
-        )
+        raise not_finite(number)
     return Completion(tokens[: count - (end is not None)], logprob, count, end is not None)

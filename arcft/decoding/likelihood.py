@@ -1,4 +1,4 @@
-"""How probable given completions are: what `decode` would have reported if it had written them."""
+"""Log-probabilities of given completions: what `decode` would report if it had written them."""
 
 from __future__ import annotations
 
@@ -9,131 +9,128 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from arcft.decoding.core.batch import Route, chosen, complete
+from arcft.decoding.core.batch import advance_by, complete
+from arcft.decoding.core.completion import Row, not_finite
 from arcft.decoding.core.forward import TokenChunk
 from arcft.decoding.core.lm_head import AllowedTokens, NextTokenLogits
-from arcft.decoding.core.rows import Row
+from arcft.decoding.options import DecodingOptions, check_one_each
 from arcft.errors import DecodingError
 from arcft.protocols import Grammar, Positions
 
-_LOGITS = 2**26
-"""So many at most are computed in a pass."""
+_MAX_LOGITS = 2**26
+"""Logits computed per forward pass, to bound memory: 256 MiB in float32."""
 
 
 def score(
     model: PreTrainedModel | PeftModel,
     prompts: Sequence[list[int]],
     completions: Sequence[Sequence[list[int]]],
-    *,
-    pad_id: int,
-    positions: Positions | None = None,
-    grammar: Grammar | Sequence[Grammar] | None = None,
-    batch_size: int | None = None,
-    share_prefixes: bool = True,
-    route: Route | None = None,
-    adapters: Sequence[int] | None = None,
+    options: DecodingOptions,
 ) -> list[list[float]]:
-    """The natural logarithm of the probability of each of `completions`, which are some for each of `prompts`.
+    """Log-probabilities (natural log) of given completions.
 
-    A completion is token ids, the end token included where it counts. It is read in one pass, or in a few if it is long
-    and the vocabulary large; a prompt is read once for all its completions. The options are those of `decode`, and
-    mean the same: with a `grammar`, one for all prompts or one for each, probabilities are shares of the allowed
-    tokens. `route` is told prompts by their numbers, and `adapters` are for each prompt.
+    A completion is read in one forward pass, or in a few if it is long and the vocabulary large; a prompt is read once
+    for all its completions.
 
-    Raises DecodingError for logits that are not finite, empty prompts or completions, a completion that its grammar
-    does not allow, or lists that are not of one length.
+    Args:
+        model: A causal language model, as for `decode`.
+        prompts: Token ids, at least one each.
+        completions: For each prompt any number of completions: token ids, at least one each, with the end token where
+            it counts.
+        options: Shared with `decode` and `search`. Under a grammar, probabilities are normalised over the allowed
+            tokens.
+
+    Returns:
+        The log-probability of each completion, in the shape of `completions`.
+
+    Raises:
+        DecodingError: logits that are not finite, an empty prompt or completion, a completion that its grammar does not
+            allow, or a list that does not have one entry for each prompt.
     """
-    grammars = grammar if isinstance(grammar, Sequence) else [grammar] * len(prompts)
-    for name, values in (("groups of completions", completions), ("grammars", grammars), ("adapters", adapters)):
-        if values is not None and len(values) != len(prompts):
-            raise DecodingError(f"{len(values)} {name} for {len(prompts)} prompts; give one for each")
-    rows = [
-        [GivenRow(number, prompt, one, positions, own) for one in group]
-        for number, (prompt, group, own) in enumerate(zip(prompts, completions, grammars, strict=True))
-    ]
-    flat = [row for group in rows for row in group]
-    if flat:
-        size = min(batch_size or len(flat), len(flat))
-        for row in flat:
-            row.most_asked = max(1, _LOGITS // (size * model.config.get_text_config(decoder=True).vocab_size))
-        complete(
-            model,
-            flat,
-            chosen(_given),
-            pad_id=pad_id,
-            batch_size=batch_size,
-            share_prefixes=share_prefixes,
-            route=route,
-            adapters=None if adapters is None else [adapters[row.number] for row in flat],
+    check_one_each(prompts, {"groups of completions": completions, "adapters": options.adapters})
+    groups = [
+        [GivenRow(number, prompt, completion, options.positions, grammar) for completion in group]
+        for number, (prompt, group, grammar) in enumerate(
+            zip(prompts, completions, options.grammars(prompts), strict=True)
         )
-    return [[row.logprob for row in group] for group in rows]
+    ]
+    rows = [row for group in groups for row in group]
+    if rows:
+        size = min(options.batch_size or len(rows), len(rows))
+        for row in rows:
+            row.max_logits = max(1, _MAX_LOGITS // (size * model.config.get_text_config(decoder=True).vocab_size))
+        complete(model, rows, advance_by(_given), options)
+    return [[row.logprob for row in group] for group in groups]
 
 
 class GivenRow(Row):
-    """A prompt and a completion that is known."""
+    """A row whose completion is known."""
 
     def __init__(
         self,
-        number: int,
+        prompt_index: int,
         prompt: Sequence[int],
         completion: Sequence[int],
         positions: Positions | None,
         grammar: Grammar | None,
     ) -> None:
+        """Raise DecodingError for an empty prompt or completion, or one that `grammar` does not allow."""
         if not prompt or not completion:
-            raise DecodingError(f"prompt {number} or one of its completions is empty")
-        super().__init__(number, prompt, positions)
+            raise DecodingError(f"prompt {prompt_index} or one of its completions is empty")
+        super().__init__(prompt_index, prompt, positions)
         self.logprob = 0.0
-        self.most_asked = len(completion)
-        """Tokens that are asked about in a pass."""
+        """Natural log of the probability of the tokens read so far."""
+        self.max_logits = len(completion)
+        """Completion tokens that are scored per forward pass."""
         self._completion = list(completion)
-        self._choices = None if grammar is None else _walk(number, self._completion, grammar)
+        self._allowed = None if grammar is None else _allowed(prompt_index, self._completion, grammar)
+        # The last token is scored but never fed: nothing follows it.
         self.ids += self._completion[:-1]
 
-    def chunk(self, most: int) -> TokenChunk:
-        begun = max(0, self.fed - self.prompt_length + 1)  # tokens of the completion that are known
-        last = self.prompt_length - 1 + begun + self.most_asked
-        tokens = self.ids[self.fed : min(self.fed + most, last)]
-        # After the token in column c comes token c + 1 - prompt_length of the completion.
-        places = range(max(0, self.prompt_length - 1 - self.fed), len(tokens))
-        comes = {place: self.fed + place + 1 - self.prompt_length for place in places}
-        choices: list[AllowedTokens] | None = None
-        if self._choices is not None:
-            comes = {place: token for place, token in comes.items() if len(self._choices[token]) > 1}
-            choices = [self._choices[token] for token in comes.values()]
-        given = [self._completion[token] for token in comes.values()]
-        return TokenChunk(tokens, self.fed, self._places(tokens), list(comes), choices, given)
+    def next_chunk(self, max_tokens: int) -> TokenChunk:
+        """The next tokens of prompt and completion, with logits for each completion token that has alternatives."""
+        scored = max(0, self.cached - self.prompt_length + 1)  # completion tokens whose logits were read
+        end = self.prompt_length - 1 + scored + self.max_logits
+        tokens = self.ids[self.cached : min(self.cached + max_tokens, end)]
+        # The logits after column c score completion token c + 1 - prompt_length.
+        places = range(max(0, self.prompt_length - 1 - self.cached), len(tokens))
+        target_at = {place: self.cached + place + 1 - self.prompt_length for place in places}
+        allowed: list[AllowedTokens] | None = None
+        if self._allowed is not None:
+            target_at = {place: number for place, number in target_at.items() if len(self._allowed[number]) > 1}
+            allowed = [self._allowed[number] for number in target_at.values()]
+        targets = [self._completion[number] for number in target_at.values()]
+        return TokenChunk(tokens, self.cached, self._next_positions(tokens), list(target_at), allowed, targets)
 
-    def read(self, chunk: TokenChunk, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
-        self._feed(chunk, len(chunk.tokens))
-        self.logprob += sum(logprobs[: len(chunk.asked)])
+    def advance(self, chunk: TokenChunk, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
+        """Add the log-probabilities of the chunk's targets."""
+        self._mark_cached(chunk, len(chunk.tokens))
+        self.logprob += sum(logprobs[: len(chunk.logits_at)])
         if not math.isfinite(self.logprob):
-            raise DecodingError(
-                f"prompt {self.number}: the model's logits are not finite numbers; the weights are damaged, or "
-                "overflow in this dtype: try inference.dtype=float32"
-            )
-        self.is_live = self.fed < len(self.ids)
+            raise not_finite(self.prompt_index)
+        self.is_live = self.cached < len(self.ids)
 
 
-def _walk(number: int, completion: Sequence[int], grammar: Grammar) -> list[AllowedTokens]:
-    """What might have come in place of each token."""
+def _allowed(prompt_index: int, completion: Sequence[int], grammar: Grammar) -> list[AllowedTokens]:
+    """The tokens that the grammar allows at each place of `completion`."""
     cursor = grammar()
-    choices = []
+    allowed = []
     for place, token in enumerate(completion):
-        choices.append(tuple(cursor.choices))
-        if token not in choices[-1]:
+        allowed.append(tuple(cursor.choices))
+        if token not in allowed[-1]:
             raise DecodingError(
-                f"prompt {number}: token {place} of a completion, {token}, is none of the {len(choices[-1])} that the "
-                "grammar allows there; score it without a grammar"
+                f"prompt {prompt_index}: token {place} of a completion, {token}, is not one of the {len(allowed[-1])} "
+                "that the grammar allows there; score it without a grammar"
             )
         cursor.advance(token)
-    return choices
+    return allowed
 
 
-def _given(rows: Sequence[Row], chunks: Sequence[TokenChunk], scores: NextTokenLogits) -> torch.Tensor:
-    most = scores.logits.shape[1]
-    # Beyond a row's own, any token will do.
-    first = 0 if scores.tokens is None else int(scores.tokens[0])
-    given = [[*chunk.given, *[first] * (most - len(chunk.given))] for chunk in chunks]
-    tokens = torch.tensor(given, device=scores.logits.device)
-    return tokens if scores.tokens is None else torch.searchsorted(scores.tokens, tokens)
+def _given(rows: Sequence[Row], chunks: Sequence[TokenChunk], scored: NextTokenLogits) -> torch.Tensor:
+    """Choose the targets: indices into the last dimension of the logits, int64 [rows, places]."""
+    most = scored.logits.shape[1]
+    # Any token will do beyond a row's own places.
+    first = 0 if scored.tokens is None else int(scored.tokens[0])
+    targets = [[*chunk.targets, *[first] * (most - len(chunk.targets))] for chunk in chunks]
+    tokens = torch.tensor(targets, device=scored.logits.device)
+    return tokens if scored.tokens is None else torch.searchsorted(scored.tokens, tokens)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from arcft.config.inference import InferenceConfig
-from arcft.decoding.core.batch import Route
 from arcft.decoding.decode import Completion, decode
 from arcft.decoding.hf_generate import generate
+from arcft.decoding.options import DecodingOptions, RowsChanged
 from arcft.decoding.search import search
 from arcft.prediction.prompts import AugmentedPrompt, derived_seed
 from arcft.problems.arc.format.examples import ExampleBuilder
@@ -24,42 +24,38 @@ def complete_prompts(
     batch: Sequence[AugmentedPrompt],
     config: InferenceConfig,
     *,
-    guesses: Sequence[list[int] | None] | None = None,
-    route: Route | None = None,
+    draft_tokens: Sequence[list[int] | None] | None = None,
+    on_rows_changed: RowsChanged | None = None,
     adapters: Sequence[int] | None = None,
     until: Callable[[], bool] | None = None,
 ) -> list[list[Completion]]:
     """Complete each prompt of `batch`, one or more; with inference=search in several ways, the likeliest first.
 
     A search that finds nothing above its threshold gives the greedy completion. `until` ends a search early; nothing
-    else asks it. `route` and `adapters` are those of `decode`.
+    else asks it. `draft_tokens`, `on_rows_changed` and `adapters` are those of `decode`.
     """
     tokenization = builder.tokenization
     prompts = [prompt.token_ids for prompt in batch]
-    common: dict[str, Any] = {
-        "max_new_tokens": [prompt.max_new_tokens for prompt in batch],
-        "end_ids": tokenization.end_ids,
-        "pad_id": tokenization.end_id,  # padding is masked, so any token will do
-        "route": route,
-    }
+    limits = [prompt.max_new_tokens for prompt in batch]
+    options = DecodingOptions(
+        end_ids=tokenization.end_ids, pad_id=tokenization.end_id, on_rows_changed=on_rows_changed, adapters=adapters
+    )
     if config.name == "generate":
-        return [[completion] for completion in generate(model, prompts, **common)]
-    common |= {
-        "positions": tokenization.positions,
-        "grammar": builder.grammar if config.grammar else None,
-        "adapters": adapters,
-    }
+        return [[completion] for completion in generate(model, prompts, options, max_new_tokens=limits)]
+    options = dataclasses.replace(
+        options, positions=tokenization.positions, grammar=builder.grammar if config.grammar else None
+    )
     if config.name == "search":
         assert config.threshold is not None  # InferenceConfig.problems
         assert config.max_nodes is not None
         found = search(
             model,
             prompts,
+            dataclasses.replace(options, batch_size=config.batch_size),
             threshold=config.threshold,
             max_nodes=config.max_nodes,
-            batch_size=config.batch_size,
+            max_new_tokens=limits,
             until=until,
-            **common,
         )
         return [one.completions or [one.greedy] for one in found]
     generators = None
@@ -70,10 +66,11 @@ def complete_prompts(
     completions = decode(
         model,
         prompts,
+        options,
+        max_new_tokens=limits,
+        draft_tokens=draft_tokens,
         temperature=config.temperature,
         top_p=config.top_p,
         generator=generators,
-        guesses=guesses,
-        **common,
     )
     return [[completion] for completion in completions]

@@ -17,8 +17,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from arcft.config.inference import InferenceConfig
-from arcft.decoding.core.batch import Route
 from arcft.decoding.core.completion import Completion
+from arcft.decoding.options import RowsChanged
 from arcft.prediction.asking import complete_prompts
 from arcft.prediction.drafts import DraftSource, before_guessing
 from arcft.prediction.prompts import AugmentedPrompt, augmented_prompts
@@ -68,16 +68,17 @@ def predict_places(
     asked: Sequence[AugmentedPrompt],
     config: InferenceConfig,
     *,
-    route: Route | None = None,
+    on_rows_changed: RowsChanged | None = None,
     adapters: Sequence[int] | None = None,
     until: Callable[[], bool] | None = None,
 ) -> dict[int, list[Prediction]]:
     """Ask `model` what is in `asked`, of one test or of several, and return the predictions by place in it: one for
     each, or what a search finds, the likeliest first.
 
-    `route` is told, before a forward pass and whenever rows have left, which places in `asked` the rows of the batch
-    have: a model of several adapters chooses each row's by it, and `adapters` numbers them, by place. `until` is asked
-    between batches; once it is true, what has not been asked is left out, and a search ends with what it has.
+    `on_rows_changed` is called, before a forward pass and whenever rows have left, with the places in `asked` of the
+    rows of the batch: a model of several adapters routes each row by it. `adapters` has the adapter of each place.
+    `until` is asked between batches; once it is true, the remaining prompts are left out, and a search ends with what
+    it has.
     """
     predictions: dict[int, list[Prediction]] = {}
     fitting = []
@@ -97,8 +98,8 @@ def predict_places(
             builder,
             batch,
             config,
-            guesses=None if carried is None else [carried.guess(prompt) for prompt in batch],
-            route=_of_batch(route, places),
+            draft_tokens=None if carried is None else [carried.guess(prompt) for prompt in batch],
+            on_rows_changed=_of_batch(on_rows_changed, places),
             adapters=None if adapters is None else [adapters[place] for place in places],
             until=until,
         )
@@ -160,8 +161,8 @@ def _batches(asked: Sequence[AugmentedPrompt], places: Sequence[int], config: In
             yield wave[start : start + size]
 
 
-def _of_batch(route: Route | None, places: Sequence[int]) -> Route | None:
-    return None if route is None else lambda rows: route([places[row] for row in rows])
+def _of_batch(on_rows_changed: RowsChanged | None, places: Sequence[int]) -> RowsChanged | None:
+    return None if on_rows_changed is None else lambda rows: on_rows_changed([places[row] for row in rows])
 
 
 def _what_cuts_off(builder: ExampleBuilder, prompt: AugmentedPrompt, config: InferenceConfig) -> str:

@@ -14,8 +14,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from arcft.config.inference import InferenceConfig
-from arcft.decoding.core.batch import Route
 from arcft.decoding.likelihood import score
+from arcft.decoding.options import DecodingOptions, RowsChanged
 from arcft.prediction.predict import predict_tasks
 from arcft.prediction.prompts import AugmentedPrompt, augmented_prompts, completions_for
 from arcft.problems.arc.format.examples import ExampleBuilder
@@ -47,7 +47,7 @@ def score_grids(
     config: InferenceConfig,
     views: int,
     *,
-    route: Route | None = None,
+    on_rows_changed: RowsChanged | None = None,
     until: Callable[[], bool] | None = None,
 ) -> list[Prediction]:
     """`predictions`, one or more, all of one test of `task`, with `scores` on the first one of each grid.
@@ -55,7 +55,7 @@ def score_grids(
     The augmentations are the first `views` that are dealt for the test. Those that are equal count once, and those
     under which a grid does not fit the context not at all. Probabilities are of the same kind as those of predictions,
     with inference.grammar shares of what the grammar allows. A grid that is the only one is scored by what it was
-    predicted with: there is nothing to choose. `route` is that of `decode`, and has to give all rows the same adapter.
+    predicted with: there is nothing to choose. `on_rows_changed` is that of `decode`; all rows have the same adapter.
     `until` is asked now and then, after every grid was scored under the same augmentations; once it is true, the others
     are left out. What it took is added to the predictions' `seconds`.
 
@@ -73,7 +73,7 @@ def score_grids(
     elif grids:
         prompts = _different(builder, task, predictions[0].test_index, config, views)
         asked = [(prompt.token_ids, completions_for(builder, prompt, list(grids.values()))) for prompt in prompts]
-        for found in _score_views(model, builder, asked, config, route, until):
+        for found in _score_views(model, builder, asked, config, on_rows_changed, until):
             for own, one in zip(scores.values(), found, strict=True):
                 own.append(one)
     seconds = (time.perf_counter() - begun) / len(predictions)
@@ -85,7 +85,7 @@ def _score_views(
     builder: ExampleBuilder,
     asked: Sequence[tuple[list[int], list[list[int]]]],
     config: InferenceConfig,
-    route: Route | None,
+    on_rows_changed: RowsChanged | None,
     until: Callable[[], bool] | None,
 ) -> Iterator[list[float]]:
     """Yield the log-probabilities of the completions of one prompt after the other; without those that don't fit."""
@@ -97,17 +97,15 @@ def _score_views(
         if until is not None and until():
             return
         some = asked[start : start + most]
-        yield from score(
-            model,
-            [prompt for prompt, _ in some],
-            [answers for _, answers in some],
-            pad_id=builder.tokenization.end_id,  # nothing looks at padding, so any token will do
+        options = DecodingOptions(
+            pad_id=builder.tokenization.end_id,
             positions=builder.tokenization.positions,
             grammar=builder.grammar if config.grammar else None,
             batch_size=config.batch_size,
-            route=route,
+            on_rows_changed=on_rows_changed,
             adapters=[0] * len(some),
         )
+        yield from score(model, [prompt for prompt, _ in some], [answers for _, answers in some], options)
 
 
 def _with_scores(prediction: Prediction, scores: dict[GridKey, list[float]], seconds: float) -> Prediction:

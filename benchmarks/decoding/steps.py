@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,9 @@ from unittest import mock
 
 import numpy as np
 
-from arcft.decoding.decode import Completion, decode
+from arcft.decoding.core.completion import Completion
+from arcft.decoding.decode import decode
+from arcft.decoding.options import DecodingOptions
 from arcft.problems.arc.views import test_problem
 from decoding.reference import generate, read, usual_attention
 from decoding.subjects import OneShape, Subject, random_task, seconds_now
@@ -39,29 +42,32 @@ def measure_steps(subject: Subject, side: int, rows: int, repeats: int) -> dict[
     grammar = OneShape(builder, (side, side))
     slow = OneShape(builder, (side, side), jumps=False)
     length, prompts = grammar.longest, [prompt] * rows
-    common = {**subject.ends, "positions": builder.tokenization.positions}
+    common = DecodingOptions(**subject.ends, positions=builder.tokenization.positions)
 
-    def ours(limit: int = length, **options: Any) -> list[Completion]:
-        return decode(model, prompts, max_new_tokens=limit, **{**common, **options})
+    def ours(
+        limit: int = length, draft_tokens: Sequence[Sequence[int]] | None = None, **changes: Any
+    ) -> list[Completion]:
+        options = dataclasses.replace(common, **changes)
+        return decode(model, prompts, options, max_new_tokens=limit, draft_tokens=draft_tokens)
 
     def freely(limit: int = length) -> list[Completion]:
         return ours(limit, end_ids=[])
 
     right = [
-        *decode(model, [prompt], max_new_tokens=length, grammar=grammar, **common)[0].token_ids,
-        common["end_ids"][0],
+        *decode(model, [prompt], dataclasses.replace(common, grammar=grammar), max_new_tokens=length)[0].token_ids,
+        common.end_ids[0],
     ]
     wrong = [nearly(right, grammar, seed=row) for row in range(rows)]
     past = read(model, prompt, rows)
-    pads = {"pad_id": common["pad_id"]}
+    pads: dict[str, Any] = {"pad_id": common.pad_id}
     ways: dict[str, Callable[[], Any]] = {
         "generate": lambda: generate(model, prompts, length, past=pasts.pop(), **pads),
         "loop": lambda: _unfolded(freely),
         "folded": freely,
         "grammar": lambda: ours(grammar=slow),
         "jumps": lambda: ours(grammar=grammar),
-        "guess95": lambda: ours(grammar=grammar, guesses=wrong),
-        "guess": lambda: ours(grammar=grammar, guesses=[right] * rows),
+        "guess95": lambda: ours(grammar=grammar, draft_tokens=wrong),
+        "guess": lambda: ours(grammar=grammar, draft_tokens=[right] * rows),
         "read": lambda: freely(1),
         "read unfolded": lambda: _unfolded(lambda: freely(1)),
     }
@@ -101,14 +107,15 @@ def measure_reading(subject: Subject, side: int, repeats: int) -> list[dict[str,
     builder, model = subject.builder, subject.model
     task = random_task(side, demonstrations=2, tests=4)
     tests = [builder.prompt(test_problem(task, number)) for number in range(4)]
-    pads = {"pad_id": subject.ends["pad_id"]}
-    common = {**pads, "end_ids": [], "positions": builder.tokenization.positions, "max_new_tokens": 1}
+    pads: dict[str, Any] = {"pad_id": subject.ends["pad_id"]}
+    shared = DecodingOptions(**pads, positions=builder.tokenization.positions)
+    apart = dataclasses.replace(shared, share_prefixes=False)
     found = []
     for name, prompts in (("a prompt 8 times", tests[:1] * 8), ("4 tests of a task", tests)):
         ways: dict[str, Callable[[], Any]] = {
             "generate": functools.partial(generate, model, prompts, 1, **pads),
-            "apart": functools.partial(decode, model, prompts, share_prefixes=False, **common),
-            "shared": functools.partial(decode, model, prompts, **common),
+            "apart": functools.partial(decode, model, prompts, apart, max_new_tokens=1),
+            "shared": functools.partial(decode, model, prompts, shared, max_new_tokens=1),
         }
         times = in_turns(subject, ways, repeats)
         found.append(

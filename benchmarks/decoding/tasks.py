@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from arcft.decoding.decode import Completion, decode
+from arcft.decoding.core.completion import Completion
+from arcft.decoding.decode import decode
 from arcft.decoding.likelihood import score
+from arcft.decoding.options import DecodingOptions
 from arcft.decoding.search import search
 from arcft.prediction.drafts import DraftSource, before_guessing
 from arcft.prediction.predict import read_answer
@@ -53,15 +56,15 @@ class Asked:
         self.ids = [prompt.token_ids for prompt in self.prompts]
         self.limits = [shape.longest for shape in self.shapes]
         self.more = [int(SLACK * limit) for limit in self.limits]
-        self.common = {**subject.ends, "positions": subject.builder.tokenization.positions}
+        self.common = DecodingOptions(**subject.ends, positions=subject.builder.tokenization.positions)
 
     def generate(self) -> list[list[int]]:
         written = generate(
             self.model,
             self.ids,
             max(self.limits),
-            pad_id=self.common["pad_id"],
-            positions=self.common["positions"],
+            pad_id=self.common.pad_id,
+            positions=self.common.positions,
         )
         return [own[:limit] for own, limit in zip(written, self.limits, strict=True)]
 
@@ -86,10 +89,9 @@ class Asked:
             completions = decode(
                 self.model,
                 [self.ids[place] for place in wave],
+                dataclasses.replace(self.common, grammar=[self.shapes[place] for place in wave]),
                 max_new_tokens=[self.limits[place] for place in wave],
-                grammar=[self.shapes[place] for place in wave],
-                guesses=[carried.guess(self.prompts[place]) for place in wave],
-                **self.common,
+                draft_tokens=[carried.guess(self.prompts[place]) for place in wave],
             )
             for place, completion in zip(wave, completions, strict=True):
                 written[place] = completion.token_ids
@@ -112,15 +114,10 @@ class Asked:
         """Of each of `grids` under each of the prompts."""
         builder = self.subject.builder
         completions = [completions_for(builder, prompt, grids) for prompt in self.prompts]
-        score(
-            self.model,
-            self.ids,
-            completions,
-            pad_id=self.common["pad_id"],
-            positions=self.common["positions"],
-            grammar=builder.grammar,
-            batch_size=self.subject.inference.batch_size,
+        options = dataclasses.replace(
+            self.common, grammar=builder.grammar, batch_size=self.subject.inference.batch_size
         )
+        score(self.model, self.ids, completions, options)
 
     def grids_of(self, written: Sequence[list[int]]) -> list[Any]:
         """What was written, as grids in the test's own orientation and colours."""
@@ -133,19 +130,18 @@ class Asked:
     def _read(self, prompt: AugmentedPrompt, completion: Completion) -> Any:
         return read_answer(self.subject.builder, prompt, completion, 0.0, self.subject.inference)
 
-    def _tokens(self, **options: Any) -> list[list[int]]:
-        return [one.token_ids for one in decode(self.model, self.ids, **{**self.common, **options})]
+    def _tokens(self, *, max_new_tokens: int | list[int], **changes: Any) -> list[list[int]]:
+        options = dataclasses.replace(self.common, **changes)
+        return [one.token_ids for one in decode(self.model, self.ids, options, max_new_tokens=max_new_tokens)]
 
-    def _search(self, **options: Any) -> list[Any]:
+    def _search(self, **changes: Any) -> list[Any]:
         return search(
             self.model,
             self.ids,
+            dataclasses.replace(self.common, batch_size=2 * self.subject.inference.batch_size, **changes),
             threshold=0.1,
             max_nodes=4096,
             max_new_tokens=self.more,
-            batch_size=2 * self.subject.inference.batch_size,
-            **self.common,
-            **options,
         )
 
 

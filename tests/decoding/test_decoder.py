@@ -24,8 +24,10 @@ from transformers import (
 )
 
 from arcft.config.model import ModelConfig
-from arcft.decoding.decode import Completion, DecodingError, decode
+from arcft.decoding.core.completion import Completion
+from arcft.errors import DecodingError
 from arcft.models.load import load_model, load_tokenizer
+from tests.support.decoding import decode
 
 PAD = 0
 UNEQUAL = [[5, 6, 7, 8, 9, 10, 11, 12], [20, 21, 22], [30], [40, 41, 42, 43, 44]]
@@ -231,7 +233,7 @@ def test_prompts_of_unlike_length_are_not_padded_much(model: PreTrainedModel) ->
 
 def test_so_many_tokens_are_fed_in_a_pass_at_most(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = [len(prompt) for prompt in many_prompts()]
-    monkeypatch.setattr("arcft.decoding.core.forward._MOST_ON_CPU", 150)
+    monkeypatch.setattr("arcft.decoding.core.forward._MAX_TOKENS_ON_CPU", 150)
     for share_prefixes in (True, False):
         shapes = fed(model, share_prefixes=share_prefixes)
         assert all(rows == 1 or rows * tokens <= 150 for rows, tokens in shapes)
@@ -259,7 +261,7 @@ def test_rows_of_different_adapters_share_nothing(model: PreTrainedModel) -> Non
             max_new_tokens=9,
             end_ids=[],
             pad_id=PAD,
-            route=lambda now: live.__setitem__(slice(None), now),
+            on_rows_changed=lambda now: live.__setitem__(slice(None), now),
             **options,
         )
 
@@ -457,7 +459,7 @@ def test_logits_that_are_not_finite_are_refused(value: float, temperature: float
     with torch.no_grad():
         broken.lm_head.weight[17, 3] = value
     generator = None if temperature is None else torch.Generator()
-    with pytest.raises(DecodingError, match=r"logits are not finite numbers after 0 tokens.*inference\.dtype=float32"):
+    with pytest.raises(DecodingError, match=r"logits are not finite after 0 tokens.*inference\.dtype=float32"):
         decode(broken, EQUAL, max_new_tokens=4, end_ids=[], pad_id=PAD, temperature=temperature, generator=generator)
 
 
@@ -474,7 +476,7 @@ def test_the_rows_that_are_left_are_told(model: PreTrainedModel, generator: torc
             pad_id=PAD,
             temperature=None if generator is None else 1.0,
             generator=generator,
-            route=lambda live: told.append(list(live)),
+            on_rows_changed=lambda live: told.append(list(live)),
         )
     finally:
         passes.remove()

@@ -18,7 +18,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from arcft.decoding.decode import Completion, DecodingError, decode
+from arcft.decoding.core.completion import Completion
+from arcft.errors import DecodingError
 from arcft.protocols import Grammar, Positions
 from tests.decoding.test_decoder import (
     KINDS,
@@ -31,6 +32,7 @@ from tests.decoding.test_decoder import (
     produced,
     rows_of_four,
 )
+from tests.support.decoding import decode
 from tests.support.toy_grammar import END, Automaton, random_automaton, table
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11, 12], [20, 21, 22], [30], [40, 41, 42, 43, 44]]
@@ -222,8 +224,8 @@ def test_guesses_change_nothing(kind: str, guess: str) -> None:
     model, prompts = make_model(kind), many_prompts()
     plain = decode(model, prompts, max_new_tokens=40, end_ids=[], pad_id=PAD)
     guesses = guesses_of(plain)[guess]
-    assert_equal(decode(model, prompts, max_new_tokens=40, end_ids=[], pad_id=PAD, guesses=guesses), plain)
-    some = decode(model, prompts, max_new_tokens=[7] * 11, end_ids=[], pad_id=PAD, guesses=guesses, batch_size=3)
+    assert_equal(decode(model, prompts, max_new_tokens=40, end_ids=[], pad_id=PAD, draft_tokens=guesses), plain)
+    some = decode(model, prompts, max_new_tokens=[7] * 11, end_ids=[], pad_id=PAD, draft_tokens=guesses, batch_size=3)
     assert [completion.token_ids for completion in some] == [completion.token_ids[:7] for completion in plain]
 
 
@@ -234,8 +236,8 @@ def test_guesses_change_nothing_under_a_grammar(model: PreTrainedModel, guess: s
     plain = write(model, prompts, grammar=grammars)
     assert_equal(plain, [plainly(model, prompt, own, 40) for prompt, own in zip(prompts, grammars, strict=True)])
     guesses = guesses_of(plain)[guess]
-    assert_equal(write(model, prompts, grammar=grammars, guesses=guesses), plain)
-    assert_equal(write(model, prompts, grammar=grammars, guesses=guesses, batch_size=4), plain)
+    assert_equal(write(model, prompts, grammar=grammars, draft_tokens=guesses), plain)
+    assert_equal(write(model, prompts, grammar=grammars, draft_tokens=guesses, batch_size=4), plain)
 
 
 def test_guesses_and_grammars_go_with_positions_that_jump(model: PreTrainedModel) -> None:
@@ -243,7 +245,7 @@ def test_guesses_and_grammars_go_with_positions_that_jump(model: PreTrainedModel
     plain = write(model, PROMPTS, grammar=table(5, 4), positions=rows_of_four)
     assert_equal(plain, expected)
     for guesses in guesses_of(plain).values():
-        assert_equal(write(model, PROMPTS, grammar=table(5, 4), positions=rows_of_four, guesses=guesses), expected)
+        assert_equal(write(model, PROMPTS, grammar=table(5, 4), positions=rows_of_four, draft_tokens=guesses), expected)
 
 
 def test_a_good_guess_saves_passes_and_a_bad_one_is_given_up(model: PreTrainedModel) -> None:
@@ -251,7 +253,7 @@ def test_a_good_guess_saves_passes_and_a_bad_one_is_given_up(model: PreTrainedMo
     (plain,) = decode(model, prompt, max_new_tokens=100, end_ids=[], pad_id=PAD)
     options: dict[str, Any] = {"max_new_tokens": 100, "end_ids": [], "pad_id": PAD}
     passes = {
-        name: count_passes(model, lambda own=own: decode(model, prompt, **options, guesses=own))  # type: ignore[misc]
+        name: count_passes(model, lambda own=own: decode(model, prompt, **options, draft_tokens=own))  # type: ignore[misc]
         for name, own in guesses_of([plain]).items()
     }
     # Chunks of 8, 16, and then 24 guessed tokens, each with the token that follows them.
@@ -264,7 +266,7 @@ def test_a_good_guess_saves_passes_and_a_bad_one_is_given_up(model: PreTrainedMo
         lambda _, args, inputs: tokens.append(inputs["input_ids"].shape[1]), with_kwargs=True
     )
     try:
-        decode(model, prompt, **options, guesses=guesses_of([plain])["garbage"])
+        decode(model, prompt, **options, draft_tokens=guesses_of([plain])["garbage"])
     finally:
         hook.remove()
     assert [count for count in tokens[1:] if count > 1] == [9, 9]
@@ -279,14 +281,14 @@ def test_a_guess_is_not_followed_beyond_the_limit() -> None:
     limit = 24 - len(PROMPTS[0])
     (plain,) = decode(model, PROMPTS[:1], max_new_tokens=limit, end_ids=[], pad_id=PAD)
     for guess in (plain.token_ids * 2, plain.token_ids[:-1] + [1] * 20):
-        (found,) = decode(model, PROMPTS[:1], max_new_tokens=limit, end_ids=[], pad_id=PAD, guesses=[guess])
+        (found,) = decode(model, PROMPTS[:1], max_new_tokens=limit, end_ids=[], pad_id=PAD, draft_tokens=[guess])
         assert found.token_ids == plain.token_ids
 
 
 def test_an_end_that_was_guessed_too_early_does_not_end(model: PreTrainedModel) -> None:
     expected = generated(model, PROMPTS, 20, [])
     guesses = [[*row[:5], END, *row[6:]] for row in expected]
-    completions = write(model, PROMPTS, 20, guesses=guesses)
+    completions = write(model, PROMPTS, 20, draft_tokens=guesses)
     assert [produced(completion, [END]) for completion in completions] == generated(model, PROMPTS, 20, [END])
 
 
@@ -294,7 +296,7 @@ def test_an_end_comes_where_the_guess_goes_on(model: PreTrainedModel) -> None:
     (row,) = generated(model, PROMPTS[:1], 20, [])
     end = row.index(list(dict.fromkeys(row))[4])
     assert end > 3
-    (completion,) = decode(model, PROMPTS[:1], max_new_tokens=20, end_ids=[row[end]], pad_id=PAD, guesses=[row])
+    (completion,) = decode(model, PROMPTS[:1], max_new_tokens=20, end_ids=[row[end]], pad_id=PAD, draft_tokens=[row])
     assert completion.token_ids == row[:end]
     assert (completion.num_tokens, completion.finished) == (end + 1, True)
     assert completion.logprob == pytest.approx(forward_logprob(model, PROMPTS[0], row[: end + 1]), abs=1e-4)
@@ -340,15 +342,15 @@ def test_what_is_drawn_does_not_depend_on_the_batch(model: PreTrainedModel) -> N
     ("options", "message"),
     [
         (
-            {"guesses": [[1]] * 4, "temperature": 1.0, "generator": torch.Generator()},
-            "verified by greedy decoding only",
+            {"draft_tokens": [[1]] * 4, "temperature": 1.0, "generator": torch.Generator()},
+            "draft_tokens need greedy decoding",
         ),
-        ({"guesses": [[1]]}, "1 guesses for 4 prompts; give one for each"),
+        ({"draft_tokens": [[1]]}, "1 draft_tokens for 4 prompts; give one for each"),
         ({"grammar": [table(1, 1)]}, "1 grammars for 4 prompts; give one for each"),
         ({"adapters": [1]}, "1 adapters for 4 prompts; give one for each"),
         (
             {"grammar": Automaton({0: {59: -1}, -1: {}})},
-            "prompt 0: its grammar ends with 59, which is none of the end_ids",
+            "prompt 0: the grammar ends with token 59, which is not in end_ids",
         ),
     ],
 )

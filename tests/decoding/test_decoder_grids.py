@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from arcft.decoding.core.completion import Completion
 from arcft.decoding.core.completion import Completion as Written
-from arcft.decoding.decode import Completion, decode
-from arcft.decoding.likelihood import score
 from arcft.problems.arc.format.grammar import GridGrammar
 from arcft.problems.arc.views import test_problem
 from tests.decoding.test_decoder_grammar import assert_equal, guesses_of, plainly
 from tests.problems.arc.format.test_grid_positions import model, rule, tasks, tiny
+from tests.support.decoding import decode, score
 
 test_problem.__test__ = False  # type: ignore[attr-defined]
 LIMIT = 40
@@ -52,7 +52,7 @@ def test_a_grid_is_written_as_one_token_at_a_time_would(batch_size: int | None, 
 
 @pytest.mark.parametrize("guess", ["right", "every fourth wrong", "shifted", "garbage", "mixed"])
 def test_guessed_cells_change_nothing(guess: str) -> None:
-    found = decode(model(), prompts(), **options(), grammar=grammar(), guesses=guesses_of(expected())[guess])
+    found = decode(model(), prompts(), **options(), grammar=grammar(), draft_tokens=guesses_of(expected())[guess])
     assert_equal(found, expected(), abs=1e-3)
 
 

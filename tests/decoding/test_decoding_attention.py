@@ -11,10 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from arcft.decoding.core import attention
 from arcft.decoding.core.attention import decoding_attention, grouped_attention
-from arcft.decoding.decode import decode
 from arcft.models.folded_attention import NAME as FOLDED
 from arcft.models.folded_attention import use_folded_attention
 from tests.decoding.test_decoder import PAD, SIZES, generated, make_model, many_prompts
+from tests.support.decoding import decode
 
 
 def plain(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -107,7 +107,11 @@ def test_in_bfloat16_few_tokens_depend_on_the_shape_of_a_pass() -> None:
     model, prompts = grouped_model(torch.bfloat16), many_prompts()
     options: dict[str, Any] = {"max_new_tokens": 30, "end_ids": [], "pad_id": PAD}
     steps = [completion.token_ids for completion in decode(model, prompts, **options)]
-    others: list[dict[str, Any]] = [{"guesses": steps}, {"batch_size": 1, "share_prefixes": False}, {"batch_size": 3}]
+    others: list[dict[str, Any]] = [
+        {"draft_tokens": steps},
+        {"batch_size": 1, "share_prefixes": False},
+        {"batch_size": 3},
+    ]
     decided = different = 0
     for own in others:
         for completion, expected in zip(decode(model, prompts, **options, **own), steps, strict=True):

@@ -9,9 +9,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
-from arcft.decoding.decode import Completion, DecodingError, decode
-from arcft.decoding.hf_generate import generate
+from arcft.decoding.core.completion import Completion
+from arcft.errors import DecodingError
 from tests.decoding.test_decoder import PAD, UNEQUAL, end_that_comes_early, make_model
+from tests.support.decoding import decode, generate
 
 LIMITS = [20, 3, 11, 20]
 
@@ -59,7 +60,7 @@ def test_the_route_is_told_once_which_prompts_the_rows_hold() -> None:
     told: list[list[int]] = []
     generate(
         make_model("llama"), UNEQUAL, max_new_tokens=[4] * 4, end_ids=[], pad_id=PAD,
-        route=lambda rows: told.append(list(rows)),
+        on_rows_changed=lambda rows: told.append(list(rows)),
     )  # fmt: skip
     assert told == [[0, 1, 2, 3]]
 
@@ -68,5 +69,5 @@ def test_logits_that_are_no_numbers_are_an_error() -> None:
     model = make_model("llama")
     with torch.no_grad():
         model.lm_head.weight[5] = math.nan
-    with pytest.raises(DecodingError, match=r"prompt 0: .*not finite numbers.*try inference\.dtype=float32"):
+    with pytest.raises(DecodingError, match=r"prompt 0: .*not finite.*try inference\.dtype=float32"):
         generate(model, UNEQUAL, max_new_tokens=[4] * 4, end_ids=[], pad_id=PAD)

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 from arcft.decoding import likelihood
 from arcft.decoding.core import batch
 from arcft.decoding.core.completion import Completion
-from arcft.decoding.decode import DecodingError, decode
-from arcft.decoding.likelihood import score
+from arcft.errors import DecodingError
 from tests.decoding.test_decoder import KINDS, PAD, forward_logprob, make_model, many_prompts, rows_of_four
 from tests.decoding.test_decoder_grammar import PROMPTS, unusual_model, write
+from tests.support.decoding import decode, score
 from tests.support.toy_grammar import END, random_automaton, table
 
 
@@ -63,10 +63,10 @@ def test_long_ones_are_read_in_pieces(model: PreTrainedModel, monkeypatch: pytes
         lambda _, args, inputs: lengths.append(inputs["input_ids"].shape[1]), with_kwargs=True
     )
     try:
-        monkeypatch.setattr(likelihood, "_LOGITS", 20 * 61 * 5)
+        monkeypatch.setattr(likelihood, "_MAX_LOGITS", 20 * 61 * 5)
         assert flat(score(model, prompts, completions, pad_id=PAD)) == pytest.approx(expected, abs=1e-4)
         assert max(lengths) <= max(map(len, prompts)) + 4
-        monkeypatch.setattr(batch, "_MASK_ENTRIES", 2000)
+        monkeypatch.setattr(batch, "_MAX_MASK_ENTRIES", 2000)
         lengths.clear()
         assert flat(score(model, prompts, completions, pad_id=PAD)) == pytest.approx(expected, abs=1e-4)
         assert lengths.count(1) > 20
@@ -130,7 +130,7 @@ def test_all_texts_of_a_grammar_add_up_to_one(model: PreTrainedModel) -> None:
 
 def test_rows_are_routed_by_their_prompts(model: PreTrainedModel) -> None:
     told: list[list[int]] = []
-    options: dict[str, Any] = {"pad_id": PAD, "route": lambda now: told.append(list(now))}
+    options: dict[str, Any] = {"pad_id": PAD, "on_rows_changed": lambda now: told.append(list(now))}
     completions = [[[1, 2]], [[3, 4], [5, 6], [7]], [], [[8, 9]]]
     score(model, PROMPTS, completions, **options)
     assert told[0] == [0, 1, 1, 1, 3]
@@ -148,7 +148,7 @@ def test_logits_that_are_not_finite_are_refused(value: float) -> None:
     broken = make_model("qwen2_untied")
     with torch.no_grad():
         broken.lm_head.weight[17] = value
-    with pytest.raises(DecodingError, match=r"prompt 0: .* not finite numbers; .*inference\.dtype=float32"):
+    with pytest.raises(DecodingError, match=r"prompt 0: .* not finite; .*inference\.dtype=float32"):
         score(broken, PROMPTS, [[[1]]] * 4, pad_id=PAD)
 
 
@@ -164,7 +164,7 @@ def test_logits_that_are_not_finite_are_refused(value: float) -> None:
             [[1]],
             [[[31, 20, 9]]],
             {"grammar": table(1, 1)},
-            "prompt 0: token 2 of a completion, 9, is none of the 5 that the grammar allows there; score it without",
+            "prompt 0: token 2 of a completion, 9, is not one of the 5 that the grammar allows there; score it without",
         ),
     ],
 )

@@ -12,11 +12,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from arcft.decoding.decode import Completion, DecodingError, decode
-from arcft.decoding.search import Found, search
+from arcft.decoding.core.completion import Completion
+from arcft.decoding.search import SearchResult
+from arcft.errors import DecodingError
 from arcft.protocols import Grammar, Positions
 from tests.decoding.test_decoder import PAD, SIZES, make_model, many_prompts, rows_of_four
 from tests.decoding.test_decoder_grammar import PROMPTS, count_passes, plainly
+from tests.support.decoding import decode, search
 from tests.support.toy_grammar import END, Automaton, random_automaton, table
 
 Texts = dict[tuple[int, ...], float]
@@ -91,7 +93,7 @@ def texts_after(
     return all_texts(model(kind), list(prompt), limit, [END], grammar(), positions, least=math.log(threshold))
 
 
-def assert_found(found: Found, texts: Texts, threshold: float, *, abs: float = 1e-4) -> None:
+def assert_found(found: SearchResult, texts: Texts, threshold: float, *, abs: float = 1e-4) -> None:
     """Exactly those of `texts`, the likeliest first."""
     floor = math.log(threshold)
     assert min((math.fabs(logprob - floor) for logprob in texts.values()), default=1.0) > 1e-4, "too close to call"
@@ -103,12 +105,12 @@ def assert_found(found: Found, texts: Texts, threshold: float, *, abs: float = 1
         assert (one.finished, one.num_tokens) == (True, len(one.token_ids) + 1)
 
 
-def find(prompts: Sequence[list[int]] = PROMPTS, **options: Any) -> list[Found]:
+def find(prompts: Sequence[list[int]] = PROMPTS, **options: Any) -> list[SearchResult]:
     own: dict[str, Any] = {"max_nodes": 10_000, "max_new_tokens": 40, "end_ids": [END], "pad_id": PAD}
     return search(model(), prompts, **own | options)
 
 
-def find_toys(threshold: float, prompts: Sequence[list[int]] = TOY_PROMPTS, **options: Any) -> list[Found]:
+def find_toys(threshold: float, prompts: Sequence[list[int]] = TOY_PROMPTS, **options: Any) -> list[SearchResult]:
     own: dict[str, Any] = {"max_nodes": 10_000, "max_new_tokens": 5, "end_ids": [TOY_END], "pad_id": 0}
     return search(toy_model(), prompts, threshold=threshold, **own | options)
 
@@ -264,8 +266,8 @@ def test_a_good_guess_saves_passes() -> None:
     found = find(**options)
     plain = count_passes(model(), lambda: find(**options))
     guesses = [own.greedy.token_ids for own in found]
-    again: list[Found] = []
-    assert count_passes(model(), lambda: again.extend(find(**options, guesses=guesses))) <= 0.3 * plain
+    again: list[SearchResult] = []
+    assert count_passes(model(), lambda: again.extend(find(**options, draft_tokens=guesses))) <= 0.3 * plain
     assert [own.greedy.token_ids for own in again] == guesses
 
 
@@ -281,11 +283,11 @@ def test_what_is_cut_off_is_not_found() -> None:
 
 
 def test_where_all_is_forced_the_model_is_not_asked() -> None:
-    found: list[Found] = []
+    found: list[SearchResult] = []
     grammar = table(2, 2, cells=(10,))
     assert count_passes(model(), lambda: found.extend(find(threshold=1.0, grammar=grammar))) == 0
     expected = Completion([31, 20, 10, 10, 30, 21, 10, 10, 30], 0.0, 10, True)
-    assert found == [Found([expected], expected, True, 0)] * len(PROMPTS)
+    assert found == [SearchResult([expected], expected, True, 0)] * len(PROMPTS)
 
 
 def test_of_two_ends_the_likelier_counts() -> None:
@@ -305,12 +307,12 @@ def test_prompts_of_different_adapters_share_nothing() -> None:
         strengths = torch.tensor([0.5 * adapters[number] for number in live])
         return output + strengths[:, None, None] * output.roll(1, dims=-1)
 
-    def routed(batch_size: int) -> list[Found]:
+    def routed(batch_size: int) -> list[SearchResult]:
         return find(
             prompts,
             threshold=0.01,
             grammar=table(2, 4, cells=(10, 11)),
-            route=lambda now: live.__setitem__(slice(None), now),
+            on_rows_changed=lambda now: live.__setitem__(slice(None), now),
             adapters=adapters,
             batch_size=batch_size,
         )
@@ -337,7 +339,7 @@ def test_a_logit_that_is_no_number_is_an_error(value: float, grammar: Automaton 
     with torch.no_grad():
         own.lm_head.weight[12] = value
     options: dict[str, Any] = {"max_nodes": 100, "max_new_tokens": 9, "end_ids": [END], "pad_id": PAD}
-    with pytest.raises(DecodingError, match=r"prompt \d: the model's logits are not finite numbers"):
+    with pytest.raises(DecodingError, match=r"prompt \d: the model's logits are not finite"):
         search(own, PROMPTS, threshold=0.1, grammar=grammar, **options)
 
 
@@ -352,7 +354,7 @@ def test_a_logit_that_is_no_number_is_an_error(value: float, grammar: Automaton 
         ({"prompts": [[5], []]}, "prompt 1 is empty"),
         ({"batch_size": 0}, "batch_size=0: at least 1"),
         ({"grammar": [table(1, 1)]}, "1 grammars for 4 prompts; give one for each"),
-        ({"guesses": [[1]]}, "1 guesses for 4 prompts; give one for each"),
+        ({"draft_tokens": [[1]]}, "1 draft_tokens for 4 prompts; give one for each"),
         ({"adapters": [1]}, "1 adapters for 4 prompts; give one for each"),
     ],
 )

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from arcft.config.model import ModelConfig
-from arcft.decoding.decode import decode
 from arcft.models.load import load_model
 from arcft.models.lora import apply_lora
 from arcft.runs.setup.build import choose_device
+from tests.support.decoding import decode
 from tests.support.small_training import lora_config, optimizer_config, small_model, small_run
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]

@@ -15,12 +15,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from arcft.config.model import ModelConfig
-from arcft.decoding.decode import decode
 from arcft.models.load import load_model
 from arcft.models.lora import LoraError, load_adapter, save_adapter
 from arcft.models.stacked_lora import StackedLora
 from arcft.models.stacked_parts import lower_factors
 from arcft.training.slots import SlotTrainer
+from tests.support.decoding import decode
 from tests.support.plain_adaptation import ARCHITECTURES, CPU, PAD, adapted, adapter_state, architecture, make_examples
 from tests.support.small_training import TRAIN_MODULES, small_model
 
@@ -281,7 +281,7 @@ def test_decoding_side_by_side_equals_decoding_merged() -> None:
             told.append(list(live))
             route([slots[row] for row in live])
 
-        together = decode(stacked.model, PROMPTS, route=follow, **options)
+        together = decode(stacked.model, PROMPTS, on_rows_changed=follow, **options)
     assert told[0] == [0, 1, 2, 3, 4, 5]
     assert len(told) > 2
     for slot in range(3):
@@ -310,7 +310,7 @@ def test_training_goes_on_after_decoding() -> None:
                 max_new_tokens=2,
                 end_ids=[],
                 pad_id=PAD,
-                route=lambda live: route([2 * row for row in live]),
+                on_rows_changed=lambda live: route([2 * row for row in live]),
             )
     assert losses[2] < losses[1] < losses[0]
 

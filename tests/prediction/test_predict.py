@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from arcft.config.inference import InferenceConfig
 from arcft.config.model import ModelConfig
 from arcft.config.prompt import PromptConfig
-from arcft.decoding.decode import DecodingError
+from arcft.errors import DecodingError
 from arcft.models.load import load_model, load_tokenizer
 from arcft.prediction import asking
 from arcft.prediction.drafts import DraftSource, before_guessing
@@ -187,7 +187,7 @@ def test_the_route_is_told_the_places_of_the_rows(
 ) -> None:
     asked = [prompt for task in tasks for prompt in augmented_prompts(builder, task, 0, GREEDY)]
     told: list[list[int]] = []
-    predict_places(model, builder, asked, GREEDY, route=lambda places: told.append(list(places)))
+    predict_places(model, builder, asked, GREEDY, on_rows_changed=lambda places: told.append(list(places)))
     by_length = sorted(range(len(asked)), key=lambda place: len(asked[place].token_ids))
     first = [places for places in told if len(places) == 3]
     assert first == [by_length[start : start + 3] for start in range(0, len(asked), 3)]
@@ -377,9 +377,9 @@ def guessed(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int] | None]]:
     """The guesses of each batch."""
     decode, told = asking.decode, []
 
-    def listening(model: object, prompts: list[list[int]], **options: object) -> object:
-        told.append(options["guesses"])
-        return decode(model, prompts, **options)  # type: ignore[arg-type]
+    def listening(model: object, prompts: list[list[int]], options: object, **more: object) -> object:
+        told.append(more["draft_tokens"])
+        return decode(model, prompts, options, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(asking, "decode", listening)
     return told

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from arcft.config.inference import InferenceConfig
 from arcft.config.model import ModelConfig
 from arcft.config.prompt import PromptConfig
-from arcft.decoding.decode import DecodingError
+from arcft.errors import DecodingError
 from arcft.models.load import load_model, load_tokenizer
 from arcft.prediction.prompts import augmented_prompts
 from arcft.prediction.score_candidates import score_grids
@@ -154,7 +154,7 @@ def test_the_only_grid_is_scored_by_what_it_was_predicted_with(
 ) -> None:
     asked: list[Sequence[int]] = []
     alone = [predictions[1], predictions[0], predictions[3]]
-    scored = score_grids(model, builder, task, alone, CONFIG, VIEWS, route=asked.append)
+    scored = score_grids(model, builder, task, alone, CONFIG, VIEWS, on_rows_changed=asked.append)
     assert [one.scores for one in scored] == [None, (-2.5, -2.5), None]
     assert score_grids(model, builder, task, alone, CONFIG, 1)[1].scores == (-2.5,)
     assert score_grids(model, builder, task, predictions[1:2], CONFIG, VIEWS)[0].scores is None
@@ -182,7 +182,7 @@ def test_it_ends_between_calls_of_as_many_views_as_fill_a_batch(
     for calls, expected in enumerate(views, 1):
         until = functools.partial(next, iter([False] * calls), True)
         told: list[int] = []
-        scored = score_grids(model, builder, task, predictions, config, VIEWS, route=told.extend, until=until)
+        scored = score_grids(model, builder, task, predictions, config, VIEWS, on_rows_changed=told.extend, until=until)
         assert [len(own) for own in scores_of(scored)] == [expected] * 3
         assert set(told) == set(range(views[0]))
 

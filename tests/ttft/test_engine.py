@@ -435,7 +435,7 @@ def test_logits_that_are_no_numbers_fail_the_unit(tasks: list[Task]) -> None:
     events = run(make_engine(stacked=StackedLora(adapted, 1)), [assignment_of(tasks[0], steps=0)])
     assert isinstance(events[-1], Failed)
     assert events[-1].retry
-    assert "not finite numbers" in events[-1].reason
+    assert "not finite" in events[-1].reason
 
 
 def test_a_second_try_is_gentler_shorter_and_alone(tasks: list[Task]) -> None:

@@ -1,7 +1,8 @@
-"""A completion while it is being written."""
+"""Completions, and the rows that write them: a row is a prompt with its completion so far, in one slot of the cache."""
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ from collections.abc import Sequence
 from arcft.decoding.core.draft import Draft
 from arcft.decoding.core.forward import TokenChunk
 from arcft.decoding.core.lm_head import AllowedTokens
-from arcft.decoding.core.rows import Row
 from arcft.errors import DecodingError
 from arcft.protocols import Cursor, Positions
 
@@ -22,63 +22,138 @@ class Completion:
     """Without the end token."""
 
     logprob: float
-    """Natural logarithm of the completion's probability, the end token included, under the model's own distribution:
-    temperature and top_p change what is drawn, not what it is worth. Under a grammar, a token's probability is its
-    share of those that may come: 1 where there is no choice."""
+    """Natural log of the completion's probability, end token included, under the model's own distribution: sampling
+    settings change what is drawn, not its log-probability. Under a grammar each token's probability is normalised over
+    the allowed tokens, so it is 1 where only one is allowed."""
 
     num_tokens: int
-    """Tokens produced, the end token and those without a choice included."""
+    """Tokens produced, including the end token and tokens that the grammar forced."""
 
     finished: bool
-    """Whether the model ended by itself; False where the limit cut it off."""
+    """Whether the model wrote an end token; False if the token limit cut it off."""
+
+
+def not_finite(prompt_index: int, where: str = "") -> DecodingError:
+    """The error for logits that are infinite or NaN."""
+    return DecodingError(
+        f"prompt {prompt_index}: the model's logits are not finite{where}; the weights are damaged, or overflow in "
+        "this dtype: try inference.dtype=float32"
+    )
+
+
+class Row(abc.ABC):
+    """A prompt and its completion, as far as it is known, in one slot of the cache.
+
+    Each forward pass feeds the row's `next_chunk`, and `advance` receives the tokens chosen after it.
+    """
+
+    def __init__(self, prompt_index: int, prompt: Sequence[int], positions: Positions | None) -> None:
+        self.prompt_index = prompt_index
+        """Index of the prompt; several rows may have the same."""
+        self.index = prompt_index
+        """Index of the row, set by `complete`."""
+        self.ids = list(prompt)
+        """Token ids of prompt and completion."""
+        self.prompt_length = len(self.ids)
+        self.cached = 0
+        """The cache holds keys and values of this many of `ids`."""
+        self.num_tokens = 0
+        """Completion tokens so far."""
+        self.is_live = True
+        """False once nothing is left to feed."""
+        self._positions = positions
+        self._last_position = -1  # of the last cached token
+
+    @property
+    def in_prefill(self) -> bool:
+        """Whether part of the prompt is still to be fed."""
+        return self.cached < self.prompt_length
+
+    def reuse_prefix(self, tokens: int) -> None:
+        """Note that keys and values of the first `tokens` tokens of the prompt were copied into the slot."""
+        self.cached = tokens
+        if self._positions is not None:
+            self._last_position = self._positions(self.ids[:tokens])[-1]
+
+    @abc.abstractmethod
+    def next_chunk(self, max_tokens: int) -> TokenChunk:
+        """The next tokens to feed, at most `max_tokens`."""
+
+    @abc.abstractmethod
+    def advance(self, chunk: TokenChunk, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
+        """Process the tokens chosen at `chunk.logits_at` and their log-probabilities (natural log).
+
+        The lists may be longer than `chunk.logits_at`; the rest is meaningless.
+        """
+
+    def _next_positions(self, tokens: Sequence[int]) -> list[int]:
+        """Position ids of `tokens`, which follow the cached ones."""
+        if self._positions is None:
+            return list(range(self.cached, self.cached + len(tokens)))
+        return self._positions(tokens, self._last_position)
+
+    def _mark_cached(self, chunk: TokenChunk, count: int) -> None:
+        """Keep the first `count` tokens of `chunk` in the cache; the next pass overwrites the others."""
+        self.cached += count
+        self._last_position = chunk.positions[count - 1]
 
 
 class WrittenRow(Row):
-    """A prompt whose completion is written token by token, by a grammar and along a guess if there are any."""
+    """A row whose completion the model writes, optionally under a grammar and along a draft.
+
+    After prefill, all of `ids` is cached except the token that was chosen last and the forced tokens behind it.
+    """
 
     def __init__(
         self,
-        number: int,
+        prompt_index: int,
         prompt: Sequence[int],
         limit: int,
         *,
         end_ids: frozenset[int],
         positions: Positions | None = None,
         cursor: Cursor | None = None,
-        guess: Draft | None = None,
+        draft: Draft | None = None,
     ) -> None:
-        """At most `limit` tokens are written."""
-        super().__init__(number, prompt, positions)
+        """`limit` is the maximum number of completion tokens; `cursor` stands at the start of the completion."""
+        super().__init__(prompt_index, prompt, positions)
         self._limit = limit
         self._logprob = 0.0
         self._finished = False
         self._end_ids = end_ids
         self._cursor = cursor
-        self._guess = guess
-        self._add_forced()
+        self._draft = draft
+        self._append_forced()
 
-    def chunk(self, most: int) -> TokenChunk:
-        """The next tokens to feed, at most `most`: what is written and was not fed, and behind it what the guess says.
-        It is asked what comes after the last one that is written, and after each that is guessed."""
-        tokens = self.ids[self.fed : self.fed + most]
-        asked: list[int] = []
-        choices: list[AllowedTokens] = []
-        if self.fed + len(tokens) == len(self.ids):
-            self._ask(tokens, asked, choices, most)
-        return TokenChunk(tokens, self.fed, self._places(tokens), asked, None if self._cursor is None else choices)
+    def next_chunk(self, max_tokens: int) -> TokenChunk:
+        """Known tokens that are not cached, then drafted ones. Logits are wanted after the last known token and after
+        each drafted one, except where the grammar allows only one token."""
+        tokens = self.ids[self.cached : self.cached + max_tokens]
+        logits_at: list[int] = []
+        allowed: list[AllowedTokens] = []
+        if self.cached + len(tokens) == len(self.ids):
+            self._extend_with_draft(tokens, logits_at, allowed, max_tokens)
+        return TokenChunk(
+            tokens,
+            self.cached,
+            self._next_positions(tokens),
+            logits_at,
+            None if self._cursor is None else allowed,
+        )
 
-    def _ask(self, tokens: list[int], asked: list[int], choices: list[AllowedTokens], most: int) -> None:
-        """Add what is guessed to `tokens`, the places in it where there is a choice to `asked`, and what there is to
-        choose from to `choices`."""
-        cursor, guessed = self._cursor, self._guessed(most - len(tokens))
-        if cursor is not None and guessed:
+    def _extend_with_draft(
+        self, tokens: list[int], logits_at: list[int], allowed: list[AllowedTokens], max_tokens: int
+    ) -> None:
+        """Append drafted tokens to `tokens`, and the places with alternatives to `logits_at` and `allowed`."""
+        cursor, drafted = self._cursor, self._drafted(max_tokens - len(tokens))
+        if cursor is not None and drafted:
             cursor = cursor.copy()
-        for token in [*guessed, None]:
+        for token in [*drafted, None]:
             if cursor is None:
-                asked.append(len(tokens) - 1)
+                logits_at.append(len(tokens) - 1)
             elif len(cursor.choices) > 1:
-                asked.append(len(tokens) - 1)
-                choices.append(tuple(cursor.choices))
+                logits_at.append(len(tokens) - 1)
+                allowed.append(tuple(cursor.choices))
             if token is None or token in self._end_ids:
                 return
             if cursor is not None:
@@ -87,50 +162,48 @@ class WrittenRow(Row):
                 cursor.advance(token)
             tokens.append(token)
 
-    def _guessed(self, most: int) -> list[int]:
-        if self._guess is None:
+    def _drafted(self, max_tokens: int) -> list[int]:
+        if self._draft is None:
             return []
-        # The last token within the limit is not fed.
-        most = min(most, self._limit - self.num_tokens - 1)
-        guessed = self._guess.offer(len(self.ids) - self.prompt_length, most)
-        if guessed and self._cursor is not None and guessed[0] not in self._cursor.choices:
-            self._guess.judge(0, missed=True)
+        # The last token within the limit is not fed: nothing follows it.
+        max_tokens = min(max_tokens, self._limit - self.num_tokens - 1)
+        drafted = self._draft.next_tokens(len(self.ids) - self.prompt_length, max_tokens)
+        if drafted and self._cursor is not None and drafted[0] not in self._cursor.choices:
+            self._draft.record(0, missed=True)
             return []
-        return guessed
+        return drafted
 
-    def read(self, chunk: TokenChunk, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
-        """Go on with what was chosen after the tokens that `chunk` asked about, as far as the guess holds."""
-        if not chunk.asked:
-            self._feed(chunk, len(chunk.tokens))
+    def advance(self, chunk: TokenChunk, tokens: Sequence[int], logprobs: Sequence[float]) -> None:
+        """Append chosen and forced tokens, as far as the draft agrees with them."""
+        if not chunk.logits_at:
+            self._mark_cached(chunk, len(chunk.tokens))
             return
         chosen = zip(tokens, logprobs, strict=True)
-        fed, right, missed = chunk.asked[0] + 1, 0, False
-        is_guessed = fed < len(chunk.tokens)
+        accepted, correct, missed = chunk.logits_at[0] + 1, 0, False
+        has_draft = accepted < len(chunk.tokens)
         while True:
             had_choice = self._has_choice
-            self._add(*(next(chosen) if had_choice else self._forced()))
-            if fed == len(chunk.tokens) or not self.is_live:
+            self._append(*(next(chosen) if had_choice else self._forced()))
+            if accepted == len(chunk.tokens) or not self.is_live:
                 break
-            missed = self.ids[-1] != chunk.tokens[fed]
+            missed = self.ids[-1] != chunk.tokens[accepted]
             if missed:
                 break
-            fed += 1
-            right += had_choice
-        self._feed(chunk, fed)
-        if is_guessed and self._guess is not None:
-            self._guess.judge(right, missed=missed)
-        self._add_forced()
+            accepted += 1
+            correct += had_choice
+        self._mark_cached(chunk, accepted)
+        if has_draft and self._draft is not None:
+            self._draft.record(correct, missed=missed)
+        self._append_forced()
 
     def completion(self) -> Completion:
+        """The completion so far."""
         return Completion(self.ids[self.prompt_length :], self._logprob, self.num_tokens, self._finished)
 
-    def _add(self, token: int, logprob: float) -> None:
-        # A NaN anywhere in a row reaches its normaliser, so the chosen token's value tells about all of them.
+    def _append(self, token: int, logprob: float) -> None:
+        # A NaN or infinity anywhere in a row of logits makes its logsumexp non-finite, so this one value covers all.
         if not math.isfinite(logprob):
-            raise DecodingError(
-                f"prompt {self.number}: the model's logits are not finite numbers after {self.num_tokens} tokens; the "
-                "weights are damaged, or overflow in this dtype: try inference.dtype=float32"
-            )
+            raise not_finite(self.prompt_index, f" after {self.num_tokens} tokens")
         self._logprob += logprob
         self.num_tokens += 1
         self._finished = token in self._end_ids
@@ -141,7 +214,7 @@ class WrittenRow(Row):
             self._cursor.advance(token)
             if self.is_live and not self._cursor.choices:
                 raise DecodingError(
-                    f"prompt {self.number}: its grammar ends with {token}, which is none of the end_ids"
+                    f"prompt {self.prompt_index}: the grammar ends with token {token}, which is not in end_ids"
                 )
 
     @property
@@ -149,11 +222,11 @@ class WrittenRow(Row):
         return self._cursor is None or len(self._cursor.choices) > 1
 
     def _forced(self) -> tuple[int, float]:
-        """The next token and its log-probability where there is no choice."""
+        """The only allowed token, and its log-probability."""
         assert self._cursor is not None
         return self._cursor.choices[0], 0.0
 
-    def _add_forced(self) -> None:
-        """Write what follows without a choice; it is fed together with the token before it."""
+    def _append_forced(self) -> None:
+        """Append tokens that have no alternative; they are fed together with the token before them."""
         while self.is_live and not self._has_choice:
-            self._add(*self._forced())
+            self._append(*self._forced())

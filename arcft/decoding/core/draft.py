@@ -1,7 +1,7 @@
-"""What somebody thinks that a completion will be, to be verified many tokens a pass.
+"""Drafts for speculative decoding: likely completions, verified many tokens per forward pass.
 
-Verified tokens cost a fraction of those that are found one by one, as long as most of them are right; a pass over what
-is then thrown away costs more than it saves. So chunks grow while a guess holds, and a bad guess is given up.
+A verified token costs a fraction of one that is generated alone, as long as most of them are right; computing tokens
+that are then discarded costs more than it saves. So chunks grow while a draft is right, and a bad draft is dropped.
 """
 
 from __future__ import annotations
@@ -9,36 +9,38 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
-SHORTEST, LONGEST = 8, 24
-"""Tokens that are verified in a pass."""
+MIN_CHUNK, MAX_CHUNK = 8, 24
+"""Drafted tokens per forward pass: after a wrong token, and at most."""
 
-_RECENT = 32
-"""Tokens with a choice over which it is judged how good a guess is."""
+_WINDOW = 32
+"""A draft is judged by this many of its latest tokens, not counting those that a grammar forces."""
 
-_LEAST = 0.8
-"""The share of them that has to be right."""
+_MIN_CORRECT = 0.8
+"""A draft is dropped when a smaller fraction of the window is correct ..."""
 
-_FEW = 3
-"""Wrong tokens that are forgiven in any case: a single one says nothing yet."""
+_TOLERATED = 3
+"""... and at least this many tokens are wrong: one alone says little."""
 
 
 class Draft:
-    """Token i of the guess stands for token i of the completion, also behind a token that was wrong: cells of a grid
-    stay where they are."""
+    """Draft tokens by place: token i drafts token i of the completion, also after a wrong token before it.
+
+    That suits texts of fixed layout, such as grids, where a wrong cell does not move the cells behind it.
+    """
 
     def __init__(self, token_ids: Sequence[int]) -> None:
         self._token_ids = list(token_ids)
-        self._length = SHORTEST
-        self._recent: deque[bool] = deque(maxlen=_RECENT)
+        self._chunk = MIN_CHUNK
+        self._recent: deque[bool] = deque(maxlen=_WINDOW)
 
-    def offer(self, produced: int, most: int) -> list[int]:
-        """At most `most` tokens to come after `produced` ones; none where the guess has ended or was given up."""
-        return self._token_ids[produced : produced + min(most, self._length)]
+    def next_tokens(self, produced: int, max_tokens: int) -> list[int]:
+        """Up to `max_tokens` drafted tokens after `produced` completion tokens; none if it has ended or was dropped."""
+        return self._token_ids[produced : produced + min(max_tokens, self._chunk)]
 
-    def judge(self, right: int, *, missed: bool) -> None:
-        """Learn that `right` tokens held where there was a choice, and whether the next did not."""
-        self._recent.extend([True] * right + [False] * missed)
-        self._length = SHORTEST if missed else min(2 * self._length, LONGEST)
+    def record(self, correct: int, *, missed: bool) -> None:
+        """Record that `correct` unforced tokens were accepted, and whether the next one was wrong."""
+        self._recent.extend([True] * correct + [False] * missed)
+        self._chunk = MIN_CHUNK if missed else min(2 * self._chunk, MAX_CHUNK)
         wrong = self._recent.count(False)
-        if wrong >= _FEW and wrong > (1 - _LEAST) * len(self._recent):
+        if wrong >= _TOLERATED and wrong > (1 - _MIN_CORRECT) * len(self._recent):
             self._token_ids = []

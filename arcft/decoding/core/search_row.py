@@ -1,7 +1,8 @@
-"""A search in a slot of the cache: one completion is written after the other, each from where it leaves the one before.
+"""A depth-first search in one slot of the cache.
 
-A slot holds what is common to two neighbours of a tree's leaves, so going back to the deepest branch that is open costs
-nothing: its end is written over what is there.
+Completions are written one after the other, each from where it branches off the one before. The slot holds the common
+prefix of two neighbouring leaves, so going back to the deepest open branch costs nothing: new keys and values overwrite
+the rest.
 """
 
 from __future__ import annotations
@@ -17,42 +18,45 @@ from arcft.decoding.core.forward import TokenChunk
 from arcft.protocols import Grammar, Positions
 
 _ROUNDING = 1e-6
-"""Log-probability that a sum may lack for its rounding."""
+"""Log-probability that a sum may lose to rounding."""
 
 
 class NextToken(NamedTuple):
-    """A token that may come next, and its log-probability."""
+    """A possible next token and its log-probability."""
 
     token: int
     logprob: float
 
 
 class SearchBranch(NamedTuple):
-    """A text that is still to be followed: some of the row's, and another token than the row went on with."""
+    """A prefix of a row's text, followed by another token than the row continued with."""
 
     length: int
-    """Of the row's tokens, those before the other one."""
+    """Tokens of the prefix."""
 
-    place: int
-    """The position of the last of these."""
+    last_position: int
+    """Position id of the last of them."""
 
-    before: float
-    """The log-probability of these."""
+    prefix_logprob: float
+    """Log-probability of the prefix, the prompt not counted."""
 
-    way: NextToken
+    next_token: NextToken
 
     @property
     def logprob(self) -> float:
-        return self.before + self.way.logprob
+        """Log-probability of the prefix and the next token."""
+        return self.prefix_logprob + self.next_token.logprob
 
 
 class SearchState:
-    """What is looked for after a prompt, and what was found; common to all rows that have the prompt."""
+    """Settings and results of the search after one prompt, shared by all rows that search it."""
 
     def __init__(self, threshold: float, max_nodes: int, until: Callable[[], bool] | None) -> None:
+        """The arguments are those of `search`."""
         self.floor = math.log(threshold) - _ROUNDING
+        """Log-probability below which completions are discarded."""
         self.nodes = 0
-        """Places in texts where the model has said which of several tokens comes next."""
+        """Places where the model chose between several tokens."""
         self.is_complete = True
         self.greedy: Completion | None = None
         """The first completion."""
@@ -65,7 +69,8 @@ class SearchState:
         return self.nodes >= self._max_nodes or (self._until is not None and self._until())
 
     def add(self, completion: Completion) -> None:
-        """Keep it if it is worth it. If two differ in their end token only, the likelier one stays."""
+        """Keep `completion` if it reaches the threshold. Of two that differ only in their end token, the likelier one
+        is kept."""
         if self.greedy is None:
             self.greedy = completion
         key = tuple(completion.token_ids)
@@ -75,20 +80,20 @@ class SearchState:
             self._found[key] = completion
 
     def found(self) -> list[Completion]:
-        """The likeliest first."""
+        """Completions that reach the threshold, the likeliest first."""
         return sorted(self._found.values(), key=lambda one: (-one.logprob, one.token_ids))
 
 
 class BranchingRow(WrittenRow):
-    """A prompt whose completions are written by depth first, each likeliest token before the others.
+    """A row that writes several completions of its prompt, depth first, the likeliest next token first.
 
-    The first completion takes the likeliest tokens to its end, whatever it is worth. The others are verified along the
-    one that was found before, and given up as soon as they are not worth the threshold.
+    The first completion is the greedy one, whatever its probability. The others use the completion before them as a
+    draft, and are abandoned as soon as they fall below the threshold.
     """
 
     def __init__(
         self,
-        number: int,
+        prompt_index: int,
         prompt: Sequence[int],
         limit: int,
         state: SearchState,
@@ -96,104 +101,109 @@ class BranchingRow(WrittenRow):
         end_ids: frozenset[int],
         positions: Positions | None,
         grammar: Grammar | None,
-        guess: Draft | None,
+        draft: Draft | None,
     ) -> None:
-        """`guess` is for the first completion."""
+        """`draft` is for the greedy completion."""
         cursor = None if grammar is None else grammar()
-        super().__init__(number, prompt, limit, end_ids=end_ids, positions=positions, cursor=cursor, guess=guess)
+        super().__init__(prompt_index, prompt, limit, end_ids=end_ids, positions=positions, cursor=cursor, draft=draft)
         self.state = state
-        self.may_guess = True
+        self.use_draft = True
+        """Set by the batch: drafts pay only if all rows of a pass have one."""
         self.branches: list[SearchBranch] = []
-        """The deepest last."""
+        """Open branches, the deepest last."""
         self._grammar = grammar
-        self._latest: list[int] = []  # tokens of the last completion that was found
+        self._latest: list[int] = []  # tokens of the last finished completion
         if not self.is_live:
-            self._go_back()
+            self._backtrack()
 
     @property
-    def has_guess(self) -> bool:
-        return self._guess is not None
+    def has_draft(self) -> bool:
+        return self._draft is not None
 
     @property
-    def is_first(self) -> bool:
-        """Whether this is still the first completion."""
+    def is_greedy(self) -> bool:
+        """Whether this is still the first, greedy completion."""
         return self.state.greedy is None
 
     @property
-    def room(self) -> float:
-        """Log-probability that may still be lost; negative where there is nothing left to branch off."""
+    def slack(self) -> float:
+        """Log-probability that the text may still lose; negative if it is already below the threshold."""
         return self._logprob - self.state.floor
 
-    def read(
+    def advance(
         self,
         chunk: TokenChunk,
         tokens: Sequence[int],
         logprobs: Sequence[float],
         others: Sequence[Sequence[NextToken]] = (),
     ) -> None:
-        """Go on with the likeliest `tokens`, and keep in mind the `others` that were worth it at each place."""
+        """Append the likeliest `tokens`, and keep `others`, the alternatives at each place, as branches."""
         before = self._logprob
-        super().read(chunk, tokens, logprobs)
-        for place, logprob, ways in zip(chunk.asked, logprobs, others, strict=False):
+        super().advance(chunk, tokens, logprobs)
+        for place, logprob, alternatives in zip(chunk.logits_at, logprobs, others, strict=False):
             length = chunk.start + place + 1
-            if length > self.fed or (before < self.state.floor and not self.is_first):
+            # Places behind a rejected draft token, or behind text below the threshold, are not part of the search.
+            if length > self.cached or (before < self.state.floor and not self.is_greedy):
                 break
             self.state.nodes += 1
-            branches = [SearchBranch(length, chunk.places[place], before, way) for way in ways]
+            branches = [SearchBranch(length, chunk.positions[place], before, one) for one in alternatives]
             self.branches += sorted(
                 (branch for branch in branches if branch.logprob >= self.state.floor), key=lambda one: one.logprob
             )
             before += logprob
-        if not self.is_live or not (self.is_first or self._goes_on()):
-            self._go_back()
+        if not self.is_live or not (self.is_greedy or self._continues()):
+            self._backtrack()
 
-    def divide(self, branch: SearchBranch) -> BranchingRow:
-        """Another row, that goes on with `branch`, one of `branches`, in place of this one. It has ended where that
-        took no pass; else it wants a copy of this one's `fed` first columns."""
+    def split_off(self, branch: SearchBranch) -> BranchingRow:
+        """Return a row that takes over `branch`, one of `branches`.
+
+        It may have ended already, if the grammar forced its rest; otherwise its slot needs a copy of the first
+        `cached` columns of this one's.
+        """
         self.branches.remove(branch)
         other = copy.copy(self)
         other.ids = self.ids[: branch.length]
         other.branches = []
         other._follow(branch)
-        if not (other.is_live and other._goes_on()):
-            other._go_back()
+        if not (other.is_live and other._continues()):
+            other._backtrack()
         return other
 
-    def _guessed(self, most: int) -> list[int]:
-        return super()._guessed(most) if self.may_guess else []
+    def _drafted(self, max_tokens: int) -> list[int]:
+        return super()._drafted(max_tokens) if self.use_draft else []
 
-    def _goes_on(self) -> bool:
-        """Whether more is to be fed for what is written now."""
-        if self.room < 0:
+    def _continues(self) -> bool:
+        """Whether the present text is worth another forward pass."""
+        if self.slack < 0:
             return False
         if self.state.is_over():
             self.state.is_complete = False
             return False
         return True
 
-    def _go_back(self) -> None:
-        """Leave what is written, and go on with the deepest branch that takes a pass; the others end by themselves."""
+    def _backtrack(self) -> None:
+        """Store the present completion, and follow the deepest branch that needs a forward pass."""
         while True:
-            if self._finished or self.is_first:
+            if self._finished or self.is_greedy:
                 self._latest = self.ids[self.prompt_length :]
                 self.state.add(self.completion())
             if not self.branches:
                 self.is_live = False
                 return
             self._follow(self.branches.pop())
-            if self.is_live and self._goes_on():
+            if self.is_live and self._continues():
                 return
 
     def _follow(self, branch: SearchBranch) -> None:
         del self.ids[branch.length :]
-        self.fed, self._place = branch.length, branch.place
+        self.cached, self._last_position = branch.length, branch.last_position
         self.num_tokens = branch.length - self.prompt_length
         self.is_live, self._finished = True, False
-        self._logprob = branch.before
+        self._logprob = branch.prefix_logprob
         if self._grammar is not None:
             self._cursor = self._grammar()
             for token in self.ids[self.prompt_length :]:
                 self._cursor.advance(token)
-        self._guess = Draft(self._latest)
-        self._add(*branch.way)
-        self._add_forced()
+        self._draft = Draft(self._latest)
+        self._append(*branch.next_token)
+        self._append_forced()

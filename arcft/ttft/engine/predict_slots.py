@@ -203,7 +203,7 @@ class SlotPrediction:
             self._ask,
             asked,
             dataclasses.replace(self._inference, batch_size=self._current.recipe.batch_size),
-            route=None if route is None else _by_place(route, owners),
+            on_rows_changed=None if route is None else _by_place(route, owners),
             adapters=[owner.owner.slot for owner in owners],
             until=ended,
         )
@@ -231,7 +231,7 @@ class SlotPrediction:
             answers.predictions,
             config,
             views,
-            route=None if route is None else lambda rows: route([question.owner.slot] * len(rows)),
+            on_rows_changed=None if route is None else lambda rows: route([question.owner.slot] * len(rows)),
             until=ended,
         )
         return dataclasses.replace(answers, predictions=tuple(predictions))

