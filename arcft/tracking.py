@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from arcft.config.tracking import TrackingConfig
+from arcft.config.tracking import TrackingConfig, WandbConfig
 from arcft.errors import ArcftError
 
 TRAINING_STEP = "step"
@@ -57,9 +57,9 @@ def start_tracker(
     `run_config` is the resolved config, `job` the kind of job (train, evaluate), `name` what the run is called.
     Raises TrackingError if W&B refuses to start.
     """
-    if config.name == "none":
-        return NoTracker()
-    return WandbTracker(config, run_config=run_config, folder=folder, job=job, name=name)
+    if isinstance(config, WandbConfig):
+        return WandbTracker(config, run_config=run_config, folder=folder, job=job, name=name)
+    return NoTracker()
 
 
 class NoTracker:
@@ -87,7 +87,7 @@ class WandbTracker:
     """One W&B run."""
 
     def __init__(
-        self, config: TrackingConfig, *, run_config: Mapping[str, Any], folder: Path, job: str, name: str
+        self, config: WandbConfig, *, run_config: Mapping[str, Any], folder: Path, job: str, name: str
     ) -> None:
         import wandb
 
@@ -145,7 +145,7 @@ class WandbTracker:
         return self._run.url or ""
 
 
-def _mode(config: TrackingConfig) -> Literal["online", "offline"] | None:
+def _mode(config: WandbConfig) -> Literal["online", "offline"] | None:
     """The mode for wandb.init; None leaves it to the environment variable WANDB_MODE."""
     import wandb
 

@@ -5,7 +5,7 @@
     python benchmarks/answer_study.py EVALUATION/adapters --variants greedy_8 greedy_16 search_8
     python benchmarks/answer_study.py --quick
 
-Each variant is an evaluation's `inference` and `selection.views`. Every task is predicted by its own adapter, the
+Each variant is an `inference` and a `selection.num_augmentations`. Every task is predicted by its own adapter, the
 grids are scored, and then two attempts are chosen by each of vote, score and verify: they differ in nothing but the
 choice. Tasks whose answers are to be reported once are not for choosing defaults by. Seconds are the processor's where
 one thread computes, else the wall's.

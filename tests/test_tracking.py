@@ -11,21 +11,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from arcft.config.tracking import TrackingConfig
+from arcft.config.tracking import NoTrackingConfig, WandbConfig
 from arcft.tracking import NoTracker, start_tracker
 from tests.support.offline_runs import read_runs
 from tests.support.paths import ROOT
 
-OFFLINE = TrackingConfig(name="wandb", mode="offline", project="arcft-tests")
+OFFLINE = WandbConfig(mode="offline", project="arcft-tests")
 
 START = """
 import sys
 from pathlib import Path
-from arcft.config.tracking import TrackingConfig
+from arcft.config.tracking import NoTrackingConfig, WandbConfig
 from arcft.tracking import start_tracker
 
 name, mode, folder = sys.argv[1:]
-config = TrackingConfig(name=name, mode=None if mode == "null" else mode)
+config = NoTrackingConfig() if name == "none" else WandbConfig(mode=mode)
 tracker = start_tracker(config, run_config={}, folder=Path(folder), job="train", name="first")
 tracker.log({"train/loss": 1.5}, 1)
 tracker.table("tasks", ["task"], [["007bbfb7"]])
@@ -53,7 +53,7 @@ def test_a_run_is_read_back_whole(tmp_path: Path) -> None:
     picture = tmp_path / "grids.png"
     colors = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     Image.fromarray(colors).save(picture)
-    config = TrackingConfig(name="wandb", mode="offline", project="arcft-tests", group="ranks", tags=["seed 0"])
+    config = WandbConfig(mode="offline", project="arcft-tests", group="ranks", tags=["seed 0"])
 
     tracker = start_tracker(config, run_config=run_config, folder=tmp_path / "run", job="train", name="first")
     tracker.log({"train/loss": 2.5, "train/learning_rate": 1e-4}, 10)
@@ -126,7 +126,7 @@ def test_without_tracking_wandb_is_not_even_imported(tmp_path: Path) -> None:
 
 
 def test_no_tracker_for_none(tmp_path: Path) -> None:
-    config = TrackingConfig(name="none")
+    config = NoTrackingConfig()
     assert isinstance(start_tracker(config, run_config={}, folder=tmp_path, job="train", name="first"), NoTracker)
 
 
@@ -149,10 +149,10 @@ def test_auto_without_a_key_is_offline_and_quiet(tmp_path: Path) -> None:
 )
 def test_what_auto_means(tmp_path: Path, environment: dict[str, str], mode: str) -> None:
     code = """
-from arcft.config.tracking import TrackingConfig
+from arcft.config.tracking import NoTrackingConfig, WandbConfig
 from arcft.tracking import _mode
 from tests.support.paths import ROOT
-print(_mode(TrackingConfig(name="wandb", mode="auto")))
+print(_mode(WandbConfig(mode="auto")))
 """
     done = run_apart(code, home=tmp_path, WANDB_SILENT="true", **environment)
     assert done.stdout.splitlines() == [mode], done.stderr

@@ -129,22 +129,23 @@ class _Failure:
 
 
 def let_unknown_keys_in(arguments: list[str], config_class: type) -> list[str]:
-    """The command line with a `+` before every key that no option has.
+    """The command line with `++` before every key that the chosen options may lack.
 
-    Hydra would stop at the first of them and advise the `+`. So they reach the validation, which tells everything
-    that is wrong at once, with the keys that are nearest.
+    Hydra would stop at the first of them and advise a `+`. So they reach the validation, which reports everything that
+    is wrong at once, with the nearest keys or the option that a key belongs to.
     """
     known = schema.known_keys(config_class)
-    return ["+" + word if _is_unknown(word, known) else word for word in arguments]
+    return ["++" + word if _may_be_missing(word, known) else word for word in arguments]
 
 
-def _is_unknown(word: str, known: Mapping[str, bool]) -> bool:
+def _may_be_missing(word: str, known: Mapping[str, schema.Key]) -> bool:
     if not re.match(r"[A-Za-z_][\w./]*=", word):
         return False
     key = word.partition("=")[0]
     parents = [key.rsplit(".", depth)[0] for depth in range(1, key.count(".") + 1)]
-    free_form = any(known.get(parent, False) for parent in parents)
-    return key not in known and not free_form and not key.startswith(HYDRA_ONLY)
+    if any(parent in known and known[parent].free_form for parent in parents):
+        return False
+    return not (key in known and known[key].always) and not key.startswith(HYDRA_ONLY)
 
 
 def _resumed_in_place(arguments: list[str], job: str) -> list[str]:

@@ -113,23 +113,3 @@ class InferenceConfig:
 
 def _any_of(names: tuple[str, ...]) -> str:
     return " or ".join(f"inference={name}" for name in names)
-
-
-@dataclasses.dataclass(kw_only=True)
-class SelectionConfig:
-    name: Literal["vote", "score", "verify"]
-    """`vote`: most frequent grid first, ties by mean log-probability a token. `score`: the grid first that the model
-    finds the most probable under several augmentations. `verify`: the grid first that has most of what the
-    demonstrations have in common. Ties of the last two go by the vote."""
-
-    views: int | None = None
-    """For score: augmentations of a test, dealt as those of the predictions, under which each grid is scored."""
-
-    def problems(self) -> Iterator[str]:
-        if self.name == "score":
-            if self.views is None:
-                yield "selection.views is null: selection=score needs it"
-            elif self.views < 1:
-                yield f"selection.views={self.views}: at least 1"
-        elif self.views is not None:
-            yield f"selection.views={self.views} has no effect with selection={self.name}; use selection=score"

@@ -9,10 +9,9 @@ from typing import Literal
 
 @dataclasses.dataclass(kw_only=True)
 class OptimizerConfig:
-    """The learning rate is training.learning_rate, the schedule its own group."""
+    """What all optimizers share. The learning rate is training.learning_rate, the schedule a group of its own."""
 
-    name: Literal["adamw", "muon", "adamw_8bit", "paged_adamw_8bit"]
-    """`muon` orthogonalises the updates of weight matrices (torch.optim.Muon) and leaves the rest to AdamW."""
+    name: str
 
     weight_decay: float
     """Decoupled weight decay per step, times the learning rate; not applied to biases and norms."""
@@ -24,9 +23,6 @@ class OptimizerConfig:
     eps: float
     """Added to AdamW's denominator."""
 
-    momentum: float | None = None
-    """For muon."""
-
     def problems(self) -> Iterator[str]:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
@@ -35,8 +31,32 @@ class OptimizerConfig:
             yield f"optimizer.weight_decay={self.weight_decay}: at least 0"
         if self.eps <= 0:
             yield f"optimizer.eps={self.eps}: above 0"
-        if self.name == "muon":
-            if self.momentum is None or not 0 <= self.momentum < 1:
-                yield f"optimizer.momentum={self.momentum}: from 0 to below 1"
-        elif self.momentum is not None:
-            yield f"optimizer.momentum={self.momentum} has no effect with optimizer={self.name}; use optimizer=muon"
+
+
+@dataclasses.dataclass(kw_only=True)
+class AdamWConfig(OptimizerConfig):
+    """torch.optim.AdamW."""
+
+    name: Literal["adamw"] = "adamw"
+
+
+@dataclasses.dataclass(kw_only=True)
+class EightBitAdamWConfig(OptimizerConfig):
+    """AdamW of bitsandbytes, its state in 8 bits; paged: moved to the CPU when the GPU is full."""
+
+    name: Literal["adamw_8bit", "paged_adamw_8bit"]
+
+
+@dataclasses.dataclass(kw_only=True)
+class MuonConfig(OptimizerConfig):
+    """torch.optim.Muon, which orthogonalises the updates of weight matrices, with AdamW for all other parameters."""
+
+    name: Literal["muon"] = "muon"
+
+    momentum: float
+    """Decay of Muon's running mean of the gradient."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if not 0 <= self.momentum < 1:
+            yield f"optimizer.momentum={self.momentum}: from 0 to below 1"

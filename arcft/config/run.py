@@ -8,14 +8,15 @@ from collections.abc import Iterator
 from arcft.config.augmentation import AugmentationConfig
 from arcft.config.data import DataConfig
 from arcft.config.encoder import EncoderConfig
-from arcft.config.inference import InferenceConfig, SelectionConfig
+from arcft.config.inference import InferenceConfig
 from arcft.config.lora import LoraConfig
 from arcft.config.model import ModelConfig
 from arcft.config.optimizer import OptimizerConfig
 from arcft.config.prompt import PromptConfig
 from arcft.config.scheduler import SchedulerConfig
+from arcft.config.selection import ScoreConfig, SelectionConfig
 from arcft.config.showcase import ShowcaseConfig
-from arcft.config.tracking import TrackingConfig
+from arcft.config.tracking import NoTrackingConfig, TrackingConfig
 from arcft.config.training import TrainingConfig
 from arcft.config.ttft import TtftConfig
 
@@ -148,7 +149,7 @@ class EvaluateConfig:
                     "inference=greedy ttft.keep_adapters=true, then predict with adapters='FOLDER/adapters/*' "
                     "inference=vllm"
                 )
-            if self.selection.name == "score":
+            if isinstance(self.selection, ScoreConfig):
                 yield (
                     "selection=score with inference=vllm: it gives no log-probabilities of given answers; use "
                     "selection=vote or selection=verify, or inference=greedy"
@@ -176,5 +177,5 @@ def showcase_evaluation(config: TrainConfig, showcase: ShowcaseConfig, checkpoin
         augmentation=showcase.augmentation,
         selection=config.selection,
         # What comes out is recorded with the training run.
-        tracking=TrackingConfig(name="none"),
+        tracking=NoTrackingConfig(),
     )

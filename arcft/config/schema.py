@@ -10,8 +10,10 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+from arcft.config.annotations import alternatives, describe, has_shape
 from arcft.errors import ArcftError
 
 ConfigClass = TypeVar("ConfigClass")
@@ -34,13 +36,31 @@ class ConfigError(ArcftError):
         return ConfigError, (self.problems,)
 
 
-def from_dict(config_class: type[ConfigClass], values: dict[str, Any]) -> ConfigClass:
-    """Build `config_class` from nested plain data; raise ConfigError with every unknown key, wrong type and
-    broken rule. Rules are checked where all the values that they are about have the right type."""
-    problems: list[str] = []
-    config = _convert_fields(config_class, values, "", problems)
-    if problems:
-        raise ConfigError(problems)
+OF_KIND: Mapping[str, bool] = {"of_kind": True}
+"""Metadata of a field whose class the kind of problem brings: the one that `data.kind` of the same config names."""
+
+# A config class may have three things beside its fields: `problems()`, which yields its broken rules; `renamed`, a
+# ClassVar of the new names of keys by their old ones; and `options_are_files = False` where a choice's names are not
+# those of the YAML files.
+
+Kinds = Mapping[str, Mapping[str, type]]
+"""By kind of problem, then by group: the config class of the group. As everywhere, a class with subclasses stands for a
+choice between them."""
+
+
+def from_dict(
+    config_class: type[ConfigClass], values: dict[str, Any], kinds: Kinds | None = None, *, path: str = ""
+) -> ConfigClass:
+    """Build `config_class` from plain data; raise ConfigError with every unknown key, wrong type and broken rule.
+
+    A class with subclasses is a choice: `name` picks the one whose own `name` is a Literal of it. Fields marked OF_KIND
+    get their class from `kinds`. Rules (`problems`) are checked where all values of a class have the right type.
+    `path` is the key under which `values` stand, for messages.
+    """
+    reader = _Reader(kinds or {})
+    config = reader.convert(config_class, values, path)
+    if reader.problems:
+        raise ConfigError(reader.problems)
     return typing.cast(ConfigClass, config)
 
 
@@ -49,20 +69,50 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def known_keys(config_class: type, prefix: str = "") -> dict[str, bool]:
-    """Dotted keys of a config class; the value says whether anything may follow below it (free-form)."""
-    keys: dict[str, bool] = {}
+def options(config_class: type) -> dict[str, type]:
+    """The choices that a class stands for, by `name`: its subclasses; empty for a class that is no choice."""
+    found: dict[str, type] = {}
+    subclass: type
+    for subclass in config_class.__subclasses__():
+        found |= options(subclass)
+        if not subclass.__subclasses__():
+            found |= dict.fromkeys(typing.get_args(typing.get_type_hints(subclass)["name"]), subclass)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """What is known about a dotted key."""
+
+    free_form: bool = False
+    """Anything may follow below it."""
+
+    always: bool = True
+    """Every option of its group has it; else it may be missing from a composed config."""
+
+
+def known_keys(config_class: type, prefix: str = "", *, always: bool = True) -> dict[str, Key]:
+    """Dotted keys of a config class and of all options of its groups, but for what a kind of problem adds."""
+    keys: dict[str, Key] = {}
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        kinds = _alternatives(hints[field.name])
-        nested = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
-        keys[prefix + field.name] = any(typing.get_origin(kind) in (dict, list) for kind in kinds)
-        for kind in nested:
-            keys |= known_keys(typing.cast(type, kind), f"{prefix}{field.name}.")
+        types_of_field = alternatives(hints[field.name])
+        free_form = any(typing.get_origin(kind) in (dict, list) for kind in types_of_field)
+        keys[prefix + field.name] = Key(free_form, always)
+        fixed = always and OF_KIND.items().isdisjoint(field.metadata.items())
+        for kind in types_of_field:
+            if not dataclasses.is_dataclass(kind):
+                continue
+            choices = set(options(typing.cast(type, kind)).values()) or {typing.cast(type, kind)}
+            below = [known_keys(choice, f"{prefix}{field.name}.", always=fixed) for choice in choices]
+            for key in {key for each in below for key in each}:
+                infos = [each[key] for each in below if key in each]
+                in_all = len(infos) == len(below) and all(info.always for info in infos)
+                keys[key] = Key(any(info.free_form for info in infos), in_all)
     return keys
 
 
-def unknown_key(key: str, known: typing.Iterable[str]) -> str:
+def unknown_key(key: str, known: Iterable[str]) -> str:
     """The message for a key that no option has, with the nearest ones that exist."""
     known = list(known)
     near = difflib.get_close_matches(key, known, n=2, cutoff=0.6)
@@ -77,110 +127,159 @@ def unknown_key(key: str, known: typing.Iterable[str]) -> str:
     return f"{key}: there is no such key; {hint}"
 
 
-def _convert(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
-    """`value` as `kind`, or _INVALID after appending to `problems` what does not fit."""
-    alternatives = _alternatives(kind)
-    if value is None:
-        if type(None) in alternatives:
-            return None
-        problems.append(f"{path}: must not be null; expected {_describe(kind)}")
+class _Reader:
+    """Converts values and collects `problems`; what can't be converted becomes _INVALID."""
+
+    def __init__(self, kinds: Kinds) -> None:
+        self.kinds = kinds
+        self.problems: list[str] = []
+
+    def convert(self, kind: Any, value: Any, path: str) -> Any:
+        """`value` as `kind`."""
+        possible = alternatives(kind)
+        if value is None:
+            if type(None) in possible or Any in possible:
+                return None
+            return self._refuse(f"{path}: must not be null; expected {describe(kind)}")
+        for alternative in possible:
+            words = typing.get_args(alternative) if typing.get_origin(alternative) is typing.Literal else ()
+            if len(words) == 1 and isinstance(value, str) and value not in words:
+                # One word that may stand in place of something else.
+                return self._refuse(f"{path}={value}: expected {describe(kind)}")
+            if has_shape(alternative, value):
+                return self._convert_as(alternative, value, path)
+        expected = f"expected {describe(kind)}, not {type(value).__name__}"
+        return self._refuse(f"{path}={value!r}: {expected}{_not_a_number(path, value)}")
+
+    def _refuse(self, problem: str) -> Any:
+        self.problems.append(problem)
         return _INVALID
-    for alternative in alternatives:
-        words = typing.get_args(alternative) if typing.get_origin(alternative) is typing.Literal else ()
-        if len(words) == 1 and isinstance(value, str) and value not in words:
-            # One word that may stand in place of something else.
-            problems.append(f"{path}={value}: expected {_describe(kind)}")
-            return _INVALID
-        if _has_shape(alternative, value):
-            return _convert_as(alternative, value, path, problems)
-    expected = f"expected {_describe(kind)}, not {type(value).__name__}"
-    problems.append(f"{path}={value!r}: {expected}{_not_a_number(path, value)}")
-    return _INVALID
 
-
-def _convert_as(kind: Any, value: Any, path: str, problems: list[str]) -> Any:
-    origin = typing.get_origin(kind)
-    if dataclasses.is_dataclass(kind):
-        return _convert_fields(typing.cast(type, kind), value, path, problems)
-    if origin is typing.Literal:
-        if value in typing.get_args(kind):
-            return value
-        problems.append(f"{path}={value}: one of {', '.join(map(str, typing.get_args(kind)))}")
-        return _INVALID
-    if origin is list:
-        (item,) = typing.get_args(kind)
-        items = [_convert(item, element, f"{path}[{number}]", problems) for number, element in enumerate(value)]
-        return _INVALID if _INVALID in items else items
-    if origin is dict:
-        _, item = typing.get_args(kind)
-        entries = {key: _convert(item, element, f"{path}.{key}", problems) for key, element in value.items()}
-        return _INVALID if _INVALID in entries.values() else entries
-    if kind is float and not math.isfinite(value):
-        problems.append(f"{path}={value}: must be a finite number")
-        return _INVALID
-    return float(value) if kind is float else value
-
-
-def _convert_fields(config_class: type, value: dict[str, Any], path: str, problems: list[str]) -> Any:
-    prefix = f"{path}." if path else ""
-    hints = typing.get_type_hints(config_class)
-    fields = {field.name: field for field in dataclasses.fields(config_class)}
-    for key in value:
-        if key not in fields:
-            problems.append(unknown_key(f"{prefix}{key}", [prefix + name for name in fields]))
-    converted = {}
-    for name, field in fields.items():
-        if name in value:
-            converted[name] = _convert(hints[name], value[name], prefix + name, problems)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            problems.append(f"{prefix}{name}: is missing; expected {_describe(hints[name])}")
-            converted[name] = _INVALID
-    if _INVALID in converted.values():
-        return _INVALID
-    config = config_class(**converted)
-    if isinstance(getattr(config_class, "problems", None), types.FunctionType):
-        # A group inside another one knows its own name alone.
-        outer = path.rpartition(".")[0]
-        problems += [f"{outer}: {problem}" if outer else problem for problem in config.problems()]
-    return config
-
-
-def _alternatives(kind: Any) -> tuple[Any, ...]:
-    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-
-
-def _has_shape(kind: Any, value: Any) -> bool:
-    origin = typing.get_origin(kind)
-    if kind is Any:
-        return True
-    if dataclasses.is_dataclass(kind) or origin is dict:
-        return isinstance(value, dict)
-    if origin is typing.Literal:
-        return isinstance(value, str)
-    if origin is list:
-        return isinstance(value, list)
-    if kind is bool:
-        return isinstance(value, bool)
-    if kind in (int, float):
-        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-    return kind is not type(None) and isinstance(value, kind)
-
-
-def _describe(kind: Any) -> str:
-    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
-    described = []
-    for alternative in _alternatives(kind):
-        origin = typing.get_origin(alternative)
+    def _convert_as(self, kind: Any, value: Any, path: str) -> Any:
+        origin = typing.get_origin(kind)
+        if dataclasses.is_dataclass(kind):
+            return self._group(typing.cast(type, kind), value, path)
         if origin is typing.Literal:
-            words = ", ".join(map(str, typing.get_args(alternative)))
-            described.append(f"one of {words}" if len(typing.get_args(alternative)) > 1 else words)
-        elif origin is list:
-            described.append(f"a list of {_describe(typing.get_args(alternative)[0])}")
-        elif origin is dict or dataclasses.is_dataclass(alternative):
-            described.append("a group of keys")
-        else:
-            described.append(names.get(alternative, str(alternative)))
-    return " or ".join(described)
+            if value in typing.get_args(kind):
+                return value
+            return self._refuse(f"{path}={value}: one of {', '.join(map(str, typing.get_args(kind)))}")
+        if origin is list:
+            (item,) = typing.get_args(kind)
+            items = [self.convert(item, element, f"{path}[{number}]") for number, element in enumerate(value)]
+            return _INVALID if _INVALID in items else items
+        if origin is dict:
+            _, item = typing.get_args(kind)
+            entries = {key: self.convert(item, element, f"{path}.{key}") for key, element in value.items()}
+            return _INVALID if _INVALID in entries.values() else entries
+        if kind is float and not math.isfinite(value):
+            return self._refuse(f"{path}={value}: must be a finite number")
+        return float(value) if kind is float else value
+
+    def _group(self, config_class: type, values: dict[str, Any], path: str) -> Any:
+        """A dataclass, or the option of it that `name` picks."""
+        choices = options(config_class)
+        if not choices:
+            return self._fields(config_class, values, path, {})
+        key, known = _below(path, "name"), ", ".join(choices)
+        if "name" not in values:
+            self._refuse_renamed(config_class, values, path)
+            return self._refuse(f"{key}: is missing; one of {known}")
+        name = values["name"]
+        if not isinstance(name, str) or name not in choices:
+            return self._refuse(f"{key}={name}: one of {known}")
+        return self._fields(choices[name], values, path, choices)
+
+    def _fields(self, config_class: type, values: dict[str, Any], path: str, choices: Mapping[str, type]) -> Any:
+        hints = typing.get_type_hints(config_class)
+        fields = {field.name: field for field in dataclasses.fields(config_class)}
+        unknown = {key: value for key, value in values.items() if key not in fields}
+        for key in self._refuse_renamed(config_class, unknown, path):
+            del unknown[key]
+        for key, value in unknown.items():
+            owners = [name for name, option in choices.items() if key in _field_names(option)]
+            # Null says that it is not set, which is true: configs of earlier versions have such keys of every option.
+            if owners and value is not None:
+                self.problems.append(_belongs(config_class, path, key, owners))
+            elif not owners:
+                self.problems.append(unknown_key(_below(path, key), [_below(path, name) for name in fields]))
+        if any(OF_KIND.items() <= field.metadata.items() for field in fields.values()):
+            hints |= self._kind_hints(fields, hints, values, path)
+        converted = {}
+        for name, field in fields.items():
+            if name in values:
+                converted[name] = self.convert(hints[name], values[name], _below(path, name))
+            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                needs = f"{_option(config_class, path, values['name'])} needs it, " if choices else "expected "
+                self.problems.append(f"{_below(path, name)}: is missing; {needs}{describe(hints[name])}")
+                converted[name] = _INVALID
+        if any(value is _INVALID for value in converted.values()):
+            return _INVALID
+        config = config_class(**converted)
+        if isinstance(getattr(config_class, "problems", None), types.FunctionType):
+            # A group inside another one knows its own name alone.
+            outer = path.rpartition(".")[0]
+            self.problems += [f"{outer}: {problem}" if outer else problem for problem in config.problems()]
+        return config
+
+    def _refuse_renamed(self, config_class: type, values: Mapping[str, Any], path: str) -> list[str]:
+        """Report keys that have a new name by now, as `renamed` of the class says, and return them."""
+        renamed: Mapping[str, str] = getattr(config_class, "renamed", {})
+        found = [key for key in values if key in renamed]
+        self.problems += [f"{_below(path, key)} is now {_below(path, renamed[key])}" for key in found]
+        return found
+
+    def _kind_hints(
+        self, fields: Mapping[str, dataclasses.Field[Any]], hints: Mapping[str, Any], values: dict[str, Any], path: str
+    ) -> dict[str, Any]:
+        """The types of the fields that the kind of problem decides: Any, unchecked, where the kind is not known."""
+        data = values.get("data")
+        if not isinstance(data, dict):
+            return {}
+        key, known = _below(path, "data.kind"), ", ".join(self.kinds)
+        kind = str(data.get("kind"))
+        if data.get("kind") is None:
+            self.problems.append(f"{key}: is missing; one of {known}")
+        elif kind not in self.kinds:
+            self.problems.append(f"{key}={kind}: one of {known}")
+        found: dict[str, Any] = {}
+        for name, field in fields.items():
+            if not OF_KIND.items() <= field.metadata.items():
+                continue
+            if kind not in self.kinds:
+                found[name] = Any
+            elif name in self.kinds[kind]:
+                found[name] = self.kinds[kind][name]
+                if type(None) in alternatives(hints[name]):
+                    found[name] = found[name] | None
+            else:
+                found[name] = Any
+                if values.get(name) is not None:
+                    self.problems.append(f"{_below(path, name)}: problems of kind {kind} have none; use {name}=null")
+        return found
+
+
+def _below(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _field_names(config_class: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(config_class)}
+
+
+def _option(config_class: type, path: str, name: str) -> str:
+    """How an option is chosen on the command line."""
+    if not getattr(config_class, "options_are_files", True) or "[" in path:
+        return f"{_below(path, 'name')}={name}"
+    group = path.rpartition(".")[2]
+    return f"{group}={name}" if group == path else f"{group}@{path}={name}"
+
+
+def _belongs(config_class: type, path: str, key: str, owners: list[str]) -> str:
+    first, *rest = owners
+    *most, last = rest or [""]
+    others = f"{''.join(f', {name}' for name in most)} or {last}" if rest else ""
+    use = "use one of those" if rest else "use that"
+    return f"{_below(path, key)} belongs to {_option(config_class, path, first)}{others}; drop it, or {use}"
 
 
 def _not_a_number(path: str, value: Any) -> str:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Literal
 
 
 @dataclasses.dataclass(kw_only=True)
 class TrackingConfig:
-    name: Literal["wandb", "none"]
+    """A choice: a tracker, or none."""
 
-    mode: Literal["auto", "online", "offline"] | None = None
+    name: str
+
+
+@dataclasses.dataclass(kw_only=True)
+class NoTrackingConfig(TrackingConfig):
+    """Nothing but the files of the run's folder."""
+
+    name: Literal["none"] = "none"
+
+
+@dataclasses.dataclass(kw_only=True)
+class WandbConfig(TrackingConfig):
+    """Weights & Biases."""
+
+    name: Literal["wandb"] = "wandb"
+
+    mode: Literal["auto", "online", "offline"]
     """`auto` is online where there is an API key, else offline (send later with `wandb sync`)."""
 
     project: str | None = None
@@ -21,13 +36,3 @@ class TrackingConfig:
 
     tags: list[str] = dataclasses.field(default_factory=list)
     """Labels of the run."""
-
-    def problems(self) -> Iterator[str]:
-        if self.name == "wandb":
-            if self.mode is None:
-                yield "tracking.mode is null: auto, online or offline; to track nothing use tracking=none"
-            return
-        for name in ("mode", "project", "entity", "group", "tags"):
-            value = getattr(self, name)
-            if value:
-                yield f"tracking.{name}={value} has no effect with tracking=none; use tracking=wandb"

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from arcft.config.duration import DurationError, parse_duration
+from arcft.config.scheduler import SchedulerConfig
+from arcft.config.schema import options
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -62,6 +64,10 @@ class TtftConfig:
 
     budget: str | None = None
     """Time for the whole run, e.g. 11h30m; steps and predictions are fitted to it."""
+
+    def schedule(self) -> SchedulerConfig:
+        """The learning rate's course over the steps of an adapter."""
+        return options(SchedulerConfig)[self.scheduler](warmup_ratio=self.warmup_ratio, min_lr_ratio=0.0)
 
     def problems(self) -> Iterator[str]:
         for name in ("max_steps", "batch_size", "splits", "patience", "num_workers"):

@@ -44,7 +44,6 @@ from arcft.text.tokens import Example
 from arcft.tracking import Tracker
 from arcft.training.arguments import make_training_arguments
 from arcft.training.saving import Saving
-from arcft.training.schedulers import schedule_warnings
 from arcft.training.stopping import StopRequest
 from arcft.training.trainer import ArcftTrainer
 
@@ -82,7 +81,7 @@ def train(config: TrainConfig, folder: Path) -> None:
     say_skipped(prepared.trial, prepared.held_out_skipped, config.training.max_seq_length)
     if config.preview:
         show_first_example(prepared.stream, prepared.tokenizer)
-    for warning in schedule_warnings(config.scheduler, config.training.max_steps):
+    for warning in config.scheduler.warnings(config.training.max_steps):
         note(warning)
     device = choose_device()
     arguments = make_training_arguments(config.training, folder, device)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from arcft.config.inference import SelectionConfig
+from arcft.config.selection import ScoreConfig, SelectionConfig, VerifyConfig
 from arcft.problems.arc.scoring.verifier import Consistency, Verifier
 from arcft.problems.arc.task import Grid, Task
 from arcft.scoring.predictions import Prediction, TestKey, group_by_test
@@ -97,12 +97,12 @@ class Verify(Selector):
 
 def make_selector(config: SelectionConfig) -> Selector:
     """The rule that a config names."""
-    if config.name == "vote":
-        return Vote()
-    if config.name == "verify":
-        return Verify(Consistency())
-    assert config.views is not None  # SelectionConfig.problems
-    return Score(config.views)
+    match config:
+        case ScoreConfig():
+            return Score(config.num_augmentations)
+        case VerifyConfig():
+            return Verify(Consistency())
+    return Vote()
 
 
 def attempts_of(candidates: Candidates) -> dict[TestKey, list[Grid]]:

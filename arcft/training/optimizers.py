@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from arcft.config.optimizer import OptimizerConfig
+from arcft.config.optimizer import EightBitAdamWConfig, MuonConfig, OptimizerConfig
 from arcft.errors import ArcftError
 
 Groups = list[dict[str, Any]]
@@ -28,12 +28,12 @@ def build_optimizer(
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise OptimizerError("the model has no trainable parameter; check lora.target_modules")
-    if config.name == "muon":
+    if isinstance(config, MuonConfig):
         return _muon(model, trainable, config, learning_rate)
     options = _adamw_options(config, learning_rate)
-    if config.name == "adamw":
-        return torch.optim.AdamW(_groups(trainable, config), **options)
-    return _eight_bit(config.name)(_groups(trainable, config), **options)
+    if isinstance(config, EightBitAdamWConfig):
+        return _eight_bit(config.name)(_groups(trainable, config), **options)
+    return torch.optim.AdamW(_groups(trainable, config), **options)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -96,11 +96,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
 def _muon(
     model: PreTrainedModel | peft.PeftModel,
     trainable: Iterable[nn.Parameter],
-    config: OptimizerConfig,
+    config: MuonConfig,
     learning_rate: float,
 ) -> MuonWithAdamW:
-    if config.momentum is None:
-        raise OptimizerError("optimizer.momentum is null: optimizer=muon needs it")
     # Rows of embeddings and heads are tokens, not directions of a hidden space: Muon's authors leave them to AdamW.
     ends = {
         id(parameter)

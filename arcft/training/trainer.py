@@ -37,7 +37,6 @@ from arcft.training.saving import (
     read_loop_state,
     save_weights,
 )
-from arcft.training.schedulers import make_factor
 from arcft.training.stopping import StopRequest
 from arcft.training.throughput import Throughput
 
@@ -149,7 +148,7 @@ class ArcftTrainer(Trainer):
     ) -> torch.optim.lr_scheduler.LRScheduler:
         """The configured factor of the learning rate, step by step."""
         if self.lr_scheduler is None:
-            factor = make_factor(self.scheduler_config, num_training_steps)
+            factor = self.scheduler_config.factors(num_training_steps)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
                 optimizer or cast(torch.optim.Optimizer, self.optimizer), factor
             )

@@ -27,14 +27,13 @@ from arcft.runs.setup.checkpoint_config import TrainedRun
 from arcft.runs.setup.restore import restored_builder
 from arcft.runs.setup.tasks import task_sets
 from arcft.runs.train import Prepared, build_model, prepare
-from arcft.runs.training import estimate
+from arcft.runs.training.estimate import estimate
 from arcft.scoring.selection import make_selector
 from arcft.text.tokens import IGNORED, TokenizationError
 from arcft.tracking import NoTracker, start_tracker
 from arcft.training.batches import collate
 from arcft.training.loss import summed_cross_entropy
 from arcft.training.optimizers import MuonWithAdamW, build_optimizer
-from arcft.training.schedulers import make_factor
 from tests.config.test_config import GROUPS, OPTIONS, train_config
 from tests.problems.arc.format.test_grammar import bpe
 from tests.runs.test_train_run import real_tasks, write_kaggle
@@ -211,7 +210,7 @@ def test_optimizers(option: str) -> None:
 
 @pytest.mark.parametrize("option", options("scheduler"))
 def test_schedulers(option: str) -> None:
-    factor = make_factor(train_config(f"scheduler={option}").scheduler, 100)
+    factor = train_config(f"scheduler={option}").scheduler.factors(100)
     factors = [factor(step) for step in range(101)]
     assert factors[0] == 0
     assert max(factors) == 1

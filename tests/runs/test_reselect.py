@@ -33,7 +33,7 @@ from tests.support.evaluate_command import (
 from tests.support.train_command import TASK_IDS, ids
 
 MODEL = ["model=tiny", "inference.predictions_per_test=4", "inference.max_new_tokens=null", *evaluation_tasks()]
-SCORE = ["selection=score", "selection.views=3"]
+SCORE = ["selection=score", "selection.num_augmentations=3"]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ def check_scores(folder: Path, views: int) -> None:
 
 def test_grids_are_scored_while_the_model_is_there(scored: Path) -> None:
     check_scores(scored, views=3)
-    assert run_json(scored)["run"]["selection"] == {"name": "score", "views": 3}
+    assert run_json(scored)["run"]["selection"] == {"name": "score", "num_augmentations": 3}
     assert "; scores: " in (scored / "report.html").read_text(encoding="utf-8")
 
 
@@ -137,10 +137,10 @@ def test_scores_that_are_not_there_are_asked_for(scored: Path, tmp_path: Path) -
     with pytest.raises(ConfigError, match=r"^selection=score: no prediction of predictions.jsonl has scores to go by"):
         evaluated(folder, f"predictions={path}", *SCORE, *evaluation_tasks())
     with pytest.raises(
-        ConfigError, match=r"^selection.views=16: the predictions of predictions.jsonl were scored under"
+        ConfigError, match=r"^selection.num_augmentations=16: the predictions of predictions.jsonl were scored under"
     ):
         evaluated(
-            folder, f"predictions={scored}/predictions.jsonl", "selection=score", "selection.views=16",
+            folder, f"predictions={scored}/predictions.jsonl", "selection=score", "selection.num_augmentations=16",
             *evaluation_tasks(),
         )  # fmt: skip
     assert not folder.exists()
@@ -206,13 +206,21 @@ def test_predictions_of_no_finished_evaluation_need_their_tasks(scored: Path, tm
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["selection.views=4"], "selection.views=4 has no effect with selection=vote; use selection=score"),
         (
-            ["selection=verify", "selection.views=4"],
-            "selection.views=4 has no effect with selection=verify; use selection=",
+            ["selection.num_augmentations=4"],
+            "selection.num_augmentations belongs to selection=score; drop it, or use that",
         ),
-        (["selection=score", "selection.views=null"], "selection.views is null: selection=score needs it"),
-        (["selection=score", "selection.views=0"], "selection.views=0: at least 1"),
+        (
+            ["selection=verify", "selection.num_augmentations=4"],
+            "selection.num_augmentations belongs to selection=score; drop it, or use that",
+        ),
+        (
+            ["selection=score", "selection.num_augmentations=null"],
+            "selection.num_augmentations: must not be null; expected a whole number",
+        ),
+        (["selection=score", "selection.num_augmentations=0"], "selection.num_augmentations=0: at least 1"),
+        (["selection=score", "selection.views=4"], "selection.views is now selection.num_augmentations"),
+        (["selection.views=4"], "selection.views is now selection.num_augmentations"),
         (["selection.name=best"], "selection.name=best: one of vote, score, verify"),
     ],
 )

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from arcft.config.inference import SelectionConfig
 from arcft.config.schema import ConfigError
+from arcft.config.selection import ScoreConfig, VerifyConfig, VoteConfig
 from arcft.problems.arc.scoring.verifier import Verdict
 from arcft.problems.arc.task import Grid, Pair, Task, as_grid
 from arcft.runs.evaluation.prediction_files import check_scores
@@ -92,7 +92,7 @@ def test_verify_asks_the_verifier_and_breaks_ties_by_the_vote() -> None:
     assert [one.reasons for one in ordered] == [{"asked": ["t", 1, color]} for color in (2, 4, 3)]
 
 
-SELECTORS = [Vote(), Score(views=2), Verify(Darkest()), make_selector(SelectionConfig(name="verify"))]
+SELECTORS = [Vote(), Score(views=2), Verify(Darkest()), make_selector(VerifyConfig())]
 
 
 @pytest.mark.parametrize("selector", SELECTORS, ids=["vote", "score", "verify", "consistency"])
@@ -136,17 +136,17 @@ def test_reasons_are_kept_with_the_first_prediction_of_each_grid() -> None:
 
 
 def test_make_selector() -> None:
-    assert make_selector(SelectionConfig(name="vote")).name == "vote"
-    score = make_selector(SelectionConfig(name="score", views=3))
+    assert make_selector(VoteConfig()).name == "vote"
+    score = make_selector(ScoreConfig(num_augmentations=3))
     assert isinstance(score, Score)
     assert score.views == 3
-    verify = make_selector(SelectionConfig(name="verify"))
+    verify = make_selector(VerifyConfig())
     assert isinstance(verify, Verify)
     assert verify.order(TASK, 0, [answer(A)])[0].score is not None
 
 
 def checked(predictions: Sequence[Prediction], views: int = 8, explicit: Sequence[str] = ()) -> None:
-    config = SelectionConfig(name="score", views=views)
+    config = ScoreConfig(num_augmentations=views)
     check_scores(group_by_test([TASK], predictions), config, explicit, "made.jsonl")
 
 
@@ -163,10 +163,12 @@ def test_predictions_without_scores_are_not_selected_by_scores() -> None:
 def test_more_views_than_there_are_can_not_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     predictions = [answer(A, -1.0, -2.0), answer(B, -1.0, -2.0)]
     checked(predictions)
-    checked(predictions, 2, ["selection.views"])
+    checked(predictions, 2, ["selection.num_augmentations"])
     assert capsys.readouterr().out == ""
-    with pytest.raises(ConfigError, match=r"^selection.views=3: .* made.jsonl were scored under at most 2 augm"):
-        checked(predictions, 3, ["selection.views"])
+    with pytest.raises(
+        ConfigError, match=r"^selection.num_augmentations=3: .* made.jsonl were scored under at most 2 augm"
+    ):
+        checked(predictions, 3, ["selection.num_augmentations"])
 
 
 def test_tests_that_are_scored_in_part_are_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen2Config, 
 from arcft.checkpoints import Origin
 from arcft.config.lora import LoraConfig
 from arcft.config.optimizer import OptimizerConfig
-from arcft.config.scheduler import SchedulerConfig
+from arcft.config.scheduler.cosine import CosineConfig
+from arcft.config.schema import options
 from arcft.config.training import TrainingConfig
 from arcft.models.lora import apply_lora
 from arcft.text.tokens import IGNORED, Example
@@ -79,8 +80,9 @@ def adapted_model(seed: int = 0, **changes: Any) -> peft.PeftModel:
 
 def optimizer_config(name: str = "adamw", **changes: Any) -> OptimizerConfig:
     settings = {"name": name, "weight_decay": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
-    settings["momentum"] = 0.9 if name == "muon" else None
-    return OptimizerConfig(**(settings | changes))
+    if name == "muon":
+        settings["momentum"] = 0.9
+    return options(OptimizerConfig)[name](**(settings | changes))
 
 
 def training_config(**changes: Any) -> TrainingConfig:
@@ -155,7 +157,7 @@ def small_run(folder: Path, model: Any = None, device: torch.device = CPU, **cha
         args=make_training_arguments(config, folder, device),
         train_dataset=CopyStream(),
         pad_id=PAD,
-        scheduler_config=SchedulerConfig(name="cosine", warmup_ratio=0.2, min_lr_ratio=0.1),
+        scheduler_config=CosineConfig(warmup_ratio=0.2, min_lr_ratio=0.1),
         eval_steps=config.eval_steps,
         max_batch_tokens=config.max_batch_tokens,
         saving=Saving(

@@ -18,14 +18,13 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from arcft.checkpoints import find_checkpoints, read_checkpoint
 from arcft.config.model import ModelConfig
-from arcft.config.scheduler import SchedulerConfig
+from arcft.config.scheduler.cosine import CosineConfig
 from arcft.models.load import load_model
 from arcft.models.lora import apply_lora, load_adapter
 from arcft.training.arguments import TrainingError, make_training_arguments
 from arcft.training.batches import collate
 from arcft.training.finite import NonFiniteError
 from arcft.training.loss import mean_loss
-from arcft.training.schedulers import make_factor
 from arcft.training.stopping import StopRequest
 from tests.support.paths import GOLDEN
 from tests.support.small_training import (
@@ -204,7 +203,7 @@ def test_tokens_are_counted_without_padding_and_timed_without_evaluation(tmp_pat
 
 def test_each_step_has_the_rate_of_the_schedule_also_when_trained_again(tmp_path: Path) -> None:
     run = small_run(tmp_path, max_steps=5)
-    factor = make_factor(SchedulerConfig(name="cosine", warmup_ratio=0.2, min_lr_ratio=0.1), 5)
+    factor = CosineConfig(warmup_ratio=0.2, min_lr_ratio=0.1).factors(5)
     expected = [1e-2 * factor(step) for step in range(5)]
     run.trainer.train()
     assert run.logs.of("learning_rate") == pytest.approx(expected)

@@ -11,9 +11,8 @@ from urllib.parse import quote
 
 from arcft import __version__
 from arcft.checkpoints import find_checkpoints, write_checkpoint, write_run_yaml
-from arcft.config.optimizer import OptimizerConfig
+from arcft.config.optimizer import AdamWConfig
 from arcft.config.run import TrainConfig
-from arcft.config.scheduler import SchedulerConfig
 from arcft.config.schema import to_dict
 from arcft.runs.adaptation.base_model import AdaptationBase, learning_rate
 from arcft.runs.setup.tasks import data_fingerprint
@@ -75,13 +74,13 @@ class AdapterSaver:
         )
         ids = [task.id for task in unit.tasks]
         start = str(run.checkpoint.path) if config.ttft.start == "trained" else None
-        scheduler = SchedulerConfig(name=config.ttft.scheduler, warmup_ratio=config.ttft.warmup_ratio, min_lr_ratio=0.0)
+        scheduler = config.ttft.schedule()
         return dataclasses.replace(
             run.config,
             data=dataclasses.replace(data, view="leave_one_out", held_out=0.0, limit=None, task_ids=ids),
             lora=dataclasses.replace(config.lora, start=start),
             augmentation=config.augmentation,
-            optimizer=OptimizerConfig(name="adamw", weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-8),
+            optimizer=AdamWConfig(weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-8),
             scheduler=scheduler,
             training=training,
         )

@@ -62,7 +62,7 @@ def engine_on(
         ask_builder(settings, start.tokenizer),
         config=config.ttft,
         inference=config.inference,
-        views=config.selection.views,
+        views=config.selection.scoring_augmentations,
         draw=transform_drawer(config.augmentation),
         input_from_inputs=config.augmentation.input_from_inputs,
         learning_rate=learning_rate(settings),

@@ -12,6 +12,7 @@ from typing import Any
 
 from arcft import __version__
 from arcft.checkpoints import LOCK_FILE, RUN_FILE, CheckpointError, lock_run, read_run_yaml, write_run_yaml
+from arcft.config import version_0_1
 from arcft.config.inference import ONLY_SPEED
 from arcft.config.schema import to_dict
 from arcft.errors import ArcftError
@@ -31,6 +32,7 @@ def open_ledger(settings: TtftSettings, folder: Path) -> Ledger:
         del values[name]
     for name in ONLY_SPEED:
         del values["inference"][name]
+    values["selection"] = version_0_1.written("selection", settings.config.selection)
     return Ledger.create(folder / LEDGER_FILE, {**values, "checkpoint_sha256": settings.identity})
 
 

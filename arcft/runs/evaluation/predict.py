@@ -12,7 +12,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from arcft.cli.hydra_app import Stopped, stop_on_signals
-from arcft.config.inference import InferenceConfig, SelectionConfig
+from arcft.config.inference import InferenceConfig
+from arcft.config.selection import SelectionConfig
 from arcft.console import note
 from arcft.prediction.predict_vllm import Served, ServedTasks
 from arcft.prediction.score_candidates import predict_and_score
@@ -95,7 +96,7 @@ def _groups(
     for share in shares:
         if any((task.id, index) not in done for task in share.tasks for index in range(len(task.test))):
             yield from predict_and_score(
-                share.model(), share.builder, share.tasks, config, views=selection.views, done=done
+                share.model(), share.builder, share.tasks, config, views=selection.scoring_augmentations, done=done
             )
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from arcft.checkpoints import RUN_FILE, CheckpointError, read_run_yaml
 from arcft.config.data import DataConfig
-from arcft.config.inference import SelectionConfig
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import ConfigError
+from arcft.config.selection import ScoreConfig
 from arcft.config.stored import from_stored
 from arcft.console import note
 from arcft.errors import ArcftError
@@ -62,7 +62,7 @@ def given_predictions(config: EvaluateConfig, explicit: Collection[str]) -> Load
         tasks = chosen_tasks(config.data, None)
     groups = group_by_test(tasks, predictions)  # raises where they don't belong together
     name = Path(files[0]).name if len(files) == 1 else f"{len(files)} files"
-    if config.selection.name == "score":
+    if isinstance(config.selection, ScoreConfig):
         check_scores(groups, config.selection, explicit, name)
     return LoadedPredictions(name=name, predictions=predictions, tasks=tasks, about=about)
 
@@ -116,7 +116,7 @@ def _stored(path: Path) -> dict[str, Any]:
 
 
 def check_scores(
-    groups: Mapping[TestKey, Sequence[Prediction]], selection: SelectionConfig, explicit: Collection[str], name: str
+    groups: Mapping[TestKey, Sequence[Prediction]], selection: ScoreConfig, explicit: Collection[str], name: str
 ) -> None:
     """Raise ConfigError where selection=score would have nothing to go by, or less than `explicit` keys ask for.
 
@@ -133,11 +133,11 @@ def check_scores(
             ]
         )
     most = max((len(one.scores) for group in scored for one in group if one.scores is not None), default=0)
-    if scored and "selection.views" in explicit and (selection.views or 0) > most:
+    if scored and "selection.num_augmentations" in explicit and selection.num_augmentations > most:
         raise ConfigError(
             [
-                f"selection.views={selection.views}: the predictions of {name} were scored under at most "
-                f"{count(most, 'augmentation')}; ask for no more, or predict with checkpoint=RUN and these"
+                f"selection.num_augmentations={selection.num_augmentations}: the predictions of {name} were scored "
+                f"under at most {count(most, 'augmentation')}; ask for fewer, or predict again with checkpoint=RUN"
             ]
         )
     partly = sum(_without_scores(group) > 0 for group in open_groups)

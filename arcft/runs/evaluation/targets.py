@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from arcft import __version__
+from arcft.config import version_0_1
 from arcft.config.inference import ONLY_SPEED
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError, to_dict
@@ -233,11 +234,14 @@ class _Finder:
         of: str = "",
     ) -> EvaluationTarget:
         inference = {key: value for key, value in to_dict(self.config.inference).items() if key not in ONLY_SPEED}
-        selection = {name: value for name, value in to_dict(self.config.selection).items() if value is not None}
+        selection = to_dict(self.config.selection)
         about = about | {"selection": selection}
         answers = [[share.identity, data_fingerprint(share.tasks)] for share in shares]
         tasks = [task for share in shares for task in share.tasks] if tasks is None else tasks
-        key = {"answers": answers or [[of, data_fingerprint(tasks)]], "selection": selection}
+        key = {
+            "answers": answers or [[of, data_fingerprint(tasks)]],
+            "selection": version_0_1.written("selection", self.config.selection),
+        }
         if shares:
             key["inference"] = inference
             about = about | {"inference": {name: value for name, value in inference.items() if value is not None}}

@@ -11,7 +11,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from arcft.config.inference import InferenceConfig, SelectionConfig
+from arcft.config.inference import InferenceConfig
+from arcft.config.selection import SelectionConfig
 from arcft.files import write_text
 from arcft.prediction.score_candidates import predict_and_score
 from arcft.problems.arc.format.examples import ExampleBuilder
@@ -56,7 +57,7 @@ class GenerationMetrics:
         self._builder = builder
         self._config = config
         self._selector = make_selector(selection)
-        self._views = selection.views
+        self._views = selection.scoring_augmentations
         self._advance = advance
         self._stop = stop
 

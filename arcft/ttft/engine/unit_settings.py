@@ -6,12 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from arcft.config.scheduler import SchedulerConfig
 from arcft.config.ttft import TtftConfig
 from arcft.prediction.prompts import derived_seed
 from arcft.problems.arc.format.examples import ExampleBuilder, LengthError
 from arcft.text.tokens import Example
-from arcft.training.schedulers import make_factor
 from arcft.ttft.engine.memory_ladder import Current
 from arcft.ttft.engine.slot import SlotState
 from arcft.ttft.engine.unit_examples import Draw, UnitExamples, prepare_examples, shortened
@@ -76,10 +74,7 @@ class UnitSettings:
 
     def factor(self, assignment: Assignment) -> Callable[[int], float]:
         """The learning rate's course."""
-        schedule = SchedulerConfig(
-            name=self._config.scheduler, warmup_ratio=self._config.warmup_ratio, min_lr_ratio=0.0
-        )
-        return make_factor(schedule, assignment.steps)
+        return self._config.schedule().factors(assignment.steps)
 
     def recipe(self, assignment: Assignment, examples: UnitExamples) -> dict[str, Any]:
         """The engine's recipe as it is for this unit, and its learning rate."""

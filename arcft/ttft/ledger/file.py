@@ -112,7 +112,8 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_another(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    one, other = dict(_leaves(there)), dict(_leaves(here))
+    # A key that is null is not set, as one that is missing: options of other versions have other keys.
+    one, other = ({key: value for key, value in _leaves(config) if value != "null"} for config in (there, here))
     differing = [key for key in one | other if one.get(key, "nothing") != other.get(key, "nothing")]
     if not differing:
         return

@@ -10,15 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcft.config.scheduler import SchedulerConfig
-from arcft.training.schedulers import (
-    constant_factor,
-    cosine_factor,
-    cosine_with_restarts_factor,
-    linear_factor,
-    make_factor,
-    schedule_warnings,
-    warmup_stable_decay_factor,
-)
+from arcft.config.scheduler.constant import constant_factor
+from arcft.config.scheduler.cosine import cosine_factor
+from arcft.config.scheduler.cosine_with_restarts import CosineWithRestartsConfig, cosine_with_restarts_factor
+from arcft.config.scheduler.linear import LinearConfig, linear_factor
+from arcft.config.scheduler.warmup_stable_decay import WarmupStableDecayConfig, warmup_stable_decay_factor
+from arcft.config.schema import options
 
 
 def restarts(steps: int, **settings: float) -> list[float]:
@@ -151,8 +148,8 @@ def test_a_negative_step_is_refused() -> None:
 
 
 def test_the_configured_factor_drives_an_optimizer() -> None:
-    config = SchedulerConfig(name="cosine_with_restarts", num_cycles=2, decay=0.5, warmup_ratio=0.2, min_lr_ratio=0.1)
-    factor = make_factor(config, 10)
+    config = CosineWithRestartsConfig(num_cycles=2, decay=0.5, warmup_ratio=0.2, min_lr_ratio=0.1)
+    factor = config.factors(10)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     rates = []
@@ -165,28 +162,26 @@ def test_the_configured_factor_drives_an_optimizer() -> None:
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "constant"])
-def test_make_factor_knows_every_schedule_of_one_cycle(name: str) -> None:
-    factor = make_factor(SchedulerConfig(name=name, warmup_ratio=0.5, min_lr_ratio=0.2), 4)
+def test_every_schedule_of_one_cycle(name: str) -> None:
+    factor = options(SchedulerConfig)[name](warmup_ratio=0.5, min_lr_ratio=0.2).factors(4)
     assert [factor(0), factor(1), factor(2)] == pytest.approx([0.2, 0.6, 1.0])
 
 
-def test_make_factor_passes_the_decay_on() -> None:
-    config = SchedulerConfig(name="warmup_stable_decay", warmup_ratio=0, min_lr_ratio=0.5, decay_ratio=0.5)
-    assert [make_factor(config, 4)(step) for step in range(5)] == [1, 1, 1, 0.75, 0.5]
+def test_factors_passes_the_decay_on() -> None:
+    config = WarmupStableDecayConfig(warmup_ratio=0, min_lr_ratio=0.5, decay_ratio=0.5)
+    assert [config.factors(4)(step) for step in range(5)] == [1, 1, 1, 0.75, 0.5]
 
 
-def test_make_factor_refuses_at_once() -> None:
-    config = SchedulerConfig(name="cosine_with_restarts", num_cycles=3, decay=0.5, warmup_ratio=0, min_lr_ratio=0.3)
+def test_factors_refuses_at_once() -> None:
+    config = CosineWithRestartsConfig(num_cycles=3, decay=0.5, warmup_ratio=0, min_lr_ratio=0.3)
     with pytest.raises(ValueError, match=r"min_lr_ratio=0\.3"):
-        make_factor(config, 10)
+        config.factors(10)
 
 
 def test_warnings_name_the_cycle() -> None:
     def warnings(total_steps: int, num_cycles: int, warmup_ratio: float) -> list[str]:
-        config = SchedulerConfig(
-            name="cosine_with_restarts", num_cycles=num_cycles, decay=1.0, warmup_ratio=warmup_ratio, min_lr_ratio=0
-        )
-        return schedule_warnings(config, total_steps)
+        config = CosineWithRestartsConfig(num_cycles=num_cycles, decay=1.0, warmup_ratio=warmup_ratio, min_lr_ratio=0)
+        return config.warnings(total_steps)
 
     assert warnings(100, 4, 0.1) == []
     assert warnings(8, 2, 0.1) == [
@@ -198,10 +193,8 @@ def test_warnings_name_the_cycle() -> None:
         "scheduler.warmup_ratio=0.9: cycle 2 of 2 (1 steps) ends in its warm-up and never reaches its peak",
     ]
     assert warnings(1, 2, 0.0) == ["scheduler.num_cycles=2: cycle 1 of 2 has no step in training.max_steps=1"]
-    linear = SchedulerConfig(name="linear", warmup_ratio=0.05, min_lr_ratio=0)
-    assert schedule_warnings(linear, 5) == [
-        "scheduler.warmup_ratio=0.05: the warm-up of the run (5 steps) rounds to none"
-    ]
-    stable = SchedulerConfig(name="warmup_stable_decay", warmup_ratio=0, min_lr_ratio=0, decay_ratio=0.1)
-    assert schedule_warnings(stable, 4) == ["scheduler.decay_ratio=0.1: the decay of the run (4 steps) rounds to none"]
-    assert schedule_warnings(stable, 40) == []
+    linear = LinearConfig(warmup_ratio=0.05, min_lr_ratio=0)
+    assert linear.warnings(5) == ["scheduler.warmup_ratio=0.05: the warm-up of the run (5 steps) rounds to none"]
+    stable = WarmupStableDecayConfig(warmup_ratio=0, min_lr_ratio=0, decay_ratio=0.1)
+    assert stable.warnings(4) == ["scheduler.decay_ratio=0.1: the decay of the run (4 steps) rounds to none"]
+    assert stable.warnings(40) == []

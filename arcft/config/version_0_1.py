@@ -1,0 +1,58 @@
+"""Configs as version 0.1.0 wrote them: read into the groups of today, and written again for digests.
+
+Version 0.1.0 had one class for each group, with the keys of all options. The identity of an evaluation is a digest of
+its settings, so the digest is still taken of the form that 0.1.0 wrote: an old evaluation is then found, and resumed,
+by the same settings of today. A key that is added to a group later takes no part while it has its default.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from arcft.config.schema import to_dict
+
+Values = dict[str, Any]
+
+
+def read(values: Values) -> Values:
+    """The config `values` of version 0.1.0 with the keys of today, also in groups within groups; others unchanged."""
+    read_values = {name: read(value) if isinstance(value, dict) else value for name, value in values.items()}
+    for name, reader in _READERS.items():
+        if isinstance(read_values.get(name), dict):
+            read_values[name] = reader(read_values[name])
+    return read_values
+
+
+def written(group: str, config: Any) -> Values:
+    """The plain data that 0.1.0 wrote for `config`, the config of `group`."""
+    writer = _WRITERS.get(group)
+    return writer(to_dict(config)) if writer else to_dict(config)
+
+
+def _read_inference(values: Values) -> Values:
+    if "do_sample" in values and "name" not in values:
+        # Of before inference had a name, and a grammar.
+        rest = {name: value for name, value in values.items() if name != "do_sample"}
+        return {"name": "sample" if values["do_sample"] else "greedy", "grammar": False} | rest
+    return values
+
+
+def _read_selection(values: Values) -> Values:
+    return _renamed(values, {"views": "num_augmentations"})
+
+
+def _write_selection(values: Values) -> Values:
+    """Without the null of other options, as it was in digests."""
+    return _renamed(values, {"num_augmentations": "views"})
+
+
+def _read_tracking(values: Values) -> Values:
+    return {"name": "none"} if values.get("name") == "none" else values
+
+
+def _renamed(values: Values, names: dict[str, str]) -> Values:
+    return {names.get(name, name): value for name, value in values.items()}
+
+
+_READERS = {"inference": _read_inference, "selection": _read_selection, "tracking": _read_tracking}
+_WRITERS = {"selection": _write_selection}
