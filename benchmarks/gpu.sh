@@ -6,30 +6,35 @@
 #   figures  ttft_4b ttft_4b_loop decode training training_4b pretrain
 # TOGETHER=1 runs them side by side, which spoils figures. QUICK=1 takes the bundled model and a few steps, so that
 # every part can be tried without a GPU. PAIRS=FOLDER is what `pretrain` learns from (scripts/generate_re_arc.sh),
-# PRETRAIN_STEPS=N its optimizer steps, TOKENIZER=FOLDER a tokenizer for random weights in place of the bundled one.
+# PRETRAIN_STEPS=N its optimizer steps, TOKENIZER=FOLDER a tokenizer for random weights in place of the bundled one,
+# UNSLOTH_SITE=FOLDER where unsloth is, if it is not installed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 declare -A limit=(
-  [tests]=150 [unsloth]=150 [train]=150 [evaluate]=170 [small]=200
-  [ttft_4b]=260 [ttft_4b_loop]=120 [decode]=75 [training]=120 [training_4b]=110 [pretrain]=240
+  [tests]=110 [unsloth]=110 [train]=110 [evaluate]=110 [small]=110
+  [ttft_4b]=170 [ttft_4b_loop]=120 [decode]=75 [training]=120 [training_4b]=110 [pretrain]=240
 )
 checks=(tests unsloth train evaluate small)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 export QUICK=${QUICK:-} TOKENIZER=${TOKENIZER:-bundled:tiny}
 common=(preview=false tracking=none)
 
+# unsloth_too: what a part needs that imports it; others are started faster without.
+unsloth_too() { export PYTHONPATH="$PYTHONPATH${UNSLOTH_SITE:+:$UNSLOTH_SITE}"; }
+
 # with WORD...: the words, where every part is tried in small.
 with() { [ -n "$QUICK" ] && printf '%s\n' "$@"; true; }
 
 part_tests() {
   # SIGINT, so that pytest still says what it has seen.
-  timeout -s INT 140 python3 -m pytest -q -m gpu -rs -k "not unsloth" --tb=short tests/test_gpu.py tests/test_slots.py \
+  timeout -s INT 100 python3 -m pytest -q -m gpu -rs -k "not unsloth" --tb=short tests/test_gpu.py tests/test_slots.py \
     tests/test_trainer.py
 }
 
 # In processes of its own, for it changes transformers.
 part_unsloth() {
+  unsloth_too
   local status=0 base
   python3 -m pytest -q -m gpu -rs -k unsloth --tb=short tests/test_gpu.py || status=1
   base=$(mktemp -d)
@@ -38,9 +43,11 @@ part_unsloth() {
 from pathlib import Path
 from training import save_base
 save_base('qwen2_5_0_5b', Path('$base'), '$TOKENIZER')") || return 1
-  python3 train.py model=qwen2_5_0_5b model.path="$base" model.backend=unsloth prompt=grid_only showcase=none \
-    training.max_steps=10 training.max_seq_length=2048 training.generation_tasks=2 data.max_tokens=512 \
-    hydra.run.dir="$(mktemp -d)" "${common[@]}" || status=1
+  for tasks in 0 2; do
+    python3 train.py model=qwen2_5_0_5b model.path="$base" model.backend=unsloth prompt=grid_only showcase=none \
+      training.max_steps=10 training.max_seq_length=2048 training.generation_tasks=$tasks data.max_tokens=512 \
+      hydra.run.dir="$(mktemp -d)" "${common[@]}" || status=1
+  done
   return $status
 }
 
@@ -79,16 +86,15 @@ part_evaluate() {
 # Each benchmark in small: whether it runs, no figures.
 part_small() {
   local status=0 ways
+  unsloth_too
   ways=$([ -n "$QUICK" ] && echo arcft,hf || echo arcft,groups,hf,unsloth,arcft_unsloth)
   python3 benchmarks/training.py $(with --quick) --model "$([ -n "$QUICK" ] && echo tiny || echo qwen2_5_0_5b)" \
     --tokenizer "$TOKENIZER" --steps 3 --warm-up 2 --ways "$ways" || status=1
-  python3 benchmarks/ttft.py $(with --quick) --model "$([ -n "$QUICK" ] && echo tiny || echo qwen3_4b)" \
-    --no-growth --tasks 2 --steps 6 --ways d1,d2,c || status=1
   python3 benchmarks/decode.py --quick --parts steps,reading,tasks || status=1
   return $status
 }
 
-part_ttft_4b() { ttft d1,d4,d8,dauto; }
+part_ttft_4b() { ttft "${TTFT_WAYS:-d1,d4,d8,dauto}"; }
 part_ttft_4b_loop() { ttft c; }
 ttft() {
   python3 benchmarks/ttft.py $(with --quick) --model "$([ -n "$QUICK" ] && echo tiny || echo qwen3_4b)" --no-growth \
@@ -107,6 +113,7 @@ part_decode() {
 part_training() { training qwen2_5_0_5b --rank 64; }
 part_training_4b() { training qwen3_4b --rank 64 --steps 10 --warm-up 3 --ways "${TRAINING_WAYS:-arcft,hf,unsloth}"; }
 training() {
+  unsloth_too
   local model=$1
   shift
   if [ -n "$QUICK" ]; then

@@ -126,7 +126,9 @@ def measure(workload: Workload, ways: Sequence[str]) -> dict[str, Any]:
         servers = {way: stack.enter_context(serving(way, workload)) for way in ways}
         for group in groups:
             try:
-                load_seconds |= {way: servers[way].load() for way in group}
+                for way in group:
+                    load_seconds[way] = servers[way].load()
+                    print(f"{workload.name}, {title(way)}: loaded in {load_seconds[way]:.1f} s", flush=True)
                 for number, way, task_ids in turns(workload, group):
                     figures = servers[way].answer(task_ids)
                     results[way].append(figures)
