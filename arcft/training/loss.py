@@ -29,8 +29,8 @@ def summed_cross_entropy(
         logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
     else:
         logits = model(**inputs, use_cache=False).logits
-    # The last column is never among them, so as many as there are columns are those of a model that has kept none apart:
-    # unsloth's takes `logits_to_keep` and passes over it.
+    # All of them come from a model that takes `logits_to_keep` and passes over it, as unsloth's do. The last column is
+    # never asked for, so what was asked for is always fewer.
     if logits.shape[1] == batch["labels"].shape[1]:
         logits = logits[:, columns]
     targets = targets[:, columns]
