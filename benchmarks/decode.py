@@ -2,6 +2,7 @@
 
     python benchmarks/decode.py --quick
     python benchmarks/decode.py --smollm2 SmolLM2-135M-Instruct.Q4_1.gguf
+    python benchmarks/decode.py --no-tiny --architecture qwen2_5_0_5b --parts steps,reading   # random weights
     python benchmarks/decode.py --adapted EVALUATION/adapters     # kept by evaluate.py model=tiny ttft=per_task
                                                                   # ttft.keep_adapters=true
 
@@ -54,6 +55,7 @@ def main() -> None:
     from arcft.runs.setup.build import choose_device
 
     names = ["tiny"] * arguments.tiny + ["smollm2_135m"] * (arguments.smollm2 is not None)
+    names += [arguments.architecture] * (arguments.architecture is not None)
     models = [measure(name, arguments) for name in names]
     for model in models:
         print_model(model)
@@ -74,11 +76,12 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the tiny model alone, small grids, one task")
     parser.add_argument("--smollm2", metavar="PATH", type=Path, help="GGUF file or folder of SmolLM2-135M-Instruct")
+    parser.add_argument("--architecture", metavar="NAME", help="a folder's name in benchmarks/architectures")
     parser.add_argument("--tiny", action=argparse.BooleanOptionalAction, default=True, help="the bundled model")
     parser.add_argument("--parts", type=lambda text: text.split(","), default=list(PARTS), metavar="A,B,...",
                         help=f"which to measure, of {','.join(PARTS)}")  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
-                        help="arithmetic; without it float32 for tiny, bfloat16 for SmolLM2")  # fmt: skip
+                        help="arithmetic; without it float32 for tiny, else bfloat16")  # fmt: skip
     parser.add_argument("--sides", type=numbers, default=[10, 20], metavar="N,...", help="of grids, for steps")
     parser.add_argument("--rows", type=numbers, default=[1, 8, 32], metavar="N,...", help="of batches, for steps")
     parser.add_argument("--repeats", type=int, default=3, help="of each measurement")
@@ -93,8 +96,10 @@ def parse() -> argparse.Namespace:
     unknown = [part for part in arguments.parts if part not in PARTS]
     if unknown:
         parser.error(f"--parts {unknown[0]}: known are {','.join(PARTS)}")
-    if not arguments.tiny and arguments.smollm2 is None:
-        parser.error("--no-tiny leaves no model; give --smollm2 PATH")
+    if not arguments.tiny and arguments.smollm2 is None and arguments.architecture is None:
+        parser.error("--no-tiny leaves no model; give --smollm2 PATH, or --architecture NAME")
+    if arguments.architecture is not None and {"tasks", "rounding"} & set(arguments.parts):
+        parser.error("--architecture has random weights, which answer no task: --parts steps,reading")
     if arguments.adapted is not None and arguments.tiny and arguments.smollm2 is not None:
         parser.error("--adapted holds adapters of one model; give --no-tiny, or no --smollm2")
     if arguments.quick:
@@ -112,11 +117,15 @@ def measure(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from decoding.tasks import measure_tasks
 
     path = arguments.smollm2.resolve() if name == "smollm2_135m" else None
-    dtype = arguments.dtype or DTYPES[name]
+    dtype = arguments.dtype or DTYPES.get(name, "bfloat16")
+    random: list[str] = []
+    if name == arguments.architecture:
+        path = Path(__file__).parent.resolve() / "architectures" / name
+        random = ["model.init=random", "model.tokenizer=bundled:tiny", "prompt=grid_only"]
 
     def subject(*overrides: str, dtype: str = dtype) -> Subject:
         return make_subject(
-            name, dtype=dtype, path=path, predictions=arguments.predictions, overrides=overrides,
+            name, dtype=dtype, path=path, predictions=arguments.predictions, overrides=(*random, *overrides),
             max_seq_length=2 * MAX_TOKENS,
         )  # fmt: skip
 

@@ -1,52 +1,186 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one go: benchmarks/gpu.sh [OUT [PART...]]
-# Writes the tests' output, each benchmark's table and its JSON line into OUT (default: $OUT, else ./gpu-results).
-# All takes about an hour on an H200, most of it for the ways that benchmarks/ttft.py compares arcft with. Where the
-# time is limited, name parts of what is below: benchmarks/gpu.sh OUT tests train; benchmarks/gpu.sh OUT ttft_qwen3_4b
+# What only a GPU can show: benchmarks/gpu.sh OUT PART...
+# Each part has a time limit of its own, writes OUT/PART.txt (and OUT/PART.json where it is a benchmark), and costs the
+# others nothing when it fails; at the end there is one line a part. Without parts: those that are checks.
+#   checks   tests unsloth train evaluate small (each benchmark in small)
+#   figures  ttft_4b ttft_4b_loop decode training training_4b pretrain
+# TOGETHER=1 runs them side by side, which spoils figures. QUICK=1 takes the bundled model and a few steps, so that
+# every part can be tried without a GPU. PAIRS=FOLDER is what `pretrain` learns from (scripts/generate_re_arc.sh),
+# PRETRAIN_STEPS=N its optimizer steps, TOKENIZER=FOLDER a tokenizer for random weights in place of the bundled one,
+# UNSLOTH_SITE=FOLDER where unsloth is, if it is not installed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=${1:-${OUT:-gpu-results}}
-shift $(($# > 0))
-parts=("$@")
-mkdir -p "$out"
+
+declare -A limit=(
+  [tests]=110 [unsloth]=110 [train]=110 [evaluate]=110 [small]=110
+  [ttft_4b]=170 [ttft_4b_loop]=120 [decode]=75 [training]=120 [training_4b]=110 [pretrain]=240
+)
+checks=(tests unsloth train evaluate small)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
-failed=0
+export QUICK=${QUICK:-} TOKENIZER=${TOKENIZER:-bundled:tiny}
+common=(preview=false tracking=none)
 
-# wanted PART: whether it was named, or none was.
-wanted() {
-  [ ${#parts[@]} = 0 ] || [[ " ${parts[*]} " == *" $1 "* ]]
+# unsloth_too: what a part needs that imports it; others are started faster without.
+unsloth_too() { export PYTHONPATH="$PYTHONPATH${UNSLOTH_SITE:+:$UNSLOTH_SITE}"; }
+
+# with WORD...: the words, where every part is tried in small.
+with() { [ -n "$QUICK" ] && printf '%s\n' "$@"; true; }
+
+part_tests() {
+  # SIGINT, so that pytest still says what it has seen.
+  timeout -s INT 100 python3 -m pytest -q -m gpu -rs -k "not unsloth" --tb=short tests/house/test_gpu.py tests/training/test_slots.py \
+    tests/training/test_trainer.py
 }
 
-# benchmark NAME SCRIPT ARGUMENTS: its output in NAME.txt, its figures in NAME.json.
-benchmark() {
-  local name=$1 script=$2
-  shift 2
-  wanted "$name" || return 0
-  python3 "benchmarks/$script" "$@" 2>&1 | tee "$out/$name.txt" || failed=1
-  tail -n 1 "$out/$name.txt" >"$out/$name.json"
-}
-
-python3 -c 'import torch; print(torch.__version__, torch.cuda.get_device_name())' | tee "$out/device.txt" || exit 1
-
-if wanted tests; then
-  python3 -m pytest -q -m gpu -rs 2>&1 | tee "$out/tests.txt" || failed=1
-fi
-
-# The main job on the GPU: same command, another device.
-if wanted train; then
-  for overrides in "" "training.dtype=float16" "model.seed=1 training.dtype=float32"; do
-    # shellcheck disable=SC2086 # several words on purpose
-    python3 train.py preview=false tracking=none training.max_steps=100 hydra.run.dir="$(mktemp -d)" $overrides 2>&1 |
-      tee -a "$out/train.txt" || failed=1
+# In processes of its own, for it changes transformers.
+part_unsloth() {
+  unsloth_too
+  local status=0 base
+  python3 -m pytest -q -m gpu -rs -k unsloth --tb=short tests/house/test_gpu.py || status=1
+  base=$(mktemp -d)
+  if [ -n "$QUICK" ]; then return $status; fi
+  (cd benchmarks && python3 -c "
+from pathlib import Path
+from training import save_base
+save_base('qwen2_5_0_5b', Path('$base'), '$TOKENIZER')") || return 1
+  for tasks in 0 2; do
+    python3 train.py model=qwen2_5_0_5b model.path="$base" model.backend=unsloth prompt=grid_only showcase=none \
+      training.max_steps=10 training.max_seq_length=2048 training.generation_tasks=$tasks data.max_tokens=512 \
+      hydra.run.dir="$(mktemp -d)" "${common[@]}" || status=1
   done
+  return $status
+}
+
+# The main job on the GPU, with what it shows in the end; then in other dtypes, with other bases.
+part_train() {
+  local status=0 words
+  python3 train.py "${common[@]}" hydra.run.dir="$(mktemp -d)" $(with showcase=none training.max_steps=2) || status=1
+  for words in "training.dtype=float16" "model.init=random model.seed=1 training.dtype=float32" \
+    "model.quantization=nf4 optimizer=paged_adamw_8bit" "model.quantization=int8 optimizer=adamw_8bit" \
+    "lora=none optimizer=muon training.max_batch_tokens=4096"; do
+    [ -n "$QUICK" ] && [ "$words" = training.dtype=float16 ] && continue
+    echo "== $words"
+    # shellcheck disable=SC2086 # several words on purpose
+    python3 train.py "${common[@]}" showcase=none hydra.run.dir="$(mktemp -d)" training.max_steps=10 \
+      training.generation_tasks=2 $words $(with training.max_steps=2) || status=1
+  done
+  return $status
+}
+
+# Every way to predict, and test-time fine-tuning with one process and with several.
+part_evaluate() {
+  local status=0 run words
+  run=$(mktemp -d)
+  python3 train.py "${common[@]}" showcase=none training.max_steps=10 training.generation_tasks=0 \
+    data.held_out=4 hydra.run.dir="$run" >/dev/null || return 1
+  for words in "inference=greedy inference.speculate=true selection=verify" "inference=search selection=score" \
+    "inference=sample inference.dtype=float16" "ttft=per_task ttft.max_steps=8 selection=score" \
+    "ttft=per_task ttft.max_steps=8 ttft.workers=processes ttft.num_workers=2 ttft.slots=2"; do
+    echo "== $words"
+    # shellcheck disable=SC2086
+    python3 evaluate.py checkpoint="$run" tracking=none hydra.run.dir="$(mktemp -d)" $words || status=1
+  done
+  return $status
+}
+
+# Each benchmark in small: whether it runs, no figures.
+part_small() {
+  local status=0 ways
+  unsloth_too
+  ways=$([ -n "$QUICK" ] && echo arcft,hf || echo arcft,groups,hf,unsloth,arcft_unsloth)
+  python3 benchmarks/training.py $(with --quick) --model "$([ -n "$QUICK" ] && echo tiny || echo qwen2_5_0_5b)" \
+    --tokenizer "$TOKENIZER" --steps 3 --warm-up 2 --ways "$ways" || status=1
+  python3 benchmarks/decode.py --quick --parts steps,reading,tasks || status=1
+  return $status
+}
+
+part_ttft_4b() { ttft "${TTFT_WAYS:-d1,d4,d8,dauto}"; }
+part_ttft_4b_loop() { ttft c; }
+ttft() {
+  python3 benchmarks/ttft.py $(with --quick) --model "$([ -n "$QUICK" ] && echo tiny || echo qwen3_4b)" --no-growth \
+    --tasks "${TTFT_TASKS:-8}" --steps "${TTFT_STEPS:-32}" --ways "$1"
+}
+
+part_decode() {
+  if [ -n "$QUICK" ]; then
+    python3 benchmarks/decode.py --quick --parts steps,reading
+  else
+    python3 benchmarks/decode.py --no-tiny --architecture qwen2_5_0_5b --parts steps,reading --sides 10 --rows 1,8,32 \
+      --repeats 2
+  fi
+}
+
+part_training() { training qwen2_5_0_5b --rank 64; }
+part_training_4b() { training qwen3_4b --rank 64 --steps 10 --warm-up 3 --ways "${TRAINING_WAYS:-arcft,hf,unsloth}"; }
+training() {
+  unsloth_too
+  local model=$1
+  shift
+  if [ -n "$QUICK" ]; then
+    python3 benchmarks/training.py --quick
+  else
+    python3 benchmarks/training.py --model "$model" --tokenizer "$TOKENIZER" "$@"
+  fi
+}
+
+# A larger model of the bundled one's kind, 5.2 million weights, as long as there is time; its weights in bfloat16.
+part_pretrain() {
+  local work size=()
+  work=$(mktemp -d)
+  python3 scripts/make_tiny.py "$work/architecture" --hidden 224 --layers 8 || return 1
+  if [ -n "$QUICK" ]; then
+    size=(training.per_device_train_batch_size=4 training.num_workers=1 'training.curriculum=[]'
+      training.max_seq_length=512 data.held_out=2 'data.disjoint_from=[]' data.demonstrations=2)
+  fi
+  python3 train.py experiment=pretrain_tiny_gpu data.path="${PAIRS:?a folder of pairs}" model.path="$work/architecture" \
+    training.max_steps="${PRETRAIN_STEPS:-1000}" "${common[@]}" hydra.run.dir="$work/run" "${size[@]}" || return 1
+  cp "$work/run/history.jsonl" "$OUT_FOLDER/pretrain_history.jsonl"
+  python3 - "$work/run" "$OUT_FOLDER/pretrained.safetensors" <<'END'
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+last = max(Path(sys.argv[1]).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+weights = load_file(last / "model.safetensors")
+save_file({name: weight.to(torch.bfloat16) for name, weight in weights.items()}, sys.argv[2], {"format": "pt"})
+END
+}
+
+if [ "${1:-}" = --part ]; then
+  export OUT_FOLDER=$3
+  "part_$2"
+  exit
 fi
 
-benchmark data_pipeline data_pipeline.py --quick
-benchmark ttft_qwen2_5_0_5b ttft.py --model qwen2_5_0_5b --no-growth
-# Ours first: what is known of the others is of less use.
-benchmark ttft_qwen3_4b ttft.py --model qwen3_4b --no-growth --ways d1,d4,d8,dauto
-benchmark ttft_qwen3_4b_others ttft.py --model qwen3_4b --no-growth --ways a,b,c,d1
-benchmark ttft_tiny ttft.py --quick
-benchmark kills kills.py --quick
-benchmark decode decode.py
+out=${1:?benchmarks/gpu.sh OUT PART...}
+shift
+[ $# = 0 ] && set -- "${checks[@]}"
+mkdir -p "$out"
+out=$(realpath "$out")
+python3 -c 'import torch, transformers
+print(torch.__version__, transformers.__version__, torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")' |
+  tee "$out/device.txt" || exit 1
+
+# one PART: its output into a file, and its line.
+one() {
+  local begun=$SECONDS status=0
+  timeout -k 5 "${limit[$1]}" "$BASH" benchmarks/gpu.sh --part "$1" "$out" >"$out/$1.txt" 2>&1 || status=$?
+  grep '^{"benchmark"' "$out/$1.txt" >"$out/$1.json" || rm -f "$out/$1.json"
+  echo "$1: $([ $status = 0 ] && echo done || echo "failed with $status") after $((SECONDS - begun)) s" |
+    tee "$out/$1.line"
+  return $status
+}
+
+failed=0
+if [ -n "${TOGETHER:-}" ]; then
+  pids=()
+  for part in "$@"; do one "$part" & pids+=($!); done
+  for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+else
+  for part in "$@"; do one "$part" || failed=1; done
+fi
+echo
+for part in "$@"; do cat "$out/$part.line"; done
 exit $failed

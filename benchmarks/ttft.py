@@ -12,7 +12,8 @@ learning-rate schedule and the same prompts, decoded together; every answer take
 on average, so that nobody is faster by answering less. (a) to (c) find their examples and prompts ready as token ids;
 (d) makes them, and writes its ledger. (a) merges its adapter before it predicts; (b) and (c) can't, as taking it out
 again is not exact. On a CPU the ways take turns, block by block of tasks, and a ratio is the median over the blocks;
-on a GPU, where memory is short and the machine quiet, one way follows the other. Loading is part of (a), whose every
+on a GPU, where memory is short and the machine quiet, one way follows the other, and one that fails is told and left
+out. Loading is part of (a), whose every
 task pays for it; for the others it is told apart.
 """
 
@@ -20,10 +21,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -71,6 +74,7 @@ def main() -> None:
         "growth": growth,
     }
     print(json.dumps(result))
+    sys.exit(any(model["failures"] for model in models))
 
 
 def parse() -> argparse.Namespace:
@@ -81,6 +85,8 @@ def parse() -> argparse.Namespace:
                         "benchmarks/architectures; may be given several times; without it: tiny")  # fmt: skip
     parser.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS), metavar="A,B,...",
                         help=f"which to measure, of {','.join(WAYS)}")  # fmt: skip
+    parser.add_argument("--tasks", type=int, help="in a block, where the plan's own number takes too long")
+    parser.add_argument("--steps", type=int, help="of each task, likewise")
     parser.add_argument("--no-growth", action="store_true", help="leave out the growth from 10 to 400 tasks")
     arguments = parser.parse_args()
     if arguments.smollm2 is not None and not arguments.smollm2.exists():
@@ -102,7 +108,8 @@ def wanted_plans(arguments: argparse.Namespace) -> list[Plan]:
     chosen = [plans.tiny(quick=arguments.quick) if name == "tiny" else plans.on_gpu(name) for name in names]
     if arguments.smollm2 is not None:
         chosen.append(plans.smollm2(arguments.smollm2.resolve()))
-    return chosen
+    changes = {name: getattr(arguments, name) for name in ("tasks", "steps") if getattr(arguments, name) is not None}
+    return [dataclasses.replace(plan, **changes) for plan in chosen]
 
 
 def measure(workload: Workload, ways: Sequence[str]) -> dict[str, Any]:
@@ -111,20 +118,34 @@ def measure(workload: Workload, ways: Sequence[str]) -> dict[str, Any]:
 
     results: dict[str, list[Figures]] = {way: [] for way in ways}
     load_seconds: dict[str, float] = {}
+    failures: dict[str, str] = {}
+    on_gpu = workload.device == "cuda"
     # Together, so that they can take turns; on a GPU one at a time.
-    groups = [[way] for way in ways] if workload.device == "cuda" else [list(ways)]
-    for group in groups:
-        with contextlib.ExitStack() as stack:
-            servers = {way: stack.enter_context(serving(way, workload)) for way in group}
-            load_seconds |= {way: server.load_seconds for way, server in servers.items()}
-            for number, way, task_ids in turns(workload, group):
-                figures = servers[way].answer(task_ids)
-                results[way].append(figures)
-                print(
-                    f"{workload.name}, block {number + 1} of {len(workload.blocks)}, {title(way)}: "
-                    f"{figures.seconds / figures.tasks:.1f} s a task",
-                    flush=True,
-                )
+    groups = [[way] for way in ways] if on_gpu else [list(ways)]
+    with contextlib.ExitStack() as stack:
+        servers = {way: stack.enter_context(serving(way, workload)) for way in ways}
+        for group in groups:
+            try:
+                for way in group:
+                    load_seconds[way] = servers[way].load()
+                    print(f"{workload.name}, {title(way)}: loaded in {load_seconds[way]:.1f} s", flush=True)
+                for number, way, task_ids in turns(workload, group):
+                    figures = servers[way].answer(task_ids)
+                    results[way].append(figures)
+                    print(
+                        f"{workload.name}, block {number + 1} of {len(workload.blocks)}, {title(way)}: "
+                        f"{words(figures)}",
+                        flush=True,
+                    )
+            except RuntimeError as error:
+                if not on_gpu:
+                    raise
+                (way,) = group
+                failures[way] = str(error)
+                del results[way]
+                print(error, flush=True)
+            for way in group:
+                servers[way].close()
     rows = [row(workload, way, figures, load_seconds[way]) for way, figures in results.items()]
     model: dict[str, Any] = {
         "model": workload.name,
@@ -139,11 +160,21 @@ def measure(workload: Workload, ways: Sequence[str]) -> dict[str, Any]:
         "base_parameters": workload.base_parameters,
         "adapter_parameters": workload.adapter_parameters,
         "ways": rows,
+        "failures": failures,
         "ratios": ratios(results, "seconds"),
         "cpu_ratios": ratios(results, "cpu_seconds"),
     }
     model["goals"] = goals(workload, model["ratios"])
     return model
+
+
+def words(figures: Figures) -> str:
+    """What is lost unless it is told at once, where time may run out before the table."""
+    adapt, predict = figures.adapt_seconds / figures.tasks, figures.predict_seconds / figures.tasks
+    return (
+        f"{figures.seconds / figures.tasks:.1f} s a task (adapt {adapt:.2f}, predict {predict:.2f}), "
+        f"{figures.tasks} tasks, {figures.peak_bytes / 2**30:.1f} GiB"
+    )
 
 
 def turns(workload: Workload, ways: Sequence[str]) -> Iterator[tuple[int, str, list[str]]]:
@@ -229,6 +260,7 @@ def measure_growth(folder: Path, *, quick: bool) -> list[dict[str, float]]:
     (ids,) = workload.blocks
     found = []
     with serving("d1", workload) as server:
+        server.load()
         for count in (10, 40) if quick else (10, 100, 400):
             figures = server.answer(ids[:count])
             found.append(

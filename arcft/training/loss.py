@@ -28,7 +28,11 @@ def summed_cross_entropy(
     if keep_logits:
         logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
     else:
-        logits = model(**inputs, use_cache=False).logits[:, columns]
+        logits = model(**inputs, use_cache=False).logits
+    # All of them come from a model that takes `logits_to_keep` and passes over it, as unsloth's do. The last column is
+    # never asked for, so what was asked for is always fewer.
+    if logits.shape[1] == batch["labels"].shape[1]:
+        logits = logits[:, columns]
     targets = targets[:, columns]
     supervised = targets != IGNORED
     loss = nn.functional.cross_entropy(logits[supervised].float(), targets[supervised], reduction="sum")

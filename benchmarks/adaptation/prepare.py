@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from adaptation.workload import TaskWork, Workload
 from arcft.cli.hydra_app import config_folder
@@ -123,6 +125,7 @@ def prepare(plan: Plan, folder: Path) -> Workload:
     del start
     if workload.device == "cuda":
         # For the ways, which run in other processes.
+        gc.collect()
         torch.cuda.empty_cache()
     return workload
 
@@ -142,13 +145,23 @@ def save_base(plan: Plan, folder: Path) -> None:
     if architecture.is_dir():
         overrides += [f"model.path='{architecture}'", "model.init=random", "model.tokenizer=bundled:tiny"]
     config = start_model(resolve_ttft(evaluate_config([*overrides, "ttft=per_task"]), []))
-    # Drawn on the CPU in float32, as everywhere: a model of 4 billion weights takes a minute, once.
-    model = load_model(config, dtype=getattr(torch, plan.dtype), device=torch.device("cpu"))
+    dtype = getattr(torch, plan.dtype)
+    if architecture.is_dir() and choose_device().type == "cuda":
+        model = drawn_on_gpu(architecture, dtype)
+    else:
+        model = load_model(config, dtype=dtype, device=torch.device("cpu"))
     # What is read from a GGUF file is not quantised any more.
     if "quantization_config" in model.config.to_dict():
         del model.config.quantization_config
     model.save_pretrained(folder)
     load_tokenizer(config).save_pretrained(folder)
+
+
+def drawn_on_gpu(architecture: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """Random weights, drawn where they are used: 4 billion take a minute on a CPU."""
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(architecture), dtype=dtype)
 
 
 def choose_tasks(plan: Plan, num_tokens: Callable[[Task], int]) -> list[Task]:

@@ -38,7 +38,7 @@ def make_way(name: str, workload: Workload) -> NextToken:
 
 
 class Server:
-    """Talks to a way in another process."""
+    """Talks to a way in another process, which imports what it needs right away and loads its model when told."""
 
     def __init__(self, name: str, workload: Workload) -> None:
         # A forked process can't use CUDA where its parent did; on a CPU it saves importing everything again.
@@ -51,7 +51,11 @@ class Server:
         self._process = context.Process(target=_serve, args=(theirs, name, path), daemon=True)
         self._process.start()
         theirs.close()
-        self.load_seconds: float = self._receive()
+
+    def load(self) -> float:
+        """Get the way ready; returns how long it took, in seconds."""
+        self._connection.send("load")
+        return self._receive()
 
     def answer(self, task_ids: list[str]) -> Figures:
         self._connection.send(task_ids)
@@ -61,6 +65,7 @@ class Server:
         # It may be gone, for a reason that was told.
         with contextlib.suppress(OSError):
             self._connection.send(None)
+        # Again at the end of all, when it is long gone.
         self._process.join()
 
     def _receive(self) -> Any:
@@ -85,6 +90,8 @@ def serving(name: str, workload: Workload) -> Iterator[Server]:
 
 def _serve(connection: Connection, name: str, workload_file: Path) -> None:
     try:
+        if connection.recv() is None:
+            return
         begun = time.perf_counter()
         way = make_way(name, load_workload(workload_file))
         way.load()

@@ -31,8 +31,9 @@ def put_adapter(model: Any, workload: Workload) -> Any:
     return peft.PeftModel.from_pretrained(model, str(workload.start), is_trainable=True)
 
 
-def reset_adapter(model: Any, workload: Workload) -> None:
-    set_peft_model_state_dict(model, load_file(workload.start / "adapter_model.safetensors"))
+def read_adapter(workload: Workload) -> dict[str, torch.Tensor]:
+    """The start adapter's weights on the device, for one that is reset in memory."""
+    return load_file(workload.start / "adapter_model.safetensors", device=workload.device)
 
 
 def train_with_trainer(model: Any, work: TaskWork, workload: Workload) -> list[float]:
@@ -167,6 +168,7 @@ class TrainerWay(NextToken):
 
     def load(self) -> None:
         self.model = put_adapter(load_base(self.workload), self.workload)
+        self.start = read_adapter(self.workload)
         work = self.workload.task(self.workload.blocks[0][0])
         few = TaskWork(examples=work.examples[:2], prompts=[work.prompts[0][:1]])
         self._answer(few, Meter(self.workload.device))
@@ -182,7 +184,7 @@ class TrainerWay(NextToken):
 
     def _answer(self, work: TaskWork, meter: Meter) -> None:
         begun = meter.now()
-        reset_adapter(self.model, self.workload)
+        set_peft_model_state_dict(self.model, self.start)
         losses = self.adapt(work)
         adapted = meter.now()
         # Not merged: merging and un-merging in place would wear the base weights off, task by task.

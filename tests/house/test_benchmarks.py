@@ -44,6 +44,7 @@ def test_every_benchmark_is_run_here() -> None:
         "kills",
         "pretrain_study",
         "tiny_score",
+        "training",
         "ttft",
         "ttft_study",
     }
@@ -90,6 +91,19 @@ def test_ttft() -> None:
         assert ways[way]["loss_last"] == pytest.approx(ways["c"]["loss_last"], rel=1e-2)
     assert model["ratios"]["c"]["a"] > 1
     assert [line["tasks"] for line in figures["growth"]] == [10, 40]
+
+
+@pytest.mark.slow
+def test_training() -> None:
+    figures = quick_run("training.py")
+    (model,) = figures["models"]
+    ways = {row["way"]: row for row in model["ways"]}
+    assert {"arcft", "groups", "hf"} <= set(ways)
+    for row in ways.values():
+        assert row["tokens_per_second"] > 0
+        assert row["peak_gib"] > 0.1
+        # All learn the same from the same examples.
+        assert row["loss"] == pytest.approx(ways["hf"]["loss"], rel=1e-4)
 
 
 @pytest.mark.slow

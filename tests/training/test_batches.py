@@ -122,6 +122,19 @@ def test_the_head_runs_only_where_it_is_needed() -> None:
     assert shapes == [(2, 3, VOCABULARY)]
 
 
+def test_a_model_may_pass_over_the_columns_that_are_asked_for() -> None:
+    model = small_model()
+    batch = collate([LONG, SHORT], PAD)
+    expected, count = summed_cross_entropy(model, batch, keep_logits=True)
+    # As unsloth's models do.
+    model.register_forward_pre_hook(
+        lambda module, args, arguments: (args, {**arguments, "logits_to_keep": 0}), with_kwargs=True
+    )
+    loss, tokens = summed_cross_entropy(model, batch, keep_logits=True)
+    assert tokens == count
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_the_mean_loss_does_not_depend_on_batches_or_order() -> None:
     model = adapted_model().eval()
     losses = [
