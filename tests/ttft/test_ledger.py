@@ -459,10 +459,10 @@ def test_two_processes_never_take_the_same_unit(tmp_path: Path) -> None:
 WRITER = """
 import sys
 from arcft.ttft.ledger.ledger import Ledger
-from arcft.ttft.units import Finished, MAIN
+from arcft.ttft.units import Finished, ADAPT_ROUND
 from tests.support.small_units import adapted, predicted
 with Ledger.create(sys.argv[1], {"x": 1}) as ledger:
-    ledger.fill([(MAIN, f"unit-{n}", [f"unit-{n}"], 10) for n in range(2000)])
+    ledger.fill([(ADAPT_ROUND, f"unit-{n}", [f"unit-{n}"], 10) for n in range(2000)])
     ledger.recover()
     for record in ledger.records():
         if record.state != "queued":
