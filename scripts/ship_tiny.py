@@ -1,12 +1,13 @@
-"""Put the weights of a finished `experiment=pretrain_tiny` into the package: arcft/assets/tiny.
+"""Copy the weights of a finished `experiment=pretrain_tiny` into the package: arcft/assets/tiny.
 
     python scripts/ship_tiny.py CHECKPOINT [FOLDER]
 
-Writes model.safetensors in bfloat16 and bundle.json, which holds architecture, tokenizer and weights to their sha256
-from then on. Architecture and tokenizer are the package's own: a checkpoint of others is refused, and so is one whose
-run did not check that it shares nothing with ARC-1's evaluation set. CHECKPOINT is the run's folder, or one checkpoint.
-A run may have begun from the checkpoint of another (model.init=pretrained model.path=CHECKPOINT): then all of them are
-checked, back to random weights, and their steps and tokens told.
+Writes model.safetensors in bfloat16, and bundle.json with the sha256 of architecture, tokenizer and weights, which are
+verified from then on. Architecture and tokenizer must be those in the package; a checkpoint with others is refused, and
+so is one whose run did not verify that its data is disjoint from ARC-1's and ARC-2's evaluation sets. CHECKPOINT is a
+run folder or a single checkpoint. If the run started from another run's checkpoint (model.init=pretrained
+model.path=CHECKPOINT), the whole chain is checked, back to random weights, and bundle.json lists the steps and tokens
+of each leg.
 """
 
 from __future__ import annotations
@@ -40,15 +41,15 @@ from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
 
 MOST_BYTES = 8_000_000
 DISJOINT_FROM = ("arcagi:evaluation", "arcagi2:evaluation")
-"""Sets that the run must have been held to share nothing with: those that the bundled model is scored on."""
+"""The run must have been checked against these sets, on which the bundled model is scored."""
 
 
 class ShipError(ArcftError):
-    """A checkpoint that may not become the bundled model."""
+    """A checkpoint that must not become the bundled model."""
 
 
 def main(checkpoint: Path, folder: Path) -> None:
-    """Check everything, then write; raises ArcftError before anything is written."""
+    """Check everything, then write; every ArcftError is raised before anything is written."""
     legs = _legs(open_checkpoint(checkpoint))
     run = legs[-1]
     problems = [problem for leg in legs for problem in _problems_of_run(leg)]
@@ -76,21 +77,21 @@ def main(checkpoint: Path, folder: Path) -> None:
 
 
 def _legs(run: TrainedRun) -> list[TrainedRun]:
-    """The runs that the weights went through, from random ones on; only the last one has to be finished."""
+    """The chain of runs that produced the weights, starting from random ones; only the last must be finished."""
     legs = [run]
     while (model := legs[0].config.model).init != "random":
         try:
             legs.insert(0, open_checkpoint(Path(str(model.path))))
         except CheckpointError as error:
             raise ShipError(
-                f"{legs[0].checkpoint.path} can't be shipped: it began from {model.path}, and what that was trained on "
-                f"is not known: {error}"
+                f"{legs[0].checkpoint.path} can't be shipped: it started from {model.path}, and what that was trained "
+                f"on is not known: {error}"
             ) from error
     return legs
 
 
 def _problems_of_run(run: TrainedRun) -> list[str]:
-    """What is wrong with how it was made."""
+    """Why the run's settings or checks disqualify it."""
     config, problems = run.config, []
     if config.lora.enabled:
         problems.append("an adapter is no whole model: train with lora=none, as experiment=pretrain_tiny does")
@@ -115,7 +116,7 @@ def _problems_of_run(run: TrainedRun) -> list[str]:
 
 
 def _problems_of_files(checkpoint: Path, folder: Path) -> list[str]:
-    """What of its files is not as in the package."""
+    """Which of the checkpoint's files differ from the package's."""
     problems = []
     if not (checkpoint / WEIGHTS_FILE).is_file():
         problems.append(f"there is no {WEIGHTS_FILE}")
@@ -132,7 +133,7 @@ def _problems_of_files(checkpoint: Path, folder: Path) -> list[str]:
 
 
 def _about(legs: Sequence[TrainedRun], parameters: int) -> dict[str, Any]:
-    """Where the weights come from, without any place on the machine that made them."""
+    """The provenance of the weights, without any path of the machine that trained them."""
     run = legs[-1]
     return {
         "arcft": __version__,
@@ -149,7 +150,7 @@ def _about(legs: Sequence[TrainedRun], parameters: int) -> dict[str, Any]:
             }
             for leg in legs
         ],
-        # Other sets may be called by their place.
+        # Other sets may be named by a path.
         "disjoint_from": {name: run.tasks["disjoint_from"][name] for name in DISJOINT_FROM},
         "trained_on": sorted({task_id for leg in legs for task_id in leg.tasks["train"]}),
         "versions": run.checkpoint.manifest["versions"],
@@ -157,7 +158,7 @@ def _about(legs: Sequence[TrainedRun], parameters: int) -> dict[str, Any]:
 
 
 def _tokens(run: TrainedRun) -> int | None:
-    """Tokens trained on up to this checkpoint, from the run's history; None where that is gone."""
+    """Tokens trained on up to this checkpoint, from the run's history; None if the history is missing."""
     path = run.folder / HISTORY_FILE
     if not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""This project's engine, built as evaluate.py builds it, with queue and ledger."""
+"""arcft's engine, built as evaluate.py builds it, with queue and ledger."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from adaptation.prepare import evaluate_config
 from adaptation.today import Meter
-from adaptation.workload import Figures, NextToken, Workload
+from adaptation.workload import Figures, Way, Workload
 from arcft.problems.arc.data.sources import load_kaggle
 from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.runs.adaptation import engine as ttft_engine
@@ -27,8 +27,8 @@ from arcft.ttft.units import Adapted, Event, Failed, Lowered, Predicted
 from arcft.ttft.workers.run import drain
 
 
-class EngineWay(NextToken):
-    """The base model is loaded once. Every block is a run of its own, with a new ledger on disk."""
+class EngineWay(Way):
+    """The base model is loaded once. Every block is a separate run, with a new ledger on disk."""
 
     def __init__(self, workload: Workload, slots: int | Literal["auto"]) -> None:
         super().__init__(workload)
@@ -44,7 +44,7 @@ class EngineWay(NextToken):
         self._work(self.workload.blocks[0][:1], steps=2, predictions=1)
 
     def renew(self) -> None:
-        """With ttft.slots=auto every block finds out anew how many slots pay, for that is part of what it costs."""
+        """With ttft.slots=auto every block searches for the number of slots again: that is part of its cost."""
         if self.settled.config.ttft.slots == "auto":
             self._build()
 
@@ -60,7 +60,7 @@ class EngineWay(NextToken):
         gc.collect()
         if self.workload.device == "cuda":
             torch.cuda.empty_cache()
-        # Nothing is kept, so no folder is needed.
+        # No adapters are saved, so no folder is needed.
         with patch.object(ttft_engine, "ask_builder", _asks_without_end):
             self.engine = ttft_engine.build_engine(self.settled, Path())
 
@@ -75,7 +75,7 @@ class EngineWay(NextToken):
         return events
 
     def _add(self, meter: Meter, events: list[Event]) -> None:
-        """What was done, held to what was to be done."""
+        """Add up the events, and check that exactly the work of the workload was done."""
         figures = meter.figures
         for event in events:
             if isinstance(event, Failed):
@@ -99,7 +99,7 @@ class EngineWay(NextToken):
 
 
 def _asks_without_end(settled: TtftSettings, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:
-    """Prompts whose answers go on to their full length: no token ends them."""
+    """A prompt builder without end tokens, so that every answer has its full length."""
     builder = ask_builder(settled, tokenizer)
     builder.tokenization.end_ids = []
     return builder

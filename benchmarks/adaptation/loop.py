@@ -1,4 +1,4 @@
-"""A training loop of one's own around PEFT."""
+"""PEFT in a hand-written training loop."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adaptation.workload import TaskWork
 
 
 class LoopWay(TrainerWay):
-    """As TrainerWay, but forward, backward, clipping, AdamW and schedule are called directly."""
+    """Like TrainerWay, but calling forward, backward, clipping, AdamW and schedule directly."""
 
     def adapt(self, work: TaskWork) -> list[float]:
         workload, model = self.workload, self.model
@@ -33,5 +33,5 @@ class LoopWay(TrainerWay):
             schedule.step()
             optimizer.zero_grad()
             losses.append(loss.detach())
-        # Asked for once at the end: a GPU would otherwise wait at every step.
+        # Read once at the end: reading a loss synchronises the GPU.
         return torch.stack(losses).tolist()

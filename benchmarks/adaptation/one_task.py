@@ -1,4 +1,4 @@
-"""A process for one task: `python one_task.py WORKLOAD.json TASK_ID OUT.json`, as a shell loop would call it."""
+"""Adapt to and predict a single task: `python one_task.py WORKLOAD.json TASK_ID OUT.json`, as in a shell loop."""
 
 from __future__ import annotations
 

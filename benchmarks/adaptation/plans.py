@@ -1,4 +1,4 @@
-"""How large the workloads are, model by model."""
+"""The size of each model's workload."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from types import MappingProxyType
 from adaptation.prepare import Plan
 
 RANDOM_ARCHITECTURES = ("qwen2_5_0_5b", "qwen3_4b")
-# The ways of today take long where models are large; tasks are ordered so that the first few are of average length.
+# The reference setups are slow with large models; tasks are ordered so that the first few have average length.
 FEWER_ON_GPU: Mapping[str, int] = MappingProxyType({"a": 2, "b": 2, "c": 2, "d1": 2, "d2": 4, "d4": 4})
 
 
 def tiny(*, quick: bool) -> Plan:
-    """Five blocks, so that ways can be compared in five pairs. Positions are counted: `generate` knows no others."""
+    """Five blocks, for five paired comparisons. Positions are consecutive, because `generate` supports no others."""
     return Plan(
         model="tiny",
         overrides=("model.positions=none",),
-        note="positions counted",
+        note="consecutive positions",
         dtype="float32",
         max_tokens=512 if quick else 1024,
         blocks=1 if quick else 5,
@@ -30,7 +30,7 @@ def tiny(*, quick: bool) -> Plan:
 
 
 def smollm2(path: Path) -> Plan:
-    """What two cores can do in half an hour."""
+    """Half an hour on two cores."""
     return Plan(
         model="smollm2_135m",
         overrides=(f"model.path='{path}'",),
@@ -45,7 +45,7 @@ def smollm2(path: Path) -> Plan:
 
 
 def on_gpu(model: str) -> Plan:
-    """Rank 256 and 128 steps, as the best published adaptation to ARC tasks has it (NVARC 2025)."""
+    """Rank 256 and 128 steps, as in the best published adaptation to ARC tasks (NVARC 2025)."""
     return Plan(
         model=model,
         overrides=("lora.r=256", "prompt=grid_only"),
@@ -61,7 +61,7 @@ def on_gpu(model: str) -> Plan:
 
 
 def growth(*, quick: bool) -> Plan:
-    """Many small tasks with little to do for each: what is left is what the engine itself costs."""
+    """Many small tasks with little work each: what remains is the engine's own overhead."""
     return Plan(
         model="tiny",
         dtype="float32",

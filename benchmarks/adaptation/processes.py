@@ -1,4 +1,4 @@
-"""A process for each task, started one after the other."""
+"""One process per task, one after another."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from adaptation.workload import Figures, NextToken, Workload
+from adaptation.workload import Figures, Way, Workload
 
 
-class ProcessWay(NextToken):
+class ProcessWay(Way):
     """Each task pays for starting Python, importing the libraries and loading the model."""
 
     def __init__(self, workload: Workload) -> None:
@@ -21,7 +21,7 @@ class ProcessWay(NextToken):
         self.workload_file = Path(workload.folder) / "workload.json"
 
     def load(self) -> None:
-        """Nothing is kept from task to task. The disk's cache is full already: all files were just used."""
+        """Nothing is kept from task to task. The disk cache is warm: all files were just written."""
 
     def answer(self, task_ids: list[str]) -> Figures:
         parts = [self._answer(task_id) for task_id in task_ids]
@@ -48,7 +48,7 @@ class ProcessWay(NextToken):
         if process.returncode:
             raise RuntimeError(f"one_task.py ended with {process.returncode} for {task_id}:\n{complaints[-2000:]}")
         figures = Figures(**json.loads(out.read_text(encoding="utf-8")))
-        # From outside: with the start of the process.
+        # Measured from outside, including process start.
         figures.seconds = seconds
         figures.cpu_seconds = usage.ru_utime + usage.ru_stime
         return figures

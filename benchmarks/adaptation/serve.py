@@ -1,4 +1,4 @@
-"""Each way in a process of its own, so that its memory can be told from the others', and all can take turns."""
+"""Each setup runs in its own process, so that its memory is measured separately and all can take turns."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from adaptation.engine import EngineWay
 from adaptation.loop import LoopWay
 from adaptation.processes import ProcessWay
 from adaptation.today import TrainerWay
-from adaptation.workload import Figures, NextToken, Workload, load_workload
+from adaptation.workload import Figures, Way, Workload, load_workload
 
 TITLES = {
-    "a": "a process per task, Trainer",
+    "a": "one process per task, Trainer",
     "b": "one process, Trainer",
     "c": "PEFT in a bare loop",
 }
@@ -28,7 +28,7 @@ def title(name: str) -> str:
     return TITLES.get(name) or f"arcft, slots={name.removeprefix('d')}"
 
 
-def make_way(name: str, workload: Workload) -> NextToken:
+def make_way(name: str, workload: Workload) -> Way:
     """`a`, `b`, `c`, or `d` and the number of slots, or `dauto`."""
     ways = {"a": ProcessWay, "b": TrainerWay, "c": LoopWay}
     if name in ways:

@@ -1,4 +1,4 @@
-"""The usual parts, with nothing of arcft: transformers' Trainer, PEFT, `generate`."""
+"""The reference setups, without arcft: transformers' Trainer, PEFT, `generate`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from peft.utils.save_and_load import set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from adaptation.workload import Figures, NextToken, TaskWork, Workload
+from adaptation.workload import Figures, TaskWork, Way, Workload
 
 
 def load_base(workload: Workload) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         workload.base, dtype=getattr(torch, workload.dtype), attn_implementation="sdpa", device_map=workload.device
     )
-    # Every answer is as long as the workload says.
+    # Every answer has the workload's length.
     model.generation_config.eos_token_id = None
     return model
 
 
 def put_adapter(model: Any, workload: Workload) -> Any:
-    """The start adapter on a base model, to be trained. PEFT keeps adapters of a bfloat16 model in float32."""
+    """The base model with the start adapter, trainable. PEFT keeps the adapter of a bfloat16 model in float32."""
     return peft.PeftModel.from_pretrained(model, str(workload.start), is_trainable=True)
 
 
@@ -53,7 +53,7 @@ def train_with_trainer(model: Any, work: TaskWork, workload: Workload) -> list[f
             train_sampling_strategy="sequential",
             dataloader_pin_memory=workload.device == "cuda",
             save_strategy="no",
-            # Every log waits for the device: few of them.
+            # Each log synchronises the device, so log rarely.
             logging_steps=max(1, len(work.examples) // 4),
             disable_tqdm=True,
             report_to=[],
@@ -64,7 +64,7 @@ def train_with_trainer(model: Any, work: TaskWork, workload: Workload) -> list[f
             train_dataset=work.examples,
             data_collator=_as_batch,
         )
-        # Its messages are not wanted; that they are made is part of the way.
+        # Discard its output; producing it is part of this setup's cost.
         with contextlib.redirect_stdout(None):
             trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -72,7 +72,7 @@ def train_with_trainer(model: Any, work: TaskWork, workload: Workload) -> list[f
 
 @torch.inference_mode()
 def generate(model: Any, work: TaskWork, workload: Workload) -> tuple[int, int]:
-    """Answer every test, its prompts together; returns tokens read and tokens produced."""
+    """Predict every test, its prompts in one batch; returns the numbers of tokens read and produced."""
     model.eval()
     read = produced = 0
     for prompts in work.prompts:
@@ -95,7 +95,7 @@ def generate(model: Any, work: TaskWork, workload: Workload) -> tuple[int, int]:
 
 
 class Meter:
-    """Adds up what tasks take."""
+    """Accumulates the measurements of tasks."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -121,7 +121,7 @@ class Meter:
         self._cpu = time.process_time()
 
     def now(self) -> float:
-        """The time, when all that was asked of the device is done."""
+        """The time once the device is idle."""
         if self.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
@@ -162,9 +162,9 @@ def peak_bytes(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class TrainerWay(NextToken):
-    """One process: the base model is loaded once; for each task the adapter is reset, a Trainer is made, `generate`
-    answers."""
+class TrainerWay(Way):
+    """One process: the base model is loaded once; each task resets the adapter, creates a Trainer and calls
+    `generate`."""
 
     def load(self) -> None:
         self.model = put_adapter(load_base(self.workload), self.workload)
@@ -187,7 +187,7 @@ class TrainerWay(NextToken):
         set_peft_model_state_dict(self.model, self.start)
         losses = self.adapt(work)
         adapted = meter.now()
-        # Not merged: merging and un-merging in place would wear the base weights off, task by task.
+        # Not merged: merging and un-merging in place would accumulate rounding errors in the base weights.
         with arithmetic(self.workload):
             read, produced = generate(self.model, work, self.workload)
         meter.figures.adapt_seconds += adapted - begun
@@ -198,7 +198,7 @@ class TrainerWay(NextToken):
 
 
 def arithmetic(workload: Workload) -> contextlib.AbstractContextManager[Any]:
-    """What a bfloat16 model with a float32 adapter is run under."""
+    """Autocast for a bfloat16 model with a float32 adapter."""
     if workload.dtype == "float32":
         return contextlib.nullcontext()
     return torch.autocast(workload.device, dtype=torch.bfloat16)
@@ -210,14 +210,14 @@ def _as_batch(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 def answer_one(workload: Workload, task_id: str) -> Figures:
-    """What a process of its own does for a task: load, adapt, merge, answer."""
+    """A single task in its own process: load, adapt, merge, predict."""
     meter = Meter(workload.device)
     work = workload.task(task_id)
     model = put_adapter(load_base(workload), workload)
     begun = meter.now()
     losses = train_with_trainer(model, work, workload)
     adapted = meter.now()
-    # The process ends with the task, so nothing has to be taken off again.
+    # The process ends with the task, so the adapter never has to be unmerged.
     merged = model.merge_and_unload()
     read, produced = generate(merged, work, workload)
     meter.figures.adapt_seconds = adapted - begun

@@ -1,4 +1,4 @@
-"""What every way has to do, and what it took: plain data, in files that need nothing of arcft to be read."""
+"""The work that every compared setup has to do, and its measurements: plain data, readable without arcft."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload:
-    """Adapt to each task, and predict its tests: the same for every way."""
+    """Adapt to each task and predict its tests: the same work for every setup."""
 
     name: str
     note: str
-    """What is to be said about the model's weights."""
+    """A remark on the model's weights."""
 
     folder: str
-    """Holds `base/` (model and tokenizer), `start/` (the adapter that every task starts from), `tasks.json` (as Kaggle
-    has it) and `tasks/ID.json` (TaskWork)."""
+    """Holds `base/` (model and tokenizer), `start/` (the adapter that every task starts from), `tasks.json` (Kaggle's
+    format) and `tasks/ID.json` (TaskWork)."""
 
     device: Literal["cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
@@ -26,26 +26,26 @@ class Workload:
     learning_rate: float
     warmup_ratio: float
     predictions: int
-    """Prompts a test, decoded together."""
+    """Prompts per test, decoded together."""
 
     new_tokens: int
-    """Of every answer: as many as the true answers have on average, and no way may stop earlier, for what a model
-    writes depends on how its weights were rounded."""
+    """Length of every answer: the mean of the true answers. No setup may stop earlier, because what a model writes
+    depends on rounding."""
 
     overrides: list[str]
-    """evaluate.py's, for this model and these settings."""
+    """evaluate.py's overrides for this model and these settings."""
 
     blocks: list[list[str]]
-    """Task ids, measured block by block: each way does a block, then each does the next."""
+    """Task ids by block: every setup does the first block, then every setup does the next."""
 
     fewer: dict[str, int]
-    """By way, how many tasks of a block are enough to measure it; they are on average as long as all."""
+    """By setup, how many tasks of a block suffice to measure it; their mean length is that of the whole block."""
 
     base_parameters: int
     adapter_parameters: int
     layers: int
     attention_width: int
-    """Heads times their size."""
+    """Number of heads times their size."""
 
     max_seq_length: int
 
@@ -76,37 +76,38 @@ class TaskWork:
     """A task as token ids."""
 
     examples: list[dict[str, list[int]]]
-    """`input_ids` and `labels` of each step, labels not shifted, -100 where nothing is learned."""
+    """`input_ids` and `labels` of each step; labels are not shifted, and -100 where there is no loss."""
 
     prompts: list[list[list[int]]]
-    """For each test its prompts."""
+    """For each test, its prompts as token ids."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Figures:
-    """What a way took for some tasks."""
+    """Measurements of one setup over some tasks."""
 
     tasks: int
     seconds: float
-    """From having the tasks to having all answers."""
+    """Wall time from receiving the tasks to having all answers."""
 
     cpu_seconds: float
-    """Processor time; beside other work on the machine it varies less than `seconds`."""
+    """CPU time; under other load on the machine it varies less than `seconds`."""
 
     adapt_seconds: float
     predict_seconds: float
     trained_tokens: int
     attention_terms: int
-    """Sum of the squares of the trained examples' lengths."""
+    """Sum of the squared lengths of the training examples, in tokens."""
 
     read_tokens: int
     produced_tokens: int
     loss_first: float
     loss_last: float
-    """Mean training loss over each task's first and last quarter of steps: that ways learn the same."""
+    """Mean training loss over the last quarter of each task's steps (`loss_first`: the first); equal across setups that
+    do the same work."""
 
     peak_bytes: int
-    """Of the device's memory; on a CPU, of the process."""
+    """Peak device memory; on a CPU, of the process."""
 
     notes: list[str]
 
@@ -114,18 +115,18 @@ class Figures:
         return dataclasses.asdict(self)
 
 
-class NextToken:
-    """One way to do it. `load` is done once; `answer` is what is measured, block by block."""
+class Way:
+    """One of the compared setups. `load` runs once; `answer` is measured, block by block."""
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
 
     def load(self) -> None:
-        """Get ready for tasks: load the model, and do a little of everything, as first times are slow."""
+        """Load the model and warm up by doing a little of everything."""
         raise NotImplementedError
 
     def renew(self) -> None:
-        """Forget what was measured in earlier blocks, before the next; not measured."""
+        """Reset what earlier blocks taught the setup, before the next block; not measured."""
 
     def answer(self, task_ids: list[str]) -> Figures:
         """Adapt to and predict each of the tasks."""

@@ -1,1 +1,1 @@
-"""What benchmarks/decode.py compares, and how it is measured."""
+"""The parts of benchmarks/decode.py: models, tasks, reference and measurements."""

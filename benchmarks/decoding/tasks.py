@@ -1,4 +1,4 @@
-"""Prompts of real tasks to grids, from end to end; and what scores and searches take beside it."""
+"""Real tasks end to end, from prompts to grids; and the time of scoring and searching."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ from decoding.subjects import OneShape, Subject, seconds_now
 WAYS = ("generate", "read", "ours", "grammar", "guesses", "greedy", "search", "greedy_any", "search_any")
 TITLES = {
     "generate": "generate",
-    "read": "our loop, first tokens only",
-    "ours": "our loop, nothing forced",
-    "grammar": "+ grammar and jumps",
-    "guesses": "+ guesses of its own",
-    "score": "scores of all its grids",
+    "read": "our loop, prefill only",
+    "ours": "our loop, no grammar",
+    "grammar": "+ grammar, forced skipped",
+    "guesses": "+ drafts",
+    "score": "scoring all its grids",
     "greedy": "greedy, any grid",
     "search": "search, any grid",
     "greedy_any": "greedy, any text",
     "search_any": "search, any text",
 }
 SLACK = 1.1
-"""Answers of any shape may have so many times the tokens of the true one: one that does not end is not to decide."""
+"""Limit on answers of any shape, as a multiple of the true one's tokens, so that an answer that never ends does not
+dominate the time."""
 
 
 class Asked:
-    """A test's prompts, with what each way has to write."""
+    """The prompts of one test, and the variants that decode them."""
 
     def __init__(self, subject: Subject, model: PreTrainedModel, task: Task, test_index: int) -> None:
         self.subject = subject
@@ -78,7 +79,7 @@ class Asked:
         return self._tokens(max_new_tokens=self.limits, grammar=self.shapes)
 
     def guesses(self) -> list[list[int]]:
-        """As arcft.prediction.predict does it with inference.speculate."""
+        """Speculative decoding as in arcft.prediction.predict with inference.speculate."""
         places = range(len(self.prompts))
         size = self.subject.inference.batch_size
         first = before_guessing(self.prompts, places, size)
@@ -111,7 +112,7 @@ class Asked:
         return self._search()
 
     def score(self, grids: Sequence[Any]) -> None:
-        """Of each of `grids` under each of the prompts."""
+        """Score each of `grids` under each prompt."""
         builder = self.subject.builder
         completions = [completions_for(builder, prompt, grids) for prompt in self.prompts]
         options = dataclasses.replace(
@@ -120,7 +121,7 @@ class Asked:
         score(self.model, self.ids, completions, options)
 
     def grids_of(self, written: Sequence[list[int]]) -> list[Any]:
-        """What was written, as grids in the test's own orientation and colours."""
+        """The decoded grids, mapped back to the test's own orientation and colours."""
         read = [
             self._read(prompt, Completion(tokens, 0.0, len(tokens), True))
             for prompt, tokens in zip(self.prompts, written, strict=True)
@@ -146,10 +147,10 @@ class Asked:
 
 
 def measure_tasks(subject: Subject, tasks: Sequence[Task], adapters: Mapping[str, Path] | None) -> dict[str, Any]:
-    """Seconds a test by each way, how many times faster than `generate`, and whether answers are the same.
+    """Seconds per test of each variant, its speedup over `generate`, and the number of differing answers.
 
-    In the ways up to `guesses` an answer has the true one's shape, and so as many tokens whoever writes it; in the last
-    four it ends where the model wants it to. `adapters` are folders by task, for each task its own.
+    Up to `guesses`, every answer has the shape of the true one, and so the same number of tokens in every variant; in
+    the last four the model decides where it ends. `adapters` maps task ids to adapter folders.
     """
     times: dict[str, list[float]] = {way: [] for way in [*WAYS, "score"]}
     counts = dict.fromkeys(("tests", "predictions", "right", "scored", "ours_differ", "guesses_differ"), 0)
@@ -162,7 +163,7 @@ def measure_tasks(subject: Subject, tasks: Sequence[Task], adapters: Mapping[str
         times[way].append(seconds_now(device) - begun)
         return result
 
-    subject.builder.grammar()  # is made once
+    subject.builder.grammar()  # built once, then cached
     for task in tasks:
         model = subject.adapted(None if adapters is None else adapters[task.id])
         for test_index in range(len(task.test)):
