@@ -380,7 +380,7 @@ def test_generate_says_the_same(model: PreTrainedModel, builder: ExampleBuilder,
 
 
 @pytest.fixture
-def guessed(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int] | None]]:
+def drafted(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int] | None]]:
     """The guesses of each batch."""
     decode, told = predict_module.decode, []
 
@@ -396,7 +396,7 @@ def guessed(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int] | None]]:
 def test_speculation_changes_nothing_where_answers_agree(
     memorised: tuple[PreTrainedModel, Task, InferenceConfig],
     builder: ExampleBuilder,
-    guessed: list[list[list[int] | None]],
+    drafted: list[list[list[int] | None]],
     grammar: bool,
 ) -> None:
     model, task, config = memorised
@@ -404,15 +404,15 @@ def test_speculation_changes_nothing_where_answers_agree(
     asked = augmented_prompts(builder, DEAL_VIEWS, task, 0, config)
     plain = predict_prompts(model, builder, asked, config)
     assert drafted == [None] * 3
-    guessed.clear()
+    drafted.clear()
     found = predict_prompts(model, builder, asked, dataclasses.replace(config, speculate=True))
     assert [prediction.text for prediction in found] == [prediction.text for prediction in plain]
     assert [prediction.logprob for prediction in found] == pytest.approx([p.logprob for p in plain], abs=1e-4)
     # One comes first; what it says is the guess for all others, turned as these are: here the answer itself.
-    assert [len(batch) for batch in guessed] == [1, 3, 3, 1]
+    assert [len(batch) for batch in drafted] == [1, 3, 3, 1]
     assert drafted[0] == [None]
     others = sorted(range(1, 8), key=lambda place: len(asked[place].token_ids))
-    assert [guess for batch in guessed[1:] for guess in batch] == [
+    assert [guess for batch in drafted[1:] for guess in batch] == [
         builder.tokenization.completion_ids(plain[place].text) for place in others
     ]
 
@@ -485,14 +485,14 @@ def test_the_input_is_no_guess_where_a_shape_changes(builder: ExampleBuilder) ->
 
 
 def test_a_first_guess_changes_nothing(
-    model: PreTrainedModel, builder: ExampleBuilder, guessed: list[list[list[int] | None]]
+    model: PreTrainedModel, builder: ExampleBuilder, drafted: list[list[list[int] | None]]
 ) -> None:
     grid = as_grid(np.random.default_rng(2).integers(0, 10, (4, 5)))
     task = Task("kept", train=(Pair(grid, grid),), test=(Pair(grid),))
     config = dataclasses.replace(GRAMMAR, predictions_per_test=3)
     asked = augmented_prompts(builder, DEAL_VIEWS, task, 0, config)
     plain = predict_prompts(model, builder, asked, config)
-    guessed.clear()
+    drafted.clear()
     found = predict_prompts(model, builder, asked, dataclasses.replace(config, speculate=True))
     assert drafted[0] == [builder.tokenization.completion_ids(builder.format.completion(GridAnswer(grid)))]
     assert [prediction.text for prediction in found] == [prediction.text for prediction in plain]

