@@ -381,7 +381,7 @@ def test_generate_says_the_same(model: PreTrainedModel, builder: ExampleBuilder,
 
 @pytest.fixture
 def drafted(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int] | None]]:
-    """The guesses of each batch."""
+    """The drafts of each batch."""
     decode, told = predict_module.decode, []
 
     def listening(model: object, prompts: list[list[int]], options: object, **more: object) -> object:
@@ -408,16 +408,16 @@ def test_speculation_changes_nothing_where_answers_agree(
     found = predict_prompts(model, builder, asked, dataclasses.replace(config, speculate=True))
     assert [prediction.text for prediction in found] == [prediction.text for prediction in plain]
     assert [prediction.logprob for prediction in found] == pytest.approx([p.logprob for p in plain], abs=1e-4)
-    # One comes first; what it says is the guess for all others, turned as these are: here the answer itself.
+    # One comes first; its answer is the draft for all others, varied as they are: here the answer itself.
     assert [len(batch) for batch in drafted] == [1, 3, 3, 1]
     assert drafted[0] == [None]
     others = sorted(range(1, 8), key=lambda place: len(asked[place].token_ids))
-    assert [guess for batch in drafted[1:] for guess in batch] == [
+    assert [draft for batch in drafted[1:] for draft in batch] == [
         builder.tokenization.completion_ids(plain[place].text) for place in others
     ]
 
 
-def test_speculation_changes_nothing_where_guesses_are_wrong(
+def test_speculation_changes_nothing_where_drafts_are_wrong(
     model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task]
 ) -> None:
     config = dataclasses.replace(GRAMMAR, predictions_per_test=4)
@@ -427,11 +427,11 @@ def test_speculation_changes_nothing_where_guesses_are_wrong(
     found = predict_prompts(model, builder, asked, dataclasses.replace(config, speculate=True))
     assert [prediction.text for prediction in found] == [prediction.text for prediction in plain]
     assert [prediction.logprob for prediction in found] == pytest.approx([p.logprob for p in plain], rel=1e-5)
-    # Otherwise guesses would have been right.
+    # Otherwise drafts would have been right.
     assert len({str(prediction.grid) for prediction in plain}) > 2
 
 
-def test_a_guess_is_what_most_earlier_prompts_came_to(builder: ExampleBuilder, tasks: list[Task]) -> None:
+def test_a_draft_is_the_most_frequent_earlier_answer(builder: ExampleBuilder, tasks: list[Task]) -> None:
     task = tasks[0]
     asked = augmented_prompts(builder, DEAL_VIEWS, task, 1, GREEDY)
     drafts = DraftSource(builder)
@@ -457,7 +457,7 @@ def changed(grid: Grid, count: int) -> Grid:
 
 
 @pytest.mark.parametrize(("count", "is_draft"), [(0, True), (4, True), (5, False)])
-def test_the_input_is_the_first_guess_where_demonstrations_change_little(
+def test_the_input_is_the_first_draft_where_demonstrations_change_little(
     builder: ExampleBuilder, count: int, is_draft: bool
 ) -> None:
     rng = np.random.default_rng(1)
@@ -470,21 +470,22 @@ def test_the_input_is_the_first_guess_where_demonstrations_change_little(
         if draft is not None:
             answer = builder.format.parse(builder.tokenization.decode(draft))
             assert prompt.view.invert(answer).to_json() == grids[2].tolist()
-    # An answer is a better guess.
+    # An answer is a better draft.
     drafts.add([Prediction(task_id="kept", test_index=0, grid=as_grid([[7]]))])
     draft = drafts.draft(prompt)
     assert draft is not None
-    assert builder.format.parse(builder.tokenization.decode(draft)) == GridAnswer(as_grid([[7]]))
+    answer = builder.format.parse(builder.tokenization.decode(draft))
+    assert prompt.view.invert(answer) == GridAnswer(as_grid([[7]]))
 
 
-def test_the_input_is_no_guess_where_a_shape_changes(builder: ExampleBuilder) -> None:
+def test_the_input_is_no_draft_where_a_shape_changes(builder: ExampleBuilder) -> None:
     grid, smaller = as_grid([[1, 2], [3, 4]]), as_grid([[1, 2]])
     task = Task("smaller", train=(Pair(grid, grid), Pair(grid, smaller)), test=(Pair(grid),))
     (prompt,) = augmented_prompts(builder, DEAL_VIEWS, task, 0, dataclasses.replace(GREEDY, predictions_per_test=1))
     assert DraftSource(builder).draft(prompt) is None
 
 
-def test_a_first_guess_changes_nothing(
+def test_a_first_draft_changes_nothing(
     model: PreTrainedModel, builder: ExampleBuilder, drafted: list[list[list[int] | None]]
 ) -> None:
     grid = as_grid(np.random.default_rng(2).integers(0, 10, (4, 5)))
@@ -511,7 +512,7 @@ def test_so_many_prompts_come_first(
     assert before_drafting(builder, asked, range(2 * prompts), batch_size) == expected
 
 
-def test_one_prompt_comes_first_where_the_input_is_a_guess(builder: ExampleBuilder) -> None:
+def test_one_prompt_comes_first_where_the_input_is_a_draft(builder: ExampleBuilder) -> None:
     grid = as_grid([[1, 2], [3, 4]])
     task = Task("kept", train=(Pair(grid, grid),), test=(Pair(grid),))
     asked = augmented_prompts(builder, DEAL_VIEWS, task, 0, dataclasses.replace(GREEDY, predictions_per_test=8))

@@ -28,7 +28,7 @@ from arcft.runs.setup.checkpoint_config import TrainedRun
 from arcft.runs.setup.restore import restored_builder
 from arcft.runs.setup.tasks import task_sets
 from arcft.runs.train import Prepared, build_model, prepare
-from arcft.runs.training import estimate
+from arcft.runs.training.estimate import estimate
 from arcft.scoring.selection import make_selector
 from arcft.text.builder import ExampleBuilder
 from arcft.text.tokens import IGNORED, TokenizationError
