@@ -40,14 +40,26 @@ class AnswerError(ArcftError):
 
 
 class Answer(Protocol):
-    """A valid answer to a test: a grid, a number, a text."""
+    """A valid answer to a test: a grid, a number, a text. Immutable; equal if its key is."""
 
     @property
     def key(self) -> Hashable:
         """Equal for equal answers and for no others; votes are counted by it."""
 
     def to_json(self) -> Any:
-        """Plain data; `Kind.answer_from_json` reads it back."""
+        """Plain data; `AnswerCodec.answer_from_json` reads it back."""
+
+
+class AnswerCodec(Protocol):
+    """How predictions.jsonl stores answers; every Kind is one."""
+
+    @property
+    def answer_field(self) -> str:
+        """The key of a line that holds the answer."""
+
+    def answer_from_json(self, value: Any) -> Answer | None:
+        """Read what `to_json` wrote, or another program; None for no answer. Raise AnswerError for an answer that
+        breaks a rule of the kind, and ValueError, naming the field, for a value that can't be an answer at all."""
 
 
 class Problem(Protocol):
@@ -291,8 +303,18 @@ class MetricSet(Protocol):
     headlines: Mapping[str, str]
     """The few that open a report, with a caption."""
 
-    compared: Sequence[str]
-    """As many as a table of checkpoints has room for in 80 columns."""
+    compared: Mapping[str, str]
+    """As many as a table of checkpoints has room for in 80 columns, each with its heading, of several lines where it
+    is long."""
+
+    charts: Mapping[str, Sequence[str]]
+    """Those that are drawn against training step: by the title of a chart, which has a scale of its own."""
+
+    colors: Mapping[str, str]
+    """The colour, `#rrggbb`, of each that is drawn."""
+
+    def in_words(self, metrics: Mapping[str, float]) -> str:
+        """How close one problem came, in a few words: `25.0% of predictions right`."""
 
     def score_test(
         self, truth: Answer, predictions: Sequence[Answer | None], attempts: Sequence[Answer]
@@ -300,20 +322,31 @@ class MetricSet(Protocol):
         """All metrics of one test: `predictions` (None: no valid answer), and the `attempts` selected from them."""
 
 
-class Drawable(Protocol):
-    """An answer, or a part of a question: whatever a kind's Card draws."""
+Drawable = Any
+"""An answer, or a part of a question: whatever a kind's Card draws."""
 
 
 class Card(Protocol):
     """Draws problems and answers, for HTML, pictures and the terminal."""
 
-    def demonstrations(self, problem: Problem) -> Sequence[tuple[Drawable, Drawable]]: ...
+    noun: str
+    """What an answer is called, in the singular: `grid`."""
 
-    def question(self, problem: Problem, test_index: int) -> Drawable: ...
+    css: str
+    """Style rules for what `html` returns."""
 
-    def html(self, drawn: Sequence[Drawable], *, room: int, truth: Answer | None = None) -> list[str]:
-        """Safe HTML of each, all at one scale at which the largest takes about `room` pixels. What differs from a
-        `truth` of comparable shape is marked."""
+    legend: str
+    """A sentence on how to read the drawings, for the end of a report; empty where they need none."""
+
+    def demonstrations(self, problem: Problem) -> Sequence[tuple[Drawable, Drawable]]:
+        """Inputs and outputs that are shown."""
+
+    def question(self, problem: Problem, test_index: int) -> Drawable:
+        """What test `test_index` (from 0) asks."""
+
+    def html(self, drawn: Sequence[tuple[Drawable, Answer | None]], *, room: int) -> list[str]:
+        """Safe HTML of each, all at one scale at which the largest takes about `room` pixels. What differs from the
+        true answer beside it is marked, where there is one and the two can be compared place by place."""
 
     def image(self, drawn: Drawable, box: int) -> Any:
         """A PIL image of at most `box` x `box` pixels."""
@@ -323,9 +356,6 @@ class Card(Protocol):
 
     def difference(self, answer: Answer, truth: Answer) -> str:
         """What is wrong with a wrong answer, in a few words: `3 wrong cells`."""
-
-    def same(self) -> str:
-        """What several equal answers are called, in the singular: `grid`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,7 +393,7 @@ class Overlap(Protocol):
         """Whether anything is shared."""
 
 
-class Kind(Protocol):
+class Kind(AnswerCodec, Protocol):
     """One kind of problem."""
 
     @property
@@ -382,10 +412,6 @@ class Kind(Protocol):
     @property
     def augmentations(self) -> Sequence[str]:
         """What inference.augmentations may name."""
-
-    @property
-    def answer_field(self) -> str:
-        """What predictions.jsonl calls an answer."""
 
     @property
     def metrics(self) -> MetricSet: ...
@@ -409,10 +435,6 @@ class Kind(Protocol):
 
     def fingerprint(self, items: Iterable[Item]) -> str:
         """sha256 of ids and content, in order."""
-
-    def answer_from_json(self, value: Any) -> Answer | None:
-        """Read what `to_json` wrote, or another program; None for no answer. Raise AnswerError where it is an answer
-        that breaks a rule of the kind, and ValueError where it is not of the right type at all."""
 
     def format(
         self, encoder: Any, prompt: Any, tokenizer: Any, *, positions: str

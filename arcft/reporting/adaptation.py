@@ -5,20 +5,15 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from rich.table import Table
 
-from arcft.problems.arc.scoring.metrics import METRICS, Scores, mean_and_error
-from arcft.problems.arc.task import Task
-from arcft.reporting.charts.charts import charts_png
+from arcft.protocols import MetricSet
 from arcft.reporting.words import count, percent, plus_minus, points
+from arcft.scoring.metrics import Scores, mean_and_error
 from arcft.scoring.predictions import Prediction
-from arcft.scoring.voting import Attempts, vote
-
-OF_MANY = ("max_correct_pixels", "any_correct_size", "pass_n", "vote_1", "vote_2")
-"""Metrics of all predictions of a test together, which rise with their number; the others are means over them."""
+from arcft.scoring.voting import vote
 
 MOST_VOTES = 8
 
@@ -33,10 +28,10 @@ class TaskRow:
     """Why it failed or was left out; its un-adapted predictions stand then."""
 
     solved: bool | None = None
-    """Every test by one of the two attempts handed in; None where an answer is not known."""
+    """Every test, by one of the attempts; None where an answer is not known."""
 
     votes: str = ""
-    """How often each grid was predicted, e.g. `5, 2, 1`; see `votes_in_words`."""
+    """How often each answer was predicted, e.g. `5, 2, 1`; see `votes_in_words`."""
 
     loss_first: float | None = None
     loss_last: float | None = None
@@ -63,9 +58,10 @@ class Adaptation:
     rows: Sequence[TaskRow]
     """One for each task."""
 
+    metric_set: MetricSet
     before: Scores | None
     after: Scores | None
-    """Scores of the model as it was and of what is handed in; None where no answer is known, or nothing was predicted
+    """Scores before adapting, and of what is submitted; None where no answer is known, or nothing was predicted
     before."""
 
     predictions_before: int
@@ -80,7 +76,7 @@ class Adaptation:
         """Whether the model as it was solved a task, for each whose answers and un-adapted predictions are known."""
         if self.before is None:
             return {}
-        return {task_id: metrics["vote_2"] == 1 for task_id, metrics in self.before.tasks.items()}
+        return self.before.solved(self.metric_set)
 
     @property
     def adapters(self) -> list[TaskRow]:
@@ -112,14 +108,14 @@ class Change:
 
 
 def changes(adaptation: Adaptation) -> list[Change]:
-    """Every metric of the tasks that have both scores, in the order of METRICS; empty if one of the two is missing."""
+    """Every metric of the tasks that have both scores, in the order of the MetricSet; empty if one of the two is missing."""
     before, after = adaptation.before, adaptation.after
-    common = [task_id for task_id in after.tasks if task_id in before.tasks] if before and after else []
+    common = [task_id for task_id in after.problems if task_id in before.problems] if before and after else []
     if before is None or after is None or not common:
         return []
     found = []
-    for metric in METRICS:
-        pairs = [(before.tasks[task_id][metric], after.tasks[task_id][metric]) for task_id in common]
+    for metric in adaptation.metric_set.names:
+        pairs = [(before.problems[task_id][metric], after.problems[task_id][metric]) for task_id in common]
         found.append(
             Change(
                 metric,
@@ -163,10 +159,10 @@ def gained_and_lost(adaptation: Adaptation) -> tuple[list[str], list[str]]:
 
 
 def votes_in_words(groups: Sequence[Sequence[Prediction]]) -> str:
-    """How often each grid was predicted, the most frequent first, e.g. `5, 2, 1`; a semicolon stands between tests.
+    """How often each answer was predicted, the most frequent first, e.g. `5, 2, 1`; a semicolon stands between tests.
 
-    `groups` are the predictions of each test of a task. A test without any grid is a 0; the rarest of many grids are
-    left out.
+    `groups` are the predictions of each test of a task. A test without any answer is a 0; the rarest of many answers
+    are left out.
     """
     return "; ".join(_listed(_votes(group)) for group in groups)
 
@@ -193,7 +189,7 @@ def before_after_table(adaptation: Adaptation, *, title: str | None = None) -> T
             f"{percent(change.before)} {plus_minus(change.before_error)}".strip(),
             f"{percent(change.after)} {plus_minus(change.after_error)}".strip(),
             f"{points(change.difference)} {plus_minus(change.difference_error)}".strip(),
-            style="bold" if change.metric == "vote_2" else None,
+            style="bold" if change.metric == adaptation.metric_set.primary else None,
         )
     return table
 
@@ -203,7 +199,8 @@ def number_note(adaptation: Adaptation) -> str:
     before, after = adaptation.predictions_before, adaptation.predictions_after
     if before == after:
         return ""
-    names = f"{', '.join(OF_MANY[:-1])} and {OF_MANY[-1]}"
+    grow = adaptation.metric_set.grow
+    names = f"{', '.join(grow[:-1])} and {grow[-1]}" if len(grow) > 1 else "".join(grow)
     return (
         f"{count(before, 'prediction')} a test before, {after:,} after: {names} rise with that number alone; "
         "the other metrics are means over predictions and do not."
@@ -224,25 +221,6 @@ def rows_table(adaptation: Adaptation) -> tuple[list[str], list[list[Any]]]:
         for row in adaptation.rows
     ]  # fmt: skip
     return names, rows
-
-
-def adaptation_png(path: Path | str, adaptation: Adaptation) -> None:
-    """Write the charts as a PNG: tasks solved (done, where no answer is known) against time, and losses."""
-    # Only here, since it brings matplotlib along.
-    from arcft.reporting.charts.adaptation_charts import adaptation_panels
-
-    panels = adaptation_panels(adaptation)
-    if not panels:
-        raise ValueError("no task was adapted to, so there is nothing to draw")
-    Path(path).write_bytes(charts_png(panels))
-
-
-def task_picture(path: Path | str, task: Task, attempts: Attempts) -> None:
-    """Write a PNG of one task: its demonstrations, and for each test input, true output if known, and two attempts."""
-    from arcft.problems.arc.drawing.mosaic import draw_task
-
-    groups = [attempts.get((task.id, index), ()) for index in range(len(task.test))]
-    draw_task(task, groups).save(path, optimize=True)
 
 
 def median(values: Sequence[float | None]) -> float | None:

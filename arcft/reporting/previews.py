@@ -1,29 +1,19 @@
-"""What train.py and evaluate.py show in the terminal, and the picture of predicted against true grids."""
+"""What train.py and evaluate.py show in the terminal: the first example, and tables of metrics."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.segment import Segment
-from rich.style import Style
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from arcft.problems.arc.drawing.colors import PALETTE
-from arcft.problems.arc.scoring.metrics import METRICS
-from arcft.problems.arc.task import Grid, Task
-from arcft.reporting.words import DEFINITIONS, count, percent, plus_minus
-from arcft.scoring.voting import Attempts
+from arcft.protocols import MetricSet
+from arcft.reporting.words import count, percent, plus_minus
 
 LEARNED = "bold black on green"
 NOT_LEARNED = "dim"
-COMPARED = ("accuracy", "correct_pixels", "correct_size", "pass_n", "unanswered", "vote_1", "vote_2")
-"""As many metrics as 80 columns hold."""
-
 LONGEST_EXAMPLE = 1500
 """Tokens shown of an example; of a longer one, its beginning and its end."""
 
@@ -61,6 +51,7 @@ def print_example(console: Console, tokens: Sequence[str], labels_mask: Sequence
 
 def metrics_table(
     metrics: Mapping[str, Mapping[str, float]],
+    metric_set: MetricSet,
     *,
     errors: Mapping[str, Mapping[str, float]] | None = None,
     title: str | None = None,
@@ -68,7 +59,7 @@ def metrics_table(
     """A table of metrics in percent, for a rich console.
 
     `metrics` and, where known, their standard `errors` are by name (of a checkpoint, a run, ...). A single one is
-    written from top to bottom with what each metric means; several are a row each, in the metrics of COMPARED.
+    written from top to bottom with what each metric means; several are a row each, in `metric_set.compared`.
     """
     errors = errors or {}
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -77,62 +68,17 @@ def metrics_table(
         table.add_column("metric")
         table.add_column(name, justify="right", overflow="fold")
         table.add_column("share of", style="dim")
-        for metric in METRICS:
+        for metric in metric_set.names:
             if metric in values:
-                table.add_row(metric, _cell(values, errors.get(name, {}), metric), DEFINITIONS[metric])
+                table.add_row(metric, _cell(values, errors.get(name, {}), metric), metric_set.definitions[metric])
         return table
     table.add_column("", no_wrap=True)
-    for metric in COMPARED:
-        table.add_column(
-            metric.replace("_", "\n").replace("unanswered", "un-\nanswered"), justify="right", no_wrap=True
-        )
+    for heading in metric_set.compared.values():
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, values in metrics.items():
-        cells = (_cell(values, errors.get(name, {}), metric) for metric in COMPARED)
+        cells = (_cell(values, errors.get(name, {}), metric) for metric in metric_set.compared)
         table.add_row(name, *(cell.replace("± ", "±").replace(" ", "\n") for cell in cells))
     return table
-
-
-@dataclasses.dataclass(frozen=True)
-class GridsSideBySide:
-    """A rich renderable: named grids beside each other, a character for two cells one above the other.
-
-    Without colours the digits are printed. A grid of None is drawn as the word `none`.
-    """
-
-    grids: Sequence[tuple[str, Grid | None]]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=True)
-        for name, _ in self.grids:
-            table.add_column(name, no_wrap=True)
-        colored = console.color_system is not None
-        table.add_row(
-            *(Text("none", style="dim") if grid is None else _blocks(grid, colored) for _, grid in self.grids)
-        )
-        yield table
-        yield Segment.line()
-
-
-def grids_side_by_side(grids: Sequence[tuple[str, Grid | None]]) -> GridsSideBySide:
-    """For example `console.print(grids_side_by_side([("predicted", grid), ("true", truth)]))`."""
-    return GridsSideBySide(tuple(grids))
-
-
-def predictions_picture(path: Path | str, tasks: Sequence[Task], attempts: Attempts, count: int) -> None:
-    """Write a PNG of the first `count` tests of `tasks`: input, true output where it is known, and both attempts."""
-    # Only here, since it brings matplotlib along for its fonts.
-    from arcft.problems.arc.drawing.mosaic import draw_page, tiles_of_task
-
-    tiles = [
-        tile
-        for task in tasks
-        for tile in tiles_of_task(
-            task, [attempts.get((task.id, index), ()) for index in range(len(task.test))], shown=2
-        )
-    ]
-    if not tiles or count < 1:
-        raise ValueError("no tests to draw")
-    draw_page(tiles[:count]).save(path, optimize=True)
 
 
 def _shown(number: int) -> list[tuple[int, int]]:
@@ -153,19 +99,3 @@ def _cell(values: Mapping[str, float], errors: Mapping[str, float], metric: str)
         return ""
     error = plus_minus(errors[metric]) if metric in errors else ""
     return f"{percent(values[metric])} {error}".strip()
-
-
-def _blocks(grid: Grid, colored: bool) -> Text:
-    if not colored:
-        return Text("\n".join("".join(str(cell) for cell in row) for row in grid))
-    text = Text()
-    for top in range(0, grid.shape[0], 2):
-        for column in range(grid.shape[1]):
-            upper = PALETTE[grid[top, column]]
-            if top + 1 < grid.shape[0]:
-                text.append("▀", Style(color=upper, bgcolor=PALETTE[grid[top + 1, column]]))
-            else:
-                text.append("▀", Style(color=upper))
-        text.append("\n")
-    text.rstrip()
-    return text

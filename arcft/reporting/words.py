@@ -7,28 +7,6 @@ from collections.abc import Sequence
 
 from arcft.reporting.outcomes import Result
 
-HEADLINES = {
-    "vote_2": "solved in two attempts",
-    "pass_n": "solved by any prediction",
-    "accuracy": "of predictions exact",
-    "correct_pixels": "of pixels right",
-    "correct_size": "of sizes right",
-    "unanswered": "unanswered",
-}
-"""The metrics that come first, the most important one first, and how a picture calls them."""
-
-DEFINITIONS = {
-    "accuracy": "predictions that are exactly right",
-    "correct_pixels": "right cells; none if the size is wrong",
-    "correct_size": "predictions of the right size",
-    "max_correct_pixels": "right cells of the best prediction",
-    "any_correct_size": "tests with a grid of the right size",
-    "pass_n": "tests solved by any prediction",
-    "unanswered": "predictions without a valid grid",
-    "vote_1": "tests solved by the first attempt",
-    "vote_2": "tests solved by either of two attempts",
-}
-
 
 def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + "s" * (number != 1)
@@ -66,7 +44,7 @@ def duration(seconds: float) -> str:
 
 
 def describe(results: Sequence[Result]) -> str:
-    """How much was evaluated, e.g. `400 tasks, 419 tests, 8 predictions a test`."""
+    """The size of an evaluation, e.g. `400 tasks, 419 tests, 8 predictions a test`."""
     tests = [len(group) for result in results for group in result.predictions]
     low, high = min(tests, default=0), max(tests, default=0)
     each = count(low, "prediction") if low == high else f"{low} to {high} predictions"

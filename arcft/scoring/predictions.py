@@ -11,88 +11,84 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from arcft.errors import ArcftError
-from arcft.problems.arc.task import Grid, GridAnswer, Task, TaskError, as_grid
-
-TestKey = tuple[str, int]
-"""A test of a task: the task's id, and the number of the test counted from 0."""
+from arcft.protocols import Answer, AnswerCodec, AnswerError, Problem, TestKey
 
 
 class PredictionError(ArcftError):
-    """A file of predictions that can't be read, or that does not belong to the tasks it is scored against."""
+    """A file of predictions that can't be read, or that does not belong to the problems it is scored against."""
 
 
-_OF_SELECTION = ("scores", "selection")
+_SELECTION_FIELDS = ("scores", "selection")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
     """One answer to one test."""
 
     task_id: str
-    test_index: int
-    """Which of the task's tests, from 0."""
+    """The problem's id."""
 
-    grid: Grid | None
-    """The answer in the test's own orientation and colours; None where there is no valid one."""
+    test_index: int
+    """Which of the problem's tests, from 0."""
+
+    answer: Answer | None
+    """To the test as it is, not as it was varied for the prompt; None where there is no valid one."""
 
     text: str = ""
-    """What the model wrote, before it was parsed and un-transformed."""
+    """What the model wrote, before it was parsed and un-augmented."""
 
     logprob: float | None = None
-    """Natural logarithm of the probability of all produced tokens together."""
+    """Summed log-probability of all produced tokens, in nats."""
 
     num_tokens: int | None = None
-    """How many tokens `logprob` covers, the end token included."""
+    """Tokens that `logprob` covers, the end token included."""
 
     seconds: float | None = None
-    """What the prediction cost; a batch's time is shared by its rows."""
+    """Time that the prediction took; the rows of a batch share its time equally."""
 
     transform: dict[str, Any] | None = None
-    """How the task was varied for this prompt, as `arcft.problems.arc.augment.transforms` writes it."""
+    """How the problem was varied for this prompt: `View.to_dict`."""
 
     seed: int | None = None
     error: str | None = None
-    """Why there is no grid."""
+    """Why there is no answer."""
 
     scores: tuple[float, ...] | None = None
-    """With selection=score, on one prediction of each grid: the grid's summed log-probability under each of the first
-    augmentations that are dealt for this `seed`, the un-augmented one first."""
+    """With selection=score, on one prediction of each distinct answer: the answer's summed log-probability under each
+    of the first augmentations dealt for this `seed`, the un-augmented one first."""
 
     selection: dict[str, Any] | None = None
-    """On one prediction of each grid: its rank among the test's grids, from 1, and what put it there."""
+    """On one prediction of each distinct answer: its rank among the test's answers, from 1, and the reasons for it."""
 
-    @property
-    def answer(self) -> GridAnswer | None:
-        """The grid as an Answer."""
-        return None if self.grid is None else GridAnswer(self.grid)
-
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self, answer_field: str) -> dict[str, Any]:
         """The line of a predictions file, as plain data; `prediction_from_json` reads it back."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        values["grid"] = None if self.grid is None else self.grid.tolist()
+        values["answer"] = None if self.answer is None else self.answer.to_json()
         values["scores"] = None if self.scores is None else list(self.scores)
-        # Most lines have neither.
-        return {name: value for name, value in values.items() if value is not None or name not in _OF_SELECTION}
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Prediction) and self.to_json() == other.to_json()
+        return {
+            answer_field if name == "answer" else name: value
+            for name, value in values.items()
+            # Most lines have neither.
+            if value is not None or name not in _SELECTION_FIELDS
+        }
 
     def __hash__(self) -> int:
         return hash((self.task_id, self.test_index, self.text))
 
 
-def prediction_from_json(values: Any, where: str) -> Prediction:
+def prediction_from_json(values: Any, where: str, answers: AnswerCodec) -> Prediction:
     """Check the plain data of one line, and return it as a Prediction.
 
-    Predictions made elsewhere need only `task_id`, `test_index` and `grid`; keys that are not ours are ignored.
-    A grid that is null, empty, ragged, too large or of a colour that ARC doesn't have is an answer that counts as
-    none: `grid` is None and `error` says why. Anything else that is wrong raises PredictionError, opened by `where`.
+    Predictions made elsewhere need only `task_id`, `test_index` and the answer; unknown keys are ignored. An answer
+    that breaks a rule of its kind counts as none: `answer` is None and `error` says why. Anything else that is wrong
+    raises PredictionError, whose message `where` opens.
     """
+    needed = f"task_id, test_index and {answers.answer_field}"
     if not isinstance(values, dict):
-        raise PredictionError(f"{where}: a prediction is an object with task_id, test_index and grid")
-    for key in ("task_id", "test_index", "grid"):
+        raise PredictionError(f"{where}: a prediction is an object with {needed}")
+    for key in ("task_id", "test_index", answers.answer_field):
         if key not in values:
-            raise PredictionError(f"{where}: {key} is missing; a prediction needs task_id, test_index and grid")
+            raise PredictionError(f"{where}: {key} is missing; a prediction needs {needed}")
     if not isinstance(values["task_id"], str):
         raise PredictionError(f"{where}: task_id={values['task_id']!r}: must be text, in quotes")
     test_index = _number(values, "test_index", where, whole=True, least=0)
@@ -100,11 +96,11 @@ def prediction_from_json(values: Any, where: str) -> Prediction:
         raise PredictionError(f"{where}: test_index=null: must be a whole number, counted from 0")
     num_tokens = _number(values, "num_tokens", where, whole=True, least=0)
     seed = _number(values, "seed", where, whole=True)
-    grid, reason = _answer(values["grid"], where)
+    answer, reason = _answer(values[answers.answer_field], where, answers)
     return Prediction(
         task_id=values["task_id"],
         test_index=int(test_index),
-        grid=grid,
+        answer=answer,
         text=_typed(values, "text", str, where) or "",
         logprob=_number(values, "logprob", where),
         num_tokens=None if num_tokens is None else int(num_tokens),
@@ -117,8 +113,8 @@ def prediction_from_json(values: Any, where: str) -> Prediction:
     )
 
 
-def read_predictions(path: Path | str, *, allow_torn: bool = False) -> list[Prediction]:
-    """Read a file with one JSON object a line; blank lines are passed over.
+def read_predictions(path: Path | str, answers: AnswerCodec, *, allow_torn: bool = False) -> list[Prediction]:
+    """Read a file with one JSON object a line; blank lines are skipped.
 
     A last line that was cut off while it was written is dropped with `allow_torn`; otherwise, like any other broken
     line, it raises a PredictionError that names the file and the line.
@@ -139,7 +135,7 @@ def read_predictions(path: Path | str, *, allow_torn: bool = False) -> list[Pred
                     break
                 raise PredictionError(f"{where}: the last line is cut off ({error}); remove it and try again") from None
             raise PredictionError(f"{where}: not JSON ({error}); each line is one prediction") from None
-        predictions.append(prediction_from_json(values, where))
+        predictions.append(prediction_from_json(values, where, answers))
     return predictions
 
 
@@ -159,22 +155,35 @@ def open_for_append(path: Path | str) -> TextIO:
     return path.open("a", encoding="utf-8", newline="\n")
 
 
-def append_prediction(file: TextIO, prediction: Prediction) -> None:
+def append_prediction(file: TextIO, prediction: Prediction, answers: AnswerCodec) -> None:
     """Write one line and flush it, so that a run that is killed later has not lost it."""
-    file.write(json.dumps(prediction.to_json(), allow_nan=False) + "\n")
+    file.write(json.dumps(prediction.to_json(answers.answer_field), allow_nan=False) + "\n")
     file.flush()
 
 
-def group_by_test(tasks: Sequence[Task], predictions: Sequence[Prediction]) -> dict[TestKey, list[Prediction]]:
-    """Each test of `tasks`, in their order, with its predictions; a test without any has an empty list.
+def all_tests(problems: Sequence[Problem]) -> list[TestKey]:
+    """Every test of `problems`, in order."""
+    return [(problem.id, index) for problem in problems for index in range(len(problem.answers))]
 
-    Predictions of other tasks are left out. PredictionError for a test that a task doesn't have, and when there are
-    predictions but none of them is for any of `tasks`.
-    """
-    groups: dict[TestKey, list[Prediction]] = {
-        (task.id, index): [] for task in tasks for index in range(len(task.test))
+
+def known_answers(problems: Sequence[Problem]) -> dict[TestKey, Answer]:
+    """The true answers that are known, by test."""
+    return {
+        (problem.id, index): answer
+        for problem in problems
+        for index, answer in enumerate(problem.answers)
+        if answer is not None
     }
-    num_tests = {task.id: len(task.test) for task in tasks}
+
+
+def group_by_test(problems: Sequence[Problem], predictions: Sequence[Prediction]) -> dict[TestKey, list[Prediction]]:
+    """Each test of `problems`, in their order, with its predictions; a test without any has an empty list.
+
+    Predictions of other problems are left out. Raises PredictionError for a test that a problem doesn't have, and when
+    there are predictions but none of them is for any of `problems`.
+    """
+    groups: dict[TestKey, list[Prediction]] = {key: [] for key in all_tests(problems)}
+    num_tests = {problem.id: len(problem.answers) for problem in problems}
     for prediction in predictions:
         if prediction.task_id not in num_tests:
             continue
@@ -185,27 +194,22 @@ def group_by_test(tasks: Sequence[Task], predictions: Sequence[Prediction]) -> d
                 f"{num_tests[key[0]]} test(s), counted from 0; are these predictions for another set of tasks?"
             )
         groups[key].append(prediction)
-    if predictions and tasks and not any(groups.values()):
+    if predictions and problems and not any(groups.values()):
         raise PredictionError(
-            f"none of the {len(predictions)} predictions is for one of the {len(tasks)} tasks (first prediction: task "
-            f"{predictions[0].task_id}, first task: {tasks[0].id}); choose the tasks that they answer with data=..."
+            f"none of the {len(predictions)} predictions is for one of the {len(problems)} tasks (first prediction: task "
+            f"{predictions[0].task_id}, first task: {problems[0].id}); choose the tasks that they answer with data=..."
         )
     return groups
 
 
-def _answer(value: Any, where: str) -> tuple[Grid | None, str | None]:
-    if value is None:
-        return None, None
-    rows = value if isinstance(value, list) else [None]
-    cells = [cell for row in rows for cell in (row if isinstance(row, list) else [None])]
-    if not all(isinstance(cell, int) and not isinstance(cell, bool) for cell in cells):
-        raise PredictionError(f"{where}: grid is a list of rows of whole numbers, or null for no answer")
-    if not cells:
-        return None, "empty grid"
+def _answer(value: Any, where: str, answers: AnswerCodec) -> tuple[Answer | None, str | None]:
+    """The answer, or why it counts as none."""
     try:
-        return as_grid(value, where="invalid grid"), None
-    except TaskError as error:
+        return answers.answer_from_json(value), None
+    except AnswerError as error:
         return None, str(error)
+    except ValueError as error:
+        raise PredictionError(f"{where}: {error}") from None
 
 
 def _number(

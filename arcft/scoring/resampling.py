@@ -1,21 +1,20 @@
-"""How many predictions a test are worth making: what fewer of those that are there would have come to."""
+"""Estimate metrics at smaller numbers of predictions per test, by subsampling."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arcft.problems.arc.task import Task
+from arcft.protocols import MetricSet, Problem
 from arcft.scoring.predictions import Prediction, group_by_test
 from arcft.scoring.selection import Candidates
-from arcft.scoring.voting import Candidate, GridKey, grid_key, logprob_per_token
+from arcft.scoring.voting import Candidate, logprob_per_token
 
-METRICS_OF_MANY = ("pass_n", "vote_1", "vote_2")
 DRAWS = 100
 _SEED = 0
 
@@ -24,15 +23,15 @@ Values = NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True)
 class SubsampledMetrics:
-    """What so many predictions a test come to."""
+    """Metrics at this number of predictions per test."""
 
     predictions: int
     mean: dict[str, float]
-    """Of each of METRICS_OF_MANY, over draws: what is to be expected."""
+    """The expected value of each metric of `MetricSet.by_rank`: its mean over draws."""
 
     deviation: dict[str, float]
-    """The standard deviation over draws: what is left to the chance of which predictions are made. Which tasks are
-    asked is no part of it; 0 where there is one way to draw."""
+    """The standard deviation over draws: the noise from which predictions are made. The choice of problems is no part
+    of it; 0 where there is only one way to draw."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for metrics.json."""
@@ -40,33 +39,39 @@ class SubsampledMetrics:
 
 
 def metrics_by_count(
-    tasks: Sequence[Task], predictions: Sequence[Prediction], candidates: Candidates, draws: int = DRAWS
+    problems: Sequence[Problem],
+    predictions: Sequence[Prediction],
+    candidates: Candidates,
+    metric_set: MetricSet,
+    draws: int = DRAWS,
 ) -> list[SubsampledMetrics]:
     """The metrics with 1, 2, 4, ... and all predictions a test; empty where no test has two, or no answer is known.
 
-    So many of each test's predictions are drawn without replacement, and their grids put in order as `candidates` were:
+    That many of each test's predictions are drawn without replacement, and their answers ordered as `candidates` were:
     by the same scores, and by the votes and log-probabilities of those drawn. A test that has fewer gives all it has.
-    Means are over a task's tests, then over tasks, as everywhere. The draws are the same in each call.
+    Means are over a problem's tests, then over problems, as everywhere. The draws are the same in each call.
     """
-    groups = group_by_test(tasks, predictions)
-    known = [task for task in tasks if any(pair.output is not None for pair in task.test)]
-    most = max((len(groups[task.id, index]) for task in known for index in range(len(task.test))), default=0)
+    groups = group_by_test(problems, predictions)
+    known = [problem for problem in problems if any(answer is not None for answer in problem.answers)]
+    most = max((len(groups[each.id, index]) for each in known for index in range(len(each.answers))), default=0)
     if most < 2:
         return []
     numbers = [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
+    limits = [math.inf if rank is None else rank for rank in metric_set.by_rank.values()]
     rng = np.random.default_rng(_SEED)
-    totals = np.zeros((len(numbers), len(METRICS_OF_MANY), draws))
-    for task in known:
-        truths = {(task.id, index): pair.output for index, pair in enumerate(task.test) if pair.output is not None}
+    totals = np.zeros((len(numbers), len(limits), draws))
+    for problem in known:
+        truths = {(problem.id, index): answer for index, answer in enumerate(problem.answers) if answer is not None}
         for key, truth in truths.items():
-            ranks = _ranks(groups[key], candidates[key], grid_key(truth), numbers, draws, rng)
+            ranks = _ranks(groups[key], candidates[key], truth.key, numbers, draws, rng)
             if ranks is not None:
-                totals += np.stack([ranks < np.inf, ranks < 1, ranks < 2], axis=1) / len(truths)
+                totals += np.stack([ranks < limit for limit in limits], axis=1) / len(truths)
     totals /= len(known)
-    return [_at_number(number, values) for number, values in zip(numbers, totals, strict=True)]
+    names = tuple(metric_set.by_rank)
+    return [_at_number(number, names, values) for number, values in zip(numbers, totals, strict=True)]
 
 
-def _at_number(number: int, values: Values) -> SubsampledMetrics:
+def _at_number(number: int, names: Sequence[str], values: Values) -> SubsampledMetrics:
     """`values` are [metrics, draws]."""
     # What is the same in all draws is the mean itself; summed up, it would be so only up to rounding.
     same = values.min(axis=1) == values.max(axis=1)
@@ -74,22 +79,22 @@ def _at_number(number: int, values: Values) -> SubsampledMetrics:
     deviations = np.where(same, 0.0, values.std(axis=1, ddof=1))
     return SubsampledMetrics(
         number,
-        mean=dict(zip(METRICS_OF_MANY, means.tolist(), strict=True)),
-        deviation=dict(zip(METRICS_OF_MANY, deviations.tolist(), strict=True)),
+        mean=dict(zip(names, means.tolist(), strict=True)),
+        deviation=dict(zip(names, deviations.tolist(), strict=True)),
     )
 
 
 def _ranks(
     predictions: Sequence[Prediction],
     candidates: Sequence[Candidate],
-    right: GridKey,
+    right: Hashable,
     numbers: Sequence[int],
     draws: int,
     rng: np.random.Generator,
 ) -> Values | None:
-    """How many grids come before the `right` one, [numbers, draws], infinity where it is not drawn; None where it was
-    never predicted."""
-    places = {grid_key(candidate.grid): place for place, candidate in enumerate(candidates)}
+    """How many answers rank above that with the key `right`, [numbers, draws], infinity where it is not drawn; None
+    where it was never predicted."""
+    places = {candidate.answer.key: place for place, candidate in enumerate(candidates)}
     if right not in places:
         return None
     drawn = _Drawn(predictions, candidates, places)
@@ -104,12 +109,14 @@ class _Drawn:
     """A test's predictions as arrays, to rank one of its candidates by some of them, for all draws at once."""
 
     def __init__(
-        self, predictions: Sequence[Prediction], candidates: Sequence[Candidate], places: dict[GridKey, int]
+        self, predictions: Sequence[Prediction], candidates: Sequence[Candidate], places: dict[Hashable, int]
     ) -> None:
-        """`places` of candidates by their grids."""
-        # What has no grid is one more candidate, which is left out in the end.
+        """`places` of candidates by their answers' keys."""
+        # No answer is one more candidate, which is left out in the end.
         self._count = len(candidates)
-        self._grids = np.array([self._count if one.grid is None else places[grid_key(one.grid)] for one in predictions])
+        self._places = np.array(
+            [self._count if one.answer is None else places[one.answer.key] for one in predictions]
+        )
         logprobs = [logprob_per_token(one) for one in predictions]
         self._has_logprob = np.array([logprob is not None for logprob in logprobs])
         self._logprobs = np.array([0.0 if logprob is None else logprob for logprob in logprobs])
@@ -119,12 +126,12 @@ class _Drawn:
         """How many candidates come before the one at `place`, [draws], by the predictions `drawn`, [draws, number];
         infinity where it is not among them."""
         rows = np.arange(len(drawn))[:, None] * (self._count + 1)
-        cells = (rows + self._grids[drawn]).ravel()
+        cells = (rows + self._places[drawn]).ravel()
         votes = self._sum(cells, len(drawn))
         known = self._sum(cells, len(drawn), self._has_logprob[drawn])
         sums = self._sum(cells, len(drawn), self._logprobs[drawn])
         logprobs = np.where(known > 0, sums / np.maximum(known, 1), -np.inf)
-        firsts = np.full(len(drawn) * (self._count + 1), len(self._grids))
+        firsts = np.full(len(drawn) * (self._count + 1), len(self._places))
         np.minimum.at(firsts, cells, drawn.ravel())
         firsts = firsts.reshape(len(drawn), -1)[:, :-1]
         # By one criterion after the other: those before decide, unless they are equal.

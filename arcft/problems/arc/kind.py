@@ -45,11 +45,15 @@ class ArcKind:
 
     @property
     def metrics(self) -> MetricSet:
-        raise NotImplementedError
+        from arcft.problems.arc.scoring.metrics import ArcMetrics
+
+        return ArcMetrics()
 
     @property
     def card(self) -> Card:
-        raise NotImplementedError
+        from arcft.problems.arc.drawing.card import GridCard
+
+        return GridCard()
 
     def load(self, data: DataConfig) -> Sources:
         return [(source.weight or 1.0, cast(list[Item], _load_source(source))) for source in data.as_sources()]
@@ -79,7 +83,9 @@ class ArcKind:
         return data_fingerprint(cast("Iterable[Task | PairPool]", items))
 
     def answer_from_json(self, value: Any) -> Answer | None:
-        raise NotImplementedError
+        from arcft.problems.arc.answers import answer_from_json
+
+        return answer_from_json(value)
 
     def format(
         self, encoder: Any, prompt: Any, tokenizer: Any, *, positions: str
@@ -117,14 +123,14 @@ class ArcKind:
     def verifier(self) -> Verifier:
         from arcft.problems.arc.scoring.verifier import Consistency
 
-        return cast(Verifier, Consistency())
+        return Consistency()
 
     def write_submission(
         self, path: Path, problems: Sequence[Problem], attempts: Mapping[TestKey, Sequence[Answer]]
     ) -> None:
         from arcft.problems.arc.scoring.submission import write_submission
 
-        write_submission(path, cast("Sequence[Task]", problems), cast(Any, attempts))
+        write_submission(path, problems, attempts)
 
     def problems(self, config: Any) -> Iterator[str]:
         yield from ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Hashable, Iterable
 from typing import Any
 
@@ -124,7 +125,7 @@ class Task:
         """Whether every test output is known."""
         return all(pair.output is not None for pair in self.test)
 
-    @property
+    @functools.cached_property
     def answers(self) -> tuple[GridAnswer | None, ...]:
         """The output of each test; None where it is not known."""
         return tuple(None if pair.output is None else GridAnswer(pair.output) for pair in self.test)

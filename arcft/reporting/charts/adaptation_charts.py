@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arcft.reporting.adaptation import Adaptation, done_course, solved_course
-from arcft.reporting.charts.charts import Panel, charts_svg
+from arcft.reporting.charts.charts import Panel, charts_png, charts_svg
 from arcft.reporting.outcomes import ANSWERED, SOLVED, UNSOLVED
 
 if TYPE_CHECKING:
@@ -45,6 +46,14 @@ def adaptation_svg(adaptation: Adaptation) -> str:
     """The charts as an <svg> element; "" if there is nothing to draw."""
     panels = adaptation_panels(adaptation)
     return charts_svg(panels) if panels else ""
+
+
+def adaptation_png(path: Path | str, adaptation: Adaptation) -> None:
+    """Write the charts as a PNG: tasks solved (done, where no answer is known) against time, and losses."""
+    panels = adaptation_panels(adaptation)
+    if not panels:
+        raise ValueError("no task was adapted to, so there is nothing to draw")
+    Path(path).write_bytes(charts_png(panels))
 
 
 def _draw_course(points: Sequence[tuple[float, int]], level: int | None, label: str, color: str, axes: Axes) -> None:

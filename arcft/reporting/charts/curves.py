@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arcft.problems.arc.scoring.metrics import METRICS
+from arcft.protocols import MetricSet
 from arcft.reporting.charts.charts import Panel, charts_png, charts_svg
 
 if TYPE_CHECKING:
@@ -25,11 +25,6 @@ METRIC_PREFIX = "eval_"
 Line = tuple[tuple[int, float], ...]
 """Points (training step, value), by step."""
 
-# Two families of metrics, each with its own scale; colours from Okabe and Ito, told apart by colour-blind readers.
-FAMILIES: dict[str, dict[str, str]] = {
-    "Solved": {"pass_n": "#7cc4f0", "vote_2": "#1f86cc", "accuracy": "#009e73"},
-    "Grids": {"correct_size": "#cc79a7", "correct_pixels": "#d55e00", "unanswered": "#8c8c8c"},
-}
 LOSSES = {"train_loss": ("training", "#8c8c8c"), "eval_loss": ("validation", "#d55e00")}
 
 
@@ -50,16 +45,16 @@ class Curves:
     def is_empty(self) -> bool:
         return not (self.train_loss or self.eval_loss or any(self.metrics.values()))
 
-    def with_metrics(self, metrics_at: Mapping[int, Mapping[str, float]]) -> Curves:
+    def with_metrics(self, metrics_at: Mapping[int, Mapping[str, float]], metric_set: MetricSet) -> Curves:
         """The same losses beside other metrics: those of each checkpoint's own evaluation, by training step."""
         lines = {
             name: tuple((step, metrics_at[step][name]) for step in sorted(metrics_at) if name in metrics_at[step])
-            for name in METRICS
+            for name in metric_set.names
         }
         return dataclasses.replace(self, metrics={name: line for name, line in lines.items() if line})
 
 
-def read_history(run_folder: Path | str) -> Curves:
+def read_history(run_folder: Path | str, metric_set: MetricSet) -> Curves:
     """Read RUN/history.jsonl; empty curves where there is none.
 
     A resumed run repeats the steps after its checkpoint: the later line holds. A line that a crash cut off and values
@@ -74,22 +69,24 @@ def read_history(run_folder: Path | str) -> Curves:
     return Curves(
         train_loss=lines.get(TRAIN_LOSS, ()),
         eval_loss=lines.get(EVAL_LOSS, ()),
-        metrics={name: lines[METRIC_PREFIX + name] for name in METRICS if METRIC_PREFIX + name in lines},
+        metrics={name: lines[METRIC_PREFIX + name] for name in metric_set.names if METRIC_PREFIX + name in lines},
     )
 
 
-def curves_svg(curves: Curves) -> str:
+def curves_svg(curves: Curves, metric_set: MetricSet) -> str:
     """The curves as an <svg> element to put into HTML, in the text colour of its surroundings; "" if there are none."""
     if curves.is_empty:
         return ""
-    return charts_svg(_panels(curves), share_x=True)
+    return charts_svg(_panels(curves, metric_set), share_x=True)
 
 
-def curves_png(curves: Curves, *, pixel_size: tuple[int, int] | None = None, stacked: bool = False) -> bytes:
+def curves_png(
+    curves: Curves, metric_set: MetricSet, *, pixel_size: tuple[int, int] | None = None, stacked: bool = False
+) -> bytes:
     """The curves as a PNG on white, by default as wide as they have panels; `stacked` puts these below each other."""
     if curves.is_empty:
         raise ValueError("no curves to draw")
-    return charts_png(_panels(curves), pixel_size=pixel_size, stacked=stacked, share_x=True)
+    return charts_png(_panels(curves, metric_set), pixel_size=pixel_size, stacked=stacked, share_x=True)
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -104,24 +101,23 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
             yield line
 
 
-def panel_titles(curves: Curves) -> list[str]:
+def panel_titles(curves: Curves, metric_set: MetricSet) -> list[str]:
     """Titles of the panels that have something to show."""
-    families = [title for title, names in FAMILIES.items() if any(curves.metrics.get(name) for name in names)]
-    return (["Loss"] if curves.train_loss or curves.eval_loss else []) + families
+    return [panel.title for panel in _panels(curves, metric_set)]
 
 
-def _panels(curves: Curves) -> list[Panel]:
-    return [Panel(title, "training step", functools.partial(_draw, curves, title)) for title in panel_titles(curves)]
+def _panels(curves: Curves, metric_set: MetricSet) -> list[Panel]:
+    panels = []
+    if curves.train_loss or curves.eval_loss:
+        panels.append(Panel("Loss", "training step", functools.partial(_draw_losses, curves)))
+    for title, names in metric_set.charts.items():
+        if any(curves.metrics.get(name) for name in names):
+            colors = {name: metric_set.colors[name] for name in names}
+            panels.append(Panel(title, "training step", functools.partial(_draw_metrics, curves, colors)))
+    return panels
 
 
-def _draw(curves: Curves, title: str, axes: Axes) -> None:
-    if title == "Loss":
-        _draw_losses(axes, curves)
-    else:
-        _draw_family(axes, curves, FAMILIES[title])
-
-
-def _draw_losses(axes: Axes, curves: Curves) -> None:
+def _draw_losses(curves: Curves, axes: Axes) -> None:
     for field, (label, color) in LOSSES.items():
         line: Line = getattr(curves, field)
         if line:
@@ -130,7 +126,7 @@ def _draw_losses(axes: Axes, curves: Curves) -> None:
     axes.set_ylabel("nats per token")
 
 
-def _draw_family(axes: Axes, curves: Curves, colors: Mapping[str, str]) -> None:
+def _draw_metrics(curves: Curves, colors: Mapping[str, str], axes: Axes) -> None:
     for name, color in colors.items():
         line = curves.metrics.get(name)
         if line:

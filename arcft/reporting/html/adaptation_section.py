@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from arcft.problems.arc.scoring.metrics import Scores
 from arcft.reporting.adaptation import (
     Adaptation,
     TaskRow,
@@ -17,6 +16,7 @@ from arcft.reporting.adaptation import (
 from arcft.reporting.charts.adaptation_charts import adaptation_svg
 from arcft.reporting.outcomes import Result
 from arcft.reporting.words import count, duration, percent, plus_minus, points
+from arcft.scoring.metrics import Scores
 
 MOST_OPEN_ROWS = 20
 """A longer table of tasks is folded, so that what comes after it is not far away."""
@@ -29,7 +29,7 @@ NUMERIC = {"loss", "steps", "adapting", "predicting", "done after"}
 def adaptation_section(adaptation: Adaptation, results: Sequence[Result], anchors: Mapping[str, str]) -> str:
     """The section. Tasks stand in the order of `results` and link to their cards, whose ids `anchors` holds by task."""
     rows = {row.task_id: row for row in adaptation.rows}
-    ordered = [(rows[result.task.id], result) for result in results if result.task.id in rows]
+    ordered = [(rows[result.problem.id], result) for result in results if result.problem.id in rows]
     parts = [
         "<h2>Test-time fine-tuning</h2>",
         _outcome(adaptation, anchors),
@@ -47,7 +47,7 @@ def before_words(before: Scores | None, metric: str) -> str:
     """For a headline, e.g. `before 12.5% ± 3.1`; empty where it is not known."""
     if before is None or metric not in before.metrics:
         return ""
-    error = before.standard_errors()[metric] if len(before.tasks) > 1 else float("nan")
+    error = before.standard_errors()[metric] if len(before.problems) > 1 else float("nan")
     return f"before {percent(before.metrics[metric])} {plus_minus(error)}".strip()
 
 
@@ -107,7 +107,7 @@ def _changes(adaptation: Adaptation) -> str:
         )
     )
     body = "".join(
-        f"<tr class='{'main' if change.metric == 'vote_2' else ''}'><th><code>{change.metric}</code></th>"
+        f"<tr class='{'main' if change.metric == adaptation.metric_set.primary else ''}'><th><code>{change.metric}</code></th>"
         + "".join(
             f'<td class="number">{value} <small>{plus_minus(error)}</small></td>'
             for value, error in (
@@ -152,7 +152,7 @@ def _failures(rows: Sequence[TaskRow], anchors: Mapping[str, str]) -> str:
     )
     return (
         f"<details{_opened(rows)}><summary>{count(len(rows), 'task')} not adapted to</summary>"
-        "<p class='faint'>What was predicted without adapting, if anything, is handed in for them.</p>"
+        "<p class='faint'>Predictions made before adapting, if any, are submitted for them.</p>"
         f'<table><tr><th>task</th><th class="number">tries</th><th>reason</th><th></th></tr>{body}</table></details>'
     )
 

@@ -48,17 +48,6 @@ figure { margin: 0; }
 figcaption { font-size: 13px; white-space: nowrap; }
 .good { color: #15915b; font-weight: 600; }
 .bad { color: #c8463c; font-weight: 600; }
-.grid {
-  position: relative; display: block; line-height: 0; border: 1px solid #70757e;
-  width: calc(var(--w) * var(--c) * 1px + 2px); height: calc(var(--h) * var(--c) * 1px + 2px);
-}
-.grid img { position: absolute; inset: 0; width: 100%; height: 100%; image-rendering: pixelated; }
-.grid::after {
-  content: ""; position: absolute; inset: 0; background-size: calc(var(--c) * 1px) calc(var(--c) * 1px);
-  background-position: -1px -1px;
-  background-image: linear-gradient(to right, #70757e90 1px, transparent 1px),
-    linear-gradient(to bottom, #70757e90 1px, transparent 1px);
-}
 .none {
   display: grid; place-items: center; width: 90px; height: 90px; color: var(--faint);
   border: 1px dashed var(--faint); font-size: 13px;

@@ -18,12 +18,12 @@ from arcft.console import note
 from arcft.prediction.predict_vllm import VllmJob, VllmModel
 from arcft.prediction.score_candidates import predict_and_score
 from arcft.problems.arc.task import Task
-from arcft.protocols import DealViews
+from arcft.protocols import DealViews, TestKey
 from arcft.runs.common.paths import override
 from arcft.runs.common.progress import progress_bar
 from arcft.runs.evaluation.results import write_predictions
 from arcft.runs.evaluation.vllm import predict_with_vllm
-from arcft.scoring.predictions import Prediction, TestKey, append_prediction, open_for_append, read_predictions
+from arcft.scoring.predictions import Prediction, append_prediction, open_for_append, read_predictions
 from arcft.scoring.selection import ATTEMPTS, Selector, make_selector
 from arcft.text.builder import ExampleBuilder
 

@@ -16,20 +16,20 @@ from arcft.config.selection import ScoreConfig
 from arcft.config.stored import from_stored
 from arcft.console import note
 from arcft.errors import ArcftError
-from arcft.problems.arc.task import Task
+from arcft.protocols import TestKey
 from arcft.reporting.words import count
 from arcft.runs.evaluation.results import METRICS_FILE, SUBMISSION_FILE
 from arcft.runs.setup.checkpoint_config import distinct_names, is_pattern, matching_checkpoints
+from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.tasks import chosen_tasks, default_data, filter_tasks, tasks_with_ids
-from arcft.scoring.predictions import Prediction, TestKey, group_by_test, read_predictions
-from arcft.scoring.voting import grid_key
+from arcft.scoring.predictions import Prediction, group_by_test, read_predictions
 
 NEEDS_TASKS = "predictions= needs the tasks they answer: add data=arc1, data=kaggle data.path=TASKS.json, ..."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadedPredictions:
-    """What files of predictions come to."""
+    """Predictions read from files, with the problems that they answer."""
 
     name: str
     predictions: list[Prediction]
@@ -51,7 +51,8 @@ def given_predictions(config: EvaluateConfig, explicit: Collection[str]) -> Load
             [f"{key}= has no effect with predictions=, which no model makes here; drop it" for key in without_effect]
         )
     files = [config.predictions] if isinstance(config.predictions, str) else config.predictions or []
-    predictions = [prediction for file in files for prediction in read_predictions(file)]
+    kind = kind_of(config.data)
+    predictions = [prediction for file in files for prediction in read_predictions(file, kind)]
     about: dict[str, Any] = {"predictions": files}
     if config.data.source == "held_out":
         evaluated = evaluated_tasks(Path(files[0]))
@@ -63,7 +64,7 @@ def given_predictions(config: EvaluateConfig, explicit: Collection[str]) -> Load
     groups = group_by_test(tasks, predictions)  # raises where they don't belong together
     name = Path(files[0]).name if len(files) == 1 else f"{len(files)} files"
     if isinstance(config.selection, ScoreConfig):
-        check_scores(groups, config.selection, explicit, name)
+        check_scores(groups, config.selection, explicit, name, kind.card.noun)
     return LoadedPredictions(name=name, predictions=predictions, tasks=tasks, about=about)
 
 
@@ -116,12 +117,16 @@ def _stored(path: Path) -> dict[str, Any]:
 
 
 def check_scores(
-    groups: Mapping[TestKey, Sequence[Prediction]], selection: ScoreConfig, explicit: Collection[str], name: str
+    groups: Mapping[TestKey, Sequence[Prediction]],
+    selection: ScoreConfig,
+    explicit: Collection[str],
+    name: str,
+    noun: str,
 ) -> None:
     """Raise ConfigError where selection=score would have nothing to go by, or less than `explicit` keys ask for.
 
-    `groups` are the predictions of each test, `name` is where they come from. Says how many tests have grids without
-    scores, where others have some.
+    `groups` are the predictions of each test, `name` is where they come from, `noun` is what an answer is called.
+    Prints how many tests have answers without scores, where others have some.
     """
     open_groups = [group for group in groups.values() if _has_choice(group)]
     scored = [[one for one in group if one.scores is not None] for group in open_groups]
@@ -142,14 +147,14 @@ def check_scores(
         )
     partly = sum(_without_scores(group) > 0 for group in open_groups)
     if partly:
-        note(f"in {partly} of {count(len(groups), 'test')} some grids have no scores: they come after those that have")
+        note(f"in {partly} of {count(len(groups), 'test')} some {noun}s have no scores: they come after those that have")
 
 
 def _has_choice(group: Sequence[Prediction]) -> bool:
-    return len({grid_key(one.grid) for one in group if one.grid is not None}) > 1
+    return len({one.answer.key for one in group if one.answer is not None}) > 1
 
 
 def _without_scores(group: Sequence[Prediction]) -> int:
-    """Different grids that no prediction has scores for."""
-    grids = {grid_key(one.grid) for one in group if one.grid is not None}
-    return len(grids - {grid_key(one.grid) for one in group if one.grid is not None and one.scores is not None})
+    """The number of distinct answers that no prediction has scores for."""
+    answers = {one.answer.key for one in group if one.answer is not None}
+    return len(answers - {one.answer.key for one in group if one.answer is not None and one.scores is not None})

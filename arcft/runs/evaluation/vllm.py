@@ -14,9 +14,10 @@ from arcft.decoding.watchdog import Watchdog
 from arcft.models.fingerprint import stored_fingerprint
 from arcft.models.source import resolve_path
 from arcft.prediction.predict_vllm import VllmJob, VllmModel, predict_jobs
+from arcft.protocols import TestKey
 from arcft.runs.setup.checkpoint_config import TrainedRun, check_base
 from arcft.runs.setup.restore import base_model
-from arcft.scoring.predictions import Prediction, TestKey
+from arcft.scoring.predictions import Prediction
 
 
 def served_model(model: ModelConfig) -> VllmModel:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arcft.scoring.predictions import Prediction, TestKey, prediction_from_json
+from arcft.protocols import AnswerCodec, TestKey
+from arcft.scoring.predictions import Prediction, prediction_from_json
 from arcft.ttft.ledger.file import LedgerError, connect, explained
 from arcft.ttft.ledger.records import Note, Record, UnitRow, read_record
 from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND, Adapted, Event, Failed, Finished, Key, Predicted, Started
@@ -37,10 +38,16 @@ class Ledger:
     """One file. The process that works on a run holds the run's lock and one Ledger; threads may share it."""
 
     def __init__(
-        self, path: Path | str, config: Mapping[str, Any] | None, clock: Callable[[], float], new: bool
+        self,
+        path: Path | str,
+        answers: AnswerCodec,
+        config: Mapping[str, Any] | None,
+        clock: Callable[[], float],
+        new: bool,
     ) -> None:
         """Use `create` or `open`."""
         self.path = Path(path)
+        self._answers = answers
         self._clock = clock
         self._opened_at = clock()
         self._lock = threading.RLock()
@@ -48,23 +55,35 @@ class Ledger:
         self._session: int | None = None
 
     @classmethod
-    def create(cls, path: Path | str, config: Mapping[str, Any], *, clock: Callable[[], float] = time.time) -> Ledger:
+    def create(
+        cls,
+        path: Path | str,
+        answers: AnswerCodec,
+        config: Mapping[str, Any],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> Ledger:
         """Begin a ledger, or open the one that is there.
 
-        `config`: nested plain data, all that decides the outcome. Raises LedgerError if the ledger that is there is
+        `config`: nested plain data, all that decides the outcome; `answers` reads and writes answers. Raises LedgerError if the ledger that is there is
         of another config (it says which keys differ, and how), if the file is no ledger, or if it can't be written.
         """
-        ledger = cls(path, config, clock, True)
+        ledger = cls(path, answers, config, clock, True)
         # From now on the time counts.
         ledger.heartbeat()
         return ledger
 
     @classmethod
     def open(
-        cls, path: Path | str, config: Mapping[str, Any] | None = None, *, clock: Callable[[], float] = time.time
+        cls,
+        path: Path | str,
+        answers: AnswerCodec,
+        config: Mapping[str, Any] | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> Ledger:
         """Open a ledger, raising LedgerError as `create` does, and if there is none; None takes it as it is."""
-        return cls(path, config, clock, False)
+        return cls(path, answers, config, clock, False)
 
     def close(self) -> None:
         """What is in hand stays so, and is queued again by the next process."""
@@ -201,7 +220,7 @@ class Ledger:
             round,
             task_id,
         )
-        return [prediction_from_json(json.loads(row["line"]), str(self.path)) for row in rows]
+        return [prediction_from_json(json.loads(row["line"]), str(self.path), self._answers) for row in rows]
 
     def current_predictions(self, task_id: str | None = None) -> list[Prediction]:
         """Of each test the predictions made after adapting, or else those before; in the same order."""
@@ -212,7 +231,7 @@ class Ledger:
             task_id,
             BASELINE_ROUND,
         )
-        return [prediction_from_json(json.loads(row["line"]), str(self.path)) for row in rows]
+        return [prediction_from_json(json.loads(row["line"]), str(self.path), self._answers) for row in rows]
 
     def predicted(self, key: Key) -> frozenset[TestKey]:
         """Tests that have predictions of this unit."""
@@ -276,7 +295,7 @@ class Ledger:
                 self._connection.execute(
                     "DELETE FROM predictions WHERE round = ? AND name = ? AND task_id = ? AND test_index = ?", test
                 )
-            line = json.dumps(prediction.to_json(), allow_nan=False)
+            line = json.dumps(prediction.to_json(self._answers.answer_field), allow_nan=False)
             self._connection.execute("INSERT INTO predictions VALUES (?, ?, ?, ?, ?, ?)", (*test, number, line))
         self._set(
             event.key,

@@ -39,6 +39,8 @@ class UnitDefaults:
     predictions: int
     predict_before: int
     seed: int
+    attempts: int
+    """Answers submitted for a test."""
 
 
 @dataclasses.dataclass
@@ -231,7 +233,8 @@ class Chooser:
     def _close(self, name: str) -> tuple[float, float] | None:
         if name not in self._closeness:
             tasks = [task.id for task in self._board.units[name].problems]
-            self._closeness[name] = closeness([each for id in tasks for each in self._ledger.current_predictions(id)])
+            predictions = [each for id in tasks for each in self._ledger.current_predictions(id)]
+            self._closeness[name] = closeness(predictions, self._wanted.attempts)
         return self._closeness[name]
 
     def _assignment(self, round: int, name: str, plan: Plan | None) -> tuple[Assignment, float]:

@@ -64,10 +64,12 @@ class Queue:
         predictions: int,
         predict_before: int,
         seed: int,
+        attempts: int,
         budget: Budget | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`steps`: ttft.max_steps; `predictions`: inference.predictions_per_test; `seed`: ttft.seed.
+        """`steps`: ttft.max_steps; `predictions`: inference.predictions_per_test; `seed`: ttft.seed;
+        `attempts`: answers submitted for a test.
 
         Enters the units into the ledger, or finds them there, and queues again what a dead process had in hand. Raises
         LedgerError, see Ledger.fill.
@@ -78,7 +80,9 @@ class Queue:
         ledger.recover()
         self._board = RunState(ledger, units)
         self._costs = Costs(clock)
-        wanted = UnitDefaults(steps=steps, predictions=predictions, predict_before=predict_before, seed=seed)
+        wanted = UnitDefaults(
+            steps=steps, predictions=predictions, predict_before=predict_before, seed=seed, attempts=attempts
+        )
         self._chooser = Chooser(ledger, self._board, wanted, budget, self._costs)
         self._stopped = False
         self._last_write = clock()

@@ -12,6 +12,20 @@ from PIL import Image, ImageColor
 from arcft.problems.arc.drawing.colors import PALETTE
 from arcft.problems.arc.task import Grid
 
+CSS = """\
+.grid {
+  position: relative; display: block; line-height: 0; border: 1px solid #70757e;
+  width: calc(var(--w) * var(--c) * 1px + 2px); height: calc(var(--h) * var(--c) * 1px + 2px);
+}
+.grid img { position: absolute; inset: 0; width: 100%; height: 100%; image-rendering: pixelated; }
+.grid::after {
+  content: ""; position: absolute; inset: 0; background-size: calc(var(--c) * 1px) calc(var(--c) * 1px);
+  background-position: -1px -1px;
+  background-image: linear-gradient(to right, #70757e90 1px, transparent 1px),
+    linear-gradient(to bottom, #70757e90 1px, transparent 1px);
+}
+"""
+
 DOT = 5
 """Pixels a cell of the overlay that marks wrong cells: a light ring around a dark dot."""
 

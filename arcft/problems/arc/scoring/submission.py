@@ -9,7 +9,8 @@ from typing import Any
 
 from arcft.errors import ArcftError
 from arcft.files import open_atomic
-from arcft.problems.arc.task import Task, TaskError, as_grid
+from arcft.problems.arc.task import TaskError, as_grid
+from arcft.protocols import Answer, Problem
 from arcft.scoring.voting import Attempts
 
 ATTEMPT_NAMES = ("attempt_1", "attempt_2")
@@ -21,13 +22,13 @@ class SubmissionError(ArcftError):
     """Attempts or a submission that don't fit the tasks."""
 
 
-def write_submission(path: Path | str, tasks: Sequence[Task], attempts: Attempts) -> None:
+def write_submission(path: Path | str, tasks: Sequence[Problem], attempts: Attempts) -> None:
     """Write `{id: [{"attempt_1": grid, "attempt_2": grid}, ...]}`, one object a test, missing attempts as [[0]].
 
-    The file appears whole or not at all. SubmissionError, before anything is written, if `attempts` holds a test that
-    `tasks` don't have, or more than two grids for one.
+    The file appears whole or not at all. Raises SubmissionError, before anything is written, if `attempts` holds a
+    test that `tasks` don't have, or more than two grids for one.
     """
-    tests = {(task.id, index) for task in tasks for index in range(len(task.test))}
+    tests = {(task.id, index) for task in tasks for index in range(len(task.answers))}
     for key, grids in attempts.items():
         if key not in tests:
             raise SubmissionError(f"attempts for task {key[0]}, test {key[1]}: the tasks have no such test")
@@ -36,7 +37,7 @@ def write_submission(path: Path | str, tasks: Sequence[Task], attempts: Attempts
                 f"{len(grids)} attempts for task {key[0]}, test {key[1]}; a submission has {len(ATTEMPT_NAMES)} a test"
             )
     submission = {
-        task.id: [_attempts_of_test(attempts.get((task.id, index), ())) for index in range(len(task.test))]
+        task.id: [_attempts_of_test(attempts.get((task.id, index), ())) for index in range(len(task.answers))]
         for task in tasks
     }
     check_submission(submission, tasks)
@@ -44,11 +45,11 @@ def write_submission(path: Path | str, tasks: Sequence[Task], attempts: Attempts
         json.dump(submission, file)
 
 
-def check_submission(submission: Any, tasks: Sequence[Task]) -> None:
+def check_submission(submission: Any, tasks: Sequence[Problem]) -> None:
     """Raise SubmissionError unless this plain data answers exactly these tasks and tests with valid grids."""
     if not isinstance(submission, dict):
         raise SubmissionError("a submission is an object with an entry for each task id")
-    expected = {task.id: len(task.test) for task in tasks}
+    expected = {task.id: len(task.answers) for task in tasks}
     for task_id in expected.keys() ^ submission.keys():
         rule = "is missing" if task_id in expected else "is not one of the tasks"
         raise SubmissionError(f"submission: task {task_id} {rule}; it has an entry for every task and no other")
@@ -66,6 +67,6 @@ def check_submission(submission: Any, tasks: Sequence[Task]) -> None:
                     raise SubmissionError(str(error)) from None
 
 
-def _attempts_of_test(grids: Sequence[Any]) -> dict[str, list[list[int]]]:
-    filled = [grid.tolist() for grid in grids] + [NO_ANSWER] * (len(ATTEMPT_NAMES) - len(grids))
+def _attempts_of_test(answers: Sequence[Answer]) -> dict[str, Any]:
+    filled = [answer.to_json() for answer in answers] + [NO_ANSWER] * (len(ATTEMPT_NAMES) - len(answers))
     return dict(zip(ATTEMPT_NAMES, filled, strict=True))

@@ -1,46 +1,29 @@
-"""Judging a candidate by its task: the interface of a verifier, and a simple one that needs no model."""
+"""A verifier that needs no model: it judges a candidate by what the demonstrations share."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from arcft.problems.arc.task import NUM_COLORS, Grid, Pair, Task
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What a verifier thinks of a candidate."""
-
-    score: float
-    """Compared between the candidates of one test; the higher, the better."""
-
-    reasons: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Why, as plain data for predictions.jsonl."""
-
-
-class Verifier(Protocol):
-    """Judges one candidate for one test; a learned one wraps its model. The same question has the same answer."""
-
-    def __call__(self, task: Task, test_index: int, candidate: Grid) -> Verdict:
-        """The verdict on `candidate` as the output of test `test_index` (from 0); the true output is not looked at."""
+from arcft.problems.arc.task import NUM_COLORS, Grid, Pair, Task, as_grid_answer, as_task
+from arcft.protocols import Answer, Problem, Verdict
 
 
 class Consistency:
-    """The share of the properties that every demonstration has, and that the candidate has too.
+    """The share of the properties common to all demonstrations that a candidate has too.
 
-    A property compares an output with its input and with the other demonstrations: of a demonstration these are the
+    A property compares an output with its input and with the other demonstrations: for a demonstration these are the
     rest, so what it shares with itself alone proves nothing. Where the demonstrations have nothing in common, every
-    candidate is given 1.
+    candidate gets 1.
     """
 
-    def __call__(self, task: Task, test_index: int, candidate: Grid) -> Verdict:
+    def __call__(self, problem: Problem, test_index: int, answer: Answer) -> Verdict:
+        """The verdict on `answer` as the output of test `test_index` (from 0); the true output is not looked at."""
+        task, candidate = as_task(problem), as_grid_answer(answer).grid
         shared = shared_properties(task)
         query = task.test[test_index].input
         fails = [name for name in shared if not PROPERTIES[name](query, candidate, task.train)]

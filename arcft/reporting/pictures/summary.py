@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from PIL import Image, ImageDraw
 
-from arcft.problems.arc.drawing.mosaic import (
+from arcft.protocols import Card, MetricSet
+from arcft.reporting.adaptation import Adaptation
+from arcft.reporting.charts.adaptation_charts import adaptation_panels
+from arcft.reporting.charts.charts import charts_png
+from arcft.reporting.charts.curves import Curves, curves_png, panel_titles
+from arcft.reporting.outcomes import OUTCOMES, Result
+from arcft.reporting.pictures.tiles import (
     FAINT,
     INK,
     PAPER,
@@ -18,15 +24,10 @@ from arcft.problems.arc.drawing.mosaic import (
     draw_tiles,
     fit_box,
     font,
-    tiles_of_task,
+    tiles_of_problem,
 )
-from arcft.problems.arc.scoring.metrics import Scores
-from arcft.reporting.adaptation import Adaptation
-from arcft.reporting.charts.adaptation_charts import adaptation_panels
-from arcft.reporting.charts.charts import charts_png
-from arcft.reporting.charts.curves import Curves, curves_png, panel_titles
-from arcft.reporting.outcomes import OUTCOMES, Result
-from arcft.reporting.words import HEADLINES, count, describe, percent, plus_minus
+from arcft.reporting.words import count, describe, percent, plus_minus
+from arcft.scoring.metrics import Scores
 
 Item = TypeVar("Item")
 
@@ -41,36 +42,38 @@ def draw_summary(
     scores: Scores | None,
     results: Sequence[Result],
     curves: Curves | None,
+    metric_set: MetricSet,
+    card: Card,
     note: str = "",
     adaptation: Adaptation | None = None,
 ) -> Image.Image:
     """An RGB picture of 1920 x 1080 pixels; `note` is what nobody should overlook who reads the scores.
 
-    With an `adaptation` its charts are there instead of the `curves`, and each metric as it was before.
+    With an `adaptation` its charts replace the `curves`, and each metric has its value before adapting beside it.
     """
     picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((EDGE, 44), shorten(draw, title, 40, WIDTH - 2 * EDGE), fill=INK, font=font(40, bold=True))
     words = describe(results)
-    if scores and len(scores.tasks) > 1:
+    if scores and len(scores.problems) > 1:
         words += "; ± is the standard error over tasks"
     draw.text((EDGE, 100), words, fill=FAINT, font=font(22))
     if note:
         draw.text((WIDTH - EDGE, 100), note, fill=WARNING, font=font(22, bold=True), anchor="ra")
     top = 158
     if scores and scores.metrics:
-        _draw_headlines(draw, scores, adaptation.before if adaptation else None, top)
+        _draw_headlines(draw, scores, adaptation.before if adaptation else None, metric_set.headlines, top)
         top += 132
     _draw_bar(draw, results, top)
     top += 92
     left = EDGE
     room = (540, HEIGHT - EDGE - top - 34)
-    words, charts = _charts(curves, adaptation, room)
+    words, charts = _charts(curves, adaptation, metric_set, room)
     if charts is not None:
         draw.text((left, top), words, fill=FAINT, font=font(17))
         picture.paste(charts, (left, top + 34))
         left += room[0] + 48
-    _draw_examples(picture, results, left, top, WIDTH - EDGE - left, HEIGHT - 30 - top)
+    _draw_examples(picture, results, card, left, top, WIDTH - EDGE - left, HEIGHT - 30 - top)
     return picture
 
 
@@ -80,11 +83,13 @@ def write_summary(
     scores: Scores | None,
     results: Sequence[Result],
     curves: Curves | None,
+    metric_set: MetricSet,
+    card: Card,
     note: str = "",
     adaptation: Adaptation | None = None,
 ) -> None:
     """Write `draw_summary` as a PNG."""
-    draw_summary(title, scores, results, curves, note, adaptation).save(path, optimize=True)
+    draw_summary(title, scores, results, curves, metric_set, card, note, adaptation).save(path, optimize=True)
 
 
 def shorten(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
@@ -96,10 +101,12 @@ def shorten(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
     return shortened
 
 
-def _draw_headlines(draw: ImageDraw.ImageDraw, scores: Scores, before: Scores | None, top: int) -> None:
+def _draw_headlines(
+    draw: ImageDraw.ImageDraw, scores: Scores, before: Scores | None, headlines: Mapping[str, str], top: int
+) -> None:
     errors = scores.standard_errors()
-    step = (WIDTH - 2 * EDGE) / len(HEADLINES)
-    for number, (name, words) in enumerate(HEADLINES.items()):
+    step = (WIDTH - 2 * EDGE) / len(headlines)
+    for number, (name, words) in enumerate(headlines.items()):
         left = EDGE + number * step
         value = percent(scores.metrics[name])
         error = plus_minus(errors[name])
@@ -134,7 +141,7 @@ def _draw_bar(draw: ImageDraw.ImageDraw, results: Sequence[Result], top: int) ->
 
 
 def _charts(
-    curves: Curves | None, adaptation: Adaptation | None, room: tuple[int, int]
+    curves: Curves | None, adaptation: Adaptation | None, metric_set: MetricSet, room: tuple[int, int]
 ) -> tuple[str, Image.Image | None]:
     """The charts that say most, in a picture no larger than `room`, and what they show; None without any."""
     width, height = room
@@ -145,9 +152,9 @@ def _charts(
         size = (width, min(height, MOST_CURVE_HEIGHT * len(panels)))
         return words, _opened(charts_png(panels, pixel_size=size, stacked=True))
     if curves is not None and not curves.is_empty:
-        size = (width, min(height, MOST_CURVE_HEIGHT * len(panel_titles(curves))))
+        size = (width, min(height, MOST_CURVE_HEIGHT * len(panel_titles(curves, metric_set))))
         words = "while it was trained; metrics on held-out tasks"
-        return words, _opened(curves_png(curves, pixel_size=size, stacked=True))
+        return words, _opened(curves_png(curves, metric_set, pixel_size=size, stacked=True))
     return "", None
 
 
@@ -156,10 +163,10 @@ def _opened(png: bytes) -> Image.Image:
 
 
 def _draw_examples(
-    picture: Image.Image, results: Sequence[Result], left: int, top: int, width: int, height: int
+    picture: Image.Image, results: Sequence[Result], card: Card, left: int, top: int, width: int, height: int
 ) -> None:
-    """Tests that were solved and tests that were not, in equal parts as far as there are so many."""
-    tiles = [tile for result in results for tile in tiles_of_task(result.task, result.attempts)]
+    """Solved and other tests, in equal parts where there are enough of both."""
+    tiles = [tile for result in results for tile in tiles_of_problem(result.problem, result.attempts, card)]
     if not tiles:
         return
     num_panels = max(len(tile.panels) for tile in tiles)

@@ -1,17 +1,16 @@
-"""Many tests on one picture: input, true output and attempts side by side, each test a tile."""
+"""Many tests on one picture: question, true output and attempts side by side, each test a tile."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
-from arcft.problems.arc.drawing.colors import draw_grid
-from arcft.problems.arc.task import Grid, Task
+from arcft.protocols import Answer, Card, Drawable, Problem
 from arcft.reporting.outcomes import ANSWERED, SOLVED, UNANSWERED, UNSOLVED, is_right
 
 INK = "#1d2430"
@@ -21,13 +20,13 @@ EMPTY = "#eceef1"
 GAP, MARGIN = 8, 30
 """Pixels between the panels of a tile, and between tiles."""
 
-LARGEST_CELL = 48
-
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
     caption: str
-    grid: Grid | None
+    draw: Callable[[int], Image.Image] | None
+    """Draws it into a square of this many pixels; None where there is nothing to draw."""
+
     right: bool | None = None
     """For an attempt: whether it is the true output; None where there is nothing to judge."""
 
@@ -46,39 +45,48 @@ def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
-def tiles_of_task(task: Task, attempts: Sequence[Sequence[Grid]], *, shown: int | None = None) -> list[Tile]:
-    """A tile for each test of `task`: input, true output where it is known, and the attempts.
+def panel(card: Card, caption: str, drawn: Drawable | None, right: bool | None = None) -> Panel:
+    """A panel with what `card` draws."""
+    return Panel(caption, None if drawn is None else functools.partial(card.image, drawn), right)
 
-    With `shown=None` that is the one attempt that matters: the right one, else the first. Otherwise so many, in order.
+
+def tiles_of_problem(
+    problem: Problem, attempts: Sequence[Sequence[Answer]], card: Card, *, shown: int | None = None
+) -> list[Tile]:
+    """A tile for each test of `problem`: question, true output where it is known, and the attempts.
+
+    With `shown=None` that is the one attempt that matters: the right one, else the first. Otherwise the first `shown`.
     """
     tiles = []
-    for index, (pair, grids) in enumerate(zip(task.test, attempts, strict=True)):
-        panels = [Panel("input", pair.input)]
-        if pair.output is not None:
-            panels.append(Panel("true output", pair.output))
-        for number in _best(grids, pair.output) if shown is None else range(shown):
-            grid = grids[number] if number < len(grids) else None
-            panels.append(Panel(f"attempt {number + 1}", grid, None if grid is None else is_right(grid, pair.output)))
-        title = task.id if len(task.test) == 1 else f"{task.id}, test {index + 1} of {len(task.test)}"
-        tiles.append(Tile(title, attempt_color(pair.output, grids), panels))
+    for index, (truth, own) in enumerate(zip(problem.answers, attempts, strict=True)):
+        panels = [panel(card, "input", card.question(problem, index))]
+        if truth is not None:
+            panels.append(panel(card, "true output", truth))
+        for number in _best(own, truth) if shown is None else range(shown):
+            answer = own[number] if number < len(own) else None
+            right = None if answer is None else is_right(answer, truth)
+            panels.append(panel(card, f"attempt {number + 1}", answer, right))
+        several = len(problem.answers) > 1
+        title = f"{problem.id}, test {index + 1} of {len(problem.answers)}" if several else problem.id
+        tiles.append(Tile(title, attempt_color(truth, own), panels))
     return tiles
 
 
-def _best(grids: Sequence[Grid], truth: Grid | None) -> list[int]:
-    return [number for number, grid in enumerate(grids) if is_right(grid, truth)][:1] or [0]
+def _best(attempts: Sequence[Answer], truth: Answer | None) -> list[int]:
+    return [number for number, answer in enumerate(attempts) if is_right(answer, truth)][:1] or [0]
 
 
-def attempt_color(truth: Grid | None, grids: Sequence[Grid]) -> str:
+def attempt_color(truth: Answer | None, attempts: Sequence[Answer]) -> str:
     """Green where one of the attempts is right, red where none is, blue where that is not known, grey without any."""
-    if not grids:
+    if not attempts:
         return UNANSWERED.color
     if truth is None:
         return ANSWERED.color
-    return SOLVED.color if any(is_right(grid, truth) for grid in grids) else UNSOLVED.color
+    return SOLVED.color if any(is_right(answer, truth) for answer in attempts) else UNSOLVED.color
 
 
 def tile_size(num_panels: int, box: int) -> tuple[int, int]:
-    """Width and height in pixels of a tile whose grids fit into squares of `box` pixels."""
+    """Width and height in pixels of a tile whose panels are squares of `box` pixels."""
     return num_panels * box + (num_panels - 1) * GAP, box + 2 * _line_height(box)
 
 
@@ -98,13 +106,13 @@ def fit_box(num_tiles: int, num_panels: int, area: tuple[int, int], *, smallest:
 
 
 def columns_and_rows(num_panels: int, box: int, area: tuple[int, int]) -> tuple[int, int]:
-    """How many tiles fit beside and below each other."""
+    """How many tiles fit side by side, and one below the other."""
     tile_width, tile_height = tile_size(num_panels, box)
     return (area[0] + MARGIN) // (tile_width + MARGIN), (area[1] + MARGIN) // (tile_height + MARGIN)
 
 
 def draw_tiles(tiles: Sequence[Tile], box: int, columns: int, *, area: tuple[int, int] | None = None) -> Image.Image:
-    """The tiles row by row, `columns` beside each other, on white.
+    """The tiles row by row in `columns` columns, on white.
 
     Where `area` (width, height) has room to spare, rows and columns are spread over it, within reason.
     """
@@ -124,21 +132,23 @@ def draw_tiles(tiles: Sequence[Tile], box: int, columns: int, *, area: tuple[int
 
 
 def draw_page(tiles: Sequence[Tile], box: int = 150) -> Image.Image:
-    """The tiles two beside each other, with a margin around them."""
+    """The tiles in two columns, with a margin around them."""
     drawn = draw_tiles(tiles, box, columns=2)
     page = Image.new("RGB", (drawn.width + 2 * MARGIN, drawn.height + 2 * MARGIN), PAPER)
     page.paste(drawn, (MARGIN, MARGIN))
     return page
 
 
-def draw_task(task: Task, attempts: Sequence[Sequence[Grid]], box: int = 150) -> Image.Image:
-    """One task with all that belongs to it: demonstrations above, four beside each other, and a row for each test."""
+def draw_problem(
+    problem: Problem, attempts: Sequence[Sequence[Answer]], card: Card, *, shown: int, box: int = 150
+) -> Image.Image:
+    """A whole problem: demonstrations above, in four columns, and a row for each test with its first `shown` attempts."""
     demonstrations = [
-        Tile(f"demonstration {number}", EMPTY, [Panel("input", pair.input), Panel("output", pair.output)])
-        for number, pair in enumerate(task.train, 1)
+        Tile(f"demonstration {number}", EMPTY, [panel(card, "input", given), panel(card, "output", output)])
+        for number, (given, output) in enumerate(card.demonstrations(problem), 1)
     ]
     parts = [draw_tiles(demonstrations, 2 * box // 3, columns=4)] if demonstrations else []
-    parts.append(draw_tiles(tiles_of_task(task, attempts, shown=2), box, columns=1))
+    parts.append(draw_tiles(tiles_of_problem(problem, attempts, card, shown=shown), box, columns=1))
     width = max(part.width for part in parts)
     height = sum(part.height for part in parts) + MARGIN * (len(parts) - 1)
     page = Image.new("RGB", (width + 2 * MARGIN, height + 2 * MARGIN), PAPER)
@@ -170,7 +180,7 @@ def _draw_tile(tile: Tile, box: int) -> Image.Image:
     draw.text((12, 0), tile.title, fill=INK, font=font(size, bold=True))
     for number, panel in enumerate(tile.panels):
         left = number * (box + GAP)
-        _paste_grid(picture, panel, left, line, box)
+        _paste_drawing(picture, panel, left, line, box)
         draw.text((left, line + box + 3), panel.caption, fill=FAINT, font=font(size - 1))
         if panel.right is not None:
             after = left + round(font(size - 1).getlength(panel.caption)) + 9
@@ -178,14 +188,13 @@ def _draw_tile(tile: Tile, box: int) -> Image.Image:
     return picture
 
 
-def _paste_grid(picture: Image.Image, panel: Panel, left: int, top: int, box: int) -> None:
-    if panel.grid is None:
+def _paste_drawing(picture: Image.Image, panel: Panel, left: int, top: int, box: int) -> None:
+    if panel.draw is None:
         draw = ImageDraw.Draw(picture)
         draw.rectangle((left, top, left + box - 1, top + box - 1), fill=EMPTY)
         draw.text((left + box / 2, top + box / 2), "none", fill=FAINT, font=font(_font_size(box)), anchor="mm")
         return
-    cell = max(1, min(LARGEST_CELL, box // max(panel.grid.shape)))
-    drawn = draw_grid(panel.grid, cell=cell)
+    drawn = panel.draw(box)
     picture.paste(drawn, (left + (box - drawn.width) // 2, top + (box - drawn.height) // 2))
 
 

@@ -1,0 +1,1 @@
+"""Pictures of problems with their predictions, as PNG."""
