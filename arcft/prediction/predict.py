@@ -26,7 +26,6 @@ from arcft.decoding.options import DecodingOptions, RowsChanged
 from arcft.decoding.search import search
 from arcft.prediction.drafts import DraftSource, before_drafting
 from arcft.prediction.prompts import AugmentedPrompt, augmented_prompts, derived_seed
-from arcft.problems.arc.task import GridAnswer
 from arcft.protocols import Answer, AnswerError, DealViews, Problem, TestKey
 from arcft.scoring.predictions import Prediction
 from arcft.text.builder import ExampleBuilder
@@ -243,7 +242,7 @@ def _prediction(
     prompt: AugmentedPrompt, config: InferenceConfig, *, answer: Answer | None, **outcome: Any
 ) -> Prediction:
     return Prediction(
-        grid=answer.grid if isinstance(answer, GridAnswer) else None,
+        answer=answer,
         task_id=prompt.problem.id,
         test_index=prompt.test_index,
         transform=prompt.view.to_dict(),

@@ -13,7 +13,6 @@ from arcft.config.run import EvaluateConfig
 from arcft.config.schema import to_dict
 from arcft.console import note, say, say_path
 from arcft.console import show as show_table
-from arcft.problems.arc.scoring.metrics import METRICS, Scores
 from arcft.reporting.charts.curves import read_history
 from arcft.reporting.previews import metrics_table
 from arcft.reporting.report import SUMMARY_FILE
@@ -28,6 +27,7 @@ from arcft.runs.evaluation.predict import count_prompts, predict_shares
 from arcft.runs.evaluation.targets import EvaluationTarget, resolve_targets
 from arcft.runs.setup.checkpoint_config import is_pattern
 from arcft.runs.setup.ttft_settings import TtftSettings, refuse_without_effect, resolve_ttft
+from arcft.scoring.metrics import Scores
 from arcft.scoring.selection import make_selector
 from arcft.tracking import Tracker
 
@@ -132,17 +132,24 @@ def _scores(config: EvaluateConfig, target: EvaluationTarget, folder: Path, resu
         if predictions is None:
             path = folder / results.PREDICTIONS_FILE
             predictions = predict_shares(
-                target.shares, config.inference, config.selection, path, title=target.name, resume=resume
+                target.shares,
+                config.inference,
+                config.selection,
+                path,
+                kind=target.kind,
+                title=target.name,
+                resume=resume,
             )
         seconds = sum(prediction.seconds or 0.0 for prediction in predictions)
         scores = results.write_results(
             folder,
             title=target.title,
-            tasks=target.tasks,
+            kind=target.kind,
+            problems=target.tasks,
             predictions=predictions,
-            selector=make_selector(config.selection),
+            selector=make_selector(config.selection, target.kind),
             run={**target.about, "seconds": round(seconds, 1)},
-            curves=read_history(run.folder) if run else None,
+            curves=read_history(run.folder, target.kind.metrics) if run else None,
         )
         if run:
             results.record_evaluation(run.folder, target.key, run.checkpoint.path.name, folder)
@@ -161,11 +168,13 @@ def _sweep(config: EvaluateConfig, targets: Sequence[EvaluationTarget], folder: 
     if metrics:
         runs = [target.run for target in targets if target.run]
         of_one_run = len({run.folder for run in runs}) == 1
-        plot = results.write_sweep(folder, read_history(runs[0].folder), metrics, by_step=of_one_run)
-        errors = {name: score.standard_errors() for name, score in scores.items() if len(score.tasks) > 1}
+        metric_set = targets[0].kind.metrics
+        history = read_history(runs[0].folder, metric_set)
+        plot = results.write_sweep(folder, history, metrics, metric_set, by_step=of_one_run)
+        errors = {name: score.standard_errors() for name, score in scores.items() if len(score.problems) > 1}
         title = f"{count(len(metrics), 'checkpoint')} on {count(len(targets[0].tasks), 'task')}"
-        show_table(metrics_table(metrics, errors=errors, title=title))
-        tracker.table("checkpoints", ["checkpoint", *METRICS], [[k, *v.values()] for k, v in metrics.items()])
+        show_table(metrics_table(metrics, metric_set, errors=errors, title=title))
+        tracker.table("checkpoints", ["checkpoint", *metric_set.names], [[k, *v.values()] for k, v in metrics.items()])
         if plot is not None:
             say_path("metrics against training step", plot)
             tracker.picture("sweep", plot)

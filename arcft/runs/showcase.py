@@ -13,11 +13,10 @@ from arcft.config.showcase import ShowcaseConfig
 from arcft.console import say
 from arcft.console import show as show_drawing
 from arcft.errors import ArcftError
-from arcft.problems.arc.scoring.metrics import Scores
 from arcft.problems.arc.task import Task, TaskError
-from arcft.reporting.previews import grids_side_by_side
+from arcft.reporting.pictures.problems import right_attempt, showcase_picture
 from arcft.reporting.report import REPORT_FILE
-from arcft.reporting.showcase import right_attempt, showcase_picture, showcase_table
+from arcft.reporting.showcase import showcase_table
 from arcft.reporting.words import count
 from arcft.runs.adaptation.evaluate import Show
 from arcft.runs.adaptation.outcome import AdaptationOutcome, lines_of
@@ -27,6 +26,7 @@ from arcft.runs.evaluation.targets import EvaluationTarget
 from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
 from arcft.runs.setup.leaks import trained_on
 from arcft.runs.setup.tasks import CountTokens, chosen_tasks
+from arcft.scoring.metrics import Scores
 from arcft.tracking import Tracker
 
 FOLDER = "showcase"
@@ -103,19 +103,31 @@ def _teller(tracker: Tracker) -> Show:
             say(f"  {line}")
         solved = [task for task, row in zip(target.tasks, rows, strict=True) if row.solved]
         for task in solved[:SHOWN]:
-            first, test = task.train[0], task.test[0]
-            grids = [("demonstration", first.input), ("", first.output), ("input", test.input)]
-            grids += [("predicted", right_attempt(test, outcome.attempts[task.id, 0])), ("true", test.output)]
+            card, truth = target.kind.card, task.answers[0]
+            shown = [
+                part
+                for given, output in card.demonstrations(task)[:1]
+                for part in (("demonstration", given), ("", output))
+            ]
+            shown.append(("input", card.question(task, 0)))
+            shown += [("predicted", right_attempt(truth, outcome.attempts[task.id, 0])), ("true", truth)]
             say(f"\n{task.id}")
-            show_drawing(grids_side_by_side(grids))
+            show_drawing(card.terminal(shown))
         known = sum(row.solved is not None for row in rows)
         if known:
-            say(f"solved in two attempts: {len(solved)} of {count(known, 'task')}", style="bold")
+            say(
+                f"solved in {_in_words(target.kind.metrics.attempts)}: {len(solved)} of {count(known, 'task')}",
+                style="bold",
+            )
             tracker.summary({"showcase/solved": len(solved), "showcase/tasks": known})
         if solved:
-            showcase_picture(folder / PICTURE, solved, outcome.attempts)
+            showcase_picture(folder / PICTURE, solved, outcome.attempts, target.kind.card)
             say(f"the solved ones: {folder / PICTURE}")
             tracker.picture("showcase", folder / PICTURE)
         say(f"all of them: {folder / REPORT_FILE}")
 
     return show
+
+
+def _in_words(attempts: int) -> str:
+    return {1: "one attempt", 2: "two attempts"}.get(attempts, f"{attempts} attempts")

@@ -269,7 +269,14 @@ def _train_and_close(
     disable_progress_bar()
     with progress_bar("training", max_steps, start) as advance, stop_on_signals(stop.request) as received:
         generation = GenerationMetrics(
-            prepared.builder, prepared.deal_views, tasks, _generation_config(config), config.selection, advance, stop
+            prepared.builder,
+            prepared.deal_views,
+            tasks,
+            _generation_config(config),
+            config.selection,
+            kind_of(config.data),
+            advance,
+            stop,
         )
         recorder = Recorder(folder, tracker)
         trainer = ArcftTrainer(

@@ -114,9 +114,7 @@ class _Drawn:
         """`places` of candidates by their answers' keys."""
         # No answer is one more candidate, which is left out in the end.
         self._count = len(candidates)
-        self._places = np.array(
-            [self._count if one.answer is None else places[one.answer.key] for one in predictions]
-        )
+        self._places = np.array([self._count if one.answer is None else places[one.answer.key] for one in predictions])
         logprobs = [logprob_per_token(one) for one in predictions]
         self._has_logprob = np.array([logprob is not None for logprob in logprobs])
         self._logprobs = np.array([0.0 if logprob is None else logprob for logprob in logprobs])

@@ -32,11 +32,6 @@ class Candidate:
     reasons: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Where the score comes from, as plain data."""
 
-    @property
-    def answer(self) -> GridAnswer:
-        """The grid as an Answer."""
-        return GridAnswer(self.grid)
-
 
 def vote(predictions: Sequence[Prediction]) -> list[Candidate]:
     """The distinct answers among the predictions of one test, the most frequent first.

@@ -16,6 +16,7 @@ from adaptation.prepare import evaluate_config
 from adaptation.today import Meter
 from adaptation.workload import Figures, Way, Workload
 from arcft.problems.arc.data.sources import load_kaggle
+from arcft.problems.arc.kind import ArcKind
 from arcft.runs.adaptation import engine as ttft_engine
 from arcft.runs.adaptation.base_model import ask_builder, start_tokenizer
 from arcft.runs.setup.ttft_settings import TtftSettings, resolve_ttft
@@ -25,6 +26,8 @@ from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.scheduling.queue import Queue
 from arcft.ttft.units import Adapted, Event, Failed, Lowered, Predicted
 from arcft.ttft.workers.run import drain
+
+KIND = ArcKind()
 
 
 class EngineWay(Way):
@@ -68,9 +71,17 @@ class EngineWay(Way):
         assert self.engine is not None
         config = self.settled.config.ttft
         events: list[Event] = []
-        with tempfile.TemporaryDirectory() as folder, Ledger.create(Path(folder) / "ledger.sqlite", {}) as ledger:
+        with tempfile.TemporaryDirectory() as folder, Ledger.create(Path(folder) / "ledger.sqlite", KIND, {}) as ledger:
             units = ttft_engine.make_units(config, [self.tasks[task_id] for task_id in task_ids], self.num_tokens)
-            queue = Queue(ledger, units, steps=steps, predictions=predictions, predict_before=0, seed=config.seed)
+            queue = Queue(
+                ledger,
+                units,
+                steps=steps,
+                predictions=predictions,
+                predict_before=0,
+                seed=config.seed,
+                attempts=KIND.metrics.attempts,
+            )
             drain(self.engine, queue, stopped=lambda: False, on_event=events.append)
         return events
 

@@ -21,7 +21,6 @@ from arcft.prediction.drafts import DraftSource, before_drafting
 from arcft.prediction.predict import read_answer
 from arcft.prediction.prompts import AugmentedPrompt, augmented_prompts, completions_for
 from arcft.problems.arc.task import GridAnswer, Task, as_task
-from arcft.scoring.voting import grid_key
 from decoding.reference import generate
 from decoding.steps import ratios
 from decoding.subjects import OneShape, Subject, seconds_now
@@ -122,13 +121,13 @@ class Asked:
         )
         score(self.model, self.ids, completions, options)
 
-    def grids_of(self, written: Sequence[list[int]]) -> list[Any]:
-        """The decoded grids, mapped back to the test's own orientation and colours."""
+    def answers_of(self, written: Sequence[list[int]]) -> list[Any]:
+        """The decoded answers, mapped back to the test's own orientation and colours."""
         read = [
             self._read(prompt, Completion(tokens, 0.0, len(tokens), True))
             for prompt, tokens in zip(self.prompts, written, strict=True)
         ]
-        return [prediction.grid for prediction in read if prediction.grid is not None]
+        return [prediction.answer for prediction in read if prediction.answer is not None]
 
     def _read(self, prompt: AugmentedPrompt, completion: Completion) -> Any:
         return read_answer(self.subject.builder, prompt, completion, 0.0, self.subject.inference)
@@ -172,12 +171,12 @@ def measure_tasks(subject: Subject, tasks: Sequence[Task], adapters: Mapping[str
             asked = Asked(subject, model, task, test_index)
             first = counts["tests"] % len(WAYS)
             found = {way: timed(way, getattr(asked, way)) for way in [*WAYS[first:], *WAYS[:first]]}
-            grids = asked.grids_of(found["grammar"])
-            different = list({grid_key(grid): grid for grid in grids}.values())
+            answers = asked.answers_of(found["grammar"])
+            different = list({answer.key: answer for answer in answers}.values())
             timed("score", functools.partial(asked.score, different))
             counts["tests"] += 1
             counts["predictions"] += len(asked.prompts)
-            counts["right"] += sum(np.array_equal(grid, asked.truth) for grid in grids)
+            counts["right"] += sum(answer.key == asked.truth.key for answer in answers)
             counts["scored"] += len(different)
             counts["ours_differ"] += _differing(found["generate"], found["ours"])
             counts["guesses_differ"] += _differing(found["grammar"], found["guesses"])

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 EXPLAINED = (
-    f"Estimates for fewer predictions: those of each test are drawn {DRAWS} times without replacement and selected from "
-    "anew. ± is the standard deviation over draws, the noise from which predictions are made; near the full number the "
-    "draws have most predictions in common, so it is too small there. The choice of tasks is no part of it."
+    f"Estimates for fewer predictions: those of each test are drawn {DRAWS} times without replacement and selected "
+    "from anew. ± is the standard deviation over draws, the noise from which predictions are made; near the full "
+    "number the draws have most predictions in common, so it is too small there. The choice of tasks is no part of it."
 )
 
 

@@ -106,8 +106,9 @@ def _changes(adaptation: Adaptation) -> str:
             "change<br>in points",
         )
     )
+    primary = adaptation.metric_set.primary
     body = "".join(
-        f"<tr class='{'main' if change.metric == adaptation.metric_set.primary else ''}'><th><code>{change.metric}</code></th>"
+        f"<tr class='{'main' if change.metric == primary else ''}'><th><code>{change.metric}</code></th>"
         + "".join(
             f'<td class="number">{value} <small>{plus_minus(error)}</small></td>'
             for value, error in (

@@ -9,14 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from arcft.problems.arc.drawing.cards import task_card
-from arcft.problems.arc.scoring.metrics import METRICS, Scores
+from arcft.protocols import Card, MetricSet
 from arcft.reporting.adaptation import Adaptation
 from arcft.reporting.charts.numbers import numbers_section
 from arcft.reporting.html.adaptation_section import adaptation_section, before_words
+from arcft.reporting.html.card import problem_card
 from arcft.reporting.html.style import CSS
 from arcft.reporting.outcomes import OUTCOMES, Outcome, Result
-from arcft.reporting.words import DEFINITIONS, HEADLINES, count, describe, percent, plus_minus
+from arcft.reporting.words import count, describe, percent, plus_minus
+from arcft.scoring.metrics import Scores
 from arcft.scoring.resampling import SubsampledMetrics
 
 MOST_BYTES = 10_000_000
@@ -31,6 +32,8 @@ def page(
     title: str,
     scores: Scores | None,
     results: Sequence[Result],
+    metric_set: MetricSet,
+    card: Card,
     run: Mapping[str, Any],
     curves_svg: str,
     note: str = "",
@@ -39,41 +42,42 @@ def page(
 ) -> str:
     """The whole document. `results` are all tasks, sorted; `curves_svg` is empty where there are no curves."""
     before = adaptation.before if adaptation else None
-    anchors = {result.task.id: _anchor(number) for number, result in enumerate(results)}
+    anchors = {result.problem.id: _anchor(number) for number, result in enumerate(results)}
     sections = [
         f"<h1>{escape(title)}</h1><p class='faint'>{escape(describe(results))}</p>",
         f"<p><b>{escape(note)}</b></p>" if note else "",
-        _headlines(scores, before) if scores and scores.metrics else _no_metrics(),
+        _headlines(scores, before, metric_set) if scores and scores.metrics else _no_metrics(),
         _overview(results),
         adaptation_section(adaptation, results, anchors) if adaptation else "",
-        numbers_section(numbers),
+        numbers_section(numbers, metric_set),
         _curves(curves_svg),
-        *_tasks(results),
+        *_tasks(results, card, metric_set),
         _errors(results),
         _run(run),
-        _definitions(),
+        _definitions(metric_set, card),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_SECURITY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>\n{CSS}</style></head>\n<body>\n"
+        f"<title>{escape(title)}</title><style>\n{CSS}{card.css}</style></head>\n<body>\n"
         + "\n".join(section for section in sections if section)
         + "\n</body></html>\n"
     )
 
 
-def _headlines(scores: Scores, before: Scores | None) -> str:
+def _headlines(scores: Scores, before: Scores | None, metric_set: MetricSet) -> str:
     errors = scores.standard_errors()
-    names = [*HEADLINES, *(name for name in METRICS if name not in HEADLINES)]
+    headlines = metric_set.headlines
+    names = [*headlines, *(name for name in metric_set.names if name not in headlines)]
     boxes = "".join(
-        f'<div class="metric{" main" if name == "vote_2" else ""}"><b>{percent(scores.metrics[name])}</b> '
+        f'<div class="metric{" main" if name == metric_set.primary else ""}"><b>{percent(scores.metrics[name])}</b> '
         f"<small>{plus_minus(errors[name]) or '&nbsp;'}</small><code>{name}</code>"
-        f"<small>{escape(DEFINITIONS[name])}</small>{_before(before, name)}</div>"
+        f"<small>{escape(metric_set.definitions[name])}</small>{_before(before, name)}</div>"
         for name in names
     )
-    note = f"Means over {count(len(scores.tasks), 'task')}."
-    if len(scores.tasks) > 1:
+    note = f"Means over {count(len(scores.problems), 'task')}."
+    if len(scores.problems) > 1:
         note += " ± is the standard error over tasks."
     return f'<div class="metrics">{boxes}</div><p class="faint">{note}</p>'
 
@@ -97,7 +101,7 @@ def _overview(results: Sequence[Result]) -> str:
         for outcome in shown
     )
     strip = "".join(
-        f'<a href="#{_anchor(number)}" title="{escape(result.task.id)}: {result.outcome.name}" '
+        f'<a href="#{_anchor(number)}" title="{escape(result.problem.id)}: {result.outcome.name}" '
         f'style="background:{result.outcome.color}"></a>'
         for number, result in enumerate(results)
     )
@@ -111,7 +115,7 @@ def _curves(svg: str) -> str:
     return f"<h2>Training</h2><p class='faint'>{words}</p><div class='curves'>{svg}</div>"
 
 
-def _tasks(results: Sequence[Result]) -> Iterator[str]:
+def _tasks(results: Sequence[Result], card: Card, metric_set: MetricSet) -> Iterator[str]:
     """A section for each outcome with a card for each task; without drawings once the page has become too large."""
     size, left_out = 0, 0
     heading: Outcome | None = None
@@ -120,12 +124,12 @@ def _tasks(results: Sequence[Result]) -> Iterator[str]:
             heading = result.outcome
             same = sum(other.outcome is heading for other in results)
             yield f"<h2>{heading.name.capitalize()}: {count(same, 'task')}</h2><p class='faint'>{_order(heading)}</p>"
-        card = task_card(result, _anchor(number))
-        if size + len(card) > MOST_BYTES:
-            card = task_card(result, _anchor(number), drawn=False)
+        html = problem_card(result, card, metric_set, _anchor(number))
+        if size + len(html) > MOST_BYTES:
+            html = problem_card(result, card, metric_set, _anchor(number), drawn=False)
             left_out += 1
-        size += len(card)
-        yield card
+        size += len(html)
+        yield html
     if left_out:
         yield (
             f"<p><b>{count(left_out, 'task')}</b> above could not be drawn: the page would be larger than "
@@ -146,13 +150,13 @@ def _order(outcome: Outcome) -> str:
 
 
 def _errors(results: Sequence[Result]) -> str:
-    """Why predictions have no grid; numbers in the reasons are left out, so that equal reasons meet."""
+    """Why predictions have no answer; numbers in the reasons are left out, so that equal reasons meet."""
     reasons = Counter(
         re.sub(r"\d+", "#", prediction.error or "no reason given")
         for result in results
         for group in result.predictions
         for prediction in group
-        if prediction.grid is None
+        if prediction.answer is None
     )
     if not reasons:
         return ""
@@ -161,7 +165,7 @@ def _errors(results: Sequence[Result]) -> str:
     rest = len(reasons) - len(most)
     more = f"<p class='faint'>and {count(rest, 'rarer reason')}</p>" if rest else ""
     total = count(reasons.total(), "prediction")
-    return f"<h2>Why {total} had no valid grid</h2><table>{rows}</table>{more}"
+    return f"<h2>Why {total} had no valid answer</h2><table>{rows}</table>{more}"
 
 
 def _run(run: Mapping[str, Any]) -> str:
@@ -177,13 +181,14 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _definitions() -> str:
+def _definitions(metric_set: MetricSet, card: Card) -> str:
     return (
-        "<h2>How to read this</h2><p>A test is answered by one or more predictions, for the task as it is or turned, "
-        "flipped and recoloured, which is undone. The two attempts are the first two of the different grids: by the "
-        "selection's scores where there are any, then by how often a grid was given; of equally frequent ones the more "
-        "probable is first. In an attempt of the right size, a dot marks a wrong cell. "
-        "A metric is the mean over tests, then over tasks; a test without predictions counts as unanswered.</p>"
+        "<h2>How to read this</h2><p>A test is answered by one or more predictions, for the task as it is or "
+        f"augmented, which is undone. The {count(metric_set.attempts, 'attempt')} of a test are the first distinct "
+        "answers: by the selection's scores where there are any, then by the number of predictions that gave "
+        "them; ties go to the more "
+        f"probable one. {card.legend} A metric is the mean over tests, then over tasks; a test without predictions "
+        "counts as unanswered.</p>"
     )
 
 

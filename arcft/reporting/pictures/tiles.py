@@ -142,7 +142,7 @@ def draw_page(tiles: Sequence[Tile], box: int = 150) -> Image.Image:
 def draw_problem(
     problem: Problem, attempts: Sequence[Sequence[Answer]], card: Card, *, shown: int, box: int = 150
 ) -> Image.Image:
-    """A whole problem: demonstrations above, in four columns, and a row for each test with its first `shown` attempts."""
+    """A whole problem: demonstrations in four columns, then a row for each test with its first `shown` attempts."""
     demonstrations = [
         Tile(f"demonstration {number}", EMPTY, [panel(card, "input", given), panel(card, "output", output)])
         for number, (given, output) in enumerate(card.demonstrations(problem), 1)

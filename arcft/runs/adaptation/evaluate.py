@@ -12,9 +12,10 @@ from arcft.config.duration import parse_duration
 from arcft.console import note, say
 from arcft.console import show as show_table
 from arcft.errors import ArcftError
-from arcft.problems.arc.scoring.metrics import Scores
-from arcft.reporting.adaptation import adaptation_png, before_after_table, rows_table, task_picture
+from arcft.reporting.adaptation import before_after_table, rows_table
+from arcft.reporting.charts.adaptation_charts import adaptation_png
 from arcft.reporting.charts.curves import read_history
+from arcft.reporting.pictures.problems import problem_picture
 from arcft.reporting.report import SUMMARY_FILE
 from arcft.reporting.words import count
 from arcft.runs.adaptation.adapters import ADAPTERS_FOLDER
@@ -29,6 +30,7 @@ from arcft.runs.evaluation.messages import show_files, show_metrics, show_reused
 from arcft.runs.evaluation.predict import count_prompts
 from arcft.runs.evaluation.targets import EvaluationTarget
 from arcft.runs.setup.ttft_settings import TtftSettings
+from arcft.scoring.metrics import Scores
 from arcft.scoring.selection import make_selector
 from arcft.tracking import NoTracker, Tracker
 from arcft.ttft.engine.engine import Engine
@@ -54,7 +56,7 @@ def show_plan(settings: TtftSettings, target: EvaluationTarget, folder: Path) ->
     units = _units(settings, target)
     engine_factory(settings, folder)()
     prompts = count_prompts(target.tasks, config.inference)
-    before = sum(len(task.test) for task in target.tasks) * config.ttft.predict_before
+    before = sum(len(task.answers) for task in target.tasks) * config.ttft.predict_before
     say(
         f"{target.name}: {count(len(target.tasks), 'task')}, {count(len(units), 'adapter')} of up to "
         f"{count(settings.max_steps, 'step')}, {count(prompts, 'prompt')} and {before:,} before adapting"
@@ -85,11 +87,12 @@ def adapt_and_score(
     scores = results.write_results(
         folder,
         title=f"{target.title}, adapted",
-        tasks=target.tasks,
+        kind=target.kind,
+        problems=target.tasks,
         predictions=outcome.predictions,
-        selector=make_selector(settings.config.selection),
+        selector=make_selector(settings.config.selection, target.kind),
         run={**target.about, "seconds": round(seconds, 1)},
-        curves=read_history(run.folder) if run else None,
+        curves=read_history(run.folder, target.kind.metrics) if run else None,
         adaptation=outcome.adaptation,
     )
     if run and settings.config.ttft.budget is None and not outcome.failed:
@@ -111,8 +114,9 @@ def _found(settings: TtftSettings, target: EvaluationTarget) -> tuple[Path, Adap
     if folder is None or (settings.config.ttft.keep_adapters and not (folder / ADAPTERS_FOLDER).is_dir()):
         return None
     try:
-        with Ledger.open(folder / LEDGER_FILE) as ledger:
-            return folder, outcome_of(target.tasks, ledger, make_selector(settings.config.selection))
+        with Ledger.open(folder / LEDGER_FILE, target.kind) as ledger:
+            selector = make_selector(settings.config.selection, target.kind)
+            return folder, outcome_of(target.tasks, ledger, selector, target.kind.metrics)
     except LedgerError:
         return None  # taken away since, or in a folder that can't be written to
 
@@ -124,7 +128,7 @@ def _units(settings: TtftSettings, target: EvaluationTarget) -> list[Unit]:
 def _adapt(settings: TtftSettings, target: EvaluationTarget, folder: Path, tracker: Tracker) -> AdaptationOutcome:
     config = settings.config
     units = _units(settings, target)
-    selector = make_selector(config.selection)
+    selector = make_selector(config.selection, target.kind)
     with open_ledger(settings, folder) as ledger, stop_on_signals(lambda reason: None) as received:
         ledger.recover()
         engine = None
@@ -138,11 +142,13 @@ def _adapt(settings: TtftSettings, target: EvaluationTarget, folder: Path, track
             predictions=config.inference.predictions_per_test,
             predict_before=config.ttft.predict_before,
             seed=config.ttft.seed,
+            attempts=target.kind.metrics.attempts,
             budget=_budget(settings, ledger),
         )
         progress = queue.progress()
         with progress_bar(target.name, len(units), progress.done + progress.failed, beats=True) as advance:
             standing = LiveProgress(
+                target.kind,
                 target.tasks,
                 queue,
                 folder,
@@ -160,7 +166,7 @@ def _adapt(settings: TtftSettings, target: EvaluationTarget, folder: Path, track
             queue.stop()
             queue.requeue("local")
             raise Stopped(received[0], f"stopped; go on with: python evaluate.py {override('resume', folder)}")
-        return outcome_of(target.tasks, ledger, selector)
+        return outcome_of(target.tasks, ledger, selector, target.kind.metrics)
 
 
 def _drainer(settings: TtftSettings, folder: Path, ledger: Ledger, engine: Engine | None) -> Callable[..., None]:
@@ -232,5 +238,5 @@ def _track(
             adaptation_png(picture, outcome.adaptation)
             tracker.picture("ttft/course", picture)
         for task in target.tasks:
-            task_picture(picture, task, outcome.attempts)
+            problem_picture(picture, task, outcome.attempts, target.kind.card, shown=target.kind.metrics.attempts)
             tracker.picture(f"ttft/task/{task.id}", picture)

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from arcft.problems.arc.scoring.metrics import Scores, score_tasks
-from arcft.problems.arc.task import Task
+from arcft.protocols import MetricSet, Problem
 from arcft.reporting.adaptation import Adaptation, TaskRow, votes_in_words
 from arcft.reporting.words import count
+from arcft.scoring.metrics import Scores, score_problems
 from arcft.scoring.predictions import Prediction, group_by_test
-from arcft.scoring.selection import Selector
+from arcft.scoring.selection import Selector, attempts_of
 from arcft.scoring.voting import Attempts
 from arcft.ttft.ledger.ledger import Ledger, Record
 from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND
@@ -39,7 +39,7 @@ class AdaptationOutcome:
 
     @property
     def notes(self) -> dict[str, list[str]]:
-        """Ids of the tasks that something was done otherwise for than one may think, by what it is."""
+        """Task ids by note: where the run deviated from the request."""
         rows = self.adaptation.rows
         # An adapter's notes are told once, by its name, if several tasks share it.
         return _grouped(dict.fromkeys((note, row.unit or row.task_id) for row in rows for note in row.notes))
@@ -53,22 +53,28 @@ def lines_of(grouped: Mapping[str, Sequence[str]], what: str = "task") -> list[s
     ]
 
 
-def outcome_of(tasks: Sequence[Task], ledger: Ledger, selector: Selector) -> AdaptationOutcome:
+def outcome_of(
+    tasks: Sequence[Problem], ledger: Ledger, selector: Selector, metric_set: MetricSet
+) -> AdaptationOutcome:
     """Read everything that is worth reporting."""
     groups, before = group_by_test(tasks, ledger.current_predictions()), ledger.predictions(BASELINE_ROUND)
     predictions = [prediction for group in groups.values() for prediction in group]
-    attempts = selector.attempts(tasks, predictions)
-    after_scores = _scores(tasks, predictions, attempts)
-    before_scores = _scores(tasks, before, selector.attempts(tasks, before)) if before else None
+    attempts = attempts_of(selector.candidates(tasks, predictions), metric_set.attempts)
+    after_scores = _scores(tasks, predictions, attempts, metric_set)
+    before_scores = None
+    if before:
+        attempts_before = attempts_of(selector.candidates(tasks, before), metric_set.attempts)
+        before_scores = _scores(tasks, before, attempts_before, metric_set)
     records = {task_id: record for record in ledger.records(ADAPT_ROUND) for task_id in record.task_ids}
     rows = []
     for task in tasks:
-        mine = [groups[task.id, index] for index in range(len(task.test))]
+        mine = [groups[task.id, index] for index in range(len(task.answers))]
         record = records[task.id]
         finished_at = None if record.finished_at is None else ledger.elapsed_at(record.finished_at)
-        rows.append(_row(task, record, mine, after_scores, finished_at))
+        rows.append(_row(task, record, mine, after_scores, metric_set, finished_at))
     adaptation = Adaptation(
         rows=rows,
+        metric_set=metric_set,
         before=before_scores,
         after=after_scores,
         predictions_before=_most(tasks, before),
@@ -79,14 +85,15 @@ def outcome_of(tasks: Sequence[Task], ledger: Ledger, selector: Selector) -> Ada
 
 
 def _row(
-    task: Task,
+    task: Problem,
     record: Record,
     groups: Sequence[Sequence[Prediction]],
     scores: Scores | None,
+    metric_set: MetricSet,
     finished_at: float | None,
 ) -> TaskRow:
     few = min(FEW, max(1, len(record.losses) // 2))
-    is_known = scores is not None and all(pair.output is not None for pair in task.test)
+    is_known = scores is not None and all(answer is not None for answer in task.answers)
     # Whatever is still queued when the run ends had no time.
     state: Literal["done", "failed", "left out"] = "left out"
     if record.state == "done" or record.state == "failed":
@@ -95,7 +102,7 @@ def _row(
         task_id=task.id,
         state=state,
         reason={"done": "", "failed": record.reason or "", "left out": NO_TIME}[state],
-        solved=scores.tasks[task.id]["vote_2"] == 1 if scores is not None and is_known else None,
+        solved=scores.solved(metric_set)[task.id] if scores is not None and is_known else None,
         votes=votes_in_words(groups),
         loss_first=_mean(record.losses[:few]),
         loss_last=_mean(record.losses[-few:]),
@@ -109,12 +116,14 @@ def _row(
     )
 
 
-def _scores(tasks: Sequence[Task], predictions: Sequence[Prediction], attempts: Attempts) -> Scores | None:
-    scores = score_tasks(tasks, predictions, attempts)
+def _scores(
+    tasks: Sequence[Problem], predictions: Sequence[Prediction], attempts: Attempts, metric_set: MetricSet
+) -> Scores | None:
+    scores = score_problems(tasks, predictions, attempts, metric_set)
     return scores if scores.metrics else None
 
 
-def _most(tasks: Sequence[Task], predictions: Sequence[Prediction]) -> int:
+def _most(tasks: Sequence[Problem], predictions: Sequence[Prediction]) -> int:
     return max(map(len, group_by_test(tasks, predictions).values()), default=0)
 
 

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import torch
 
-from arcft.problems.arc.scoring.metrics import score_tasks
-from arcft.problems.arc.scoring.submission import write_submission
-from arcft.problems.arc.task import Task
+from arcft.protocols import Kind, Problem
 from arcft.reporting.words import duration
 from arcft.runs.common.progress import Advance
 from arcft.runs.evaluation.results import SUBMISSION_FILE
-from arcft.scoring.selection import Selector
+from arcft.scoring.metrics import score_problems
+from arcft.scoring.selection import Selector, attempts_of
 from arcft.tracking import Tracker
 from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.scheduling.queue import Progress, Queue
@@ -37,7 +36,8 @@ class LiveProgress:
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        kind: Kind,
+        tasks: Sequence[Problem],
         queue: Queue,
         folder: Path,
         *,
@@ -48,6 +48,7 @@ class LiveProgress:
         say: Say,
     ) -> None:
         """`say` prints what the user should know at once."""
+        self._kind = kind
         self._tasks = tasks
         self._queue = queue
         self._selector = selector
@@ -56,7 +57,7 @@ class LiveProgress:
         self._advance = advance
         self._ledger = ledger
         self._say = say
-        self._known = any(pair.output is not None for task in tasks for pair in task.test)
+        self._known = any(answer is not None for task in tasks for answer in task.answers)
         self._solved = 0
         self._next_look = 0.0
         self._next_line = 0.0
@@ -86,11 +87,12 @@ class LiveProgress:
         begun = time.monotonic()
         self._queue.changed = False
         predictions = self._queue.predictions()
-        attempts = self._selector.attempts(self._tasks, predictions)
-        write_submission(self._path, self._tasks, attempts)
+        metric_set = self._kind.metrics
+        attempts = attempts_of(self._selector.candidates(self._tasks, predictions), metric_set.attempts)
+        self._kind.write_submission(self._path, self._tasks, attempts)
         if self._known:
-            scores = score_tasks(self._tasks, predictions, attempts)
-            self._solved = sum(metrics["vote_2"] == 1 for metrics in scores.tasks.values())
+            scores = score_problems(self._tasks, predictions, attempts, metric_set)
+            self._solved = sum(scores.solved(metric_set).values())
             progress = self._queue.progress()
             seconds = self._ledger.elapsed()
             values = {"ttft/solved": self._solved, "ttft/done": progress.done, "ttft/failed": progress.failed}

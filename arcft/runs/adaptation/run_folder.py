@@ -16,6 +16,7 @@ from arcft.config import version_0_1
 from arcft.config.inference import ONLY_SPEED
 from arcft.config.schema import to_dict
 from arcft.errors import ArcftError
+from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.ttft_settings import TtftSettings, ttft_identity
 from arcft.ttft.ledger.ledger import Ledger
 
@@ -33,7 +34,9 @@ def open_ledger(settings: TtftSettings, folder: Path) -> Ledger:
     for name in ONLY_SPEED:
         del values["inference"][name]
     values["selection"] = version_0_1.written("selection", settings.config.selection)
-    return Ledger.create(folder / LEDGER_FILE, {**values, "checkpoint_sha256": settings.identity})
+    return Ledger.create(
+        folder / LEDGER_FILE, kind_of(settings.config.data), {**values, "checkpoint_sha256": settings.identity}
+    )
 
 
 @contextlib.contextmanager

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from arcft.console import say, say_path, show
-from arcft.problems.arc.scoring.metrics import Scores
 from arcft.reporting.previews import metrics_table
 from arcft.reporting.report import REPORT_FILE
 from arcft.reporting.words import count
 from arcft.runs.evaluation.results import SUBMISSION_FILE
 from arcft.runs.evaluation.targets import EvaluationTarget
+from arcft.scoring.metrics import Scores
 
 
 def show_reused(target: EvaluationTarget, found: Path, folder: Path) -> None:
@@ -23,8 +23,8 @@ def show_metrics(target: EvaluationTarget, scores: Scores) -> None:
     """The table of metrics, or why there is none."""
     title = count(len(target.tasks), "task")
     if scores.metrics:
-        errors = {target.name: scores.standard_errors()} if len(scores.tasks) > 1 else None
-        show(metrics_table({target.name: scores.metrics}, errors=errors, title=title))
+        errors = {target.name: scores.standard_errors()} if len(scores.problems) > 1 else None
+        show(metrics_table({target.name: scores.metrics}, target.kind.metrics, errors=errors, title=title))
     else:
         say(f"{target.name}, {title}: no answers are known, so there are no metrics")
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -17,14 +16,13 @@ from arcft.config.selection import SelectionConfig
 from arcft.console import note
 from arcft.prediction.predict_vllm import VllmJob, VllmModel
 from arcft.prediction.score_candidates import predict_and_score
-from arcft.problems.arc.task import Task
-from arcft.protocols import DealViews, TestKey
+from arcft.protocols import AnswerCodec, DealViews, Kind, Problem, TestKey
 from arcft.runs.common.paths import override
 from arcft.runs.common.progress import progress_bar
 from arcft.runs.evaluation.results import write_predictions
 from arcft.runs.evaluation.vllm import predict_with_vllm
 from arcft.scoring.predictions import Prediction, append_prediction, open_for_append, read_predictions
-from arcft.scoring.selection import ATTEMPTS, Selector, make_selector
+from arcft.scoring.selection import Selector, make_selector
 from arcft.text.builder import ExampleBuilder
 
 
@@ -32,7 +30,7 @@ from arcft.text.builder import ExampleBuilder
 class ModelAssignment:
     """Tasks that one model answers."""
 
-    tasks: Sequence[Task]
+    tasks: Sequence[Problem]
     model: Callable[[], PreTrainedModel | PeftModel]
     """Called when its turn has come, so that one base model can serve several shares."""
 
@@ -45,9 +43,9 @@ class ModelAssignment:
     """With inference=vllm: where the engine finds the model."""
 
 
-def count_prompts(tasks: Sequence[Task], config: InferenceConfig) -> int:
+def count_prompts(tasks: Sequence[Problem], config: InferenceConfig) -> int:
     """Prompts that an evaluation of `tasks` takes."""
-    return sum(len(task.test) for task in tasks) * config.predictions_per_test
+    return sum(len(task.answers) for task in tasks) * config.predictions_per_test
 
 
 def predict_shares(
@@ -56,6 +54,7 @@ def predict_shares(
     selection: SelectionConfig,
     path: Path,
     *,
+    kind: Kind,
     title: str,
     resume: Path,
 ) -> list[Prediction]:
@@ -66,9 +65,9 @@ def predict_shares(
     Raises Stopped after SIGTERM or SIGINT, with the current test finished; its message
     names `resume`, the evaluation's folder.
     """
-    predictions = _kept(path, config)
+    predictions = _kept(path, config, kind)
     done = {(prediction.task_id, prediction.test_index) for prediction in predictions}
-    tally = Tally([task for share in shares for task in share.tasks], make_selector(selection))
+    tally = Tally([task for share in shares for task in share.tasks], make_selector(selection, kind), kind)
     tally.add(predictions)
     total = count_prompts([task for share in shares for task in share.tasks], config)
     with (
@@ -78,7 +77,7 @@ def predict_shares(
     ):
         for group in _groups(shares, config, selection, done):
             for prediction in group:
-                append_prediction(file, prediction)
+                append_prediction(file, prediction, kind)
             predictions += group
             tally.add(group)
             advance(tally.tests * config.predictions_per_test, tally.words())
@@ -100,7 +99,7 @@ def _groups(
         yield from predict_with_vllm(jobs, config, done=done, say=note)
         return
     for share in shares:
-        if any((task.id, index) not in done for task in share.tasks for index in range(len(task.test))):
+        if any((task.id, index) not in done for task in share.tasks for index in range(len(task.answers))):
             yield from predict_and_score(
                 share.model(),
                 share.builder,
@@ -113,18 +112,19 @@ def _groups(
 
 
 class Tally:
-    """What to show beside the bar: tests solved so far, where answers are known, and how many predictions are grids."""
+    """What to show beside the bar: tests solved so far, where answers are known, and the share of valid answers."""
 
-    def __init__(self, tasks: Sequence[Task], selector: Selector) -> None:
+    def __init__(self, tasks: Sequence[Problem], selector: Selector, kind: Kind) -> None:
         self._selector = selector
+        self._kind = kind
         self._tasks = {task.id: task for task in tasks}
         self._truths = {
-            (task.id, index): pair.output
+            (task.id, index): answer.key
             for task in tasks
-            for index, pair in enumerate(task.test)
-            if pair.output is not None
+            for index, answer in enumerate(task.answers)
+            if answer is not None
         }
-        self._known = self._solved = self._predictions = self._grids = 0
+        self._known = self._solved = self._predictions = self._valid = 0
         self.tests = 0
         """That have predictions."""
 
@@ -134,31 +134,31 @@ class Tally:
         for prediction in predictions:
             groups.setdefault((prediction.task_id, prediction.test_index), []).append(prediction)
             self._predictions += 1
-            self._grids += prediction.grid is not None
+            self._valid += prediction.answer is not None
         self.tests += len(groups)
         for key, group in groups.items():
             if key in self._truths:
                 self._known += 1
                 candidates = self._selector.order(self._tasks[key[0]], key[1], group)
-                attempts = [candidate.grid for candidate in candidates[:ATTEMPTS]]
-                self._solved += any(np.array_equal(self._truths[key], grid) for grid in attempts)
+                attempts = candidates[: self._kind.metrics.attempts]
+                self._solved += any(candidate.answer.key == self._truths[key] for candidate in attempts)
 
     def words(self) -> str:
-        """For example `3/12 solved, 88% grids`; a test is solved by one of two attempts."""
-        grids = f"{self._grids / max(self._predictions, 1):.0%} grids"
-        return f"{self._solved}/{self._known} solved, {grids}" if self._known else grids
+        """For example `3/12 solved, 88% grids`; a test is solved by any of its attempts."""
+        valid = f"{self._valid / max(self._predictions, 1):.0%} {self._kind.card.noun}s"
+        return f"{self._solved}/{self._known} solved, {valid}" if self._known else valid
 
 
-def _kept(path: Path, config: InferenceConfig) -> list[Prediction]:
+def _kept(path: Path, config: InferenceConfig, answers: AnswerCodec) -> list[Prediction]:
     """What an earlier, stopped evaluation finished; tests that it left half-done are taken out of the file."""
     if not path.exists():
         return []
-    found = read_predictions(path, allow_torn=True)
+    found = read_predictions(path, answers, allow_torn=True)
     counts: Counter[TestKey] = Counter((prediction.task_id, prediction.test_index) for prediction in found)
     whole = {test for test, count in counts.items() if count >= config.predictions_per_test}
     if found and config.name == "search":
         # How many there are to be is not known: of the last test some may be missing.
         whole.discard((found[-1].task_id, found[-1].test_index))
     kept = [prediction for prediction in found if (prediction.task_id, prediction.test_index) in whole]
-    write_predictions(path, kept)
+    write_predictions(path, kept, answers)
     return kept

@@ -16,7 +16,7 @@ from arcft.config.selection import ScoreConfig
 from arcft.config.stored import from_stored
 from arcft.console import note
 from arcft.errors import ArcftError
-from arcft.protocols import TestKey
+from arcft.protocols import Problem, TestKey
 from arcft.reporting.words import count
 from arcft.runs.evaluation.results import METRICS_FILE, SUBMISSION_FILE
 from arcft.runs.setup.checkpoint_config import distinct_names, is_pattern, matching_checkpoints
@@ -33,7 +33,7 @@ class LoadedPredictions:
 
     name: str
     predictions: list[Prediction]
-    tasks: list[Task]
+    tasks: Sequence[Problem]
     about: dict[str, Any]
     """Where they come from, for metrics.json and the report."""
 
@@ -68,7 +68,7 @@ def given_predictions(config: EvaluateConfig, explicit: Collection[str]) -> Load
     return LoadedPredictions(name=name, predictions=predictions, tasks=tasks, about=about)
 
 
-def evaluated_tasks(file: Path) -> list[Task]:
+def evaluated_tasks(file: Path) -> list[Problem]:
     """The tasks of the finished evaluation that has written `file`, in its order, from where it had them.
 
     Raises ConfigError where the file is no evaluation's, TaskError or CheckpointError where its data are gone.
@@ -147,7 +147,9 @@ def check_scores(
         )
     partly = sum(_without_scores(group) > 0 for group in open_groups)
     if partly:
-        note(f"in {partly} of {count(len(groups), 'test')} some {noun}s have no scores: they come after those that have")
+        note(
+            f"in {partly} of {count(len(groups), 'test')} some {noun}s have no scores: they come after those that have"
+        )
 
 
 def _has_choice(group: Sequence[Prediction]) -> bool:

@@ -11,13 +11,12 @@ from typing import Any
 
 from arcft.checkpoints import RUN_FILE
 from arcft.files import open_atomic, write_json
-from arcft.problems.arc.scoring.metrics import Scores, score_tasks
-from arcft.problems.arc.scoring.submission import write_submission
-from arcft.problems.arc.task import Task
+from arcft.protocols import AnswerCodec, Kind, MetricSet, Problem
 from arcft.reporting.adaptation import Adaptation
 from arcft.reporting.charts.curves import Curves, curves_png
 from arcft.reporting.report import NUMBERS_FILE, REPORT_FILE, SUMMARY_FILE, write_report
 from arcft.reporting.words import count
+from arcft.scoring.metrics import Scores, score_problems
 from arcft.scoring.predictions import Prediction, append_prediction
 from arcft.scoring.resampling import metrics_by_count
 from arcft.scoring.selection import Selector, attempts_of, with_reasons
@@ -37,7 +36,8 @@ def write_results(
     folder: Path,
     *,
     title: str,
-    tasks: Sequence[Task],
+    kind: Kind,
+    problems: Sequence[Problem],
     predictions: Sequence[Prediction],
     selector: Selector,
     run: Mapping[str, Any],
@@ -52,26 +52,28 @@ def write_results(
     `adaptation` is what test-time fine-tuning did; its scores before are in metrics.json beside those after.
     """
     seen = run.get("trained_on", 0)
-    candidates = selector.candidates(tasks, predictions)
-    attempts = attempts_of(candidates)
-    scores = score_tasks(tasks, predictions, attempts)
-    numbers = metrics_by_count(tasks, predictions, candidates)
-    write_predictions(folder / PREDICTIONS_FILE, with_reasons(predictions, candidates, selector.name))
-    write_submission(folder / SUBMISSION_FILE, tasks, attempts)
+    candidates = selector.candidates(problems, predictions)
+    attempts = attempts_of(candidates, kind.metrics.attempts)
+    scores = score_problems(problems, predictions, attempts, kind.metrics)
+    numbers = metrics_by_count(problems, predictions, candidates, kind.metrics)
+    write_predictions(folder / PREDICTIONS_FILE, with_reasons(predictions, candidates, selector.name), kind)
+    kind.write_submission(folder / SUBMISSION_FILE, problems, attempts)
     write_report(
         folder,
         title=title,
         scores=scores if scores.metrics else None,
-        tasks=tasks,
+        problems=problems,
         predictions=predictions,
         candidates=candidates,
+        metric_set=kind.metrics,
+        card=kind.card,
         numbers=numbers,
         run=dict(run),
         curves=curves,
-        note=f"{seen} of {count(len(tasks), 'task')} {'was' if seen == 1 else 'were'} trained on" if seen else "",
+        note=f"{seen} of {count(len(problems), 'task')} {'was' if seen == 1 else 'were'} trained on" if seen else "",
         adaptation=adaptation,
     )
-    content = {"metrics": scores.metrics, "tasks": scores.tasks, "run": dict(run)}
+    content = {"metrics": scores.metrics, "tasks": scores.problems, "run": dict(run)}
     if adaptation is not None and adaptation.before is not None:
         content["before"] = adaptation.before.metrics
     if numbers:
@@ -80,11 +82,11 @@ def write_results(
     return scores
 
 
-def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
+def write_predictions(path: Path, predictions: Sequence[Prediction], answers: AnswerCodec) -> None:
     """Write a predictions file whole or not at all."""
     with open_atomic(path) as file:
         for prediction in predictions:
-            append_prediction(file, prediction)
+            append_prediction(file, prediction, answers)
 
 
 def find_evaluation(run_folder: Path, key: str) -> Path | None:
@@ -123,10 +125,12 @@ def reuse_evaluation(found: Path, folder: Path) -> Scores:
         if found.resolve() != folder.resolve():
             shutil.copyfile(found / name, folder / name)
     stored = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-    return Scores(metrics=stored["metrics"], tasks=stored["tasks"])
+    return Scores(metrics=stored["metrics"], problems=stored["tasks"])
 
 
-def write_sweep(folder: Path, curves: Curves, metrics: Mapping[str, Mapping[str, float]], by_step: bool) -> Path | None:
+def write_sweep(
+    folder: Path, curves: Curves, metrics: Mapping[str, Mapping[str, float]], metric_set: MetricSet, *, by_step: bool
+) -> Path | None:
     """Write the table of a checkpoint sweep (sweep.json), and its plot where the checkpoints are steps of one run.
 
     `metrics` are by checkpoint, in order of step. Returns the plot's path.
@@ -136,5 +140,5 @@ def write_sweep(folder: Path, curves: Curves, metrics: Mapping[str, Mapping[str,
         return None
     steps = {int(name.rpartition("-")[2]): values for name, values in metrics.items()}
     plot = folder / SWEEP_PICTURE
-    plot.write_bytes(curves_png(curves.with_metrics(steps)))
+    plot.write_bytes(curves_png(curves.with_metrics(steps, metric_set), metric_set))
     return plot

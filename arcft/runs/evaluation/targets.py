@@ -19,7 +19,7 @@ from arcft.console import note, say
 from arcft.files import data_sha256
 from arcft.models.limits import refuse_beyond, stored_position_limit
 from arcft.models.load import load_tokenizer
-from arcft.problems.arc.task import Task
+from arcft.protocols import Kind, Problem
 from arcft.runs.evaluation.predict import ModelAssignment
 from arcft.runs.evaluation.prediction_files import given_predictions
 from arcft.runs.evaluation.vllm import served_model, served_run
@@ -37,7 +37,7 @@ from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.leaks import warn_trained_on
 from arcft.runs.setup.restore import ModelHost, base_model, restored_builder, restored_tokenizer
 from arcft.runs.setup.task_adapters import adapted_runs, tasks_adapted_to
-from arcft.runs.setup.tasks import chosen_tasks, data_fingerprint, default_held_out, filter_tasks, tasks_of_run
+from arcft.runs.setup.tasks import chosen_tasks, default_held_out, filter_tasks, tasks_of_run
 from arcft.runs.setup.ttft_settings import ttft_identity
 from arcft.scoring.predictions import Prediction
 from arcft.text.builder import ExampleBuilder
@@ -47,13 +47,14 @@ from arcft.text.builder import ExampleBuilder
 class EvaluationTarget:
     """One thing that is evaluated: it gets one score, one submission and one report."""
 
+    kind: Kind
     name: str
     """Short, for tables and progress bars."""
 
     title: str
     """For report and picture."""
 
-    tasks: list[Task]
+    tasks: list[Problem]
     shares: list[ModelAssignment]
     predictions: list[Prediction] | None = None
     """Made elsewhere; there are no shares then."""
@@ -87,8 +88,8 @@ class _Finder:
     def __init__(self, config: EvaluateConfig, explicit: Sequence[str]) -> None:
         self.config = config
         self.explicit = explicit
-        self.kind = kind_of(config.data)
         self.deal_views = view_dealer(self.kind, config.inference)
+        self.kind = kind_of(config.data)
         self.host = ModelHost(config.inference)
         self._builders: dict[str, ExampleBuilder] = {}
         self._said: set[str] = set()
@@ -103,7 +104,7 @@ class _Finder:
             given.about,
             tasks=given.tasks,
             predictions=given.predictions,
-            of=data_sha256({"predictions": [prediction.to_json() for prediction in given.predictions]}),
+            of=data_sha256({"predictions": [one.to_json(self.kind.answer_field) for one in given.predictions]}),
         )
 
     def base_model(self) -> EvaluationTarget:
@@ -150,7 +151,7 @@ class _Finder:
         for name, run in zip(distinct_names(paths), runs, strict=True):
             self._refuse_contradictions(run)
             tasks = self._tasks_for(run)
-            known = (run.folder, data_fingerprint(tasks))
+            known = (run.folder, self.kind.fingerprint(tasks))
             if known not in notes:
                 notes[known] = warn_trained_on(run, tasks)
             about = {**_about(run), "trained_on": len(notes[known])}
@@ -170,7 +171,7 @@ class _Finder:
             tasks = filter_tasks(tasks_adapted_to(adapted), self.config.data, num_tokens, self._say_once)
         else:
             tasks = chosen_tasks(self.config.data, num_tokens, self._say_once)
-        answering: dict[Path, tuple[TrainedRun, list[Task]]] = {}
+        answering: dict[Path, tuple[TrainedRun, list[Problem]]] = {}
         for task in tasks:
             run = adapted.get(task.id, start)
             answering.setdefault(run.checkpoint.path, (run, []))[1].append(task)
@@ -191,7 +192,7 @@ class _Finder:
         if problems:
             raise ConfigError(problems)
 
-    def _share(self, run: TrainedRun, tasks: list[Task]) -> ModelAssignment:
+    def _share(self, run: TrainedRun, tasks: list[Problem]) -> ModelAssignment:
         served = served_run(run) if self.config.inference.name == "vllm" else None
         return ModelAssignment(
             tasks,
@@ -219,7 +220,7 @@ class _Finder:
             self._builders[key] = builder
         return self._builders[key]
 
-    def _tasks_for(self, run: TrainedRun) -> list[Task]:
+    def _tasks_for(self, run: TrainedRun) -> list[Problem]:
         num_tokens = self._builder(run).num_tokens
         if self.config.data.source == "held_out":
             return filter_tasks(tasks_of_run(run), self.config.data, num_tokens, self._say_once)
@@ -237,7 +238,7 @@ class _Finder:
         shares: list[ModelAssignment],
         about: dict[str, Any],
         *,
-        tasks: list[Task] | None = None,
+        tasks: Sequence[Problem] | None = None,
         predictions: list[Prediction] | None = None,
         run: TrainedRun | None = None,
         of: str = "",
@@ -245,10 +246,10 @@ class _Finder:
         inference = {key: value for key, value in to_dict(self.config.inference).items() if key not in ONLY_SPEED}
         selection = to_dict(self.config.selection)
         about = about | {"selection": selection}
-        answers = [[share.identity, data_fingerprint(share.tasks)] for share in shares]
+        answers = [[share.identity, self.kind.fingerprint(share.tasks)] for share in shares]
         tasks = [task for share in shares for task in share.tasks] if tasks is None else tasks
         key = {
-            "answers": answers or [[of, data_fingerprint(tasks)]],
+            "answers": answers or [[of, self.kind.fingerprint(tasks)]],
             "selection": version_0_1.written("selection", self.config.selection),
         }
         if shares:
@@ -259,9 +260,10 @@ class _Finder:
             key |= adapting
             about = about | {"ttft": {name: value for name, value in adapting["ttft"].items() if value is not None}}
         return EvaluationTarget(
+            kind=self.kind,
             name=name,
             title=title,
-            tasks=tasks,
+            tasks=list(tasks),
             shares=shares,
             predictions=predictions,
             key=data_sha256(key),

@@ -15,13 +15,12 @@ from arcft.config.inference import InferenceConfig
 from arcft.config.selection import SelectionConfig
 from arcft.files import write_text
 from arcft.prediction.score_candidates import predict_and_score
-from arcft.problems.arc.scoring.metrics import Scores, score_tasks
-from arcft.problems.arc.task import Task
-from arcft.protocols import DealViews
+from arcft.protocols import DealViews, Kind, Problem
 from arcft.reporting.charts.curves import HISTORY_FILE, METRIC_PREFIX
 from arcft.runs.common.progress import Advance
+from arcft.scoring.metrics import Scores, score_problems
 from arcft.scoring.predictions import Prediction
-from arcft.scoring.selection import make_selector
+from arcft.scoring.selection import attempts_of, make_selector
 from arcft.scoring.voting import Attempts
 from arcft.text.builder import ExampleBuilder
 from arcft.tracking import Tracker
@@ -45,9 +44,10 @@ class GenerationMetrics:
         self,
         builder: ExampleBuilder,
         deal_views: DealViews,
-        tasks: Sequence[Task],
+        tasks: Sequence[Problem],
         config: InferenceConfig,
         selection: SelectionConfig,
+        kind: Kind,
         advance: Advance,
         stop: StopRequest,
     ) -> None:
@@ -55,17 +55,18 @@ class GenerationMetrics:
         self.tasks = list(tasks)
         self.predictions: list[Prediction] = []
         self.attempts: Attempts = {}
-        self.scores = Scores(metrics={}, tasks={})
+        self.scores = Scores(metrics={}, problems={})
         self._builder = builder
         self._deal_views = deal_views
         self._config = config
-        self._selector = make_selector(selection)
+        self._selector = make_selector(selection, kind)
         self._num_views = selection.scoring_augmentations
+        self.kind = kind
         self._advance = advance
         self._stop = stop
 
     def __call__(self, model: Any, step: int) -> dict[str, float] | None:
-        """The metrics of scoring/metrics by name, for the model after `step` optimizer steps; None when it was asked to
+        """The metrics of the kind by name, for the model after `step` optimizer steps; None when it was asked to
         stop before all tasks were predicted."""
         self.predictions = []
         for number, task in enumerate(self.tasks, 1):
@@ -76,8 +77,10 @@ class GenerationMetrics:
                 model, self._builder, self._deal_views, [task], self._config, num_views=self._num_views
             )
             self.predictions += [prediction for group in groups for prediction in group]
-        self.attempts = self._selector.attempts(self.tasks, self.predictions)
-        self.scores = score_tasks(self.tasks, self.predictions, self.attempts)
+        metric_set = self.kind.metrics
+        candidates = self._selector.candidates(self.tasks, self.predictions)
+        self.attempts = attempts_of(candidates, metric_set.attempts)
+        self.scores = score_problems(self.tasks, self.predictions, self.attempts, metric_set)
         return self.scores.metrics
 
 

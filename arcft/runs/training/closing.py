@@ -7,7 +7,8 @@ from pathlib import Path
 from arcft.config.run import TrainConfig
 from arcft.console import say, show
 from arcft.files import write_json
-from arcft.reporting.previews import grids_side_by_side, metrics_table, predictions_picture
+from arcft.reporting.pictures.problems import predictions_picture
+from arcft.reporting.previews import metrics_table
 from arcft.reporting.words import count
 from arcft.runs.common.paths import override
 from arcft.runs.evaluation.results import METRICS_FILE
@@ -49,15 +50,23 @@ def say_next(folder: Path, kept: str) -> None:
 
 
 def _show_generation(folder: Path, generation: GenerationMetrics, title: str, tracker: Tracker) -> None:
+    kind = generation.kind
     for task in generation.tasks[:SHOWN_TASKS]:
         attempts = generation.attempts.get((task.id, 0), ())
-        grids = [("input", task.test[0].input), ("true", task.test[0].output)]
+        shown = [("input", kind.card.question(task, 0)), ("true", task.answers[0])]
         say(f"\n{task.id}")
-        show(grids_side_by_side([*grids, ("predicted", attempts[0] if attempts else None)]))
+        show(kind.card.terminal([*shown, ("predicted", attempts[0] if attempts else None)]))
     metrics = generation.scores.metrics
-    show(metrics_table({title: metrics}, title=count(len(generation.tasks), "held-out task")))
-    predictions_picture(folder / PICTURE, generation.tasks, generation.attempts, SHOWN_TESTS)
+    show(metrics_table({title: metrics}, kind.metrics, title=count(len(generation.tasks), "held-out task")))
+    predictions_picture(
+        folder / PICTURE,
+        generation.tasks,
+        generation.attempts,
+        kind.card,
+        shown=kind.metrics.attempts,
+        count=SHOWN_TESTS,
+    )
     say(f"predicted and true grids: {folder / PICTURE}")
     tracker.picture("preview", folder / PICTURE)
-    rows = [[task, *values.values()] for task, values in generation.scores.tasks.items()]
+    rows = [[task, *values.values()] for task, values in generation.scores.problems.items()]
     tracker.table("tasks", ["task", *metrics], rows)

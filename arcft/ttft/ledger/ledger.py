@@ -65,8 +65,9 @@ class Ledger:
     ) -> Ledger:
         """Begin a ledger, or open the one that is there.
 
-        `config`: nested plain data, all that decides the outcome; `answers` reads and writes answers. Raises LedgerError if the ledger that is there is
-        of another config (it says which keys differ, and how), if the file is no ledger, or if it can't be written.
+        `config`: nested plain data, all that decides the outcome; `answers` reads and writes answers. Raises
+        LedgerError if the ledger that is there belongs to another config (the message names the keys that differ), if
+        the file is no ledger, or if it can't be written.
         """
         ledger = cls(path, answers, config, clock, True)
         # From now on the time counts.

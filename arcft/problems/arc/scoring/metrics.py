@@ -36,47 +36,47 @@ class ArcMetrics:
     grow: Sequence[str] = ("max_correct_pixels", "any_correct_size", "pass_n", "vote_1", "vote_2")
     closeness: Sequence[str] = ("accuracy", "max_correct_pixels")
     definitions: Mapping[str, str] = {
-            "accuracy": "predictions that are exactly right",
-            "correct_pixels": "right cells; none if the size is wrong",
-            "correct_size": "predictions of the right size",
-            "max_correct_pixels": "right cells of the best prediction",
-            "any_correct_size": "tests with a grid of the right size",
-            "pass_n": "tests solved by any prediction",
-            "unanswered": "predictions without a valid grid",
-            "vote_1": "tests solved by the first attempt",
-            "vote_2": "tests solved by either of two attempts",
-        }
+        "accuracy": "predictions that are exactly right",
+        "correct_pixels": "right cells; none if the size is wrong",
+        "correct_size": "predictions of the right size",
+        "max_correct_pixels": "right cells of the best prediction",
+        "any_correct_size": "tests with a grid of the right size",
+        "pass_n": "tests solved by any prediction",
+        "unanswered": "predictions without a valid grid",
+        "vote_1": "tests solved by the first attempt",
+        "vote_2": "tests solved by either of two attempts",
+    }
     headlines: Mapping[str, str] = {
-            "vote_2": "solved in two attempts",
-            "pass_n": "solved by any prediction",
-            "accuracy": "of predictions exact",
-            "correct_pixels": "of pixels right",
-            "correct_size": "of sizes right",
-            "unanswered": "unanswered",
-        }
+        "vote_2": "solved in two attempts",
+        "pass_n": "solved by any prediction",
+        "accuracy": "of predictions exact",
+        "correct_pixels": "of pixels right",
+        "correct_size": "of sizes right",
+        "unanswered": "unanswered",
+    }
     compared: Mapping[str, str] = {
-            "accuracy": "accuracy",
-            "correct_pixels": "correct\npixels",
-            "correct_size": "correct\nsize",
-            "pass_n": "pass\nn",
-            "unanswered": "un-\nanswered",
-            "vote_1": "vote\n1",
-            "vote_2": "vote\n2",
-        }
+        "accuracy": "accuracy",
+        "correct_pixels": "correct\npixels",
+        "correct_size": "correct\nsize",
+        "pass_n": "pass\nn",
+        "unanswered": "un-\nanswered",
+        "vote_1": "vote\n1",
+        "vote_2": "vote\n2",
+    }
     charts: Mapping[str, Sequence[str]] = {
-            "Solved": ("pass_n", "vote_2", "accuracy"),
-            "Grids": ("correct_size", "correct_pixels", "unanswered"),
-        }
+        "Solved": ("pass_n", "vote_2", "accuracy"),
+        "Grids": ("correct_size", "correct_pixels", "unanswered"),
+    }
     # From Okabe and Ito, so that colour-blind readers can tell them apart.
     colors: Mapping[str, str] = {
-            "pass_n": "#7cc4f0",
-            "vote_1": "#cc79a7",
-            "vote_2": "#1f86cc",
-            "accuracy": "#009e73",
-            "correct_size": "#cc79a7",
-            "correct_pixels": "#d55e00",
-            "unanswered": "#8c8c8c",
-        }
+        "pass_n": "#7cc4f0",
+        "vote_1": "#cc79a7",
+        "vote_2": "#1f86cc",
+        "accuracy": "#009e73",
+        "correct_size": "#cc79a7",
+        "correct_pixels": "#d55e00",
+        "unanswered": "#8c8c8c",
+    }
 
     def in_words(self, metrics: Mapping[str, float]) -> str:
         """For example `25.0% of predictions right, best prediction 75.0% of cells`."""
