@@ -238,9 +238,10 @@ class _Finder:
         about = about | {"selection": selection}
         answers = [[share.identity, data_fingerprint(share.tasks)] for share in shares]
         tasks = [task for share in shares for task in share.tasks] if tasks is None else tasks
-        key = {
+        written = version_0_1.written("selection", self.config.selection)
+        key: dict[str, Any] = {
             "answers": answers or [[of, data_fingerprint(tasks)]],
-            "selection": version_0_1.written("selection", self.config.selection),
+            "selection": {name: value for name, value in written.items() if value is not None},
         }
         if shares:
             key["inference"] = inference
