@@ -14,7 +14,7 @@ import abc
 import dataclasses
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -115,6 +115,9 @@ class TokenCodec(Protocol):
     @property
     def end_id(self) -> int:
         """The token that ends the answer's turn."""
+
+    def prompt_ids(self, system: str, user: str, opener: str) -> list[int]:
+        """The tokens of a PromptText up to its completion."""
 
     def completion_ids(self, completion: str) -> list[int]:
         """The tokens of `completion`, then `end_id`."""
@@ -223,8 +226,9 @@ class QuestionSampler(Protocol):
     def problems(self, item: Item, rng: np.random.Generator) -> list[Problem]:
         """The problems that `item` is learned as. Raise ProblemError where there is nothing to learn from it."""
 
-    def min_tokens(self, problem: Problem) -> int:
-        """A lower bound of the tokens of every question drawn from `problem`; 0 where there is none."""
+    def min_tokens(self, problem: Problem, *, drop_demonstrations: bool) -> int:
+        """A lower bound of the tokens of every question drawn from `problem`, shortened as far as possible with
+        `drop_demonstrations`; 0 where there is none."""
 
     def draw(self, problem: Problem, rng: np.random.Generator) -> Question:
         """One question with its answer, augmented."""
@@ -239,7 +243,7 @@ class OwnMaterial:
     """Asks for something that `item` does not show; None where nothing can be spared."""
 
     note: str = ""
-    """What the user should know about it, to follow `the task ` or `TASKS: `."""
+    """What the user should know about it, to follow `the task has ` or `TASKS: `."""
 
 
 class OwnExamples(Protocol):
@@ -422,7 +426,9 @@ class Kind(Protocol):
     def deal_views(self, augmentations: Sequence[str]) -> DealViews:
         """Views made by the named `augmentations`."""
 
-    def sampler(self, augmentation: Any, format: ProblemFormat, *, view: str) -> QuestionSampler:
+    def sampler(
+        self, augmentation: Any, format: ProblemFormat, *, view: Literal["test", "leave_one_out"]
+    ) -> QuestionSampler:
         """Training questions: `augmentation` is the group of that name, `view` is data.view."""
 
     def own_examples(self, format: ProblemFormat) -> OwnExamples:

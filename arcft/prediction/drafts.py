@@ -1,27 +1,22 @@
-"""What a test's earlier prompts came to, as guesses for the later ones; for the first ones its input, if tasks like it
-change little."""
+"""Draft tokens for speculative decoding, from earlier answers to the same test."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from arcft.prediction.prompts import AugmentedPrompt, completions_for
-from arcft.problems.arc.format.examples import ExampleBuilder
-from arcft.problems.arc.task import Task
-from arcft.scoring.predictions import Prediction, TestKey
+from arcft.protocols import Answer, TestKey
+from arcft.scoring.predictions import Prediction
 from arcft.scoring.voting import vote
+from arcft.text.builder import ExampleBuilder
 
 _FIRST = 8
-"""Where some of a test's prompts are asked before the others, it is one in so many, and one at least."""
-
-_KEPT = 0.8
-"""The share of the demonstrations' cells that have to stay as they are for the input to be a guess. Of ARC-1's
-evaluation tests that is so in 42%, whose outputs keep 88% of the input's cells."""
+"""Where some of a test's prompts are completed before the others, they are one in this number, at least one."""
 
 
 class DraftSource:
-    """Guesses the most frequent answer so far, turned as the prompt's task is; as long as there is none, the test's
-    input, where demonstrations change little of theirs. Tests know nothing of each other."""
+    """Drafts the most frequent answer so far, varied as the prompt's problem is; before there is one, what the format
+    drafts without a model. Tests are independent of each other."""
 
     def __init__(self, builder: ExampleBuilder) -> None:
         self._builder = builder
@@ -31,38 +26,35 @@ class DraftSource:
         for prediction in predictions:
             self._known.setdefault((prediction.task_id, prediction.test_index), []).append(prediction)
 
-    def guess(self, prompt: AugmentedPrompt) -> list[int] | None:
-        """What the completion may be; None where nothing is known of its test."""
+    def draft(self, prompt: AugmentedPrompt) -> list[int] | None:
+        """A likely completion; None where there is no draft for its test."""
         candidates = vote(self._known.get(prompt.test, []))
+        answer: Answer
         if candidates:
-            grid = candidates[0].grid
-        elif _changes_little(prompt.task):
-            grid = prompt.task.test[prompt.test_index].input
+            answer = candidates[0].answer
         else:
-            return None
-        return completions_for(self._builder, prompt, [grid])[0]
+            drafted = self._builder.format.draft(prompt.problem, prompt.test_index)
+            if drafted is None:
+                return None
+            answer = drafted
+        return completions_for(self._builder, prompt, [answer])[0]
 
 
-def before_guessing(asked: Sequence[AugmentedPrompt], places: Sequence[int], batch_size: int) -> list[int]:
-    """Those of `places` in `asked` that come first, to have something to guess: a few of each test, in their order.
+def before_drafting(
+    builder: ExampleBuilder, prompts: Sequence[AugmentedPrompt], places: Sequence[int], batch_size: int
+) -> list[int]:
+    """Those of `places` in `prompts` that come first, so that there is something to draft: a few of each test, in their
+    order.
 
-    Of a test whose prompts fit one batch all come first, unless its input is a guess: to wait for the answer to one
-    takes as many passes as to write them all.
+    If a test's prompts fit one batch all come first, unless the format drafts its answer: waiting for the answer to one
+    takes as many forward passes as completing them all.
     """
     tests: dict[TestKey, list[int]] = {}
     for place in places:
-        tests.setdefault(asked[place].test, []).append(place)
+        tests.setdefault(prompts[place].test, []).append(place)
     first = []
     for own in tests.values():
-        waits = len(own) > batch_size or _changes_little(asked[own[0]].task)
+        prompt = prompts[own[0]]
+        waits = len(own) > batch_size or builder.format.draft(prompt.problem, prompt.test_index) is not None
         first += own[: min(batch_size, max(1, len(own) // _FIRST))] if waits else own
     return first
-
-
-def _changes_little(task: Task) -> bool:
-    """Whether the demonstrations' outputs have the shapes of their inputs, and most of their cells."""
-    pairs = [(pair.input, pair.output) for pair in task.train if pair.output is not None]
-    if not pairs or any(given.shape != output.shape for given, output in pairs):
-        return False
-    kept = sum(int((given == output).sum()) for given, output in pairs)
-    return kept >= _KEPT * sum(given.size for given, _ in pairs)

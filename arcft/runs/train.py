@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -24,22 +26,23 @@ from arcft.models.fingerprint import base_fingerprint
 from arcft.models.limits import embedding_rows, position_limit, refuse_beyond
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
-from arcft.problems.arc.data.sources import TaskSampler
-from arcft.problems.arc.format.examples import ExampleBuilder, ExampleStream, Trial
-from arcft.problems.arc.task import Task
-from arcft.problems.arc.views import leave_one_out, test_problem
+from arcft.protocols import DealViews, Problem, QuestionSampler
 from arcft.runs.common.paths import override
 from arcft.runs.common.progress import progress_bar
 from arcft.runs.common.tracking import tracked
-from arcft.runs.setup.build import check_answers, choose_device, example_builder, transform_drawer
+from arcft.runs.setup.build import check_answers, choose_device, example_builder, view_dealer
 from arcft.runs.setup.checkpoint_config import check_base, open_checkpoint
+from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.leaks import warn_trained_on
 from arcft.runs.setup.tasks import CountTokens, TaskSets, data_fingerprint, task_sets
 from arcft.runs.showcase import show_showcase
 from arcft.runs.training.callbacks import GenerationMetrics, ProgressBar, Recorder
 from arcft.runs.training.closing import close_run, say_next
 from arcft.runs.training.messages import say_model, say_skipped, say_tasks, show_estimate, show_first_example
+from arcft.text.builder import ExampleBuilder
+from arcft.text.item_sampler import ItemSampler
 from arcft.text.padding import choose_pad_token
+from arcft.text.stream import ExampleStream, Trial
 from arcft.text.tokens import Example
 from arcft.tracking import Tracker
 from arcft.training.arguments import make_training_arguments
@@ -54,7 +57,11 @@ class Prepared:
 
     tokenizer: PreTrainedTokenizerBase
     builder: ExampleBuilder
+    deal_views: DealViews
     sets: TaskSets
+    adapts: bool
+    """With data.view=leave_one_out: the tasks are learned from their demonstrations."""
+
     stream: ExampleStream
     held_out_examples: list[Example]
     held_out_skipped: int
@@ -68,7 +75,7 @@ class Prepared:
         return {
             "train": self.sets.train_ids,
             "held_out": [task.id for task in self.sets.held_out],
-            "adapted_to": self.sets.train_ids if self.stream.view == "leave_one_out" else None,
+            "adapted_to": self.sets.train_ids if self.adapts else None,
             "disjoint_from": self.sets.disjoint_from,
         }
 
@@ -131,7 +138,9 @@ def prepare(config: TrainConfig) -> Prepared:
     """Tokenizer, text format, task sets and the stream of examples; raises ArcftError for what can't be trained on."""
     tokenizer = load_tokenizer(config.model)
     training = config.training
+    kind = kind_of(config.data)
     builder = example_builder(
+        kind,
         config.encoder,
         config.prompt,
         tokenizer,
@@ -140,15 +149,14 @@ def prepare(config: TrainConfig) -> Prepared:
         drop_demonstrations=training.drop_demonstrations,
         loss_on=training.loss_on,
     )
-    sets = task_sets(config.data, _count_tokens(builder, config.data.view), _max_tokens(config))
+    questions = kind.sampler(config.augmentation, builder.format, view=config.data.view)
+    sets = task_sets(config.data, _count_tokens(builder, questions, config.data.view), _max_tokens(config))
     stream = ExampleStream(
-        TaskSampler(sets.train, seed=training.seed),
-        transform_drawer(config.augmentation),
+        ItemSampler(sets.train, seed=training.seed),
+        questions,
         builder,
         length=training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps,
         seed=training.seed,
-        view=config.data.view,
-        input_from_inputs=config.augmentation.input_from_inputs,
         curriculum=config.training.curriculum,
     )
     if training.generation_tasks and sets.held_out:
@@ -156,7 +164,17 @@ def prepare(config: TrainConfig) -> Prepared:
     trial = stream.check()
     held_out = _held_out_examples(builder, sets.held_out)
     fitting = [example for example in held_out if example is not None]
-    return Prepared(tokenizer, builder, sets, stream, fitting, len(held_out) - len(fitting), trial)
+    return Prepared(
+        tokenizer=tokenizer,
+        builder=builder,
+        deal_views=view_dealer(kind, config.inference),
+        sets=sets,
+        adapts=config.data.view == "leave_one_out",
+        stream=stream,
+        held_out_examples=fitting,
+        held_out_skipped=len(held_out) - len(fitting),
+        trial=trial,
+    )
 
 
 def _max_tokens(config: TrainConfig) -> int | None:
@@ -171,18 +189,25 @@ def _generation_config(config: TrainConfig) -> InferenceConfig:
     return dataclasses.replace(config.inference, max_seq_length=room)
 
 
-def _count_tokens(builder: ExampleBuilder, view: str) -> CountTokens:
-    """Tokens that a task takes as it is learned: its longest test, or the shortest of its demonstrations in turn."""
+def _count_tokens(builder: ExampleBuilder, questions: QuestionSampler, view: str) -> CountTokens:
+    """Tokens that a task takes when it is learned: its longest test, or the shortest of its demonstrations in turn."""
     if view == "test":
         return builder.num_tokens
-    return lambda task: min(builder.num_tokens(left_out) for left_out in leave_one_out(task))
+
+    def count(problem: Problem) -> int:
+        return min(map(builder.num_tokens, questions.problems(problem, np.random.default_rng(0))))
+
+    return count
 
 
-def _held_out_examples(builder: ExampleBuilder, tasks: list[Task]) -> list[Example | None]:
-    problems = [
-        test_problem(task, index) for task in tasks for index, pair in enumerate(task.test) if pair.output is not None
+def _held_out_examples(builder: ExampleBuilder, problems: Sequence[Problem]) -> list[Example | None]:
+    questions = [
+        builder.format.question(problem, index)
+        for problem in problems
+        for index, answer in enumerate(problem.answers)
+        if answer is not None
     ]
-    return [builder.example(problem) for problem in problems]
+    return [builder.example(question) for question in questions]
 
 
 def build_model(config: TrainConfig, device: torch.device) -> tuple[PreTrainedModel | PeftModel, str]:
@@ -244,7 +269,7 @@ def _train_and_close(
     disable_progress_bar()
     with progress_bar("training", max_steps, start) as advance, stop_on_signals(stop.request) as received:
         generation = GenerationMetrics(
-            prepared.builder, tasks, _generation_config(config), config.selection, advance, stop
+            prepared.builder, prepared.deal_views, tasks, _generation_config(config), config.selection, advance, stop
         )
         recorder = Recorder(folder, tracker)
         trainer = ArcftTrainer(

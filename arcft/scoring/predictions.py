@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from arcft.errors import ArcftError
-from arcft.problems.arc.task import Grid, Task, TaskError, as_grid
+from arcft.problems.arc.task import Grid, GridAnswer, Task, TaskError, as_grid
 
 TestKey = tuple[str, int]
 """A test of a task: the task's id, and the number of the test counted from 0."""
@@ -60,6 +60,11 @@ class Prediction:
 
     selection: dict[str, Any] | None = None
     """On one prediction of each grid: its rank among the test's grids, from 1, and what put it there."""
+
+    @property
+    def answer(self) -> GridAnswer | None:
+        """The grid as an Answer."""
+        return None if self.grid is None else GridAnswer(self.grid)
 
     def to_json(self) -> dict[str, Any]:
         """The line of a predictions file, as plain data; `prediction_from_json` reads it back."""

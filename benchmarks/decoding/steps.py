@@ -15,7 +15,7 @@ import numpy as np
 from arcft.decoding.core.completion import Completion
 from arcft.decoding.decode import decode
 from arcft.decoding.options import DecodingOptions
-from arcft.problems.arc.views import test_problem
+from arcft.problems.arc.questions import ask_output
 from decoding.reference import generate, read, usual_attention
 from decoding.subjects import OneShape, Subject, random_task, seconds_now
 
@@ -38,7 +38,7 @@ def measure_steps(subject: Subject, side: int, rows: int, repeats: int) -> dict[
     time that of decoding a single token is subtracted.
     """
     builder, model = subject.builder, subject.model
-    prompt = builder.prompt(test_problem(random_task(side, demonstrations=1, tests=1), 0))
+    prompt = builder.prompt(ask_output(random_task(side, demonstrations=1, tests=1), 0))
     grammar = OneShape(builder, (side, side))
     slow = OneShape(builder, (side, side), jumps=False)
     length, prompts = grammar.longest, [prompt] * rows
@@ -106,7 +106,7 @@ def measure_reading(subject: Subject, side: int, repeats: int) -> list[dict[str,
     shared prefixes, and `generate`."""
     builder, model = subject.builder, subject.model
     task = random_task(side, demonstrations=2, tests=4)
-    tests = [builder.prompt(test_problem(task, number)) for number in range(4)]
+    tests = [builder.prompt(ask_output(task, number)) for number in range(4)]
     pads: dict[str, Any] = {"pad_id": subject.ends["pad_id"]}
     shared = DecodingOptions(**pads, positions=builder.tokenization.positions)
     apart = dataclasses.replace(shared, share_prefixes=False)

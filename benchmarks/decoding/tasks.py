@@ -17,10 +17,10 @@ from arcft.decoding.decode import decode
 from arcft.decoding.likelihood import score
 from arcft.decoding.options import DecodingOptions
 from arcft.decoding.search import search
-from arcft.prediction.drafts import DraftSource, before_guessing
+from arcft.prediction.drafts import DraftSource, before_drafting
 from arcft.prediction.predict import read_answer
 from arcft.prediction.prompts import AugmentedPrompt, augmented_prompts, completions_for
-from arcft.problems.arc.task import Task
+from arcft.problems.arc.task import GridAnswer, Task, as_task
 from arcft.scoring.voting import grid_key
 from decoding.reference import generate
 from decoding.steps import ratios
@@ -50,8 +50,8 @@ class Asked:
     def __init__(self, subject: Subject, model: PreTrainedModel, task: Task, test_index: int) -> None:
         self.subject = subject
         self.model = model
-        self.prompts = augmented_prompts(subject.builder, task, test_index, subject.inference)
-        outputs = [prompt.transform.apply(task).test[test_index].output for prompt in self.prompts]
+        self.prompts = augmented_prompts(subject.builder, subject.deal_views, task, test_index, subject.inference)
+        outputs = [as_task(prompt.view.apply(task)).test[test_index].output for prompt in self.prompts]
         self.truth: Any = task.test[test_index].output
         self.shapes = [OneShape(subject.builder, output.shape) for output in outputs if output is not None]
         self.ids = [prompt.token_ids for prompt in self.prompts]
@@ -82,9 +82,9 @@ class Asked:
         """Speculative decoding as in arcft.prediction.predict with inference.speculate."""
         places = range(len(self.prompts))
         size = self.subject.inference.batch_size
-        first = before_guessing(self.prompts, places, size)
+        first = before_drafting(self.subject.builder, self.prompts, places, size)
         rest = sorted((place for place in places if place not in first), key=lambda place: len(self.ids[place]))
-        carried = DraftSource(self.subject.builder)
+        drafts = DraftSource(self.subject.builder)
         written: dict[int, list[int]] = {}
         for wave in [first, *(rest[start : start + size] for start in range(0, len(rest), size))]:
             completions = decode(
@@ -92,11 +92,11 @@ class Asked:
                 [self.ids[place] for place in wave],
                 dataclasses.replace(self.common, grammar=[self.shapes[place] for place in wave]),
                 max_new_tokens=[self.limits[place] for place in wave],
-                draft_tokens=[carried.guess(self.prompts[place]) for place in wave],
+                draft_tokens=[drafts.draft(self.prompts[place]) for place in wave],
             )
             for place, completion in zip(wave, completions, strict=True):
                 written[place] = completion.token_ids
-                carried.add([self._read(self.prompts[place], completion)])
+                drafts.add([self._read(self.prompts[place], completion)])
         return [written[place] for place in places]
 
     def greedy(self) -> list[list[int]]:
@@ -114,7 +114,9 @@ class Asked:
     def score(self, grids: Sequence[Any]) -> None:
         """Score each of `grids` under each prompt."""
         builder = self.subject.builder
-        completions = [completions_for(builder, prompt, grids) for prompt in self.prompts]
+        completions = [
+            completions_for(builder, prompt, [GridAnswer(grid) for grid in grids]) for prompt in self.prompts
+        ]
         options = dataclasses.replace(
             self.common, grammar=builder.grammar, batch_size=self.subject.inference.batch_size
         )

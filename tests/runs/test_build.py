@@ -17,18 +17,20 @@ from transformers import ByT5Tokenizer
 from arcft.checkpoints import Checkpoint
 from arcft.config.schema import ConfigError
 from arcft.models.lora import trainable_parameters
-from arcft.prediction.predict import predict_tasks
+from arcft.prediction.predict import predict_problems
+from arcft.problems.arc.augment.sampler import question_sampler
 from arcft.problems.arc.format.cell_tokens import GrammarError
-from arcft.problems.arc.format.examples import ExampleBuilder
+from arcft.problems.arc.kind import ArcKind
+from arcft.problems.arc.questions import GridQuestion, ask_output
 from arcft.problems.arc.task import Task
-from arcft.problems.arc.views import test_problem
-from arcft.runs.setup.build import check_answers, example_builder, transform_drawer
+from arcft.runs.setup.build import check_answers, example_builder
 from arcft.runs.setup.checkpoint_config import TrainedRun
 from arcft.runs.setup.restore import restored_builder
 from arcft.runs.setup.tasks import task_sets
 from arcft.runs.train import Prepared, build_model, prepare
 from arcft.runs.training.estimate import estimate
 from arcft.scoring.selection import make_selector
+from arcft.text.builder import ExampleBuilder
 from arcft.text.tokens import IGNORED, TokenizationError
 from arcft.tracking import NoTracker, start_tracker
 from arcft.training.batches import collate
@@ -122,8 +124,8 @@ def test_encoders(option: str) -> None:
     counted = ["model.positions=none", "training.loss_on=completion"]
     prepared = prepare(train_config(f"encoder={option}", *counted, *TASKS))
     for task in real_tasks(*TASK_IDS):
-        text = prepared.builder.prompts.render(test_problem(task, 0))
-        assert np.array_equal(prepared.builder.prompts.parse(text.completion), task.test[0].output)
+        text = prepared.builder.format.render(ask_output(task, 0))
+        assert prepared.builder.format.parse(text.completion) == task.answers[0]
     example = prepared.stream[0]
     assert set(example.labels[: example.prompt_length]) == {IGNORED}
     assert example.labels[example.prompt_length :] == example.input_ids[example.prompt_length :]
@@ -134,18 +136,18 @@ def test_a_tokenizer_without_offsets_will_do_for_what_was_trained_with_them(tmp_
     slow = ByT5Tokenizer()
     options: dict[str, Any] = {"positions": "none", "max_seq_length": 4096, "loss_on": "from_second_output"}
     with pytest.raises(TokenizationError, match=r"needs a tokenizer that reports character offsets"):
-        example_builder(config.encoder, config.prompt, slow, **options)
+        example_builder(ArcKind(), config.encoder, config.prompt, slow, **options)
     checkpoint = Checkpoint(path=tmp_path, step=1, run_config={}, manifest={}, digest="")
     run = TrainedRun(checkpoint, config, {})
     (task,) = real_tasks(TASK_IDS[0])
     # Inference has prompts and no labels.
-    assert restored_builder(run, slow, 4096).prompt(test_problem(task, 0))
+    assert restored_builder(run, slow, 4096).prompt(ask_output(task, 0))
 
 
 @pytest.mark.parametrize("option", options("prompt"))
 def test_prompts(option: str) -> None:
     prepared = prepare(train_config(f"prompt={option}", "model.positions=none", *TASKS))
-    problem = test_problem(real_tasks(*TASK_IDS)[0], 0)
+    problem = ask_output(real_tasks(*TASK_IDS)[0], 0)
     example, prompt = prepared.builder.example(problem), prepared.builder.prompt(problem)
     assert example is not None
     assert example.input_ids[: example.prompt_length] == prompt
@@ -158,18 +160,18 @@ def test_prompts(option: str) -> None:
 @pytest.mark.parametrize("option", options("augmentation"))
 def test_augmentations(option: str) -> None:
     config = train_config(f"augmentation={option}", *TASKS).augmentation
-    draw = transform_drawer(config)
+    config = dataclasses.replace(config, input_from_inputs=0.0)
+    sampler = question_sampler(config, view="test", cells_are_tokens=False)
     (task,) = real_tasks(TASK_IDS[0])
     rng = np.random.default_rng(0)
-    drawn = [draw(task, rng).apply(task) for _ in range(40)]
-    assert all(isinstance(result, Task) for result in drawn)
-    assert (_pictures(drawn) == _pictures([task])) == (option == "none")
-    shapes = {pair.input.shape for result in drawn for pair in result.train}
+    drawn = [sampler.draw(task, rng) for _ in range(40)]
+    assert (_pictures(drawn) == _pictures([ask_output(task, 0)])) == (option == "none")
+    shapes = {pair.input.shape for question in drawn for pair in question.demonstrations}
     assert (shapes == {pair.input.shape for pair in task.train}) == (option != "composition")
 
 
-def _pictures(tasks: list[Task]) -> set[bytes]:
-    return {b"".join(pair.input.tobytes() for pair in task.train) for task in tasks}
+def _pictures(questions: list[GridQuestion]) -> set[bytes]:
+    return {b"".join(pair.input.tobytes() for pair in question.demonstrations) for question in questions}
 
 
 @pytest.mark.parametrize(
@@ -259,10 +261,10 @@ def test_inference_and_selection(option: str) -> None:
     short = ["inference.max_new_tokens=3", "inference.predictions_per_test=3", "model.positions=none"]
     config = train_config(f"inference={option}", *short, *SMALL_MODEL, *TASKS)
     assert config.selection.name in options("selection")
-    builder = prepare(config).builder
+    prepared = prepare(config)
     model, _ = build_model(config, CPU)
     tasks = real_tasks(*TASK_IDS[:2])
-    groups = list(predict_tasks(model, builder, tasks, config.inference))
+    groups = list(predict_problems(model, prepared.builder, prepared.deal_views, tasks, config.inference))
     assert len(groups) == sum(len(task.test) for task in tasks)
     assert all(len(group) >= 3 if option == "search" else len(group) == 3 for group in groups)
     assert all(prediction.num_tokens <= 3 for group in groups for prediction in group)
@@ -280,7 +282,7 @@ def test_what_can_not_be_answered_is_refused_before_any_model_is_loaded() -> Non
     check_answers(builder, generate, "none")
     with pytest.raises(ConfigError, match=r"inference=generate only counts positions, and this model's jump"):
         check_answers(builder, generate, "grid")
-    merging = ExampleBuilder(builder.prompts, bpe([("0", "0")]), max_seq_length=256, drop_demonstrations=True)
+    merging = ExampleBuilder(builder.format, bpe([("0", "0")]), max_seq_length=256, drop_demonstrations=True)
     with pytest.raises(GrammarError, match=r"holds parts of two cells; use inference\.grammar=false"):
         check_answers(merging, config.inference, "none")
     check_answers(merging, generate, "none")

@@ -75,7 +75,7 @@ class ScriptedEngine:
             if what == "fail":
                 yield Failed(key=assignment.key, reason="non-finite loss", retry=True)
                 return
-        for task in assignment.unit.tasks:
+        for task in assignment.unit.problems:
             prediction = Prediction(task_id=task.id, test_index=0, grid=None, text=f"round {assignment.round}")
             yield Predicted(key=assignment.key, predictions=(prediction,), prompts=1, tokens=10, seconds=0.01)
         yield Finished(key=assignment.key)
@@ -122,7 +122,7 @@ def scripted_queue(
     """A queue of units that are called so."""
     grid = np.ones((2, 2), dtype=np.int8)
     units = [
-        Unit(name=name, tasks=(Task(name, (Pair(grid, grid),), (Pair(grid, grid),)),), length=10 + number)
+        Unit(name=name, problems=(Task(name, (Pair(grid, grid),), (Pair(grid, grid),)),), length=10 + number)
         for number, name in enumerate(names)
     ]
     ledger = Ledger.create(folder / "ledger.sqlite", {"names": list(names)})

@@ -98,7 +98,7 @@ class SimulatedEngine:
 
     def _answer(self, assignment: Assignment) -> Iterator[float]:
         deadline = float("inf") if assignment.deadline is None else assignment.deadline
-        for task in assignment.unit.tasks:
+        for task in assignment.unit.problems:
             for test_index in range(len(task.test)):
                 made, seconds = 0, 0.0
                 while made < assignment.predictions and (made == 0 or self.clock.now < deadline):

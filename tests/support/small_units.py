@@ -16,7 +16,7 @@ def make_unit(name: str, length: int = 100, tests: int = 1, tasks: Sequence[str]
     grid = np.zeros((1, 1), dtype=np.int8)
     pair = Pair(grid, grid)
     made = tuple(Task(id, (pair,), (pair,) * tests) for id in tasks or [name])
-    return Unit(name=name, tasks=made, length=length)
+    return Unit(name=name, problems=made, length=length)
 
 
 def make_prediction(task_id: str, test_index: int = 0, value: int = 1, **outcome: object) -> Prediction:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from arcft.prediction import asking, predict
+from arcft.prediction import predict
 from arcft.problems.arc.task import Task, as_grid
 from arcft.scoring.predictions import Prediction
 from arcft.ttft.engine.engine import Engine
@@ -49,13 +49,13 @@ def as_on_a_gpu(batch_size: int, **changes: Any) -> Engine:
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of all batches that are decoded."""
-    decode, sizes = asking.decode, []
+    decode, sizes = predict.decode, []
 
-    def counted(model: Any, prompts: list[list[int]], **options: Any) -> Any:
+    def counted(model: Any, prompts: list[list[int]], *arguments: Any, **options: Any) -> Any:
         sizes.append(len(prompts))
-        return decode(model, prompts, **options)
+        return decode(model, prompts, *arguments, **options)
 
-    monkeypatch.setattr(asking, "decode", counted)
+    monkeypatch.setattr(predict, "decode", counted)
     return sizes
 
 
@@ -104,7 +104,7 @@ def test_of_a_batch_that_fails_only_the_unit_to_blame_fails(tasks: list[Task], m
     places = predict.predict_places
 
     def broken(model: Any, builder: Any, asked: Any, config: Any, **options: Any) -> Any:
-        if any(prompt.task.id == tasks[2].id for prompt in asked):
+        if any(prompt.problem.id == tasks[2].id for prompt in asked):
             raise ValueError("no such token")
         return places(model, builder, asked, config, **options)
 
@@ -132,13 +132,13 @@ def test_a_search_answers_prompts_with_several_predictions(tasks: list[Task]) ->
 
 
 def test_a_search_that_is_stopped_is_not_told(tasks: list[Task], monkeypatch: pytest.MonkeyPatch) -> None:
-    search, begun = asking.search, []
+    search, begun = predict.search, []
 
     def listening(*arguments: Any, **options: Any) -> Any:
         begun.append(True)
         return search(*arguments, **options)
 
-    monkeypatch.setattr(asking, "search", listening)
+    monkeypatch.setattr(predict, "search", listening)
     wanted = [assignment_of(tasks[1], steps=1)]
     events = run(make_engine(inference=inference_config(**SEARCH)), wanted, lambda: bool(begun))
     assert list(kinds(events)) == ["Started", "Stepped", "Adapted"]
@@ -173,7 +173,7 @@ def grids_of_one_cell(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("grids_of_one_cell")
 def test_grids_are_scored_by_the_adapter_that_has_predicted_them(tasks: list[Task]) -> None:
     wanted = [assignment_of(task, steps=6, predictions=2) for task in tasks]
-    views = {"options": {"views": 3}}
+    views = {"options": {"num_views": 3}}
     merged = scores(run(make_engine(slots=4, **views), wanted))
     beside = scores(run(as_on_a_gpu(6, slots=4, **views), wanted))
     unadapted = scores(run(make_engine(**views), [dataclasses.replace(each, steps=0) for each in wanted]))
@@ -190,7 +190,7 @@ def test_grids_are_scored_by_the_adapter_that_has_predicted_them(tasks: list[Tas
 def test_a_deadline_ends_scoring_between_augmentations(tasks: list[Task], calls: int, views: list[int]) -> None:
     """The clock passes the deadline after so many looks at it, of which two are for the predictions."""
     looks = iter([0.0] * calls)
-    engine = make_engine(options={"views": 3, "clock": lambda: next(looks, 2.0)})
+    engine = make_engine(options={"num_views": 3, "clock": lambda: next(looks, 2.0)})
     events = run(engine, [assignment_of(tasks[1], steps=0, predictions=2, deadline=1.0)])
     assert {key: [len(own) for own in found] for key, found in scores(events).items()} == {(tasks[1].id, 0): views}
     assert [len(event.predictions) for event in events_of(events, tasks[1].id, Predicted)] == [2]

@@ -258,7 +258,7 @@ class Outcome:
 
     @property
     def tests(self) -> set[tuple[str, int]]:
-        return {(unit.name, index) for unit in self.units for index in range(len(unit.tasks[0].test))}
+        return {(unit.name, index) for unit in self.units for index in range(len(unit.problems[0].answers))}
 
     def steps(self) -> list[int]:
         return [record.steps for record in self.ledger.records(ADAPT_ROUND) if record.state == "done"]
@@ -289,7 +289,7 @@ def run(
     unit, compared with the training of an average one, and `even` how much of a step's time is the same for all."""
     units = fifty_units()
     lengths = sum(unit.length for unit in units)
-    prompts = sum(unit.length * len(unit.tasks[0].test) for unit in units)
+    prompts = sum(unit.length * len(unit.problems[0].answers) for unit in units)
     train = share * (STEPS * lengths + 2 * PREDICTIONS * prompts) / (TOTAL * workers)
     mean = lengths / 50 / train
     speed = Speed(train / (1 - even), train / 2, overhead=overhead * STEPS * mean, loading=5, step=even * mean)

@@ -14,11 +14,13 @@ import torch
 
 from arcft.models.lora import LoraError
 from arcft.models.stacked_lora import StackedLora
-from arcft.prediction.predict import predict_tasks
+from arcft.prediction.predict import predict_problems
 from arcft.prediction.prompts import derived_seed
-from arcft.problems.arc.data.sources import TaskSampler
-from arcft.problems.arc.format.examples import ExampleStream
+from arcft.problems.arc.augment.sampler import GridQuestionSampler
+from arcft.problems.arc.augment.transforms import Identity
 from arcft.problems.arc.task import Pair, Task, as_grid
+from arcft.text.item_sampler import ItemSampler
+from arcft.text.stream import ExampleStream
 from arcft.training.batches import collate
 from arcft.training.slots import SlotTrainer
 from arcft.ttft.engine import slot_autotune as slot_search
@@ -41,13 +43,14 @@ from tests.support.small_engine import (
     ListQueue,
     adapted_model,
     assignment_of,
-    augmentation,
+    deal_views,
     events_of,
     inference_config,
     kinds,
     make_builder,
     make_engine,
     outcome,
+    questions,
     run,
     small_tasks,
     unit_of,
@@ -117,13 +120,11 @@ def test_a_unit_is_trained_and_predicted_as_by_a_plain_loop(tasks: list[Task]) -
     model, builder = adapted_model(), make_builder()
     seed = derived_seed(5, task.id)
     stream = ExampleStream(
-        TaskSampler([(1.0, [task])], seed=seed),
-        augmentation(),
+        ItemSampler([(1.0, [task])], seed=seed),
+        questions(),
         builder,
         length=steps,
         seed=seed,
-        view="leave_one_out",
-        input_from_inputs=0.0,
     )
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.0)
@@ -139,7 +140,9 @@ def test_a_unit_is_trained_and_predicted_as_by_a_plain_loop(tasks: list[Task]) -
         losses.append(loss.item())
     (adapted,) = events_of(events, task.id, Adapted)
     assert adapted.losses == pytest.approx(losses, rel=1e-4)
-    expected = [p for group in predict_tasks(model, builder, [task], inference_config()) for p in group]
+    expected = [
+        p for group in predict_problems(model, builder, deal_views(), [task], inference_config()) for p in group
+    ]
     found = [p for event in events_of(events, task.id, Predicted) for p in event.predictions]
     assert [p.text for p in found] == [p.text for p in expected]
     assert [p.transform for p in found] == [p.transform for p in expected]
@@ -182,7 +185,7 @@ def test_no_steps_predict_with_the_adapter_of_the_start(tasks: list[Task]) -> No
     assignments = [assignment_of(task, steps=0, round=BASELINE_ROUND) for task in tasks[:2]]
     events = run(make_engine(), assignments)
     assert list(kinds(events)) == ["Started", "Predicted", "Predicted", "Finished", "Started", "Predicted", "Finished"]
-    expected = predict_tasks(adapted_model(), make_builder(), tasks[:2], inference_config())
+    expected = predict_problems(adapted_model(), make_builder(), deal_views(), tasks[:2], inference_config())
     assert [p.text for e in events if isinstance(e, Predicted) for p in e.predictions] == [
         p.text for group in expected for p in group
     ]
@@ -502,7 +505,7 @@ def test_slots_are_measured_again_for_units_of_half_the_length(
 ) -> None:
     # More are never found to pay.
     monkeypatch.setattr(slot_search, "GAIN", float("inf"))
-    units = [Unit(name=f"{length}-{task.id}", tasks=(task,), length=length) for length in lengths for task in tasks]
+    units = [Unit(name=f"{length}-{task.id}", problems=(task,), length=length) for length in lengths for task in tasks]
     engine = make_engine(slots="auto")
     events = run(engine, [assignment_of(unit, steps=9) for unit in units])
     chosen = [event for event in events if isinstance(event, Lowered)]
@@ -540,14 +543,13 @@ def test_a_full_disk_is_no_units_fault(tasks: list[Task], tmp_path: Path) -> Non
 
 
 def test_a_bug_in_one_unit_is_told_and_the_others_go_on(tasks: list[Task], caplog: pytest.LogCaptureFixture) -> None:
-    draw = augmentation()
-
     def broken(task: Task, rng: Any) -> Any:
         if task.id == tasks[0].id:
             raise ZeroDivisionError("division by zero")
-        return draw(task, rng)
+        return Identity()
 
-    events = run(make_engine(options={"draw": broken}), [assignment_of(tasks[0]), assignment_of(tasks[1])])
+    asked = GridQuestionSampler(broken, view="leave_one_out", input_from_inputs=0.0, cells_are_tokens=False)
+    events = run(make_engine(options={"questions": asked}), [assignment_of(tasks[0]), assignment_of(tasks[1])])
     (failed,) = [event for event in events if isinstance(event, Failed)]
     assert (failed.key, failed.retry) == ((ADAPT_ROUND, tasks[0].id), True)
     assert failed.reason == "ZeroDivisionError: division by zero"
@@ -579,7 +581,7 @@ def test_a_model_that_takes_one_slot_only(tasks: list[Task], monkeypatch: pytest
 
     monkeypatch.setattr(SlotTrainer, "step", one_only)
     units = [
-        Unit(name=f"{length}-{task.id}", tasks=(task,), length=length) for length in (400, 100) for task in tasks[:2]
+        Unit(name=f"{length}-{task.id}", problems=(task,), length=length) for length in (400, 100) for task in tasks[:2]
     ]
     events = run(make_engine(slots="auto"), [assignment_of(unit) for unit in units])
     (chosen,) = [event for event in events if isinstance(event, Lowered)]

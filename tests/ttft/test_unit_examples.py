@@ -8,12 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from arcft.problems.arc.augment.sampler import GridQuestionSampler
 from arcft.problems.arc.augment.transforms import Identity
-from arcft.problems.arc.format.examples import LengthError
+from arcft.problems.arc.own_examples import DemonstrationExamples, leave_one_out, variants_of_demonstration
+from arcft.problems.arc.questions import ask_output
 from arcft.problems.arc.task import Pair, Task, as_grid
-from arcft.problems.arc.views import leave_one_out, test_problem, variants_of_demonstration
+from arcft.text.stream import LengthError
 from arcft.ttft.engine.unit_examples import MOST_HELD_BACK, UnitExamples, prepare_examples, shortened
-from tests.support.small_engine import augmentation, make_builder
+from tests.support.small_engine import make_builder, questions
+
+UNVARIED = GridQuestionSampler(
+    lambda task, rng: Identity(), view="leave_one_out", input_from_inputs=0.0, cells_are_tokens=False
+)
 
 
 def pair(color: int) -> Pair:
@@ -25,14 +31,9 @@ def task_of(demonstrations: int, name: str = "t") -> Task:
 
 
 def prepared(*tasks: Task, **changes: Any) -> UnitExamples:
-    options: dict[str, Any] = {
-        "draw": lambda task, rng: Identity(),
-        "input_from_inputs": 0.0,
-        "seed": 3,
-        "length": 60,
-        "hold_back": False,
-    }
-    return prepare_examples(tasks, changes.pop("builder", make_builder()), **{**options, **changes})
+    builder, asked = changes.pop("builder", make_builder()), changes.pop("questions", UNVARIED)
+    options: dict[str, Any] = {"seed": 3, "length": 60, "hold_back": False}
+    return prepare_examples(tasks, builder, DemonstrationExamples(), asked, **{**options, **changes})
 
 
 def shown(examples: UnitExamples) -> set[tuple[int, ...]]:
@@ -40,7 +41,7 @@ def shown(examples: UnitExamples) -> set[tuple[int, ...]]:
 
 
 def examples_of(task: Task) -> set[tuple[int, ...]]:
-    found = (make_builder().example(test_problem(view, 0)) for view in leave_one_out(task))
+    found = (make_builder().example(ask_output(view, 0)) for view in leave_one_out(task))
     return {tuple(example.input_ids) for example in found if example is not None}
 
 
@@ -53,14 +54,14 @@ def test_each_demonstration_is_asked_for_from_the_others() -> None:
 def test_the_tests_answer_changes_nothing() -> None:
     task = task_of(3)
     secret = dataclasses.replace(task, test=(Pair(task.test[0].input),))
-    for draw in (augmentation(), lambda task, rng: Identity()):
-        assert shown(prepared(task, draw=draw)) == shown(prepared(secret, draw=draw))
+    for asked in (questions(), UNVARIED):
+        assert shown(prepared(task, questions=asked)) == shown(prepared(secret, questions=asked))
 
 
 def test_examples_are_a_function_of_seed_and_number() -> None:
-    one, longer = (prepared(task_of(4), draw=augmentation(), length=length) for length in (5, 50))
+    one, longer = (prepared(task_of(4), questions=questions(), length=length) for length in (5, 50))
     assert [one.stream[k] for k in range(5)] == [longer.stream[k] for k in range(5)]
-    other = prepared(task_of(4), draw=augmentation(), seed=4)
+    other = prepared(task_of(4), questions=questions(), seed=4)
     assert [one.stream[k] for k in range(5)] != [other.stream[k] for k in range(5)]
 
 
@@ -71,7 +72,7 @@ def test_what_is_held_back_is_never_shown() -> None:
     assert shown(examples) == examples_of(rest)
     (held,) = examples.held_back
     asked = dataclasses.replace(rest, test=(task.train[3],))
-    assert held == make_builder().example(test_problem(asked, 0))
+    assert held == make_builder().example(ask_output(asked, 0))
     assert examples.notes == ()
 
 
@@ -87,7 +88,7 @@ def test_a_demonstration_alone_is_learned_from_its_variants() -> None:
     built = set()
     for shown_pair in pool.pairs:
         for asked_pair in pool.pairs:
-            example = make_builder().example(test_problem(Task("t", (shown_pair,), (asked_pair,)), 0))
+            example = make_builder().example(ask_output(Task("t", (shown_pair,), (asked_pair,)), 0))
             assert example is not None
             if shown_pair != asked_pair:
                 built.add(tuple(example.input_ids))

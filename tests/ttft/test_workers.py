@@ -95,7 +95,7 @@ def heard(worker: WorkerEngine, answers: list[Assignment | None], *, stop: bool 
 
 
 def assignment(name: str) -> Assignment:
-    unit = Unit(name=name, tasks=(), length=1)
+    unit = Unit(name=name, problems=(), length=1)
     return Assignment(unit=unit, round=ADAPT_ROUND, steps=1, first_prediction=0, predictions=1, seed=0)
 
 

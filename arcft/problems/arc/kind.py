@@ -84,22 +84,35 @@ class ArcKind:
     def format(
         self, encoder: Any, prompt: Any, tokenizer: Any, *, positions: str
     ) -> tuple[ProblemFormat, Positions | None]:
-        raise NotImplementedError
+        from arcft.problems.arc.format.grid_format import grid_format
+        from arcft.problems.arc.format.grid_positions import grid_positions
+
+        return grid_format(encoder, prompt, tokenizer), grid_positions(tokenizer) if positions == "grid" else None
 
     def check_positions(self, format: ProblemFormat, tokens: TokenCodec, positions: str) -> None:
-        raise NotImplementedError
+        from arcft.problems.arc.format.grid_format import GridFormat
+        from arcft.problems.arc.format.grid_positions import check_grid_positions
+
+        if positions == "grid":
+            check_grid_positions(cast(GridFormat, format), tokens)
 
     def deal_views(self, augmentations: Sequence[str]) -> DealViews:
-        from arcft.problems.arc.augment.transforms import deal_transforms
+        from arcft.problems.arc.augment.views import views_by
 
-        chosen: dict[str, Any] = {name: name in augmentations for name in self.augmentations}
-        return cast(DealViews, functools.partial(deal_transforms, **chosen))
+        return views_by(augmentations)
 
-    def sampler(self, augmentation: Any, format: ProblemFormat, *, view: str) -> QuestionSampler:
-        raise NotImplementedError
+    def sampler(
+        self, augmentation: Any, format: ProblemFormat, *, view: Literal["test", "leave_one_out"]
+    ) -> QuestionSampler:
+        from arcft.problems.arc.augment.sampler import question_sampler
+        from arcft.problems.arc.format.grid_format import GridFormat
+
+        return question_sampler(augmentation, view=view, cells_are_tokens=cast(GridFormat, format).cells_are_tokens)
 
     def own_examples(self, format: ProblemFormat) -> OwnExamples:
-        raise NotImplementedError
+        from arcft.problems.arc.own_examples import DemonstrationExamples
+
+        return DemonstrationExamples()
 
     def verifier(self) -> Verifier:
         from arcft.problems.arc.scoring.verifier import Consistency

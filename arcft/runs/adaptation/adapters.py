@@ -15,7 +15,7 @@ from arcft.config.optimizer import AdamWConfig
 from arcft.config.run import TrainConfig
 from arcft.config.schema import to_dict
 from arcft.runs.adaptation.base_model import AdaptationBase, learning_rate
-from arcft.runs.setup.tasks import data_fingerprint
+from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.ttft_settings import TtftSettings
 from arcft.ttft.units import Unit
 
@@ -41,11 +41,11 @@ class AdapterSaver:
         stored = self._run(unit, steps)
         if stored is None:
             return str(_write_plain(place, write))
-        ids: dict[str, Any] = {"train": [], "held_out": [], "adapted_to": [task.id for task in unit.tasks]}
+        ids: dict[str, Any] = {"train": [], "held_out": [], "adapted_to": [task.id for task in unit.problems]}
         about = {"arcft": __version__, "job": "train", "config": to_dict(stored), "tasks": ids}
         earlier = find_checkpoints(place)
         with write_checkpoint(
-            place, steps, self.start.origin(data_fingerprint(unit.tasks), stored.training.seed)
+            place, steps, self.start.origin(kind_of(stored.data).fingerprint(unit.problems), stored.training.seed)
         ) as partial:
             write(partial)
             self.start.tokenizer.save_pretrained(partial)
@@ -72,7 +72,7 @@ class AdapterSaver:
             max_grad_norm=config.ttft.max_grad_norm,
             seed=config.ttft.seed,
         )
-        ids = [task.id for task in unit.tasks]
+        ids = [task.id for task in unit.problems]
         start = str(run.checkpoint.path) if config.ttft.start == "trained" else None
         scheduler = config.ttft.schedule()
         return dataclasses.replace(

@@ -15,11 +15,12 @@ from arcft.models.fingerprint import base_fingerprint
 from arcft.models.limits import embedding_rows
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
-from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.runs.setup.build import choose_device, example_builder
 from arcft.runs.setup.checkpoint_config import check_base
+from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.restore import base_model, restored_tokenizer
 from arcft.runs.setup.ttft_settings import TtftSettings
+from arcft.text.builder import ExampleBuilder
 from arcft.text.padding import choose_pad_token
 
 
@@ -115,6 +116,7 @@ def builder(
     assert form.prompt is not None
     assert form.model is not None
     return example_builder(
+        kind_of(form.data),
         form.encoder,
         form.prompt,
         tokenizer,

@@ -10,10 +10,11 @@ from typing import Literal
 from arcft.config.schema import ConfigError
 from arcft.config.ttft import TtftConfig
 from arcft.models.stacked_lora import StackedLora
-from arcft.problems.arc.task import Task
+from arcft.protocols import Problem
 from arcft.runs.adaptation.adapters import AdapterSaver
 from arcft.runs.adaptation.base_model import AdaptationBase, ask_builder, learn_builder, learning_rate, load_start
-from arcft.runs.setup.build import choose_device, transform_drawer
+from arcft.runs.setup.build import choose_device, view_dealer
+from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.tasks import CountTokens
 from arcft.runs.setup.ttft_settings import TtftSettings
 from arcft.ttft.engine.engine import Engine
@@ -56,15 +57,18 @@ def engine_on(
 ) -> Engine:
     """An engine on a model that is loaded; `save` is given each adapted unit."""
     config = settings.config
+    kind = kind_of(config.data)
+    learn = learn_builder(settings, start.tokenizer)
     return Engine(
         stacked,
-        learn_builder(settings, start.tokenizer),
+        learn,
         ask_builder(settings, start.tokenizer),
         config=config.ttft,
         inference=config.inference,
-        views=config.selection.scoring_augmentations,
-        draw=transform_drawer(config.augmentation),
-        input_from_inputs=config.augmentation.input_from_inputs,
+        num_views=config.selection.scoring_augmentations,
+        own=kind.own_examples(learn.format),
+        questions=kind.sampler(config.augmentation, learn.format, view="leave_one_out"),
+        deal_views=view_dealer(kind, config.inference),
         learning_rate=learning_rate(settings),
         pad_id=start.pad_id,
         save=save,
@@ -77,7 +81,7 @@ def slots_here(config: TtftConfig) -> int | Literal["auto"]:
     return resolve_slots(config.slots, choose_device().type)
 
 
-def make_units(config: TtftConfig, tasks: Sequence[Task], num_tokens: CountTokens) -> list[Unit]:
+def make_units(config: TtftConfig, tasks: Sequence[Problem], num_tokens: CountTokens) -> list[Unit]:
     """The tasks as units of work: each alone, all together, or dealt into `splits` groups; ConfigError if too few."""
     if config.name == "per_task":
         groups = [(task.id, [task]) for task in tasks]
@@ -88,4 +92,4 @@ def make_units(config: TtftConfig, tasks: Sequence[Task], num_tokens: CountToken
         if splits > len(tasks):
             raise ConfigError([f"ttft.splits={splits}: there are only {len(tasks)} tasks; at most one group for each"])
         groups = [(f"split-{number}", list(tasks[number::splits])) for number in range(splits)]
-    return [Unit(name=name, tasks=tuple(members), length=max(map(num_tokens, members))) for name, members in groups]
+    return [Unit(name=name, problems=tuple(members), length=max(map(num_tokens, members))) for name, members in groups]

@@ -15,16 +15,17 @@ from arcft.cli.hydra_app import Stopped, stop_on_signals
 from arcft.config.inference import InferenceConfig
 from arcft.config.selection import SelectionConfig
 from arcft.console import note
-from arcft.prediction.predict_vllm import Served, ServedTasks
+from arcft.prediction.predict_vllm import VllmJob, VllmModel
 from arcft.prediction.score_candidates import predict_and_score
-from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.problems.arc.task import Task
+from arcft.protocols import DealViews
 from arcft.runs.common.paths import override
 from arcft.runs.common.progress import progress_bar
 from arcft.runs.evaluation.results import write_predictions
 from arcft.runs.evaluation.vllm import predict_with_vllm
 from arcft.scoring.predictions import Prediction, TestKey, append_prediction, open_for_append, read_predictions
 from arcft.scoring.selection import ATTEMPTS, Selector, make_selector
+from arcft.text.builder import ExampleBuilder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +37,12 @@ class ModelAssignment:
     """Called when its turn has come, so that one base model can serve several shares."""
 
     builder: ExampleBuilder
+    deal_views: DealViews
     identity: str
     """What the model is: a checkpoint's digest, or the digest of a base model's config."""
 
-    served: Served | None = None
-    """With inference=vllm: where the model lies."""
+    served: VllmModel | None = None
+    """With inference=vllm: where the engine finds the model."""
 
 
 def count_prompts(tasks: Sequence[Task], config: InferenceConfig) -> int:
@@ -89,14 +91,24 @@ def _groups(
     shares: Sequence[ModelAssignment], config: InferenceConfig, selection: SelectionConfig, done: Collection[TestKey]
 ) -> Iterator[list[Prediction]]:
     """The predictions of one test after the other, without those of tests that are `done`."""
-    served = [ServedTasks(share.served, share.builder, share.tasks) for share in shares if share.served is not None]
-    if served:
-        yield from predict_with_vllm(served, config, done=done, say=note)
+    jobs = [
+        VllmJob(share.served, share.builder, share.deal_views, share.tasks)
+        for share in shares
+        if share.served is not None
+    ]
+    if jobs:
+        yield from predict_with_vllm(jobs, config, done=done, say=note)
         return
     for share in shares:
         if any((task.id, index) not in done for task in share.tasks for index in range(len(task.test))):
             yield from predict_and_score(
-                share.model(), share.builder, share.tasks, config, views=selection.scoring_augmentations, done=done
+                share.model(),
+                share.builder,
+                share.deal_views,
+                share.tasks,
+                config,
+                num_views=selection.scoring_augmentations,
+                done=done,
             )
 
 

@@ -19,12 +19,11 @@ from arcft.console import note, say
 from arcft.files import data_sha256
 from arcft.models.limits import refuse_beyond, stored_position_limit
 from arcft.models.load import load_tokenizer
-from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.problems.arc.task import Task
 from arcft.runs.evaluation.predict import ModelAssignment
 from arcft.runs.evaluation.prediction_files import given_predictions
 from arcft.runs.evaluation.vllm import served_model, served_run
-from arcft.runs.setup.build import check_answers, example_builder
+from arcft.runs.setup.build import check_answers, example_builder, view_dealer
 from arcft.runs.setup.checkpoint_config import (
     OWN_FORMAT,
     TrainedRun,
@@ -34,12 +33,14 @@ from arcft.runs.setup.checkpoint_config import (
     matching_checkpoints,
     open_checkpoint,
 )
+from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.leaks import warn_trained_on
 from arcft.runs.setup.restore import ModelHost, base_model, restored_builder, restored_tokenizer
 from arcft.runs.setup.task_adapters import adapted_runs, tasks_adapted_to
 from arcft.runs.setup.tasks import chosen_tasks, data_fingerprint, default_held_out, filter_tasks, tasks_of_run
 from arcft.runs.setup.ttft_settings import ttft_identity
 from arcft.scoring.predictions import Prediction
+from arcft.text.builder import ExampleBuilder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,8 @@ class _Finder:
     def __init__(self, config: EvaluateConfig, explicit: Sequence[str]) -> None:
         self.config = config
         self.explicit = explicit
+        self.kind = kind_of(config.data)
+        self.deal_views = view_dealer(self.kind, config.inference)
         self.host = ModelHost(config.inference)
         self._builders: dict[str, ExampleBuilder] = {}
         self._said: set[str] = set()
@@ -118,6 +121,7 @@ class _Finder:
             path=str(model.path),
         )
         builder = example_builder(
+            self.kind,
             config.encoder,
             config.prompt,
             tokenizer,
@@ -133,7 +137,7 @@ class _Finder:
             tasks = chosen_tasks(config.data, builder.num_tokens, self._say_once)
         identity = data_sha256({name: to_dict(getattr(config, name)) for name in ("model", *OWN_FORMAT)})
         served = served_model(model) if config.inference.name == "vllm" else None
-        share = ModelAssignment(tasks, lambda: self.host.base(model), builder, identity, served)
+        share = ModelAssignment(tasks, lambda: self.host.base(model), builder, self.deal_views, identity, served)
         about = {"model": model.name, "path": str(model.path), "trained_on": len(warn_trained_on(model, tasks))}
         return self._subject(model.name, f"{model.name}, as it is", [share], about)
 
@@ -190,7 +194,12 @@ class _Finder:
     def _share(self, run: TrainedRun, tasks: list[Task]) -> ModelAssignment:
         served = served_run(run) if self.config.inference.name == "vllm" else None
         return ModelAssignment(
-            tasks, lambda: self.host.restored(run), self._builder(run), run.checkpoint.digest, served
+            tasks,
+            lambda: self.host.restored(run),
+            self._builder(run),
+            self.deal_views,
+            run.checkpoint.digest,
+            served,
         )
 
     def _builder(self, run: TrainedRun) -> ExampleBuilder:

@@ -13,13 +13,13 @@ from arcft.decoding.vllm_engine import EngineSettings, start_vllm
 from arcft.decoding.watchdog import Watchdog
 from arcft.models.fingerprint import stored_fingerprint
 from arcft.models.source import resolve_path
-from arcft.prediction.predict_vllm import Served, ServedTasks, predict_served
+from arcft.prediction.predict_vllm import VllmJob, VllmModel, predict_jobs
 from arcft.runs.setup.checkpoint_config import TrainedRun, check_base
 from arcft.runs.setup.restore import base_model
 from arcft.scoring.predictions import Prediction, TestKey
 
 
-def served_model(model: ModelConfig) -> Served:
+def served_model(model: ModelConfig) -> VllmModel:
     """A base model as it is; ConfigError where vLLM would not read what transformers does."""
     path = resolve_path(str(model.path))
     problems = []
@@ -35,10 +35,10 @@ def served_model(model: ModelConfig) -> Served:
             problems.append(f"inference=vllm serves no model with model.{key}={said}; use inference=greedy")
     if problems:
         raise ConfigError(problems)
-    return Served(path)
+    return VllmModel(model=path)
 
 
-def served_run(run: TrainedRun) -> Served:
+def served_run(run: TrainedRun) -> VllmModel:
     """What `run` left; raises ArcftError where its base model is another one, or vLLM has no such adapters."""
     served = served_model(base_model(run))
     lora, model = run.config.lora, run.config.model
@@ -54,11 +54,11 @@ def served_run(run: TrainedRun) -> Served:
         )
     if problems:
         raise ConfigError(problems)
-    return Served(served.model, str(run.checkpoint.path), lora.r or 0)
+    return VllmModel(model=served.model, adapter=str(run.checkpoint.path), rank=lora.r or 0)
 
 
 def predict_with_vllm(
-    shares: Sequence[ServedTasks],
+    jobs: Sequence[VllmJob],
     config: InferenceConfig,
     *,
     done: Collection[TestKey],
@@ -66,16 +66,17 @@ def predict_with_vllm(
 ) -> Iterator[list[Prediction]]:
     """Yield the predictions of one test after the other; an engine for each base model, started anew if it freezes."""
     assert config.restart_seconds is not None  # InferenceConfig.problems
-    for model, group in itertools.groupby(shares, key=lambda share: share.served.model):
+    for model, group in itertools.groupby(jobs, key=lambda job: job.served.model):
         own = list(group)
-        if all((task.id, index) in done for share in own for task in share.tasks for index in range(len(task.test))):
+        keys = ((problem.id, index) for job in own for problem in job.problems for index in range(len(problem.answers)))
+        if all(key in done for key in keys):
             continue
         settings = EngineSettings(
             model=model,
             dtype=config.dtype,
-            max_seq_length=max(share.builder.max_seq_length for share in own),
-            adapters=len({share.served.adapter for share in own}),
-            rank=max(share.served.rank for share in own),
+            max_seq_length=max(job.builder.max_seq_length for job in own),
+            adapters=len({job.served.adapter for job in own}),
+            rank=max(job.served.rank for job in own),
             seed=config.seed,
         )
         with Watchdog(
@@ -85,4 +86,4 @@ def predict_with_vllm(
             seconds=config.restart_seconds,
             say=say,
         ) as engine:
-            yield from predict_served(own, config, engine.ask, done=done)
+            yield from predict_jobs(own, config, engine.ask, done=done)

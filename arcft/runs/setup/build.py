@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
-import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from arcft.config.augmentation import AugmentationConfig
 from arcft.config.encoder import EncoderConfig
 from arcft.config.inference import InferenceConfig
 from arcft.config.model import LossOn, PositionsName
 from arcft.config.prompt import PromptConfig
 from arcft.config.schema import ConfigError
 from arcft.decoding.vllm_engine import require_vllm
-from arcft.problems.arc.augment.transforms import Transform, draw_transform
-from arcft.problems.arc.format.encoders import build_encoder
-from arcft.problems.arc.format.examples import ExampleBuilder, check_uneven_tokens
-from arcft.problems.arc.format.grid_positions import check_grid_positions, grid_positions
-from arcft.problems.arc.format.prompts import PromptBuilder
-from arcft.problems.arc.task import Task
+from arcft.protocols import DealViews, Kind
+from arcft.text.builder import ExampleBuilder
 from arcft.text.tokens import Tokenization
 
 
 def example_builder(
+    kind: Kind,
     encoder_config: EncoderConfig,
     prompt_config: PromptConfig,
     tokenizer: PreTrainedTokenizerBase,
@@ -35,28 +27,14 @@ def example_builder(
     drop_demonstrations: bool = False,
     loss_on: LossOn = "completion",
 ) -> ExampleBuilder:
-    """Build encoder, prompt and tokenisation; raise ArcftError where the tokenizer merges cells, or where `positions`
-    do not fit the text. `positions` are those of ModelConfig."""
-    encoder = build_encoder(encoder_config.grid)
-    check_uneven_tokens(
-        tokenizer, encoder, allow=encoder_config.allow_uneven_tokens, name=str(tokenizer.name_or_path) or "tokenizer"
-    )
-    prompts = PromptBuilder(prompt_config, encoder)
+    """Build format and tokenisation; raise ArcftError where the tokenizer does not suit the format, or where
+    `positions`, those of ModelConfig, do not fit the text."""
+    format, jumping = kind.format(encoder_config, prompt_config, tokenizer, positions=positions)
     tokenization = Tokenization(
-        tokenizer,
-        chat_template=prompt_config.chat_template,
-        loss_on=loss_on,
-        positions=grid_positions(tokenizer) if positions == "grid" else None,
+        tokenizer, chat_template=prompt_config.chat_template, loss_on=loss_on, positions=jumping
     )
-    if positions == "grid":
-        check_grid_positions(prompts, tokenization)
-    return ExampleBuilder(
-        prompts,
-        tokenization,
-        max_seq_length=max_seq_length,
-        drop_demonstrations=drop_demonstrations,
-        cells_are_tokens=not encoder_config.allow_uneven_tokens,
-    )
+    kind.check_positions(format, tokenization, positions)
+    return ExampleBuilder(format, tokenization, max_seq_length=max_seq_length, drop_demonstrations=drop_demonstrations)
 
 
 def check_answers(builder: ExampleBuilder, inference: InferenceConfig, positions: PositionsName) -> None:
@@ -71,18 +49,9 @@ def check_answers(builder: ExampleBuilder, inference: InferenceConfig, positions
         builder.grammar()
 
 
-def transform_drawer(config: AugmentationConfig) -> Callable[[Task, np.random.Generator], Transform]:
-    """The function that draws an example's augmentation."""
-    return partial(
-        draw_transform,
-        geometric=config.geometric,
-        colors=config.colors,
-        permute_background=config.permute_background,
-        pair_order=config.pair_order,
-        swap_train_test=config.swap_train_test,
-        composition=config.composition,
-        composition_weights=config.composition_weights,
-    )
+def view_dealer(kind: Kind, inference: InferenceConfig) -> DealViews:
+    """Deals the augmentations of prompts that `inference` names."""
+    return kind.deal_views([name for name in kind.augmentations if getattr(inference, f"augment_{name}")])
 
 
 def choose_device() -> torch.device:

@@ -16,9 +16,10 @@ from arcft.models.fingerprint import base_fingerprint
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import CONFIG_FILE as ADAPTER_CONFIG
 from arcft.models.lora import load_adapter, load_adapter_weights
-from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.runs.setup.build import choose_device, example_builder
 from arcft.runs.setup.checkpoint_config import TrainedRun, check_base
+from arcft.runs.setup.kinds import kind_of
+from arcft.text.builder import ExampleBuilder
 
 
 def restored_tokenizer(run: TrainedRun) -> PreTrainedTokenizerBase:
@@ -29,6 +30,7 @@ def restored_tokenizer(run: TrainedRun) -> PreTrainedTokenizerBase:
 def restored_builder(run: TrainedRun, tokenizer: PreTrainedTokenizerBase, max_seq_length: int) -> ExampleBuilder:
     """The run's own encoder and prompt, for prompts of up to `max_seq_length` tokens, demonstrations dropped to fit."""
     return example_builder(
+        kind_of(run.config.data),
         run.config.encoder,
         run.config.prompt,
         tokenizer,

@@ -26,13 +26,14 @@ from arcft.problems.arc.data.sources import (
     split_held_out,
 )
 from arcft.problems.arc.task import Task, TaskError
+from arcft.protocols import Problem
 from arcft.runs.setup.checkpoint_config import TrainedRun
 from arcft.runs.setup.disjoint import refuse_shared
 
 Sources = list[tuple[float, list[Task | PairPool]]]
 """Weighted sets that training draws from."""
 
-CountTokens = Callable[[Task], int]
+CountTokens = Callable[[Problem], int]
 Say = Callable[[str], None]
 
 

@@ -15,14 +15,15 @@ from arcft.config.inference import InferenceConfig
 from arcft.config.selection import SelectionConfig
 from arcft.files import write_text
 from arcft.prediction.score_candidates import predict_and_score
-from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.problems.arc.scoring.metrics import Scores, score_tasks
 from arcft.problems.arc.task import Task
+from arcft.protocols import DealViews
 from arcft.reporting.charts.curves import HISTORY_FILE, METRIC_PREFIX
 from arcft.runs.common.progress import Advance
 from arcft.scoring.predictions import Prediction
 from arcft.scoring.selection import make_selector
 from arcft.scoring.voting import Attempts
+from arcft.text.builder import ExampleBuilder
 from arcft.tracking import Tracker
 from arcft.training.stopping import StopRequest
 
@@ -43,6 +44,7 @@ class GenerationMetrics:
     def __init__(
         self,
         builder: ExampleBuilder,
+        deal_views: DealViews,
         tasks: Sequence[Task],
         config: InferenceConfig,
         selection: SelectionConfig,
@@ -55,9 +57,10 @@ class GenerationMetrics:
         self.attempts: Attempts = {}
         self.scores = Scores(metrics={}, tasks={})
         self._builder = builder
+        self._deal_views = deal_views
         self._config = config
         self._selector = make_selector(selection)
-        self._views = selection.scoring_augmentations
+        self._num_views = selection.scoring_augmentations
         self._advance = advance
         self._stop = stop
 
@@ -69,7 +72,9 @@ class GenerationMetrics:
             if self._stop.reason is not None:
                 return None
             self._advance(step, f"predicting {number}/{len(self.tasks)} held-out tasks")
-            groups = predict_and_score(model, self._builder, [task], self._config, views=self._views)
+            groups = predict_and_score(
+                model, self._builder, self._deal_views, [task], self._config, num_views=self._num_views
+            )
             self.predictions += [prediction for group in groups for prediction in group]
         self.attempts = self._selector.attempts(self.tasks, self.predictions)
         self.scores = score_tasks(self.tasks, self.predictions, self.attempts)

@@ -11,12 +11,12 @@ from arcft.config.run import TrainConfig
 from arcft.console import note, print_with, say, show
 from arcft.models.load import resolve_dtype
 from arcft.models.lora import trainable_parameters
-from arcft.problems.arc.data.sources import PairPool
-from arcft.problems.arc.format.examples import ExampleStream, Trial
+from arcft.protocols import ProblemPool
 from arcft.reporting.previews import print_example
 from arcft.reporting.words import count
 from arcft.runs.setup.tasks import TaskSets
 from arcft.runs.training.estimate import estimate
+from arcft.text.stream import ExampleStream, Trial
 from arcft.text.tokens import IGNORED, token_texts
 
 SHOWN_IDS = 10
@@ -25,7 +25,7 @@ SHOWN_IDS = 10
 def say_tasks(sets: TaskSets, max_tokens: int | None) -> None:
     """How many tasks are trained on, held out, and left out; `max_tokens` is how long they may be."""
     items = [item for _, group in sets.train for item in group]
-    pools = sum(isinstance(item, PairPool) for item in items)
+    pools = sum(isinstance(item, ProblemPool) for item in items)
     words = f"{count(len(items), 'task')} to train on"
     if pools:
         words += f" ({pools} of them pools of many pairs)"

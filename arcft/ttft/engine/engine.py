@@ -16,14 +16,14 @@ from arcft.config.inference import InferenceConfig
 from arcft.config.ttft import TtftConfig
 from arcft.models.lora import LoraError
 from arcft.models.stacked_lora import StackedLora
-from arcft.problems.arc.format.examples import ExampleBuilder
+from arcft.protocols import DealViews, OwnExamples, QuestionSampler
+from arcft.text.builder import ExampleBuilder
 from arcft.training.slots import SlotTrainer
 from arcft.ttft.engine.memory_ladder import Current, MemorySettings
 from arcft.ttft.engine.predict_slots import SlotPrediction, UnitInSlot
 from arcft.ttft.engine.slot import Save
 from arcft.ttft.engine.slot_autotune import resolve_slots
 from arcft.ttft.engine.train_slots import SlotTraining
-from arcft.ttft.engine.unit_examples import Draw
 from arcft.ttft.engine.unit_settings import UnitSettings
 from arcft.ttft.units import Assignment, Event, Failed, Finished, Started, Stepped
 
@@ -41,19 +41,21 @@ class Engine:
         *,
         config: TtftConfig,
         inference: InferenceConfig,
-        views: int | None = None,
-        draw: Draw,
-        input_from_inputs: float,
+        num_views: int | None = None,
+        own: OwnExamples,
+        questions: QuestionSampler,
+        deal_views: DealViews,
         learning_rate: float,
         pad_id: int,
         save: Save | None = None,
         recipe: MemorySettings | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`learn` makes training examples and drops demonstrations to fit, `ask` makes prompts; `draw` draws the
-        augmentation of an example, and `input_from_inputs` is the share that asks for another input. With `views`,
-        grids are scored under so many augmentations once they are predicted. `recipe` is what an earlier process had
-        come down to, or had chosen for ttft.slots=auto. `clock` is what deadlines go by."""
+        """`learn` builds training examples and drops demonstrations to fit, `ask` builds prompts. `own` says how a
+        problem is learned without its tests, `questions` draws augmented training questions (data.view=leave_one_out),
+        and `deal_views` deals the augmentations of prompts. With `num_views`, predicted answers are scored under that
+        many augmentations. `recipe` is what an earlier process was left with, or chose for ttft.slots=auto. `clock`
+        measures deadlines."""
         on_cpu = stacked.model.device.type == "cpu"
         slots = resolve_slots(config.slots, stacked.model.device.type)
         self._stacked = stacked
@@ -78,8 +80,8 @@ class Engine:
             learn,
             self._current,
             config=config,
-            draw=draw,
-            input_from_inputs=input_from_inputs,
+            own=own,
+            questions=questions,
             learning_rate=learning_rate,
         )
         self._adapting = SlotTraining(
@@ -94,7 +96,14 @@ class Engine:
         )
         together = not on_cpu and slots != 1
         self._answering = SlotPrediction(
-            stacked, ask, self._current, inference=inference, views=views, together=together, clock=clock
+            stacked,
+            ask,
+            deal_views,
+            self._current,
+            inference=inference,
+            num_views=num_views,
+            together=together,
+            clock=clock,
         )
         self._next: Assignment | None = None
         self._ready: list[Assignment] = []

@@ -12,10 +12,10 @@ from arcft.config.inference import InferenceConfig
 from arcft.models.stacked_lora import Route, StackedLora
 from arcft.prediction.predict import predict_places
 from arcft.prediction.prompts import AugmentedPrompt, augmented_prompts
-from arcft.prediction.score_candidates import score_grids
-from arcft.problems.arc.format.examples import ExampleBuilder
-from arcft.problems.arc.task import Task
+from arcft.prediction.score_candidates import score_answers
+from arcft.protocols import DealViews, Problem
 from arcft.scoring.predictions import Prediction
+from arcft.text.builder import ExampleBuilder
 from arcft.ttft.engine.memory_ladder import Current, difference, explain, is_out_of_memory, release_memory
 from arcft.ttft.units import Assignment, Event, Failed, Finished, Key, Lowered, Predicted
 
@@ -29,11 +29,11 @@ class UnitInSlot:
 
 
 @dataclasses.dataclass(eq=False)
-class Question:
-    """One test of a unit."""
+class PendingTest:
+    """One test of a unit, still to be predicted."""
 
     owner: UnitInSlot
-    task: Task
+    problem: Problem
     test_index: int
     max_seq_length: int
     """Of prompt and answer: lowered where there is no memory for more."""
@@ -41,7 +41,7 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class _Answers:
-    question: Question
+    question: PendingTest
     predictions: tuple[Prediction, ...]
     prompts: int
     """That the predictions answer."""
@@ -68,22 +68,24 @@ class SlotPrediction:
         self,
         stacked: StackedLora,
         ask: ExampleBuilder,
+        deal_views: DealViews,
         current: Current,
         *,
         inference: InferenceConfig,
-        views: int | None,
+        num_views: int | None,
         together: bool,
         clock: Callable[[], float],
     ) -> None:
-        """`views`: under so many augmentations grids are scored once they are predicted; None: not at all.
-        `together`: tests of several units may share a batch. What is predicted then depends, in the last bits of
-        floating-point sums, on what else is in it."""
+        """`num_views`: augmentations under which predicted answers are scored; None: they are not scored. `together`:
+        tests of several units may share a batch. Predictions then depend, in the last bits of floating-point sums, on
+        what else is in it."""
         self.together = together
         self._stacked = stacked
         self._ask = ask
+        self._deal_views = deal_views
         self._current = current
         self._inference = inference
-        self._views = views
+        self._num_views = num_views
         self._clock = clock
         self._context = min(ask.max_seq_length, inference.max_seq_length or ask.max_seq_length)
 
@@ -152,18 +154,18 @@ class SlotPrediction:
             yield from events
             waiting = [question for question in waiting if not gone or question.owner != chunk[0].owner]
 
-    def _missing(self, one: UnitInSlot) -> list[Question]:
+    def _missing(self, one: UnitInSlot) -> list[PendingTest]:
         return [
-            Question(one, task, index, self._context)
-            for task in one.assignment.unit.tasks
-            for index in range(len(task.test))
-            if (task.id, index) not in one.assignment.done
+            PendingTest(one, problem, index, self._context)
+            for problem in one.assignment.unit.problems
+            for index in range(len(problem.answers))
+            if (problem.id, index) not in one.assignment.done
         ]
 
     def _by_length(self, group: Sequence[UnitInSlot]) -> list[UnitInSlot]:
         return sorted(group, key=lambda one: one.assignment.unit.length)
 
-    def _chunk(self, waiting: Sequence[Question]) -> list[Question]:
+    def _chunk(self, waiting: Sequence[PendingTest]) -> list[PendingTest]:
         """The next tests that are asked together: as many as fit into a batch, and one at least."""
         chunk = [waiting[0]]
         if not self.together:
@@ -178,8 +180,8 @@ class SlotPrediction:
 
     def _decode(
         self,
-        chunk: Sequence[Question],
-        open_questions: dict[Key, list[Question]],
+        chunk: Sequence[PendingTest],
+        open_questions: dict[Key, list[PendingTest]],
         route: Route | None,
         stopped: Callable[[], bool],
     ) -> list[_Answers] | None:
@@ -187,7 +189,7 @@ class SlotPrediction:
         deadlines = [self._deadline(question, open_questions) for question in chunk]
         until = min((deadline for deadline in deadlines if deadline is not None), default=None)
         asked: list[AugmentedPrompt] = []
-        owners: list[Question] = []
+        owners: list[PendingTest] = []
         for question in chunk:
             prompts = self._prompts(question)
             if until is not None and self._clock() >= until:
@@ -211,32 +213,33 @@ class SlotPrediction:
         if stopped() and (len(found) < len(asked) or self._inference.name == "search"):
             return None
         answers = [_answers(question, owners, asked, found) for question in chunk]
-        if self._views is None:
+        if self._num_views is None:
             return answers
-        scored = [self._scored(answer, self._views, route, ended) for answer in answers]
+        scored = [self._scored(answer, self._num_views, route, ended) for answer in answers]
         return None if stopped() else scored
 
-    def _scored(self, answers: _Answers, views: int, route: Route | None, ended: Callable[[], bool]) -> _Answers:
-        """With the scores of its grids, by the adapter that has predicted them."""
+    def _scored(self, answers: _Answers, num_views: int, route: Route | None, ended: Callable[[], bool]) -> _Answers:
+        """The predictions with their answers' scores, by the adapter that predicted them."""
         question = answers.question
         config = dataclasses.replace(
             self._inference,
             batch_size=self._current.recipe.batch_size,
             max_seq_length=question.max_seq_length,
         )
-        predictions = score_grids(
+        predictions = score_answers(
             self._stacked.model,
             self._ask,
-            question.task,
+            self._deal_views,
+            question.problem,
             answers.predictions,
             config,
-            views,
+            num_views,
             on_rows_changed=None if route is None else lambda rows: route([question.owner.slot] * len(rows)),
             until=ended,
         )
         return dataclasses.replace(answers, predictions=tuple(predictions))
 
-    def _deadline(self, question: Question, open_questions: dict[Key, list[Question]]) -> float | None:
+    def _deadline(self, question: PendingTest, open_questions: dict[Key, list[PendingTest]]) -> float | None:
         """An equal share for each of the unit's tests of the time that is left."""
         assignment = question.owner.assignment
         if assignment.deadline is None:
@@ -244,7 +247,7 @@ class SlotPrediction:
         now = self._clock()
         return now + max(0.0, assignment.deadline - now) / len(open_questions[assignment.key])
 
-    def _prompts(self, question: Question) -> list[AugmentedPrompt]:
+    def _prompts(self, question: PendingTest) -> list[AugmentedPrompt]:
         assignment = question.owner.assignment
         config = dataclasses.replace(
             self._inference,
@@ -252,14 +255,19 @@ class SlotPrediction:
             max_seq_length=question.max_seq_length,
         )
         return augmented_prompts(
-            self._ask, question.task, question.test_index, config, first=assignment.first_prediction
+            self._ask,
+            self._deal_views,
+            question.problem,
+            question.test_index,
+            config,
+            first=assignment.first_prediction,
         )
 
     def _tell(
         self,
         answers: Sequence[_Answers],
         seconds: float,
-        open_questions: dict[Key, list[Question]],
+        open_questions: dict[Key, list[PendingTest]],
     ) -> Iterator[Event]:
         total = sum(answer.tokens for answer in answers)
         for answer in answers:
@@ -276,7 +284,7 @@ class SlotPrediction:
             if not open_questions[key]:
                 yield Finished(key=key)
 
-    def _lower_or_fail(self, question: Question, error: Exception) -> tuple[bool, list[Event]]:
+    def _lower_or_fail(self, question: PendingTest, error: Exception) -> tuple[bool, list[Event]]:
         """Whether the question's unit is given up, and what there is to tell."""
         assignment = question.owner.assignment
         if not is_out_of_memory(error):
@@ -289,7 +297,7 @@ class SlotPrediction:
         shorter = min(question.max_seq_length, needed) * 3 // 4
         if shorter >= self._context // 4:
             old, question.max_seq_length = question.max_seq_length, shorter
-            reason = f"out of memory: prompts of {question.task.id} {old} -> {shorter} tokens ({words})"
+            reason = f"out of memory: prompts of {question.problem.id} {old} -> {shorter} tokens ({words})"
             recipe = dataclasses.asdict(self._current.recipe)
             return False, [Lowered(key=assignment.key, recipe=recipe, reason=reason)]
         reason = f"out of memory, and nothing is left to give up: {words}"
@@ -302,12 +310,15 @@ class SlotPrediction:
         return Lowered(key=assignment.key, recipe=dataclasses.asdict(self._current.recipe), reason=reason)
 
 
-def _by_place(route: Route, owners: Sequence[Question]) -> Callable[[Sequence[int]], None]:
+def _by_place(route: Route, owners: Sequence[PendingTest]) -> Callable[[Sequence[int]], None]:
     return lambda places: route([owners[place].owner.slot for place in places])
 
 
 def _answers(
-    question: Question, owners: Sequence[Question], asked: Sequence[AugmentedPrompt], found: dict[int, list[Prediction]]
+    question: PendingTest,
+    owners: Sequence[PendingTest],
+    asked: Sequence[AugmentedPrompt],
+    found: dict[int, list[Prediction]],
 ) -> _Answers:
     places = [place for place in sorted(found) if owners[place] is question]
     predictions = tuple(prediction for place in places for prediction in found[place])

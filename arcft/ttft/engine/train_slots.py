@@ -9,7 +9,7 @@ from functools import partial
 
 from arcft.models.lora import LoraError
 from arcft.models.stacked_lora import StackedLora
-from arcft.problems.arc.format.examples import LengthError
+from arcft.text.stream import LengthError
 from arcft.text.tokens import Example
 from arcft.training.slots import SlotStep, SlotTrainer
 from arcft.ttft.engine.memory_ladder import (

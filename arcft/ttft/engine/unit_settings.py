@@ -8,11 +8,13 @@ from typing import Any
 
 from arcft.config.ttft import TtftConfig
 from arcft.prediction.prompts import derived_seed
-from arcft.problems.arc.format.examples import ExampleBuilder, LengthError
+from arcft.protocols import OwnExamples, QuestionSampler
+from arcft.text.builder import ExampleBuilder
+from arcft.text.stream import LengthError
 from arcft.text.tokens import Example
 from arcft.ttft.engine.memory_ladder import Current
 from arcft.ttft.engine.slot import SlotState
-from arcft.ttft.engine.unit_examples import Draw, UnitExamples, prepare_examples, shortened
+from arcft.ttft.engine.unit_examples import UnitExamples, prepare_examples, shortened
 from arcft.ttft.units import Assignment
 
 SECOND_TRY_RATE = 0.5
@@ -29,16 +31,16 @@ class UnitSettings:
         current: Current,
         *,
         config: TtftConfig,
-        draw: Draw,
-        input_from_inputs: float,
+        own: OwnExamples,
+        questions: QuestionSampler,
         learning_rate: float,
     ) -> None:
         self.shortest_context = learn.max_seq_length // 4
         self._learn = learn
         self._current = current
         self._config = config
-        self._draw = draw
-        self._input_from_inputs = input_from_inputs
+        self._own = own
+        self._questions = questions
         self._learning_rate = learning_rate
 
     def unit_examples(self, assignment: Assignment) -> UnitExamples:
@@ -54,10 +56,10 @@ class UnitSettings:
 
     def _examples(self, assignment: Assignment, context: int) -> UnitExamples:
         return prepare_examples(
-            assignment.unit.tasks,
+            assignment.unit.problems,
             shortened(self._learn, context),
-            draw=self._draw,
-            input_from_inputs=self._input_from_inputs,
+            self._own,
+            self._questions,
             seed=derived_seed(assignment.seed, assignment.unit.name),
             length=assignment.steps * self._config.batch_size,
             hold_back=self._config.patience is not None,

@@ -151,4 +151,4 @@ class Costs:
 
 def count_tests(unit: Unit) -> int:
     """Tests of all its tasks."""
-    return sum(len(task.test) for task in unit.tasks)
+    return sum(len(problem.answers) for problem in unit.problems)

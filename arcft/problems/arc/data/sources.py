@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
@@ -191,45 +190,6 @@ def split_held_out(tasks: Sequence[Item], held_out: float, seed: int) -> tuple[l
     kept = set(_shuffled(len(tasks), seed)[:count].tolist())
     train = [task for index, task in enumerate(tasks) if index not in kept]
     return train, [task for index, task in enumerate(tasks) if index in kept]
-
-
-_STREAM = 0x7A5C
-"""Opens every seed of TaskSampler. NumPy's seeds [s, k] and [s, k, 0] are the same, so without it a caller who seeds
-augmentations with (seed, k, attempt) would draw them in step with the tasks."""
-
-
-class TaskSampler:
-    """An endless sequence of tasks from weighted sources, in which item k is a pure function of (seed, k).
-
-    One source is passed through again and again, each time in a new order. Of several, one is drawn by weight for each
-    item, and then a task from it.
-    """
-
-    def __init__(self, sources: Sequence[tuple[float, Sequence[Task | PairPool]]], *, seed: int) -> None:
-        if not sources or not all(len(tasks) for _, tasks in sources):
-            raise TaskError("no task to draw from; a source of tasks is empty after selection")
-        weights = np.array([weight for weight, _ in sources], dtype=np.float64)
-        if not (np.isfinite(weights).all() and (weights > 0).all()):
-            raise TaskError(f"weights of sources {weights.tolist()}: each must be above 0")
-        self._sources = [list(tasks) for _, tasks in sources]
-        self._shares = weights / weights.sum()
-        self._seed = seed
-
-    def item(self, k: int) -> Task | PairPool:
-        """Item k, counted from 0."""
-        if len(self._sources) == 1:
-            (tasks,) = self._sources
-            number, position = divmod(k, len(tasks))
-            return tasks[_order_of_pass(self._seed, number, len(tasks))[position]]
-        rng = np.random.default_rng([_STREAM, self._seed, k])
-        tasks = self._sources[rng.choice(len(self._sources), p=self._shares)]
-        return tasks[int(rng.integers(len(tasks)))]
-
-
-@functools.lru_cache(maxsize=4)
-def _order_of_pass(seed: int, number: int, length: int) -> list[int]:
-    order: list[int] = np.random.default_rng([_STREAM, seed, number]).permutation(length).tolist()
-    return order
 
 
 def _sibling_solutions(path: Path) -> Path | None:

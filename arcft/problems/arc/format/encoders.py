@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,8 +28,6 @@ NESTING_ORDER = (
 MAX_NESTING = 4
 
 _TO_SYMBOLS = str.maketrans(DIGITS, SYMBOLS)
-_FENCE_LINE = re.compile(r"^```grid(?!\S)[^\n]*$", re.MULTILINE)
-_ROW_NUMBER = re.compile(r"[0-9]+ ")
 
 
 class EncoderError(ArcftError):
@@ -82,24 +79,6 @@ class GridEncoder(abc.ABC):
         if len(lines) > MAX_SIDE:
             raise GridParseError(f"more than {MAX_SIDE} lines; a grid has at most {MAX_SIDE} rows")
         return _checked([self.read_row(line, index) for index, line in enumerate(lines)])
-
-    def lenient_to_grid(self, text: str) -> tuple[Grid, int]:
-        """The grid of a text that is nearly in the format, and how many repairs that took.
-
-        Repaired is what can only be meant in one way: blank lines at the end, spaces at the end of a line, wrong
-        row numbers and, for fences, text around the fence, a missing closing fence, and a wrong header over a proper
-        rectangle (not both: such an answer may be cut off). Raise GridParseError on anything else.
-        """
-        lines, repairs = _without_trailing_space(text.split("\n"))
-        rows = []
-        for index, line in enumerate(lines[: MAX_SIDE + 1]):
-            row, repaired = self._repair_row(line, index)
-            rows.append(row)
-            repairs += repaired
-        return _checked(rows), repairs
-
-    def _repair_row(self, text: str, index: int) -> tuple[list[int], int]:
-        return self.read_row(text, index), 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,13 +198,6 @@ class RowNumberEncoder(GridEncoder):
             raise GridParseError(f"row {index + 1}: {_shown(text)} does not begin with its number, {_shown(prefix)}")
         return self.base.read_row(text[len(prefix) :], index)
 
-    def _repair_row(self, text: str, index: int) -> tuple[list[int], int]:
-        number = _ROW_NUMBER.match(text)
-        if number is None:
-            raise GridParseError(f"row {index + 1}: {_shown(text)} does not begin with a number")
-        wrong = number[0] != f"{index + self.start} "
-        return self.base.read_row(text[number.end() :], index), int(wrong)
-
 
 class _Fence(GridEncoder):
     """What the two fences share: a first line, the rows of `base`, and a closing fence."""
@@ -267,27 +239,6 @@ class _Fence(GridEncoder):
         if first_line != self._first_line(grid):
             raise GridParseError(f"the first line is {_shown(first_line)} over a grid of {_shape(grid)}")
         return grid
-
-    def lenient_to_grid(self, text: str) -> tuple[Grid, int]:
-        openings = list(_FENCE_LINE.finditer(text))
-        if len(openings) != 1:
-            raise GridParseError(f"{len(openings)} lines open a grid with {FENCE}grid; exactly one does in an answer")
-        opening = openings[0]
-        repairs = int(opening.start() > 0)
-        first_line, lines = opening[0].rstrip(), text[opening.end() + 1 :].split("\n")
-        repairs += int(first_line != opening[0])
-        ends = [number for number, line in enumerate(lines) if line.rstrip() == FENCE]
-        if ends:
-            repairs += int(lines[ends[0] :] != [FENCE])
-            lines = lines[: ends[0]]
-        repairs += int(not ends)
-        grid, inside = self.base.lenient_to_grid("\n".join(lines))
-        wrong_header = first_line != self._first_line(grid)
-        if wrong_header and not ends:
-            raise GridParseError(
-                f"the first line is {_shown(first_line)} over {_shape(grid)}, with no closing fence: maybe cut off"
-            )
-        return grid, repairs + inside + int(wrong_header)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -377,16 +328,6 @@ def _checked(rows: list[list[int]]) -> Grid:
         return as_grid(rows, where="answer")
     except TaskError as error:
         raise GridParseError(str(error)) from error
-
-
-def _without_trailing_space(lines: list[str]) -> tuple[list[str], int]:
-    """The lines without spaces at their ends and without empty last lines, and how many repairs that took."""
-    stripped = [line.rstrip() for line in lines]
-    repairs = sum(before != after for before, after in zip(lines, stripped, strict=True) if after)
-    number = len(stripped)
-    while number and not stripped[number - 1]:
-        number -= 1
-    return stripped[:number], repairs + int(number < len(stripped))
 
 
 def _shape(grid: Grid) -> str:

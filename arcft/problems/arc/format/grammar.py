@@ -16,7 +16,7 @@ from arcft.problems.arc.format.cell_tokens import GOES_ON, GRID_ENDS, ROW_ENDS, 
 from arcft.problems.arc.format.cell_tokens import GrammarError as GrammarError
 from arcft.problems.arc.format.encoders import GridEncoder
 from arcft.problems.arc.task import MAX_SIDE, NUM_COLORS, Grid
-from arcft.text.tokens import Tokenization
+from arcft.protocols import TokenCodec
 
 _SHOWN = 60
 
@@ -101,7 +101,7 @@ class GridCursor:
 class GridGrammar:
     """The grids that an encoder can write, from 1x1 to 30x30. Called, it gives a cursor before the first token."""
 
-    def __init__(self, encoder: GridEncoder, tokenization: Tokenization, *, name: str) -> None:
+    def __init__(self, encoder: GridEncoder, tokens: TokenCodec, *, name: str) -> None:
         """Derive it and try it out; `name` is what messages call the tokenizer.
 
         Raise GrammarError where tokens do not keep to cells, or the tokenizer writes a grid in another way than the
@@ -110,9 +110,9 @@ class GridGrammar:
         self._shared: dict[Tokens, Tokens] = {}
         self._forks: dict[tuple[object, ...], _Fork] = {}
         try:
-            self._tokens = read_cell_tokens(tokenization.tokenizer, encoder, tokenization.end_id)
+            self._tokens = read_cell_tokens(tokens.tokenizer, encoder, tokens.end_id)
             self._start = self._first_fork()
-            _check(self, self._tokens.heads, encoder, tokenization)
+            _check(self, self._tokens.heads, encoder, tokens)
         except GrammarError as error:
             raise GrammarError(
                 f"{name}: no grammar can be made for this tokenizer and {encoder}: {error}; use "
@@ -187,7 +187,7 @@ def _what_follows(row: int, column: int, rows: int, columns: int) -> int:
 
 
 def _check(
-    grammar: GridGrammar, heads: Mapping[tuple[int, int], Tokens], encoder: GridEncoder, tokenization: Tokenization
+    grammar: GridGrammar, heads: Mapping[tuple[int, int], Tokens], encoder: GridEncoder, tokens: TokenCodec
 ) -> None:
     """Raise GrammarError unless trial grids are written as the tokenizer writes them.
 
@@ -197,14 +197,14 @@ def _check(
     """
     for grid in _trials(heads):
         text = encoder.to_text(grid).removeprefix(encoder.opener)
-        ids = tokenization.completion_ids(text)
-        back = tokenization.decode(ids)
+        ids = tokens.completion_ids(text)
+        back = tokens.decode(ids)
         if back != text:
             raise GrammarError(f"{_shown(text)} comes back as {_shown(back)}")
         cursor = grammar()
         for place, token in enumerate(ids):
             if token not in cursor.choices:
-                pieces = tokenization.tokenizer.convert_ids_to_tokens([*ids[: place + 1], *cursor.choices])
+                pieces = tokens.tokenizer.convert_ids_to_tokens([*ids[: place + 1], *cursor.choices])
                 written, others = pieces[max(place - 4, 0) : place + 1], pieces[place + 1 :]
                 raise GrammarError(
                     f"in {_shown(text)} it writes {written}, where beside other cells the last of these would be one "

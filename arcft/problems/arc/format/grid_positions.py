@@ -1,4 +1,4 @@
-"""Positions in two dimensions: a token's position tells its grid, row and column.
+"""Positions in two dimensions: a token's position gives its grid, row and column.
 
 A position is grid * 1024 + row * 32 + column. The words that announce a grid, `Input` and `Output`, open the next grid
 in row 0; a newline opens the next row, at column 0; any other token is one further. So the cell (r, c) of a grid,
@@ -14,10 +14,10 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from arcft.errors import ArcftError
-from arcft.problems.arc.format.prompts import PromptBuilder
+from arcft.problems.arc.format.grid_format import GridFormat
+from arcft.problems.arc.questions import GridQuestion
 from arcft.problems.arc.task import MAX_SIDE, NUM_COLORS, Grid, Pair
-from arcft.problems.arc.views import Problem
-from arcft.text.tokens import Tokenization
+from arcft.protocols import TokenCodec
 
 ROW = 32
 """Positions from a row to the next; a grid has at most 30 columns."""
@@ -62,17 +62,17 @@ def grid_positions(tokenizer: PreTrainedTokenizerBase) -> GridPositions:
     return GridPositions(markers=markers, newline=newline)
 
 
-def check_grid_positions(prompts: PromptBuilder, tokenization: Tokenization) -> None:
+def check_grid_positions(format: GridFormat, tokens: TokenCodec) -> None:
     """Raise GridPositionsError unless each cell of each grid in prompt and answer is where it belongs.
 
-    Tried with the largest grids and with small ones, for both kinds of problems.
+    Tried with the largest grids and with small ones, for both kinds of questions.
     """
-    positions = grid_positions(tokenization.tokenizer)
-    texts = [prompts.encoder.to_text(np.array([[color]], dtype=np.int8)) for color in range(NUM_COLORS)]
-    cells = {_only_token(tokenization.tokenizer, text): color for color, text in enumerate(texts)}
-    for problem, grids in _trials():
-        text = prompts.render(problem)
-        ids = tokenization.example(text.system, text.user, text.opener, text.completion, text.output_spans).input_ids
+    positions = grid_positions(tokens.tokenizer)
+    texts = [format.encoder.to_text(np.array([[color]], dtype=np.int8)) for color in range(NUM_COLORS)]
+    cells = {_only_token(tokens.tokenizer, text): color for color, text in enumerate(texts)}
+    for question, grids in _trials():
+        text = format.render(question)
+        ids = tokens.prompt_ids(text.system, text.user, text.opener) + tokens.completion_ids(text.completion)
         found = [(place, cells[token]) for token, place in zip(ids, positions(ids), strict=True) if token in cells]
         # How many grids are opened before the first one with cells makes no difference.
         first = (found[0][0] if found else 0) // GRID
@@ -100,14 +100,14 @@ def _first_difference(found: Sequence[tuple[int, int]], expected: Sequence[tuple
     return f"{len(found)} tokens of cells in grids of {len(expected)} cells"
 
 
-def _trials() -> list[tuple[Problem, list[Grid]]]:
-    """Problems of both kinds, and their grids in the order in which they are written."""
+def _trials() -> list[tuple[GridQuestion, list[Grid]]]:
+    """Questions of both kinds, and their grids in the order in which they are written."""
     rng = np.random.default_rng(0)
     sides = [(MAX_SIDE, MAX_SIDE), (1, MAX_SIDE), (MAX_SIDE, 1), (2, 3), (1, 1), (MAX_SIDE, MAX_SIDE)]
     grids: list[Grid] = [rng.integers(0, NUM_COLORS, shape, dtype=np.int8) for shape in sides]
     shown = (Pair(grids[0], grids[1]), Pair(grids[2], grids[3]))
     inputs = [grids[0], grids[2], grids[5]]
     return [
-        (Problem("trial", shown, grids[4], grids[5], "output"), grids),
-        (Problem("trial", shown, None, grids[5], "input"), inputs),
+        (GridQuestion("trial", shown, grids[4], grids[5], "output"), grids),
+        (GridQuestion("trial", shown, None, grids[5], "input"), inputs),
     ]

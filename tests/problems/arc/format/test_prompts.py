@@ -21,9 +21,9 @@ from arcft.problems.arc.format.encoders import (
     RowNumberEncoder,
     build_encoder,
 )
-from arcft.problems.arc.format.prompts import PromptBuilder
+from arcft.problems.arc.format.grid_format import GridFormat
+from arcft.problems.arc.questions import GridQuestion, ask_input, ask_output
 from arcft.problems.arc.task import Pair, Task, as_grid
-from arcft.problems.arc.views import Problem, input_from_inputs, test_problem
 from tests.support.paths import ROOT
 
 CONF = ROOT / "conf"
@@ -60,7 +60,7 @@ def encoder_of(path: Path) -> GridEncoder:
 
 
 def test_output_problem() -> None:
-    text = PromptBuilder(WORDS, MinimalGridEncoder()).render(test_problem(TASK, 0))
+    text = GridFormat(WORDS, MinimalGridEncoder()).render(ask_output(TASK, 0))
     assert text.system == "Be brief."
     assert text.user == "Solve {this}.\nPair 1: 12 to 21.\nPair 2: 34 to 43.\nPair 3: 33 to 33.\nNow 56.\n"
     assert text.opener == "It is "
@@ -70,7 +70,7 @@ def test_output_problem() -> None:
 
 
 def test_input_problem() -> None:
-    text = PromptBuilder(WORDS, MinimalGridEncoder()).render(input_from_inputs(TASK, 1))
+    text = GridFormat(WORDS, MinimalGridEncoder()).render(ask_input(TASK, 1))
     assert text.user == "Inputs:\n1 12\n2 34\n3 33\nOne more.\n"
     assert text.opener == "Say "
     assert text.completion == "7\n8"
@@ -78,7 +78,7 @@ def test_input_problem() -> None:
 
 
 def test_an_unknown_answer_has_no_completion() -> None:
-    text = PromptBuilder(WORDS, MinimalGridEncoder()).render(test_problem(TASK, 1))
+    text = GridFormat(WORDS, MinimalGridEncoder()).render(ask_output(TASK, 1))
     assert text.completion == ""
     assert text.user.endswith("Now 7\n8.\n")
 
@@ -92,17 +92,17 @@ def test_an_unknown_answer_has_no_completion() -> None:
     ],
 )
 def test_the_opener_takes_what_is_fixed_of_the_grid(encoder: GridEncoder, opener: str, completion: str) -> None:
-    prompts = PromptBuilder(WORDS, encoder)
-    text = prompts.render(test_problem(TASK, 0))
+    format = GridFormat(WORDS, encoder)
+    text = format.render(ask_output(TASK, 0))
     assert (text.opener, text.completion) == (opener, completion)
-    assert prompts.parse(completion).tolist() == [[6, 5]]
+    assert format.parse(completion).to_json() == [[6, 5]]
     with pytest.raises(GridParseError):
-        prompts.parse(completion + "\n")
+        format.parse(completion + "\n")
 
 
 def test_the_grid_only_prompt_to_the_letter() -> None:
-    prompts = PromptBuilder(prompt_config(CONF / "prompt" / "grid_only.yaml"), MinimalGridEncoder())
-    text = prompts.render(test_problem(TASK, 0))
+    format = GridFormat(prompt_config(CONF / "prompt" / "grid_only.yaml"), MinimalGridEncoder())
+    text = format.render(ask_output(TASK, 0))
     assert text.system == ""
     assert text.user + text.opener == (
         "Input\n12\nOutput\n21\nInput\n34\nOutput\n43\nInput\n33\nOutput\n33\nInput\n56\nOutput\n"
@@ -121,14 +121,14 @@ def test_every_prompt_with_every_encoder(path: Path, data: Any) -> None:
     pairs = tuple(data.draw(st.lists(st.builds(Pair, grids, grids), min_size=1, max_size=3)))
     kind = data.draw(st.sampled_from(["output", "input"]))
     answer = data.draw(grids)
-    problem = Problem("id", pairs, data.draw(grids) if kind == "output" else None, answer, kind)
-    prompts = PromptBuilder(config, encoder)
-    text = prompts.render(problem)
+    problem = GridQuestion("id", pairs, data.draw(grids) if kind == "output" else None, answer, kind)
+    format = GridFormat(config, encoder)
+    text = format.render(problem)
     shown = [pair.output if kind == "output" else pair.input for pair in pairs]
     assert [text.user[start:end] for start, end in text.output_spans] == [
         encoder.to_text(grid) for grid in shown if grid is not None
     ]
     assert (text.opener + text.completion).endswith(encoder.to_text(answer))
-    assert prompts.parse(text.completion).tolist() == answer.tolist()
+    assert format.parse(text.completion).to_json() == answer.tolist()
     if problem.query is not None:
         assert encoder.to_text(problem.query) in text.user[text.output_spans[-1][1] :]
