@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from arcft.config.run import EvaluateConfig
 from arcft.config.schema import to_dict
 
 Values = dict[str, Any]
@@ -25,8 +26,16 @@ def read(values: Values) -> Values:
 
 def written(group: str, config: Any) -> Values:
     """The plain data that 0.1.0 wrote for `config`, the config of `group`."""
-    writer = _WRITERS.get(group)
-    return writer(to_dict(config)) if writer else to_dict(config)
+    return _written(group, to_dict(config))
+
+
+def evaluation_written(config: EvaluateConfig) -> Values:
+    """The plain data that 0.1.0 wrote for an evaluation."""
+    return {name: _written(name, value) for name, value in to_dict(config).items()}
+
+
+def _written(group: str, values: Any) -> Any:
+    return _WRITERS[group](values) if group in _WRITERS and values is not None else values
 
 
 def _read_inference(values: Values) -> Values:
@@ -42,8 +51,7 @@ def _read_selection(values: Values) -> Values:
 
 
 def _write_selection(values: Values) -> Values:
-    """Without the null of other options, as it was in digests."""
-    return _renamed(values, {"num_augmentations": "views"})
+    return {"views": None, **_renamed(values, {"num_augmentations": "views"})}
 
 
 def _read_tracking(values: Values) -> Values:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedModel
 
 from arcft.decoding.core.completion import Completion
@@ -20,7 +19,7 @@ from arcft.decoding.search import search
 from arcft.prediction.drafts import DraftSource, before_drafting
 from arcft.prediction.predict import read_answer
 from arcft.prediction.prompts import AugmentedPrompt, augmented_prompts, completions_for
-from arcft.problems.arc.task import GridAnswer, Task, as_task
+from arcft.problems.arc.task import Task, as_task
 from decoding.reference import generate
 from decoding.steps import ratios
 from decoding.subjects import OneShape, Subject, seconds_now
@@ -51,7 +50,7 @@ class Asked:
         self.model = model
         self.prompts = augmented_prompts(subject.builder, subject.deal_views, task, test_index, subject.inference)
         outputs = [as_task(prompt.view.apply(task)).test[test_index].output for prompt in self.prompts]
-        self.truth: Any = task.test[test_index].output
+        self.truth: Any = task.answers[test_index]
         self.shapes = [OneShape(subject.builder, output.shape) for output in outputs if output is not None]
         self.ids = [prompt.token_ids for prompt in self.prompts]
         self.limits = [shape.longest for shape in self.shapes]
@@ -110,12 +109,10 @@ class Asked:
     def search_any(self) -> list[Any]:
         return self._search()
 
-    def score(self, grids: Sequence[Any]) -> None:
-        """Score each of `grids` under each prompt."""
+    def score(self, answers: Sequence[Any]) -> None:
+        """Score each of `answers` under each prompt."""
         builder = self.subject.builder
-        completions = [
-            completions_for(builder, prompt, [GridAnswer(grid) for grid in grids]) for prompt in self.prompts
-        ]
+        completions = [completions_for(builder, prompt, answers) for prompt in self.prompts]
         options = dataclasses.replace(
             self.common, grammar=builder.grammar, batch_size=self.subject.inference.batch_size
         )

@@ -418,7 +418,7 @@ def test_groups_of_tasks() -> None:
         def length(task: Task) -> int:
             return 10 * (1 + SMALL_EVALUATION_TASKS.index(task.id))
 
-        return [(u.name, [t.id for t in u.tasks], u.length) for u in make_units(config, tasks, length)]
+        return [(u.name, [t.id for t in u.problems], u.length) for u in make_units(config, tasks, length)]
 
     a, b, c, d = SMALL_EVALUATION_TASKS
     assert units("ttft=per_task") == [(a, [a], 10), (b, [b], 20), (c, [c], 30), (d, [d], 40)]

@@ -28,7 +28,7 @@ _FREE = ("resume", "dry_run", "tracking")
 
 def open_ledger(settings: TtftSettings, folder: Path) -> Ledger:
     """The ledger in `folder`, a new one if there is none; LedgerError where it belongs to another evaluation."""
-    values: dict[str, Any] = {**to_dict(settings.config), **ttft_identity(settings.config)}
+    values: dict[str, Any] = {**version_0_1.evaluation_written(settings.config), **ttft_identity(settings.config)}
     for name in _FREE:
         del values[name]
     for name in ONLY_SPEED:

@@ -88,8 +88,8 @@ class _Finder:
     def __init__(self, config: EvaluateConfig, explicit: Sequence[str]) -> None:
         self.config = config
         self.explicit = explicit
-        self.deal_views = view_dealer(self.kind, config.inference)
         self.kind = kind_of(config.data)
+        self.deal_views = view_dealer(self.kind, config.inference)
         self.host = ModelHost(config.inference)
         self._builders: dict[str, ExampleBuilder] = {}
         self._said: set[str] = set()
@@ -248,9 +248,10 @@ class _Finder:
         about = about | {"selection": selection}
         answers = [[share.identity, self.kind.fingerprint(share.tasks)] for share in shares]
         tasks = [task for share in shares for task in share.tasks] if tasks is None else tasks
-        key = {
+        written = version_0_1.written("selection", self.config.selection)
+        key: dict[str, Any] = {
             "answers": answers or [[of, self.kind.fingerprint(tasks)]],
-            "selection": version_0_1.written("selection", self.config.selection),
+            "selection": {name: value for name, value in written.items() if value is not None},
         }
         if shares:
             key["inference"] = inference
