@@ -139,7 +139,11 @@ class _Finder:
         identity = data_sha256({name: to_dict(getattr(config, name)) for name in ("model", *OWN_FORMAT)})
         served = served_model(model) if config.inference.name == "vllm" else None
         share = ModelAssignment(tasks, lambda: self.host.base(model), builder, self.deal_views, identity, served)
-        about = {"model": model.name, "path": str(model.path), "trained_on": len(warn_trained_on(model, tasks))}
+        about = {
+            "model": model.name,
+            "path": str(model.path),
+            "trained_on": len(warn_trained_on(self.kind, model, tasks)),
+        }
         return self._subject(model.name, f"{model.name}, as it is", [share], about)
 
     def checkpoints(self) -> list[EvaluationTarget]:
@@ -153,7 +157,7 @@ class _Finder:
             tasks = self._tasks_for(run)
             known = (run.folder, self.kind.fingerprint(tasks))
             if known not in notes:
-                notes[known] = warn_trained_on(run, tasks)
+                notes[known] = warn_trained_on(self.kind, run, tasks)
             about = {**_about(run), "trained_on": len(notes[known])}
             title = f"{run.config.model.name}, {name}"
             targets.append(self._subject(name, title, [self._share(run, tasks)], about, run=run))
@@ -182,7 +186,7 @@ class _Finder:
         shares = [self._share(run, own) for run, own in [*answering.values(), rest] if own]
         about = _about(start) | {
             "adapters": {run.checkpoint.path.as_posix(): [task.id for task in own] for run, own in answering.values()},
-            "trained_on": len(warn_trained_on(start, tasks)),
+            "trained_on": len(warn_trained_on(self.kind, start, tasks)),
         }
         title = f"{start.config.model.name}, {start.name} and {len(answering)} adapters"
         return self._subject("adapters", title, shares, about)
