@@ -56,6 +56,7 @@ class AnswerCodec(Protocol):
     @property
     def answer_field(self) -> str:
         """The key of a line that holds the answer."""
+        return "answer"
 
     def answer_from_json(self, value: Any) -> Answer | None:
         """Read what `to_json` wrote, or another program; None for no answer. Raise AnswerError for an answer that
