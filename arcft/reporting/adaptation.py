@@ -108,7 +108,7 @@ class Change:
 
 
 def changes(adaptation: Adaptation) -> list[Change]:
-    """Every metric of the tasks with both scores, in the order of the MetricSet; empty if one of the two is missing."""
+    """Every metric, over the tasks that have both scores; empty if one of the two is missing."""
     before, after = adaptation.before, adaptation.after
     common = [task_id for task_id in after.problems if task_id in before.problems] if before and after else []
     if before is None or after is None or not common:

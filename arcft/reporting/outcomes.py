@@ -82,6 +82,11 @@ def is_right(attempt: Answer, truth: Answer | None) -> bool | None:
     return None if truth is None else attempt.key == truth.key
 
 
+def right_attempt(truth: Answer | None, attempts: Sequence[Answer]) -> Answer | None:
+    """The attempt that is right, if one is, else the first one; None without any."""
+    return next((answer for answer in attempts if is_right(answer, truth)), attempts[0] if attempts else None)
+
+
 def _outcome(
     metrics: Mapping[str, float], predictions: Sequence[Sequence[Prediction]], metric_set: MetricSet
 ) -> Outcome:

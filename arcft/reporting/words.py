@@ -12,6 +12,12 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + "s" * (number != 1)
 
 
+def spelled(number: int) -> str:
+    """A small number as a word."""
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    return words[number] if number < len(words) else f"{number:,}"
+
+
 def percent(value: float) -> str:
     """A fraction as a percentage with one decimal; 0 and 1 are exact and need none."""
     return f"{100 * value:.0f}%" if value in (0, 1) else f"{100 * value:.1f}%"

@@ -197,8 +197,8 @@ def group_by_test(problems: Sequence[Problem], predictions: Sequence[Prediction]
     if predictions and problems and not any(groups.values()):
         raise PredictionError(
             f"none of the {len(predictions)} predictions is for one of the {len(problems)} tasks (first prediction: "
-            f"task {predictions[0].task_id}, first task: {problems[0].id}); choose the tasks that they "
-            "answer with data=..."
+            f"task {predictions[0].task_id}, first task: {problems[0].id}); choose the tasks that they answer with "
+            "data=..."
         )
     return groups
 

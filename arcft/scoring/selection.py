@@ -37,6 +37,10 @@ class Selector(abc.ABC):
             for index in range(len(problem.answers))
         }
 
+    def attempts(self, problems: Sequence[Problem], predictions: Sequence[Prediction], number: int) -> Attempts:
+        """The best `number` answers to every test of `problems`; raises PredictionError as `candidates` does."""
+        return attempts_of(self.candidates(problems, predictions), number)
+
 
 class Vote(Selector):
     """The most frequent answer first; ties by mean log-probability per token, then by first appearance."""

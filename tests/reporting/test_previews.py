@@ -12,9 +12,11 @@ from PIL import Image, ImageColor
 from rich.console import Console
 
 from arcft.problems.arc.drawing.colors import PALETTE
-from arcft.problems.arc.scoring.metrics import METRICS
-from arcft.problems.arc.task import Pair, Task, as_grid
-from arcft.reporting.previews import grids_side_by_side, metrics_table, predictions_picture, print_example
+from arcft.problems.arc.scoring.metrics import METRICS, ArcMetrics
+from arcft.problems.arc.task import GridAnswer, Pair, Task, as_grid
+from arcft.reporting.pictures.problems import predictions_picture
+from arcft.reporting.previews import metrics_table, print_example
+from tests.support.arc import ARC
 
 TOKENS = ["Say", " [bold]", "\n", "1", "\n", "<end>"]
 MASK = [False, False, False, True, True, True]
@@ -74,7 +76,9 @@ def test_a_mask_of_another_length_is_refused() -> None:
 
 def test_one_column_of_metrics_says_what_each_means() -> None:
     target = console()
-    target.print(metrics_table({"checkpoint-20": METRIC_VALUES}, errors={"checkpoint-20": ERRORS}, title="8 tasks"))
+    target.print(
+        metrics_table({"checkpoint-20": METRIC_VALUES}, ArcMetrics(), errors={"checkpoint-20": ERRORS}, title="8 tasks")
+    )
     lines = rows_of(printed(target))
     assert lines[0] == "8 tasks"
     assert [line.split()[0] for line in lines[2:]] == list(METRICS)
@@ -86,7 +90,7 @@ def test_several_rows_of_metrics_fit_into_80_columns() -> None:
     names = ["checkpoint-100", "checkpoint-2000"]
     values = dict.fromkeys(names, METRIC_VALUES)
     target = console()
-    target.print(metrics_table(values, errors=dict.fromkeys(names, ERRORS)))
+    target.print(metrics_table(values, ArcMetrics(), errors=dict.fromkeys(names, ERRORS)))
     lines = rows_of(printed(target))
     assert lines[0].split() == ["correct", "correct", "pass", "un-", "vote", "vote"]
     assert lines[1].split() == ["accuracy", "pixels", "size", "n", "answered", "1", "2"]
@@ -98,8 +102,8 @@ def test_several_rows_of_metrics_fit_into_80_columns() -> None:
 
 def test_errors_that_are_not_known_are_not_shown() -> None:
     target = console()
-    target.print(metrics_table({"a": METRIC_VALUES}, errors={"a": dict.fromkeys(METRICS, float("nan"))}))
-    target.print(metrics_table({"a": METRIC_VALUES, "b": {}}))
+    target.print(metrics_table({"a": METRIC_VALUES}, ArcMetrics(), errors={"a": dict.fromkeys(METRICS, float("nan"))}))
+    target.print(metrics_table({"a": METRIC_VALUES, "b": {}}, ArcMetrics()))
     assert "±" not in printed(target)
     assert not re.search(r"\bnan\b", printed(target))
 
@@ -107,14 +111,16 @@ def test_errors_that_are_not_known_are_not_shown() -> None:
 def test_grids_as_digits_without_colours() -> None:
     target = console()
     target.print(
-        grids_side_by_side([("predicted", as_grid([[1, 2, 3]])), ("true", as_grid([[4], [5]])), ("2nd", None)])
+        ARC.card.terminal(
+            [("predicted", GridAnswer(as_grid([[1, 2, 3]]))), ("true", GridAnswer(as_grid([[4], [5]]))), ("2nd", None)]
+        )
     )
     assert rows_of(printed(target)) == ["predicted   true   2nd", "123         4      none", "            5"]
 
 
 def test_two_rows_of_cells_share_a_line_of_blocks() -> None:
     target = console(color=True)
-    target.print(grids_side_by_side([("g", as_grid([[0, 1], [2, 3], [4, 5]]))]))
+    target.print(ARC.card.terminal([("g", GridAnswer(as_grid([[0, 1], [2, 3], [4, 5]])))]))
     lines = [line for line in printed(target).splitlines() if "▀" in line]
     red, green, blue = ({}, {}, {})
     for color, code in enumerate(PALETTE):
@@ -134,14 +140,15 @@ def test_two_rows_of_cells_share_a_line_of_blocks() -> None:
 def test_picture_holds_the_grids_and_no_more_tests_than_asked_for(tmp_path: Path) -> None:
     true, wrong = as_grid([[3]]), as_grid([[6]])
     tasks = [Task(name, (Pair(true, true),), (Pair(as_grid([[8]]), true),)) for name in ("a", "b", "c")]
-    attempts = {("a", 0): [wrong, true], ("b", 0): [wrong], ("c", 0): [as_grid([[9]])]}
-    predictions_picture(tmp_path / "preview.png", tasks, attempts, 2)
+    right, other, third = (GridAnswer(grid) for grid in (true, wrong, as_grid([[9]])))
+    attempts = {("a", 0): [other, right], ("b", 0): [other], ("c", 0): [third]}
+    predictions_picture(tmp_path / "preview.png", tasks, attempts, ARC.card, shown=2, count=2)
     with Image.open(tmp_path / "preview.png") as picture:
         colors = {color for _, color in picture.convert("RGB").getcolors(2**24) or []}
         two = picture.size
     expected = {index: ImageColor.getrgb(PALETTE[index]) in colors for index in (3, 6, 8, 9)}
     assert expected == {3: True, 6: True, 8: True, 9: False}  # 9 is only in the third test
-    predictions_picture(tmp_path / "preview.png", tasks, attempts, 1)
+    predictions_picture(tmp_path / "preview.png", tasks, attempts, ARC.card, shown=2, count=1)
     with Image.open(tmp_path / "preview.png") as picture:
         assert picture.width < two[0]
         assert picture.height == two[1]
@@ -149,9 +156,9 @@ def test_picture_holds_the_grids_and_no_more_tests_than_asked_for(tmp_path: Path
 
 def test_picture_of_tests_without_answers_and_attempts(tmp_path: Path) -> None:
     tasks = [Task("a", (Pair(as_grid([[1]]), as_grid([[2]])),), (Pair(as_grid(np.zeros((30, 30), int))),) * 3)]
-    predictions_picture(tmp_path / "p.png", tasks, {}, 10)
+    predictions_picture(tmp_path / "p.png", tasks, {}, ARC.card, shown=2, count=10)
     with Image.open(tmp_path / "p.png") as picture:
         # Three tests, two beside each other, each with input and two places for attempts.
         assert picture.width > picture.height > 300
     with pytest.raises(ValueError, match="no tests to draw"):
-        predictions_picture(tmp_path / "p.png", [], {}, 10)
+        predictions_picture(tmp_path / "p.png", [], {}, ARC.card, shown=2, count=10)

@@ -18,18 +18,18 @@ from PIL import Image, ImageColor
 import arcft.reporting.html.page
 from arcft.problems.arc.drawing.colors import PALETTE
 from arcft.problems.arc.drawing.drawings import grid_html
-from arcft.problems.arc.drawing.mosaic import fit_box, tile_size
-from arcft.problems.arc.scoring.metrics import score_tasks
 from arcft.problems.arc.scoring.verifier import Consistency
 from arcft.problems.arc.task import Grid, Pair, Task, as_grid
 from arcft.reporting.charts.curves import Curves
 from arcft.reporting.outcomes import sorted_results
+from arcft.reporting.pictures.summary import evenly
+from arcft.reporting.pictures.tiles import fit_box, tile_size
 from arcft.reporting.report import write_report
-from arcft.reporting.summary import evenly
 from arcft.reporting.words import percent
 from arcft.scoring.predictions import Prediction, PredictionError, group_by_test
 from arcft.scoring.resampling import SubsampledMetrics
-from arcft.scoring.selection import Score, Selector, Verify, Vote, attempts_of
+from arcft.scoring.selection import Score, Selector, Verify, Vote
+from tests.support.arc import ARC, METRICS, prediction, scored
 
 TRUTH, NEAR, FAR = as_grid([[1, 2], [3, 4]]), as_grid([[1, 2], [3, 0]]), as_grid([[5]])
 CURVES = Curves(train_loss=((1, 2.0), (2, 1.0)), metrics={"vote_2": ((2, 0.5),)})
@@ -41,10 +41,7 @@ def task(task_id: str, *truths: Grid | None) -> Task:
 
 
 def answers(task_id: str, *grids: Grid | None, test_index: int = 0) -> list[Prediction]:
-    return [
-        Prediction(task_id=task_id, test_index=test_index, grid=grid, error=None if grid is not None else "row 3 <b>")
-        for grid in grids
-    ]
+    return [prediction(grid, task_id, test_index, error=None if grid is not None else "row 3 <b>") for grid in grids]
 
 
 # One task for each way to end, in an order that is not the report's.
@@ -68,14 +65,16 @@ def write(
     **options: Any,
 ) -> str:
     candidates = selector.candidates(tasks, predictions)
-    scores = score_tasks(tasks, predictions, attempts_of(candidates))
+    scores = scored(tasks, predictions, selector)
     values: dict[str, Any] = {"title": "A run", "run": {"model": {"name": "tiny"}}, "curves": CURVES, **options}
     write_report(
         folder,
         scores=scores if scores.metrics else None,
-        tasks=tasks,
+        problems=tasks,
         predictions=predictions,
         candidates=candidates,
+        metric_set=METRICS,
+        card=ARC.card,
         **values,
     )
     assert {path.name for path in folder.iterdir()} - {"numbers.png"} == {"report.html", "summary.png"}
@@ -128,8 +127,8 @@ def test_one_file_that_is_well_formed_and_fetches_nothing(tmp_path: Path) -> Non
 def test_tasks_are_sorted_by_how_they_ended(tmp_path: Path) -> None:
     groups = group_by_test(TASKS, PREDICTIONS)
     candidates = Vote().candidates(TASKS, PREDICTIONS)
-    results = sorted_results(TASKS, score_tasks(TASKS, PREDICTIONS, attempts_of(candidates)), groups, candidates)
-    assert [(result.task.id, result.outcome.name) for result in results] == [
+    results = sorted_results(TASKS, scored(TASKS, PREDICTIONS), groups, candidates, METRICS)
+    assert [(result.problem.id, result.outcome.name) for result in results] == [
         ("full", "solved"),
         ("half", "partly solved"),
         ("hidden", "found, not chosen"),
@@ -195,8 +194,9 @@ def test_numbers_of_predictions(tmp_path: Path) -> None:
 
 def test_text_of_strangers_is_escaped(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>\"'&"
-    prediction = Prediction(task_id=evil, test_index=0, grid=None, text=evil, error=evil)
-    html = write(tmp_path, [task(evil)], [prediction], title=evil, run={evil: {evil: evil}})
+    html = write(
+        tmp_path, [task(evil)], [prediction(None, evil, text=evil, error=evil)], title=evil, run={evil: {evil: evil}}
+    )
     page = parsed(html)
     assert "script" not in page.tags
     assert page.text.count(evil) >= 6
@@ -204,8 +204,7 @@ def test_text_of_strangers_is_escaped(tmp_path: Path) -> None:
 
 
 def test_text_that_is_no_unicode_is_shown_all_the_same(tmp_path: Path) -> None:
-    prediction = Prediction(task_id="a", test_index=0, grid=None, text="half \ud800 a pair")
-    assert "half ? a pair" in write(tmp_path, [task("a")], [prediction])
+    assert "half ? a pair" in write(tmp_path, [task("a")], [prediction(None, "a", text="half \ud800 a pair")])
 
 
 def test_without_known_answers(tmp_path: Path) -> None:
@@ -244,9 +243,11 @@ def test_predictions_of_other_tasks_are_refused(tmp_path: Path) -> None:
             tmp_path,
             title="",
             scores=None,
-            tasks=TASKS,
+            problems=TASKS,
             predictions=answers("z", FAR),
             candidates={},
+            metric_set=METRICS,
+            card=ARC.card,
             run={},
             curves=None,
         )
@@ -283,7 +284,7 @@ def test_wrong_cells_and_no_others_carry_a_dot() -> None:
 @pytest.mark.parametrize("known", [True, False])
 def test_summary_picture(tmp_path: Path, number: int, known: bool, curves: Curves | None) -> None:
     tasks = [task(f"task{index}", TRUTH if known else None) for index in range(number)]
-    predictions = [prediction for each in tasks for prediction in answers(each.id, NEAR)]
+    predictions = [one for each in tasks for one in answers(each.id, NEAR)]
     write(tmp_path, tasks, predictions, curves=curves, title="A very long title " * 20)
     with Image.open(tmp_path / "summary.png") as picture:
         assert picture.size == (1920, 1080)

@@ -10,25 +10,24 @@ import pytest
 
 from arcft.config.schema import ConfigError
 from arcft.config.selection import ScoreConfig, VerifyConfig, VoteConfig
-from arcft.problems.arc.scoring.verifier import Verdict
-from arcft.problems.arc.task import Grid, Pair, Task, as_grid
+from arcft.problems.arc.task import Grid, Pair, Task, as_grid, as_grid_answer
+from arcft.protocols import Answer, Problem, Verdict
 from arcft.runs.evaluation.prediction_files import check_scores
 from arcft.scoring.predictions import Prediction, group_by_test, prediction_from_json
 from arcft.scoring.selection import Score, Selector, Verify, Vote, make_selector, with_reasons
 from arcft.scoring.voting import Candidate, vote
+from tests.support.arc import ARC, grid_of, prediction
 
 A, B, C, D = (as_grid([[color, color]]) for color in (1, 2, 3, 4))
 TASK = Task("t", (Pair(A, B),), (Pair(A, B), Pair(C, D)))
 
 
 def answer(grid: Grid | None, *scores: float, logprob: float | None = None, test_index: int = 0) -> Prediction:
-    return Prediction(
-        task_id="t", test_index=test_index, grid=grid, logprob=logprob, num_tokens=1, scores=scores or None
-    )
+    return prediction(grid, "t", test_index, logprob=logprob, num_tokens=1, scores=scores or None)
 
 
 def colors(candidates: Sequence[Candidate]) -> list[int]:
-    return [int(candidate.grid[0, 0]) for candidate in candidates]
+    return [int(grid_of(candidate)[0, 0]) for candidate in candidates]
 
 
 def test_vote_goes_by_nothing_but_the_votes() -> None:
@@ -80,9 +79,9 @@ def test_the_first_views_of_each_scoring_count() -> None:
 class Darkest:
     """Judges by the first colour alone, those of 3 and more alike."""
 
-    def __call__(self, task: Task, test_index: int, candidate: Grid) -> Verdict:
-        color = int(candidate[0, 0])
-        return Verdict(-float(min(color, 3)), {"asked": [task.id, test_index, color]})
+    def __call__(self, problem: Problem, test_index: int, answer: Answer) -> Verdict:
+        color = int(as_grid_answer(answer).grid[0, 0])
+        return Verdict(-float(min(color, 3)), {"asked": [problem.id, test_index, color]})
 
 
 def test_verify_asks_the_verifier_and_breaks_ties_by_the_vote() -> None:
@@ -92,13 +91,13 @@ def test_verify_asks_the_verifier_and_breaks_ties_by_the_vote() -> None:
     assert [one.reasons for one in ordered] == [{"asked": ["t", 1, color]} for color in (2, 4, 3)]
 
 
-SELECTORS = [Vote(), Score(views=2), Verify(Darkest()), make_selector(VerifyConfig())]
+SELECTORS = [Vote(), Score(views=2), Verify(Darkest()), make_selector(VerifyConfig(), ARC)]
 
 
 @pytest.mark.parametrize("selector", SELECTORS, ids=["vote", "score", "verify", "consistency"])
 def test_without_predictions_there_are_no_candidates(selector: Selector) -> None:
     assert selector.candidates([TASK], []) == {("t", 0): [], ("t", 1): []}
-    assert selector.attempts([TASK], [answer(None)]) == {("t", 0): [], ("t", 1): []}
+    assert selector.attempts([TASK], [answer(None)], 2) == {("t", 0): [], ("t", 1): []}
 
 
 @pytest.mark.parametrize("selector", SELECTORS, ids=["vote", "score", "verify", "consistency"])
@@ -110,7 +109,7 @@ def test_selecting_from_what_was_selected_from_gives_the_same(selector: Selector
     candidates = selector.candidates([TASK], predictions)
     written = with_reasons(predictions, candidates, selector.name)
     assert [one.selection is None for one in written] == [False, True, False, True, False, False]
-    read = [prediction_from_json(json.loads(json.dumps(one.to_json())), "here") for one in written]
+    read = [prediction_from_json(json.loads(json.dumps(one.to_json("grid"))), "here", ARC) for one in written]
     assert read == written
     again = selector.candidates([TASK], read)
     assert with_reasons(read, again, selector.name) == written
@@ -136,18 +135,18 @@ def test_reasons_are_kept_with_the_first_prediction_of_each_grid() -> None:
 
 
 def test_make_selector() -> None:
-    assert make_selector(VoteConfig()).name == "vote"
-    score = make_selector(ScoreConfig(num_augmentations=3))
+    assert make_selector(VoteConfig(), ARC).name == "vote"
+    score = make_selector(ScoreConfig(num_augmentations=3), ARC)
     assert isinstance(score, Score)
     assert score.views == 3
-    verify = make_selector(VerifyConfig())
+    verify = make_selector(VerifyConfig(), ARC)
     assert isinstance(verify, Verify)
     assert verify.order(TASK, 0, [answer(A)])[0].score is not None
 
 
 def checked(predictions: Sequence[Prediction], views: int = 8, explicit: Sequence[str] = ()) -> None:
     config = ScoreConfig(num_augmentations=views)
-    check_scores(group_by_test([TASK], predictions), config, explicit, "made.jsonl")
+    check_scores(group_by_test([TASK], predictions), config, explicit, "made.jsonl", "grid")
 
 
 def test_predictions_without_scores_are_not_selected_by_scores() -> None:

@@ -6,20 +6,21 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcft.problems.arc.task import Grid, Pair, Task, as_grid
+from arcft.problems.arc.task import Grid, GridAnswer, Pair, Task, as_grid
 from arcft.scoring.predictions import Prediction
 from arcft.scoring.selection import Vote, attempts_of
 from arcft.scoring.voting import Candidate, vote
+from tests.support.arc import grid_of, prediction
 
 A, B, C = (as_grid([[color, color]]) for color in (1, 2, 3))
 
 
 def answer(grid: Grid | None, logprob: float | None = None, num_tokens: int | None = None) -> Prediction:
-    return Prediction(task_id="t", test_index=0, grid=grid, logprob=logprob, num_tokens=num_tokens)
+    return prediction(grid, logprob=logprob, num_tokens=num_tokens)
 
 
 def colors(candidates: list[Candidate]) -> list[int]:
-    return [int(candidate.grid[0, 0]) for candidate in candidates]
+    return [int(grid_of(candidate)[0, 0]) for candidate in candidates]
 
 
 def test_more_votes_win_over_higher_probability() -> None:
@@ -56,7 +57,7 @@ def test_unanswered_predictions_have_no_vote_and_nothing_is_padded() -> None:
 def test_grids_of_equal_cells_and_other_shape_are_different() -> None:
     wide, tall = as_grid([[1, 1]]), as_grid([[1], [1]])
     voted = vote([answer(wide), answer(tall), answer(tall)])
-    assert [candidate.grid.shape for candidate in voted] == [(2, 1), (1, 2)]
+    assert [grid_of(candidate).shape for candidate in voted] == [(2, 1), (1, 2)]
 
 
 def test_a_candidate_says_what_speaks_for_it() -> None:
@@ -65,9 +66,13 @@ def test_a_candidate_says_what_speaks_for_it() -> None:
     assert (second.votes, second.logprob) == (1, None)
 
 
-def test_two_are_handed_in() -> None:
+def test_the_first_ones_are_submitted() -> None:
     key = ("t", 0)
-    assert [len(attempts_of({key: vote(list(map(answer, grids)))})[key]) for grids in ([], [A], [A, B, C])] == [0, 1, 2]
+    for number in (1, 2):
+        found = [attempts_of({key: vote(list(map(answer, grids)))}, number)[key] for grids in ([], [A], [A, B, C])]
+        assert [list(attempts) for attempts in found] == [
+            [], [GridAnswer(A)], [GridAnswer(A), GridAnswer(B)][:number],
+        ]  # fmt: skip
 
 
 @settings(max_examples=200, deadline=None)

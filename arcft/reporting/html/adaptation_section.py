@@ -95,7 +95,7 @@ def _costs(adaptation: Adaptation) -> str:
 
 
 def _changes(adaptation: Adaptation) -> str:
-    found = changes(adaptation)
+    found, primary = changes(adaptation), adaptation.metric_set.primary
     if not found:
         return ""
     head = "".join(
@@ -106,7 +106,6 @@ def _changes(adaptation: Adaptation) -> str:
             "change<br>in points",
         )
     )
-    primary = adaptation.metric_set.primary
     body = "".join(
         f"<tr class='{'main' if change.metric == primary else ''}'><th><code>{change.metric}</code></th>"
         + "".join(

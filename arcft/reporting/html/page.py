@@ -16,7 +16,7 @@ from arcft.reporting.html.adaptation_section import adaptation_section, before_w
 from arcft.reporting.html.card import problem_card
 from arcft.reporting.html.style import CSS
 from arcft.reporting.outcomes import OUTCOMES, Outcome, Result
-from arcft.reporting.words import count, describe, percent, plus_minus
+from arcft.reporting.words import count, describe, percent, plus_minus, spelled
 from arcft.scoring.metrics import Scores
 from arcft.scoring.resampling import SubsampledMetrics
 
@@ -40,7 +40,7 @@ def page(
     adaptation: Adaptation | None = None,
     numbers: Sequence[SubsampledMetrics] = (),
 ) -> str:
-    """The whole document. `results` are all tasks, sorted; `curves_svg` is empty where there are no curves."""
+    """The whole document. `results` are all problems, sorted; `curves_svg` is empty where there are no curves."""
     before = adaptation.before if adaptation else None
     anchors = {result.problem.id: _anchor(number) for number, result in enumerate(results)}
     sections = [
@@ -51,10 +51,10 @@ def page(
         adaptation_section(adaptation, results, anchors) if adaptation else "",
         numbers_section(numbers, metric_set),
         _curves(curves_svg),
-        *_tasks(results, card, metric_set),
-        _errors(results),
+        *_tasks(results, metric_set, card),
+        _errors(results, card.noun),
         _run(run),
-        _definitions(metric_set, card),
+        _definitions(metric_set.attempts, card),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -68,8 +68,8 @@ def page(
 
 def _headlines(scores: Scores, before: Scores | None, metric_set: MetricSet) -> str:
     errors = scores.standard_errors()
-    headlines = metric_set.headlines
-    names = [*headlines, *(name for name in metric_set.names if name not in headlines)]
+    first = metric_set.headlines
+    names = [*first, *(name for name in metric_set.names if name not in first)]
     boxes = "".join(
         f'<div class="metric{" main" if name == metric_set.primary else ""}"><b>{percent(scores.metrics[name])}</b> '
         f"<small>{plus_minus(errors[name]) or '&nbsp;'}</small><code>{name}</code>"
@@ -115,7 +115,7 @@ def _curves(svg: str) -> str:
     return f"<h2>Training</h2><p class='faint'>{words}</p><div class='curves'>{svg}</div>"
 
 
-def _tasks(results: Sequence[Result], card: Card, metric_set: MetricSet) -> Iterator[str]:
+def _tasks(results: Sequence[Result], metric_set: MetricSet, card: Card) -> Iterator[str]:
     """A section for each outcome with a card for each task; without drawings once the page has become too large."""
     size, left_out = 0, 0
     heading: Outcome | None = None
@@ -124,12 +124,12 @@ def _tasks(results: Sequence[Result], card: Card, metric_set: MetricSet) -> Iter
             heading = result.outcome
             same = sum(other.outcome is heading for other in results)
             yield f"<h2>{heading.name.capitalize()}: {count(same, 'task')}</h2><p class='faint'>{_order(heading)}</p>"
-        html = problem_card(result, card, metric_set, _anchor(number))
-        if size + len(html) > MOST_BYTES:
-            html = problem_card(result, card, metric_set, _anchor(number), drawn=False)
+        article = problem_card(result, _anchor(number), metric_set, card)
+        if size + len(article) > MOST_BYTES:
+            article = problem_card(result, _anchor(number), metric_set, card, drawn=False)
             left_out += 1
-        size += len(html)
-        yield html
+        size += len(article)
+        yield article
     if left_out:
         yield (
             f"<p><b>{count(left_out, 'task')}</b> above could not be drawn: the page would be larger than "
@@ -149,8 +149,9 @@ def _order(outcome: Outcome) -> str:
     )
 
 
-def _errors(results: Sequence[Result]) -> str:
-    """Why predictions have no answer; numbers in the reasons are left out, so that equal reasons meet."""
+def _errors(results: Sequence[Result], noun: str) -> str:
+    """Why predictions have no valid answer; numbers in the reasons are replaced, so that like reasons are counted
+    together."""
     reasons = Counter(
         re.sub(r"\d+", "#", prediction.error or "no reason given")
         for result in results
@@ -165,7 +166,7 @@ def _errors(results: Sequence[Result]) -> str:
     rest = len(reasons) - len(most)
     more = f"<p class='faint'>and {count(rest, 'rarer reason')}</p>" if rest else ""
     total = count(reasons.total(), "prediction")
-    return f"<h2>Why {total} had no valid answer</h2><table>{rows}</table>{more}"
+    return f"<h2>Why {total} had no valid {noun}</h2><table>{rows}</table>{more}"
 
 
 def _run(run: Mapping[str, Any]) -> str:
@@ -181,14 +182,15 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def _definitions(metric_set: MetricSet, card: Card) -> str:
+def _definitions(attempts: int, card: Card) -> str:
+    number = spelled(attempts)
+    chosen = "The attempt is the first" if attempts == 1 else f"The {number} attempts are the first {number}"
     return (
         "<h2>How to read this</h2><p>A test is answered by one or more predictions, for the task as it is or "
-        f"augmented, which is undone. The {count(metric_set.attempts, 'attempt')} of a test are the first distinct "
-        "answers: by the selection's scores where there are any, then by the number of predictions that gave "
-        "them; ties go to the more "
-        f"probable one. {card.legend} A metric is the mean over tests, then over tasks; a test without predictions "
-        "counts as unanswered.</p>"
+        f"augmented, which is undone. {chosen} of the different {card.noun}s: by the selection's scores where there "
+        "are any, then by the number of predictions that gave it; of equally frequent ones the more probable is first. "
+        f"{escape(card.legend)} A metric is the mean over tests, then over tasks; a test without predictions counts as "
+        "unanswered.</p>"
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arcft.protocols import Answer, Card, Problem
-from arcft.reporting.outcomes import SOLVED, is_right
+from arcft.reporting.outcomes import SOLVED, is_right, right_attempt
 from arcft.reporting.pictures.tiles import Tile, draw_page, draw_problem, panel, tiles_of_problem
 from arcft.scoring.voting import Attempts
 
@@ -56,8 +56,3 @@ def showcase_picture(path: Path | str, problems: Sequence[Problem], attempts: At
 def attempts_at(problem: Problem, attempts: Attempts) -> list[Sequence[Answer]]:
     """The attempts at each test of `problem`."""
     return [attempts.get((problem.id, index), ()) for index in range(len(problem.answers))]
-
-
-def right_attempt(truth: Answer | None, attempts: Sequence[Answer]) -> Answer | None:
-    """The attempt that is right, if one is, else the first one; None without any."""
-    return next((answer for answer in attempts if is_right(answer, truth)), attempts[0] if attempts else None)

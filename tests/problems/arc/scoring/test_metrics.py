@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcft.problems.arc.scoring.metrics import METRICS, Scores, mean_and_error, score_tasks, score_test
-from arcft.problems.arc.task import Grid, Pair, Task, as_grid
+from arcft.problems.arc.scoring.metrics import METRICS, ArcMetrics
+from arcft.problems.arc.task import Grid, GridAnswer, Pair, Task, as_grid
+from arcft.scoring.metrics import Scores, mean_and_error, score_problems
 from arcft.scoring.predictions import Prediction, PredictionError
-from arcft.scoring.selection import Vote
+from tests.support.arc import prediction, scored
 
 TRUTH = as_grid([[1, 2], [3, 4]])
 THREE_RIGHT = as_grid([[1, 2], [3, 0]])
@@ -20,7 +21,7 @@ OTHER_SIZE = as_grid([[1, 2, 3], [3, 4, 5]])
 
 
 def answer(grid: Grid | None, task_id: str = "t", test_index: int = 0) -> Prediction:
-    return Prediction(task_id=task_id, test_index=test_index, grid=grid)
+    return prediction(grid, task_id, test_index)
 
 
 def task(task_id: str, *truths: Grid | None) -> Task:
@@ -57,14 +58,17 @@ def test_order_of_the_metrics() -> None:
     ],
 )
 def test_one_test(grids: list[Grid | None], voted: list[Grid], expected: dict[str, float]) -> None:
-    assert score_test(TRUTH, [answer(grid) for grid in grids], voted) == expected
+    predictions = [None if grid is None else GridAnswer(grid) for grid in grids]
+    found = ArcMetrics().score_test(GridAnswer(TRUTH), predictions, [GridAnswer(grid) for grid in voted])
+    assert found == expected
+    assert list(found) == list(METRICS)
 
 
 def test_mean_over_tests_and_then_over_tasks() -> None:
     tasks = [task("t", TRUTH, TRUTH), task("u", TRUTH)]
     predictions = [answer(TRUTH), answer(None), answer(ONE_RIGHT, "t", 1), answer(TRUTH, "u")]
-    scores = score_tasks(tasks, predictions, Vote().attempts(tasks, predictions))
-    assert scores.tasks == {
+    scores = scored(tasks, predictions)
+    assert scores.problems == {
         "t": row(0.25, 0.375, 0.75, 0.625, 1, 0.5, 0.25, 0.5, 0.5),
         "u": row(1, 1, 1, 1, 1, 1, 0, 1, 1),
     }
@@ -75,26 +79,28 @@ def test_mean_over_tests_and_then_over_tasks() -> None:
 def test_a_task_or_test_without_predictions_counts_as_unanswered() -> None:
     tasks = [task("t", TRUTH, TRUTH), task("u", TRUTH)]
     predictions = [answer(TRUTH)]
-    scores = score_tasks(tasks, predictions, Vote().attempts(tasks, predictions))
-    assert scores.tasks["u"] == row(0, 0, 0, 0, 0, 0, 1, 0, 0)
-    assert scores.tasks["t"] == row(0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5)
+    scores = scored(tasks, predictions)
+    assert scores.problems["u"] == row(0, 0, 0, 0, 0, 0, 1, 0, 0)
+    assert scores.problems["t"] == row(0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5)
     assert scores.metrics["unanswered"] == 0.75
 
 
 def test_without_known_answers_there_is_nothing_to_score() -> None:
-    assert score_tasks([task("t", None)], [answer(TRUTH)], {}) == Scores(metrics={}, tasks={})
+    assert score_problems([task("t", None)], [answer(TRUTH)], {}, ArcMetrics()) == Scores(metrics={}, problems={})
 
 
 def test_unknown_answers_are_left_out() -> None:
     tasks = [task("t", None, TRUTH), task("u", None)]
-    scores = score_tasks(tasks, [answer(ONE_RIGHT), answer(TRUTH, "t", 1)], {("t", 1): [TRUTH]})
-    assert scores.tasks == {"t": row(1, 1, 1, 1, 1, 1, 0, 1, 1)}
-    assert scores.metrics == scores.tasks["t"]
+    scores = score_problems(
+        tasks, [answer(ONE_RIGHT), answer(TRUTH, "t", 1)], {("t", 1): [GridAnswer(TRUTH)]}, ArcMetrics()
+    )
+    assert scores.problems == {"t": row(1, 1, 1, 1, 1, 1, 0, 1, 1)}
+    assert scores.metrics == scores.problems["t"]
 
 
 def test_predictions_of_other_tasks_are_refused() -> None:
     with pytest.raises(PredictionError, match="task t has test_index=5"):
-        score_tasks([task("t", TRUTH)], [answer(TRUTH, "t", 5)], {})
+        score_problems([task("t", TRUTH)], [answer(TRUTH, "t", 5)], {}, ArcMetrics())
 
 
 @settings(max_examples=100, deadline=None)
@@ -102,7 +108,7 @@ def test_predictions_of_other_tasks_are_refused() -> None:
 def test_relations_that_always_hold(grids: list[Grid | None]) -> None:
     tasks = [task("t", TRUTH)]
     predictions = [answer(grid) for grid in grids]
-    scores = score_tasks(tasks, predictions, Vote().attempts(tasks, predictions)).metrics
+    scores = scored(tasks, predictions).metrics
     assert all(0 <= value <= 1 for value in scores.values())
     assert scores["accuracy"] <= scores["correct_pixels"] <= scores["correct_size"]
     assert scores["correct_size"] + scores["unanswered"] <= 1 + 1e-9
@@ -124,8 +130,35 @@ def test_mean_and_standard_error() -> None:
 def test_standard_errors_over_tasks() -> None:
     tasks = [task("t", TRUTH), task("u", TRUTH), task("v", TRUTH), task("w", TRUTH)]
     predictions = [answer(TRUTH), answer(None, "u")]
-    errors = score_tasks(tasks, predictions, Vote().attempts(tasks, predictions)).standard_errors()
+    errors = scored(tasks, predictions).standard_errors()
     assert tuple(errors) == METRICS
     # One of four solved: sample variance 4/3 * 1/4 * 3/4 = 1/4, so the error is sqrt(1/4 / 4) = 1/4.
     assert errors["vote_2"] == pytest.approx(0.25)
     assert Scores({}, {}).standard_errors() == {}
+
+
+def test_the_parts_of_the_metric_set_name_metrics() -> None:
+    """What reports and resampling look up is there for every name that they meet."""
+    metric_set = ArcMetrics()
+    names = set(metric_set.names)
+    assert set(metric_set.definitions) == names
+    assert {metric_set.primary, metric_set.any_correct, *metric_set.closeness} <= names
+    assert set(metric_set.headlines) | set(metric_set.compared) | set(metric_set.grow) <= names
+    drawn = {name for chart in metric_set.charts.values() for name in chart} | set(metric_set.by_rank)
+    assert drawn == set(metric_set.colors)
+    assert tuple(metric_set.best) == (
+        "accuracy", "correct_pixels", "correct_size", "max_correct_pixels", "pass_n", "vote_1", "vote_2",
+    )  # fmt: skip
+    assert metric_set.by_rank[metric_set.primary] == metric_set.attempts
+
+
+def test_metrics_of_a_task_in_words() -> None:
+    near = {"accuracy": 0.25, "max_correct_pixels": 0.75}
+    assert ArcMetrics().in_words(near) == "25.0% of predictions right, best prediction 75.0% of cells"
+    assert ArcMetrics().in_words({"accuracy": 1.0, "max_correct_pixels": 1.0}) == "100% of predictions right"
+
+
+def test_solved_tasks_are_those_with_every_test_right() -> None:
+    tasks = [task("t", TRUTH, TRUTH), task("u", TRUTH)]
+    scores = scored(tasks, [answer(TRUTH), answer(ONE_RIGHT, "t", 1), answer(TRUTH, "u")])
+    assert scores.solved(ArcMetrics()) == {"t": False, "u": True}

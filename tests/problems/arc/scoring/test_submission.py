@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from arcft.problems.arc.scoring.submission import SubmissionError, check_submission, write_submission
-from arcft.problems.arc.task import Pair, Task, as_grid
+from arcft.problems.arc.task import GridAnswer, Pair, Task, as_grid
 
 ONE, TWO, THREE = (as_grid([[color]]) for color in (1, 2, 3))
 TASKS = [Task("a", (Pair(ONE, TWO),), (Pair(ONE), Pair(TWO))), Task("b", (Pair(ONE, TWO),), (Pair(ONE),))]
@@ -22,7 +22,9 @@ GOOD = {
 def test_content_and_padding(tmp_path: Path) -> None:
     path = tmp_path / "submission.json"
     path.write_text("old", encoding="utf-8")
-    write_submission(path, TASKS, {("a", 0): [ONE, TWO], ("a", 1): [THREE], ("b", 0): []})
+    write_submission(
+        path, TASKS, {("a", 0): [GridAnswer(ONE), GridAnswer(TWO)], ("a", 1): [GridAnswer(THREE)], ("b", 0): []}
+    )
     assert json.loads(path.read_text(encoding="utf-8")) == GOOD
     assert list(json.loads(path.read_text(encoding="utf-8"))) == ["a", "b"]
     assert [file.name for file in tmp_path.iterdir()] == ["submission.json"]
@@ -37,9 +39,12 @@ def test_tests_without_attempts_are_padded_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("attempts", "message"),
     [
-        ({("c", 0): [ONE]}, "attempts for task c, test 0: the tasks have no such test"),
-        ({("b", 1): [ONE]}, "attempts for task b, test 1: the tasks have no such test"),
-        ({("a", 0): [ONE, TWO, THREE]}, "3 attempts for task a, test 0; a submission has 2 a test"),
+        ({("c", 0): [GridAnswer(ONE)]}, "attempts for task c, test 0: the tasks have no such test"),
+        ({("b", 1): [GridAnswer(ONE)]}, "attempts for task b, test 1: the tasks have no such test"),
+        (
+            {("a", 0): [GridAnswer(ONE), GridAnswer(TWO), GridAnswer(THREE)]},
+            "3 attempts for task a, test 0; a submission has 2 a test",
+        ),
     ],
 )
 def test_attempts_that_do_not_fit_leave_the_old_file(tmp_path: Path, attempts: Any, message: str) -> None:

