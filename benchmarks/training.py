@@ -3,14 +3,14 @@
     python benchmarks/training.py --quick
     python benchmarks/training.py --model qwen2_5_0_5b --model qwen3_4b     # random weights of these, on a GPU
 
-Ways: `arcft` is train.py's trainer; `groups` the same with training.max_batch_tokens; `hf` transformers' Trainer and
-PEFT, examples padded to the longest of a batch, sdpa attention; `hf_flash` the same with flash attention, where the
-package flash-attn is; `unsloth` its model and adapter under transformers' Trainer, without its gradient checkpointing;
-`arcft_unsloth` train.py with model.backend=unsloth. Each is a process of its own.
+Setups: `arcft` is train.py's trainer; `groups` the same with training.max_batch_tokens; `hf` transformers' Trainer and
+PEFT, examples padded to the longest of the batch, sdpa attention; `hf_flash` the same with flash attention, if
+flash-attn is installed; `unsloth` its model and adapter under transformers' Trainer, without gradient checkpointing;
+`arcft_unsloth` train.py with model.backend=unsloth. Each runs in its own process.
 
 All train an adapter of the same rank on all linear layers, in bfloat16 on a GPU, with AdamW, on the same examples of
-ARC-1's training set in the same batches, which are ready as token ids. Counted are tokens of examples, without padding,
-in the steps after the first few. The mean loss of all steps tells whether they do the same work.
+ARC-1's training set in the same batches, given as token ids. Throughput counts the examples' tokens, without padding,
+in the steps after the warm-up. The mean loss over all steps shows that the setups do the same work.
 """
 
 from __future__ import annotations
