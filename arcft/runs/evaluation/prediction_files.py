@@ -16,7 +16,6 @@ from arcft.config.selection import ScoreConfig
 from arcft.config.stored import from_stored
 from arcft.console import note
 from arcft.errors import ArcftError
-from arcft.problems.arc.task import Task
 from arcft.reporting.words import count
 from arcft.runs.evaluation.results import METRICS_FILE, SUBMISSION_FILE
 from arcft.runs.setup.checkpoint_config import distinct_names, is_pattern, matching_checkpoints
@@ -33,7 +32,7 @@ class LoadedPredictions:
 
     name: str
     predictions: list[Prediction]
-    tasks: list[Task]
+    tasks: list[Any]
     about: dict[str, Any]
     """Where they come from, for metrics.json and the report."""
 
@@ -67,7 +66,7 @@ def given_predictions(config: EvaluateConfig, explicit: Collection[str]) -> Load
     return LoadedPredictions(name=name, predictions=predictions, tasks=tasks, about=about)
 
 
-def evaluated_tasks(file: Path) -> list[Task]:
+def evaluated_tasks(file: Path) -> list[Any]:
     """The tasks of the finished evaluation that has written `file`, in its order, from where it had them.
 
     Raises ConfigError where the file is no evaluation's, TaskError or CheckpointError where its data are gone.

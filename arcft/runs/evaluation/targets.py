@@ -19,7 +19,7 @@ from arcft.console import note, say
 from arcft.files import data_sha256
 from arcft.models.limits import refuse_beyond, stored_position_limit
 from arcft.models.load import load_tokenizer
-from arcft.problems.arc.task import Task
+from arcft.protocols import Problem
 from arcft.runs.evaluation.predict import ModelAssignment
 from arcft.runs.evaluation.prediction_files import given_predictions
 from arcft.runs.evaluation.vllm import served_model, served_run
@@ -37,7 +37,7 @@ from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.leaks import warn_trained_on
 from arcft.runs.setup.restore import ModelHost, base_model, restored_builder, restored_tokenizer
 from arcft.runs.setup.task_adapters import adapted_runs, tasks_adapted_to
-from arcft.runs.setup.tasks import chosen_tasks, data_fingerprint, default_held_out, filter_tasks, tasks_of_run
+from arcft.runs.setup.tasks import chosen_tasks, default_held_out, filter_tasks, tasks_of_run
 from arcft.runs.setup.ttft_settings import ttft_identity
 from arcft.scoring.predictions import Prediction
 from arcft.text.builder import ExampleBuilder
@@ -53,7 +53,7 @@ class EvaluationTarget:
     title: str
     """For report and picture."""
 
-    tasks: list[Task]
+    tasks: list[Any]
     shares: list[ModelAssignment]
     predictions: list[Prediction] | None = None
     """Made elsewhere; there are no shares then."""
@@ -138,7 +138,8 @@ class _Finder:
         identity = data_sha256({name: to_dict(getattr(config, name)) for name in ("model", *OWN_FORMAT)})
         served = served_model(model) if config.inference.name == "vllm" else None
         share = ModelAssignment(tasks, lambda: self.host.base(model), builder, self.deal_views, identity, served)
-        about = {"model": model.name, "path": str(model.path), "trained_on": len(warn_trained_on(model, tasks))}
+        seen = warn_trained_on(self.kind, model, tasks)
+        about = {"model": model.name, "path": str(model.path), "trained_on": len(seen)}
         return self._subject(model.name, f"{model.name}, as it is", [share], about)
 
     def checkpoints(self) -> list[EvaluationTarget]:
@@ -150,9 +151,9 @@ class _Finder:
         for name, run in zip(distinct_names(paths), runs, strict=True):
             self._refuse_contradictions(run)
             tasks = self._tasks_for(run)
-            known = (run.folder, data_fingerprint(tasks))
+            known = (run.folder, self.kind.fingerprint(tasks))
             if known not in notes:
-                notes[known] = warn_trained_on(run, tasks)
+                notes[known] = warn_trained_on(self.kind, run, tasks)
             about = {**_about(run), "trained_on": len(notes[known])}
             title = f"{run.config.model.name}, {name}"
             targets.append(self._subject(name, title, [self._share(run, tasks)], about, run=run))
@@ -170,7 +171,7 @@ class _Finder:
             tasks = filter_tasks(tasks_adapted_to(adapted), self.config.data, num_tokens, self._say_once)
         else:
             tasks = chosen_tasks(self.config.data, num_tokens, self._say_once)
-        answering: dict[Path, tuple[TrainedRun, list[Task]]] = {}
+        answering: dict[Path, tuple[TrainedRun, list[Problem]]] = {}
         for task in tasks:
             run = adapted.get(task.id, start)
             answering.setdefault(run.checkpoint.path, (run, []))[1].append(task)
@@ -181,7 +182,7 @@ class _Finder:
         shares = [self._share(run, own) for run, own in [*answering.values(), rest] if own]
         about = _about(start) | {
             "adapters": {run.checkpoint.path.as_posix(): [task.id for task in own] for run, own in answering.values()},
-            "trained_on": len(warn_trained_on(start, tasks)),
+            "trained_on": len(warn_trained_on(self.kind, start, tasks)),
         }
         title = f"{start.config.model.name}, {start.name} and {len(answering)} adapters"
         return self._subject("adapters", title, shares, about)
@@ -191,7 +192,7 @@ class _Finder:
         if problems:
             raise ConfigError(problems)
 
-    def _share(self, run: TrainedRun, tasks: list[Task]) -> ModelAssignment:
+    def _share(self, run: TrainedRun, tasks: list[Any]) -> ModelAssignment:
         served = served_run(run) if self.config.inference.name == "vllm" else None
         return ModelAssignment(
             tasks,
@@ -219,7 +220,7 @@ class _Finder:
             self._builders[key] = builder
         return self._builders[key]
 
-    def _tasks_for(self, run: TrainedRun) -> list[Task]:
+    def _tasks_for(self, run: TrainedRun) -> list[Problem]:
         num_tokens = self._builder(run).num_tokens
         if self.config.data.source == "held_out":
             return filter_tasks(tasks_of_run(run), self.config.data, num_tokens, self._say_once)
@@ -237,7 +238,7 @@ class _Finder:
         shares: list[ModelAssignment],
         about: dict[str, Any],
         *,
-        tasks: list[Task] | None = None,
+        tasks: list[Problem] | None = None,
         predictions: list[Prediction] | None = None,
         run: TrainedRun | None = None,
         of: str = "",
@@ -245,11 +246,11 @@ class _Finder:
         inference = {key: value for key, value in to_dict(self.config.inference).items() if key not in ONLY_SPEED}
         selection = to_dict(self.config.selection)
         about = about | {"selection": selection}
-        answers = [[share.identity, data_fingerprint(share.tasks)] for share in shares]
+        answers = [[share.identity, self.kind.fingerprint(share.tasks)] for share in shares]
         tasks = [task for share in shares for task in share.tasks] if tasks is None else tasks
         written = version_0_1.written("selection", self.config.selection)
         key: dict[str, Any] = {
-            "answers": answers or [[of, data_fingerprint(tasks)]],
+            "answers": answers or [[of, self.kind.fingerprint(tasks)]],
             "selection": {name: value for name, value in written.items() if value is not None},
         }
         if shares:

@@ -1,68 +1,64 @@
-"""Sets that training is to have nothing in common with: data.disjoint_from."""
+"""Sets that training must share nothing with: data.disjoint_from."""
 
 from __future__ import annotations
 
 import collections
 from collections.abc import Sequence
 
-from arcft.problems.arc.data.contamination import load_set, overlap
-from arcft.problems.arc.data.sources import PairPool
-from arcft.problems.arc.task import Task, TaskError
+from arcft.protocols import Item, Kind, ProblemError
 
-Items = Sequence[Task | PairPool]
+Items = Sequence[Item]
 MAX_NAMED = 20
 
 
-def refuse_shared(items: Items, names: Sequence[str]) -> dict[str, Items]:
+def refuse_shared(kind: Kind, items: Items, names: Sequence[str]) -> dict[str, Items]:
     """The sets called `names`, with which `items` share nothing.
 
-    Raises TaskError where an item has the id of one of their tasks, equals it or shares a pair with it, up to symmetry
-    and colours, or is a pool of its type: it names the items, what they share, and how to leave them out.
+    Raises ProblemError where an item has the id of one of their problems, equals it, shares a part with it, or is a
+    pool of its type: it names the items, what they share, and how to leave them out.
     """
-    sets = {name: _load(name) for name in names}
+    sets = {name: _load(kind, name) for name in names}
     # Nothing is shared in most runs, and to compare with all sets together takes as long as with one.
     everything = [item for of_set in sets.values() for item in of_set]
-    if not everything or not (overlap(items, everything).found or _same_ids(items, everything)):
+    if not everything or not (kind.overlap(items, everything).found or _same_ids(items, everything)):
         return sets
     lines: list[str] = []
     ids: set[str] = set()
     for name, of_set in sets.items():
-        shared = _shared(items, of_set)
+        shared = _shared(kind, items, of_set)
         if shared:
             ids |= shared.keys()
             words = [f"{item_id} {why}" for item_id, why in sorted(shared.items())]
             lines.append(f"{name}: {'; '.join(words[:MAX_NAMED])}{_rest(len(words))}")
-    raise TaskError(
+    raise ProblemError(
         f"data.disjoint_from: {len(ids)} of {len({item.id for item in items})} tasks to train on are not apart from "
         + "\n".join(lines)
         + f"\nTo leave them out: {_way_out(sorted(ids))}"
     )
 
 
-def _load(name: str) -> Items:
+def _load(kind: Kind, name: str) -> Items:
     try:
-        return load_set(name)
-    except TaskError as error:
-        raise TaskError(
-            f"data.disjoint_from: {name}: {error}; name a bundled set, as arcagi:evaluation, a file or a folder"
-        ) from None
+        return kind.load_set(name)
+    except ProblemError as error:
+        raise ProblemError(f"data.disjoint_from: {name}: {error}; give {kind.set_help}") from None
 
 
 def _same_ids(items: Items, others: Items) -> set[str]:
     return {item.id for item in items} & {item.id for item in others}
 
 
-def _shared(items: Items, others: Items) -> dict[str, str]:
+def _shared(kind: Kind, items: Items, others: Items) -> dict[str, str]:
     """By id of an item, what it shares with which tasks of the other set."""
-    found = overlap(items, others)
-    kinds = {
-        "equals": found.tasks_up_to_symmetry,
+    found = kind.overlap(items, others)
+    reasons = {
+        "equals": found.same,
         "is of the type of": found.types,
-        "shares a pair with": found.pairs_up_to_symmetry,
+        f"shares a {found.part} with": found.share_a_part,
         "has the id of": tuple((item_id, item_id) for item_id in _same_ids(items, others)),
     }
     shared: dict[str, dict[str, str]] = collections.defaultdict(dict)
-    for why, pairs in kinds.items():
+    for why, pairs in reasons.items():
         for item_id, other_id in pairs:
             shared[item_id].setdefault(other_id, why)
     return {
@@ -76,8 +72,8 @@ def _way_out(ids: Sequence[str]) -> str:
         quoted = ",".join(f"'{item_id}'" for item_id in ids)
         return f'"data.exclude=[{quoted}]"'
     return (
-        "data.exclude=FILE, with their ids one a line; "
-        "python -m arcft.problems.arc.data.contamination SET OTHER --json lists what two sets share"
+        "data.exclude=FILE, a text file of one id a line; "
+        "arcft contamination SET OTHER --json lists what two sets share"
     )
 
 

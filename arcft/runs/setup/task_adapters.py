@@ -9,7 +9,7 @@ from arcft.checkpoints import RUN_FILE, CheckpointError, find_checkpoints
 from arcft.config.schema import to_dict
 from arcft.console import note
 from arcft.files import data_sha256
-from arcft.problems.arc.task import Task
+from arcft.protocols import Problem
 from arcft.runs.setup.checkpoint_config import OWN_FORMAT, TrainedRun, contradictions, matching_folders, open_checkpoint
 from arcft.runs.setup.tasks import tasks_named
 
@@ -32,7 +32,7 @@ def adapted_runs(pattern: str, start: TrainedRun, base_model: str | None) -> dic
     return adapted
 
 
-def tasks_adapted_to(adapted: Mapping[str, TrainedRun]) -> list[Task]:
+def tasks_adapted_to(adapted: Mapping[str, TrainedRun]) -> list[Problem]:
     """The tasks that runs were adapted to, in their order; each set of tasks is read once, not for every run."""
     groups: dict[str, tuple[TrainedRun, list[str]]] = {}
     for task_id, run in adapted.items():

