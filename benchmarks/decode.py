@@ -99,7 +99,7 @@ def parse() -> argparse.Namespace:
     if not arguments.tiny and arguments.smollm2 is None and arguments.architecture is None:
         parser.error("--no-tiny leaves no model; give --smollm2 PATH, or --architecture NAME")
     if arguments.architecture is not None and {"tasks", "rounding"} & set(arguments.parts):
-        parser.error("--architecture has random weights, which answer no task: --parts steps,reading")
+        parser.error("--architecture has random weights, which solve no task; add --parts steps,reading")
     if arguments.adapted is not None and arguments.tiny and arguments.smollm2 is not None:
         parser.error("--adapted holds adapters of one model; give --no-tiny, or no --smollm2")
     if arguments.quick:

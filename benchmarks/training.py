@@ -1,16 +1,16 @@
-"""Tokens a second of training an adapter: this project's trainer, transformers' Trainer and unsloth, same examples.
+"""Training throughput (tokens/s) of an adapter on the same examples: arcft's trainer, transformers' Trainer, unsloth.
 
     python benchmarks/training.py --quick
     python benchmarks/training.py --model qwen2_5_0_5b --model qwen3_4b     # random weights of these, on a GPU
 
-Ways: `arcft` is train.py's trainer; `groups` the same with training.max_batch_tokens; `hf` transformers' Trainer and
-PEFT, examples padded to the longest of a batch, sdpa attention; `hf_flash` the same with flash attention, where the
-package flash-attn is; `unsloth` its model and adapter under transformers' Trainer, without its gradient checkpointing;
-`arcft_unsloth` train.py with model.backend=unsloth. Each is a process of its own.
+Setups: `arcft` is train.py's trainer; `groups` the same with training.max_batch_tokens; `hf` transformers' Trainer and
+PEFT, examples padded to the longest of the batch, sdpa attention; `hf_flash` the same with flash attention, if
+flash-attn is installed; `unsloth` its model and adapter under transformers' Trainer, without gradient checkpointing;
+`arcft_unsloth` train.py with model.backend=unsloth. Each runs in its own process.
 
 All train an adapter of the same rank on all linear layers, in bfloat16 on a GPU, with AdamW, on the same examples of
-ARC-1's training set in the same batches, which are ready as token ids. Counted are tokens of examples, without padding,
-in the steps after the first few. The mean loss of all steps tells whether they do the same work.
+ARC-1's training set in the same batches, given as token ids. Throughput counts the examples' tokens, without padding,
+in the steps after the warm-up. The mean loss over all steps shows that the setups do the same work.
 """
 
 from __future__ import annotations
@@ -72,14 +72,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", action="append", metavar="NAME",
                         help="tiny, or a folder's name in benchmarks/architectures; repeatable")  # fmt: skip
     parser.add_argument("--ways", type=lambda text: text.split(","), metavar="A,B,...",
-                        help=f"of {','.join(WAYS)}; without it all that this machine can run")  # fmt: skip
-    parser.add_argument("--tokenizer", metavar="DIR", default="bundled:tiny", help="of the models with random weights")
+                        help=f"some of {','.join(WAYS)}; default: all that this machine can run")  # fmt: skip
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", default="bundled:tiny", help="tokenizer of the models with random weights"
+    )
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--batch", type=int, default=8, help="examples a step")
+    parser.add_argument("--batch", type=int, default=8, help="examples per step")
     parser.add_argument("--length", type=int, default=2048, help="tokens of the longest example")
-    parser.add_argument("--steps", type=int, default=30, help="that are measured")
-    parser.add_argument("--warm-up", type=int, default=5, help="steps before them")
-    parser.add_argument("--only", help=argparse.SUPPRESS)  # the way that this process measures
+    parser.add_argument("--steps", type=int, default=30, help="measured steps")
+    parser.add_argument("--warm-up", type=int, default=5, help="unmeasured steps before them")
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # the setup that this process measures
     parser.add_argument("--base", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
@@ -93,7 +95,7 @@ def parse() -> argparse.Namespace:
 
 
 def runnable() -> list[str]:
-    """What this machine has the packages and the GPU for."""
+    """The setups for which this machine has the packages and the GPU."""
     import torch
 
     absent = set()
@@ -105,7 +107,7 @@ def runnable() -> list[str]:
 
 
 def save_base(name: str, folder: Path, tokenizer: str) -> None:
-    """The model's files into the empty `folder`, as a user of any of the ways has them."""
+    """Write the model into the empty `folder`, in the form that every setup reads."""
     import torch
     from adaptation.prepare import ARCHITECTURES, drawn_on_gpu
 
@@ -128,8 +130,8 @@ def save_base(name: str, folder: Path, tokenizer: str) -> None:
 
 
 def run_way(way: str, name: str, base: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The figures of a way, or why there are none, from a process of its own: unsloth changes transformers for all
-    that comes after."""
+    """The figures of a setup, or why it failed; measured in a separate process, because unsloth patches transformers
+    globally."""
     command = [sys.executable, __file__, "--only", way, "--model", name, "--base", str(base)]
     command += ["--rank", str(arguments.rank), "--batch", str(arguments.batch), "--length", str(arguments.length)]
     command += ["--steps", str(arguments.steps), "--warm-up", str(arguments.warm_up)]
@@ -146,7 +148,7 @@ def words(row: dict[str, Any]) -> str:
     if "failure" in row:
         return str(row["failure"])
     return (
-        f"{row['tokens_per_second']:.0f} tokens/s, {row['step_seconds'] * 1000:.0f} ms a step, "
+        f"{row['tokens_per_second']:.0f} tokens/s, {row['step_seconds'] * 1000:.0f} ms per step, "
         f"{row['peak_gib']:.2f} GiB, loss {row['loss']:.3f}"
     )
 
@@ -154,7 +156,7 @@ def words(row: dict[str, Any]) -> str:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     way: str = arguments.only
     try:
-        # It wants to come before transformers, which all that follows imports.
+        # unsloth must be imported before transformers, which everything below imports.
         unsloth = importlib.import_module("unsloth") if "unsloth" in way else None
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
             return {"way": way, **train(way, unsloth, arguments, Path(folder))}
@@ -191,7 +193,7 @@ def train(way: str, unsloth: Any, arguments: argparse.Namespace, folder: Path) -
 
 
 def make_config(way: str, steps: int, arguments: argparse.Namespace) -> Any:
-    """train.py's, for this way."""
+    """The overrides of train.py for this setup."""
     from data_pipeline import make_config
 
     overrides = [f"model={'local' if arguments.model[0] == 'tiny' else arguments.model[0]}"]
@@ -213,7 +215,7 @@ def make_config(way: str, steps: int, arguments: argparse.Namespace) -> Any:
 
 
 def make_clock(warm_up: int, steps: int) -> Any:
-    """A callback that takes the time from the end of step `warm_up` to that of step `steps`."""
+    """A callback that measures the time from the end of step `warm_up` to the end of step `steps`."""
     import resource
 
     import torch
@@ -230,7 +232,7 @@ def make_clock(warm_up: int, steps: int) -> Any:
                 torch.cuda.synchronize()
             if state.global_step == warm_up:
                 self._begun = time.perf_counter()
-                # The first steps count too: they are as long.
+                # The warm-up steps count too: they are as long.
                 return
             self.seconds = time.perf_counter() - self._begun
             if torch.cuda.is_available():
@@ -242,7 +244,7 @@ def make_clock(warm_up: int, steps: int) -> Any:
 
 
 def train_here(config: Any, prepared: Any, examples: list[Example], clock: Any, folder: Path) -> list[float]:
-    """This project's trainer, built as train.py builds it."""
+    """arcft's trainer, built as train.py builds it."""
     from arcft.checkpoints import Origin
     from arcft.models.limits import embedding_rows
     from arcft.runs.setup.build import choose_device
@@ -275,7 +277,7 @@ def train_here(config: Any, prepared: Any, examples: list[Example], clock: Any, 
 def train_there(
     way: str, unsloth: Any, arguments: argparse.Namespace, examples: list[Example], clock: Any, folder: Path
 ) -> list[float]:
-    """transformers' Trainer, as everybody has it."""
+    """transformers' Trainer with its defaults."""
     import torch
     from transformers import Trainer, TrainingArguments
 
@@ -336,7 +338,7 @@ def their_model(way: str, unsloth: Any, arguments: argparse.Namespace) -> Any:
 
 
 def padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """Padded on the right to the longest, with the mask that says so."""
+    """Pad on the right to the longest example, with an attention mask."""
     import torch
 
     width = max(len(row["input_ids"]) for row in rows)
@@ -350,7 +352,7 @@ def padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 def print_table(name: str, rows: list[dict[str, Any]]) -> None:
     base = next((row["tokens_per_second"] for row in rows if row["way"] == "hf" and "failure" not in row), None)
-    print(f"\n{name}\n\n{'':36}{'tokens/s':>10}{'than hf':>9}{'ms a step':>11}{'GiB':>8}{'loss':>8}")
+    print(f"\n{name}\n\n{'':36}{'tokens/s':>10}{'vs hf':>9}{'ms/step':>11}{'GiB':>8}{'loss':>8}")
     for row in rows:
         if "failure" in row:
             print(f"{TITLES[row['way']]:36} {row['failure']}")

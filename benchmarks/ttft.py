@@ -11,10 +11,9 @@ All setups get the same tasks of ARC-1, the same start adapter, the same example
 same learning-rate schedule and the same prompts, decoded together; every answer has the mean length of the true
 answers, so that none is faster by writing less. (a) to (c) are given examples and prompts as token ids; (d) makes them
 itself and writes its ledger. (a) merges its adapter before predicting; (b) and (c) can't, because un-merging in place
-is not exact. On a CPU the setups take turns on each block of tasks, and a ratio is the median over the blocks;
-on a GPU, where memory is scarce and there is no other load, they run one after another, and one that fails is reported
-and left out. Loading is included in (a),
-where every task pays for it; for the others it is reported separately.
+is not exact. On a CPU the setups take turns on each block of tasks, and a ratio is the median over the blocks; on a
+GPU, where memory is scarce and there is no other load, they run one after another, and one that fails is reported and
+left out. Loading is included in (a), where every task pays for it; for the others it is reported separately.
 """
 
 from __future__ import annotations
@@ -85,8 +84,8 @@ def parse() -> argparse.Namespace:
                         "benchmarks/architectures; may be given several times; without it: tiny")  # fmt: skip
     parser.add_argument("--ways", type=lambda text: text.split(","), default=list(WAYS), metavar="A,B,...",
                         help=f"which to measure, of {','.join(WAYS)}")  # fmt: skip
-    parser.add_argument("--tasks", type=int, help="in a block, where the plan's own number takes too long")
-    parser.add_argument("--steps", type=int, help="of each task, likewise")
+    parser.add_argument("--tasks", type=int, help="tasks per block, if the default takes too long")
+    parser.add_argument("--steps", type=int, help="steps per task, if the default takes too long")
     parser.add_argument("--no-growth", action="store_true", help="leave out the growth from 10 to 400 tasks")
     arguments = parser.parse_args()
     if arguments.smollm2 is not None and not arguments.smollm2.exists():
@@ -169,10 +168,10 @@ def measure(workload: Workload, ways: Sequence[str]) -> dict[str, Any]:
 
 
 def words(figures: Figures) -> str:
-    """What is lost unless it is told at once, where time may run out before the table."""
+    """The figures of a block, printed at once in case time runs out before the table."""
     adapt, predict = figures.adapt_seconds / figures.tasks, figures.predict_seconds / figures.tasks
     return (
-        f"{figures.seconds / figures.tasks:.1f} s a task (adapt {adapt:.2f}, predict {predict:.2f}), "
+        f"{figures.seconds / figures.tasks:.1f} s per task (adapt {adapt:.2f}, predict {predict:.2f}), "
         f"{figures.tasks} tasks, {figures.peak_bytes / 2**30:.1f} GiB"
     )
 

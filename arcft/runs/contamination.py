@@ -22,18 +22,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Find problems that two sets share.",
         epilog="; ".join(f"{name}: a set is {make().set_help}" for name, make in KINDS.items()),
     )
-    parser.add_argument("a", help="a set of problems (see below)")
-    parser.add_argument("b", help="the set to compare it with")
+    parser.add_argument("sets", nargs=2, metavar="SET", help="what to compare (see below)")
     parser.add_argument("kind", nargs="?", default="kind=arc", help="kind=NAME, the kind of problem; arc by default")
     parser.add_argument("--fail", action="store_true", help="exit with code 1 if anything is shared")
     parser.add_argument("--json", action="store_true", help="print every pair of ids, as one JSON object")
-    options = parser.parse_intermixed_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # As in the other commands, `kind=` may stand anywhere.
+    options = parser.parse_intermixed_args(sorted(arguments, key=lambda word: word.startswith("kind=")))
     key, _, name = options.kind.partition("=")
     if key != "kind" or name not in KINDS:
         parser.error(f"{options.kind}: write kind=NAME with one of {', '.join(KINDS)}")
     kind = KINDS[name]()
     try:
-        sets = [kind.load_set(options.a), kind.load_set(options.b)]
+        sets = [kind.load_set(name) for name in options.sets]
     except ArcftError as error:
         print(error, file=sys.stderr)
         return 1
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps({comparison.key: comparison.found for comparison in overlap.comparisons()}))
     else:
-        for letter, path, items in zip("ab", (options.a, options.b), sets, strict=True):
+        for letter, path, items in zip("ab", options.sets, sets, strict=True):
             print(f"{letter}: {path} ({kind.describe(items)})")
         print("\n".join(_table(overlap)))
     return 1 if options.fail and overlap.found else 0

@@ -1,1 +1,1 @@
-"""From grids to token ids: encoders, prompts, tokens, examples."""
+"""From text to token ids: chat turns, labels, padding."""

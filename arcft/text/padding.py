@@ -1,4 +1,4 @@
-"""Which token fills up a batch."""
+"""Choose the padding token of a batch."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _PADDING_NAMES = (
 
 
 def choose_pad_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
-    """The id of a token to pad with that never ends a turn, or a model could not learn to stop.
+    """The id of a padding token that never ends a turn; otherwise a model could not learn to stop.
 
-    It is the tokenizer's own pad token if that will do, else one that is named for padding or reserved, else the
-    unknown token, else the last ordinary one; always one of the first `rows`, which the model has embeddings for, as
-    many a pad token was added beyond them. None is ever added: that would resize the embeddings, which are then saved
-    whole. Any token will do because padding stands right of all that is read, or is masked, and has no label. The
-    tokenizer is left as it is.
+    It is the tokenizer's own pad token if usable, else a token named as padding or reserved, else the unknown token,
+    else the last ordinary token; always below `rows`, the number of embeddings, because some tokenizers add a pad token
+    beyond them. No token is added: that would resize the embeddings, which would then be saved whole. Any token works,
+    because padding comes after everything that is attended to, or is masked, and has no label. The tokenizer is not
+    modified.
     """
     ends = _all_ends(tokenizer)
     names = sorted(
@@ -44,11 +44,11 @@ def choose_pad_token(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
 
 
 def _all_ends(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """What ends a turn with the chat template or without."""
+    """The tokens that end a turn, with the chat template or without it."""
     ends = set()
     kinds: tuple[Literal["auto", "never"], ...] = ("auto", "never")
     for chat_template in kinds:
-        # Which of the two a run uses is checked where it is used.
+        # The one that a run uses is checked where it is used.
         with contextlib.suppress(TokenizationError):
             ends |= set(Tokenization(tokenizer, chat_template=chat_template).end_ids)
     return ends

@@ -1,4 +1,4 @@
-"""Turns of a conversation as token ids and labels. Knows tokens and no grids."""
+"""Chat turns as token ids and labels, whatever the text is about."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from arcft.protocols import Positions
 logger = logging.getLogger(__name__)
 
 IGNORED = -100
-"""The label of a token that is not supervised, as PyTorch's cross entropy has it."""
+"""The label of an unsupervised token: ignore_index of PyTorch's cross entropy."""
 
-# Stands for the answer while a chat template is rendered: templates may trim white space off what they are given.
+# Placeholder for the answer while rendering a chat template, because templates may strip white space.
 _ANSWER = "arcft-answer"
-# Some templates write today's date; a prompt must read the same on the day of training and on the day of inference.
+# Some templates write today's date; a prompt must be the same in training and at inference.
 _TODAY = datetime.datetime(2024, 7, 26)
 _BORDERS_CHECKED = 16
-# What decoders write for bytes that are no character, or not yet one.
+# The replacement character, which decoders write for incomplete or invalid bytes.
 _UNFINISHED = "\ufffd"
 
 
 class TokenizationError(ArcftError):
-    """A tokenizer or chat template that does not allow what was asked of it."""
+    """A tokenizer or chat template that lacks something that the config needs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,21 +39,21 @@ class Example:
     """A training example."""
 
     input_ids: list[int]
-    """The prompt's ids, the completion's ids and the end of the turn."""
+    """The ids of the prompt, the completion and the end of the turn."""
 
     labels: list[int]
-    """As long as `input_ids` and not shifted: the id where it is supervised, else IGNORED."""
+    """As long as `input_ids`, not shifted: the id where supervised, else IGNORED."""
 
     prompt_length: int
-    """How many of `input_ids` are the prompt: all that a model is given at inference."""
+    """The number of `input_ids` that are the prompt: everything that the model is given at inference."""
 
 
 class Tokenization:
-    """Turns text into token ids, for training and for inference alike.
+    """Turns text into token ids, for training and inference alike.
 
-    Prompt (with the opener of the answer) and completion are tokenised apart and put together, so the prompt at
-    inference is the beginning of the training example, whatever the tokenizer would merge across the border. Where
-    it would merge, a warning says so once.
+    Prompt (with the opener of the answer) and completion are tokenised separately and concatenated, so the inference
+    prompt is the beginning of the training example, even if the tokenizer would merge tokens across the border. In that
+    case a warning is logged once.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class Tokenization:
         loss_on: LossOn = "completion",
         positions: Positions | None = None,
     ) -> None:
-        """Prepare the tokenizer, which is left as it is.
+        """Wrap the tokenizer without modifying it.
 
-        `chat_template`: `auto` uses the tokenizer's template if it has one; without, the turns are plain text, with a
-        blank line after the system's. `loss_on`: completion, all or from_second_output, as in TrainingConfig.
-        `positions`: where the model is told that the tokens stand, if they are not just counted. Raise
-        TokenizationError where template or tokenizer lack what is needed: an open last turn, an end token, character
-        offsets for from_second_output.
+        `chat_template`: `auto` uses the tokenizer's template if it has one; without a template the turns are plain
+        text, with a blank line after the system turn. `loss_on`: completion, all or from_second_output, as in
+        TrainingConfig. `positions`: the rule of position ids, if they are not consecutive. Raise TokenizationError if
+        the template can't leave the last turn open, or if the tokenizer has no end token or, for from_second_output, no
+        character offsets.
         """
         self.tokenizer = tokenizer
         self.positions = positions
@@ -86,17 +86,17 @@ class Tokenization:
         self.end_id = self._find_end()
         end_of_text = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.end_ids: list[int] = list(dict.fromkeys([self.end_id, *end_of_text]))
-        """The ids that stop generation: the end of the turn, and the end of text."""
+        """The ids that stop generation: end of turn and end of text."""
         self._borders_to_check = _BORDERS_CHECKED
 
     def prompt_text(self, system: str, user: str, opener: str) -> str:
-        """The text that `prompt_ids` tokenises (without what a plain text begins with)."""
+        """The text that `prompt_ids` tokenises, without special tokens at the beginning."""
         if self.has_template:
             return self._render(system, user, open_turn=True).removesuffix(_ANSWER) + opener
         return (f"{system}\n\n" if system else "") + user + opener
 
     def prompt_ids(self, system: str, user: str, opener: str) -> list[int]:
-        """What a model is given: all turns, the last one open and begun with `opener`."""
+        """The model's input: all turns, the last one left open after `opener`."""
         return self._begin_ids + self._encode(self.prompt_text(system, user, opener))
 
     def example(
@@ -107,10 +107,10 @@ class Tokenization:
         completion: str,
         output_spans: Sequence[tuple[int, int]] = (),
     ) -> Example:
-        """`prompt_ids`, then `completion` and the end of the turn, with labels as `loss_on` says.
+        """`prompt_ids`, `completion` and the end of the turn, labelled according to `loss_on`.
 
-        `output_spans` are the first and last + 1 character in `user` of each text that `from_second_output` may
-        supervise. Raise TokenizationError if there is nothing to learn: an empty completion.
+        `output_spans` are the first and last + 1 character in `user` of each output; `from_second_output` supervises
+        all but the first. Raise TokenizationError for an empty completion, which has nothing to learn.
         """
         if not completion:
             raise TokenizationError("an example without a completion has no supervised token; its answer is not known")
@@ -131,16 +131,16 @@ class Tokenization:
         return Example(prompt_ids + completion_ids, prompt_labels + completion_ids, len(prompt_ids))
 
     def completion_ids(self, completion: str) -> list[int]:
-        """What a model writes for `completion`: its tokens, then the end of the turn."""
+        """The ids that a model should generate for `completion`, including the end of the turn."""
         return [*self._encode(completion), self.end_id]
 
     def completion_length(self, completion: str) -> int:
-        """Tokens of `completion` with the end of the turn."""
+        """Number of tokens of `completion`, including the end of the turn."""
         return len(self.completion_ids(completion))
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of generated ids up to the first end token, exactly: nothing is cleaned up, and other special
-        tokens stay visible, for they are no part of a right answer."""
+        """The exact text of generated ids up to the first end token: no cleanup, and other special tokens stay visible,
+        because a correct answer contains none."""
         end = next((position for position, token in enumerate(token_ids) if token in self.end_ids), len(token_ids))
         return self.tokenizer.decode(  # type: ignore[return-value]
             list(token_ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False
@@ -171,7 +171,7 @@ class Tokenization:
             ) from error
 
     def _finds_system(self) -> bool:
-        """Whether the template writes a system turn; some refuse it (Gemma 2), some would drop it."""
+        """Whether the template writes a system turn; some refuse it (Gemma 2), some drop it."""
         try:
             text = self._apply([("system", "arcft-system"), ("user", "user"), ("assistant", _ANSWER)], open_turn=True)
         except TokenizationError:
@@ -179,7 +179,7 @@ class Tokenization:
         return "arcft-system" in text
 
     def _plain_begin(self) -> list[int]:
-        """What the tokenizer puts before a text: usually nothing, or the token that begins a text."""
+        """The special tokens that the tokenizer puts before a text: usually none, or a BOS token."""
         with_special: list[int] = self.tokenizer.encode("0")
         without = self._encode("0")
         for start in range(len(with_special) - len(without) + 1):
@@ -188,7 +188,7 @@ class Tokenization:
         return []
 
     def _find_end(self) -> int:
-        """The token that ends the assistant's turn: the template's, else the end of text."""
+        """The token that ends the assistant's turn: the template's, or else the end of text."""
         if self.has_template:
             open_turn = self._render("", "user", open_turn=True)
             if not open_turn.endswith(_ANSWER):
@@ -222,10 +222,10 @@ class Tokenization:
             )
 
     def _encode_and_find(self, prompt: str, user: str, spans: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
-        """The prompt's ids, and where in them the tokens stand that hold a character of `spans` of `user`."""
+        """The prompt's ids, and the indices of the tokens that overlap with `spans` of `user`."""
         if not spans:
             return self._encode(prompt), []
-        words = user.strip()  # templates trim a turn
+        words = user.strip()  # templates strip turns
         start = prompt.rfind(words)
         if start < 0:
             raise TokenizationError(
@@ -244,14 +244,14 @@ class Tokenization:
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """The text that each token adds to those before it; together they are the text of `ids`.
+    """The text that each token adds to the previous ones; joined, they are the text of `ids`.
 
-    Where a character's bytes are spread over several tokens, the last of them has it, and the others have "".
+    If a character's bytes are spread over several tokens, the last one gets the character and the others "".
     """
     texts = []
     begun = known = 0
     for end in range(1, len(ids) + 1):
-        # Decoded behind the tokens before them: at the beginning, many decoders take a space away.
+        # Decode together with the preceding tokens: at the beginning of a text many decoders drop a space.
         before, text = (
             str(tokenizer.decode(ids[begun:until], clean_up_tokenization_spaces=False)) for until in (known, end)
         )

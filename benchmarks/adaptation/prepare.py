@@ -151,7 +151,7 @@ def save_base(plan: Plan, folder: Path) -> None:
         model = drawn_on_gpu(architecture, dtype)
     else:
         model = load_model(config, dtype=dtype, device=torch.device("cpu"))
-    # What is read from a GGUF file is not quantised any more.
+    # Weights read from a GGUF file are no longer quantised.
     if "quantization_config" in model.config.to_dict():
         del model.config.quantization_config
     model.save_pretrained(folder)
@@ -159,7 +159,7 @@ def save_base(plan: Plan, folder: Path) -> None:
 
 
 def drawn_on_gpu(architecture: Path, dtype: torch.dtype) -> PreTrainedModel:
-    """Random weights, drawn where they are used: 4 billion take a minute on a CPU."""
+    """Random weights, drawn on the GPU: 4 billion take a minute on a CPU."""
     torch.manual_seed(0)
     with torch.device("cuda"):
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(architecture), dtype=dtype)

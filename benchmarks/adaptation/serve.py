@@ -38,7 +38,7 @@ def make_way(name: str, workload: Workload) -> Way:
 
 
 class Server:
-    """Talks to a way in another process, which imports what it needs right away and loads its model when told."""
+    """A setup in another process, which imports its libraries right away and loads its model on `load`."""
 
     def __init__(self, name: str, workload: Workload) -> None:
         # A forked process can't use CUDA where its parent did; on a CPU it saves importing everything again.
@@ -53,7 +53,7 @@ class Server:
         theirs.close()
 
     def load(self) -> float:
-        """Get the way ready; returns how long it took, in seconds."""
+        """Load the setup; returns the seconds it took."""
         self._connection.send("load")
         return self._receive()
 
@@ -62,10 +62,10 @@ class Server:
         return self._receive()
 
     def close(self) -> None:
-        # It may be gone, for a reason that was told.
+        # It may have died, which was already reported.
         with contextlib.suppress(OSError):
             self._connection.send(None)
-        # Again at the end of all, when it is long gone.
+        # Called again on exit, when the process has long ended.
         self._process.join()
 
     def _receive(self) -> Any:

@@ -32,7 +32,7 @@ def put_adapter(model: Any, workload: Workload) -> Any:
 
 
 def read_adapter(workload: Workload) -> dict[str, torch.Tensor]:
-    """The start adapter's weights on the device, for one that is reset in memory."""
+    """The start adapter's weights on the device, for resetting the adapter without reading the file again."""
     return load_file(workload.start / "adapter_model.safetensors", device=workload.device)
 
 

@@ -1,4 +1,4 @@
-"""What the ledger says in the end: predictions, scores before and after, a row for each task, and what failed."""
+"""Read the results from the ledger: predictions, scores before and after, a row per task, and failures."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND
 
 NO_TIME = "no time was left; go on with resume=, and a larger ttft.budget="
 FEW = 5
-"""Steps at most that the first and the last loss are means of; no step is in both."""
+"""The first and the last loss are means over at most this many steps; they share none."""
 SHOWN = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptationOutcome:
-    """An evaluation that has adapted."""
+    """The results of an evaluation with test-time fine-tuning."""
 
     predictions: list[Prediction]
-    """What counts in the end, in the order of tasks."""
+    """The final predictions, in the order of tasks."""
 
     attempts: Attempts
     adaptation: Adaptation
 
     @property
     def failed(self) -> dict[str, list[str]]:
-        """Ids of the tasks that failed or were left out, by reason, the most frequent one first."""
+        """Ids of the tasks that failed or were left out, by reason, most frequent first."""
         return _grouped((row.reason, row.task_id) for row in self.adaptation.rows if row.state != "done")
 
     @property
     def notes(self) -> dict[str, list[str]]:
         """Task ids by note: where the run deviated from the request."""
         rows = self.adaptation.rows
-        # An adapter's notes are told once, by its name, if several tasks share it.
+        # If several tasks share an adapter, its notes are listed once, under its name.
         return _grouped(dict.fromkeys((note, row.unit or row.task_id) for row in rows for note in row.notes))
 
 
@@ -56,7 +56,7 @@ def lines_of(grouped: Mapping[str, Sequence[str]], what: str = "task") -> list[s
 def outcome_of(
     tasks: Sequence[Problem], ledger: Ledger, selector: Selector, metric_set: MetricSet
 ) -> AdaptationOutcome:
-    """Read everything that is worth reporting."""
+    """Collect everything that the report shows."""
     groups, before = group_by_test(tasks, ledger.current_predictions()), ledger.predictions(BASELINE_ROUND)
     predictions = [prediction for group in groups.values() for prediction in group]
     attempts = attempts_of(selector.candidates(tasks, predictions), metric_set.attempts)
@@ -94,7 +94,7 @@ def _row(
 ) -> TaskRow:
     few = min(FEW, max(1, len(record.losses) // 2))
     is_known = scores is not None and all(answer is not None for answer in task.answers)
-    # Whatever is still queued when the run ends had no time.
+    # Units still queued when the run ends had no time left.
     state: Literal["done", "failed", "left out"] = "left out"
     if record.state == "done" or record.state == "failed":
         state = record.state

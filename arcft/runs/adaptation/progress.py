@@ -1,4 +1,4 @@
-"""How an evaluation that adapts stands while it runs: the progress line, and a submission that is valid at any time."""
+"""Live progress of an evaluation with test-time fine-tuning: the progress line, and an always valid submission."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class LiveProgress:
         ledger: Ledger,
         say: Say,
     ) -> None:
-        """`say` prints what the user should know at once."""
+        """`say` prints a message to the user immediately."""
         self._kind = kind
         self._tasks = tasks
         self._queue = queue
@@ -61,7 +61,7 @@ class LiveProgress:
         self._solved = 0
         self._next_look = 0.0
         self._next_line = 0.0
-        # Valid from the first moment on, if only as a file.
+        # The file is valid from the start, even without predictions.
         self.look()
 
     def __call__(self, event: Event) -> None:
@@ -83,7 +83,7 @@ class LiveProgress:
         return f"{words}; tried once more" if self._ledger.find(event.key).state == "queued" else words
 
     def look(self) -> None:
-        """Select from what counts now, write the submission, and record how many tasks are solved."""
+        """Select from the current predictions, write the submission, and log how many tasks are solved."""
         begun = time.monotonic()
         self._queue.changed = False
         predictions = self._queue.predictions()
@@ -96,7 +96,7 @@ class LiveProgress:
             progress = self._queue.progress()
             seconds = self._ledger.elapsed()
             values = {"ttft/solved": self._solved, "ttft/done": progress.done, "ttft/failed": progress.failed}
-            # There is no training step: the seconds take its place, and so become the axis of the charts.
+            # There is no training step, so the elapsed seconds serve as the step, and as the charts' axis.
             self._tracker.log({**values, "ttft/seconds": seconds}, int(seconds))
         end = time.monotonic()
         self._next_look = end + max(_SECONDS, (end - begun) / _SHARE)
@@ -118,7 +118,7 @@ class LiveProgress:
 
 
 def memory() -> int:
-    """The most bytes that this process has held: of the GPU if it uses one, or else of its own."""
+    """Peak memory in bytes: of the GPU if this process uses one, else of the process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_reserved()
     kilo = 1 if sys.platform == "darwin" else 1024

@@ -139,11 +139,8 @@ class _Finder:
         identity = data_sha256({name: to_dict(getattr(config, name)) for name in ("model", *OWN_FORMAT)})
         served = served_model(model) if config.inference.name == "vllm" else None
         share = ModelAssignment(tasks, lambda: self.host.base(model), builder, self.deal_views, identity, served)
-        about = {
-            "model": model.name,
-            "path": str(model.path),
-            "trained_on": len(warn_trained_on(self.kind, model, tasks)),
-        }
+        seen = warn_trained_on(self.kind, model, tasks)
+        about = {"model": model.name, "path": str(model.path), "trained_on": len(seen)}
         return self._subject(model.name, f"{model.name}, as it is", [share], about)
 
     def checkpoints(self) -> list[EvaluationTarget]:

@@ -1,4 +1,4 @@
-"""What a checkpoint says about its run, read and checked without loading a model."""
+"""The config and tasks stored in a checkpoint, read and checked without loading a model."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from arcft.config.stored import from_stored
 
 PATTERN = "*?["
 OWN_FORMAT = ("encoder", "prompt")
-"""Groups of the config that a checkpoint brings along."""
+"""Config groups that are taken from the checkpoint."""
 
 
 def is_pattern(text: str) -> bool:
-    """Whether `text` has a wildcard and is no folder itself, so that it may name several."""
+    """Whether `text` contains a wildcard and is not itself a folder."""
     return any(sign in text for sign in PATTERN) and not Path(text).exists()
 
 
@@ -37,8 +37,8 @@ class TrainedRun:
     checkpoint: Checkpoint
     config: TrainConfig
     tasks: dict[str, Any]
-    """Ids by use: `train`, `held_out`, and `adapted_to` for a run that learned tasks from their demonstrations. And
-    `disjoint_from`: the sets that those trained on were found to have nothing in common with."""
+    """Ids by use: `train`, `held_out`, and `adapted_to` for a run that learned tasks from their demonstrations; and
+    `disjoint_from`, the sets that the training data was verified not to overlap with."""
 
     @property
     def folder(self) -> Path:
@@ -47,14 +47,14 @@ class TrainedRun:
 
     @property
     def name(self) -> str:
-        """Short, for titles and tables."""
+        """A short name for titles and tables."""
         return self.checkpoint.path.name
 
 
 def open_checkpoint(path: Path, base_model: str | None = None) -> TrainedRun:
     """Verify the checkpoint at `path` (for a run: its last complete one) and read its config as data.
 
-    `base_model` is where its base model lies now, if not where it was trained.
+    `base_model` is the current path of its base model, if that has moved since training.
     """
     checkpoint = read_checkpoint(last_checkpoint(path))
     file = checkpoint.path / RUN_FILE
@@ -71,8 +71,8 @@ def open_checkpoint(path: Path, base_model: str | None = None) -> TrainedRun:
 
 
 def matching_checkpoints(pattern: str) -> list[Path]:
-    """The checkpoints that `checkpoint=` names: for each matching run its last one, each matching checkpoint itself;
-    by run, then by step. What a pattern matches beside them is passed over, half-written ones too."""
+    """The checkpoints that `checkpoint=` names, by run, then by step: the last one of each matching run, and each
+    matching checkpoint. Other matches, and half-written checkpoints, are ignored."""
     if not is_pattern(pattern):
         return [last_checkpoint(Path(pattern))]
     found = matching_folders("checkpoint", pattern)
@@ -86,13 +86,13 @@ def matching_checkpoints(pattern: str) -> list[Path]:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each path, its own with as many of its parents as it takes to tell it from the others."""
+    """A distinct name for each path: its own, prefixed by the parents that the paths do not all share."""
     common = os.path.commonpath([path.parent for path in paths])
     return ["_".join(path.relative_to(common).parts) for path in paths]
 
 
 def matching_folders(key: str, pattern: str) -> list[Path]:
-    """The folders that the absolute `pattern` matches, sorted; CheckpointError when there is none."""
+    """The folders that the absolute `pattern` matches, sorted. Raises CheckpointError if there is none."""
     path = Path(pattern)
     found = sorted(match for match in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if match.is_dir())
     if not found:
@@ -101,7 +101,7 @@ def matching_folders(key: str, pattern: str) -> list[Path]:
 
 
 def check_base(run: TrainedRun, fingerprint: str, base_name: str) -> None:
-    """Raise CheckpointError unless `fingerprint` is that of the base model that `run` was trained on."""
+    """Raise CheckpointError unless `fingerprint` matches the base model that `run` was trained on."""
     expected = run.checkpoint.manifest["base_fingerprint"]
     if fingerprint != expected:
         raise CheckpointError(
@@ -112,9 +112,10 @@ def check_base(run: TrainedRun, fingerprint: str, base_name: str) -> None:
 
 
 def contradictions(explicit: Iterable[str], asked: Any, stored: Any, groups: Sequence[str]) -> list[str]:
-    """One message for each key of `groups` that the command line set to something else than what is stored.
+    """One message for each key of `groups` that the command line set to a value other than the stored one.
 
-    `explicit` are the keys and groups (`lora.r`, `encoder`) that were set by hand, `asked` and `stored` whole configs.
+    `explicit` lists the keys and groups (`lora.r`, `encoder`) set on the command line; `asked` and `stored` are whole
+    configs.
     """
     explicit = list(explicit)
     problems = []
@@ -135,7 +136,7 @@ def contradictions(explicit: Iterable[str], asked: Any, stored: Any, groups: Seq
 
 
 def _shown(value: Any) -> Any:
-    """An encoder's nested nodes as the call that builds it; anything else as it is."""
+    """An encoder's nested nodes as a constructor call; any other value unchanged."""
     if not isinstance(value, Mapping) or "_target_" not in value:
         return value
     arguments = [

@@ -1,4 +1,4 @@
-"""What a training run will take, said before it is started."""
+"""Estimate memory and work of a training run before it starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OPTIMIZER_BYTES = {"adamw": 8, "muon": 4, "adamw_8bit": 2, "paged_adamw_8bit": 2
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Bytes by use, and the amount of work."""
+    """Bytes by purpose, and the amount of work."""
 
     weights: int
     gradients: int
@@ -31,11 +31,11 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """Peak bytes; the allocator and the libraries come on top."""
+        """Peak bytes, without the overhead of allocator and libraries."""
         return self.weights + self.gradients + self.optimizer + self.activations
 
     def rows(self) -> list[tuple[str, str]]:
-        """What to show, as (name, value)."""
+        """Rows of the table, as (name, value)."""
         share = self.trainable / max(1, self.parameters)
         return [
             ("parameters", f"{self.parameters / 1e6:.2f} M, {self.trainable / 1e6:.2f} M trained ({share:.1%})"),
@@ -51,14 +51,14 @@ class Estimate:
 
 
 def estimate(model: PreTrainedModel | nn.Module, config: TrainConfig, hidden_size: int, num_layers: int) -> Estimate:
-    """Estimate peak memory in bytes and the work of a run of `config` with `model`, as it is loaded."""
+    """Estimate peak memory in bytes, and the work, of a run of `config` with the loaded `model`."""
     training = config.training
     parameters = list(model.parameters())
     trainable = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     tokens = training.per_device_train_batch_size * training.max_seq_length
     if training.max_batch_tokens is not None:
         tokens = min(tokens, max(training.max_batch_tokens, training.max_seq_length))
-    # With checkpointing only each layer's input is kept, in 16 bits, and one layer is recomputed at a time.
+    # With checkpointing only the layers' inputs are stored, in 16 bits, and one layer is recomputed at a time.
     layers = num_layers * 2 + ACTIVATION_BYTES if training.gradient_checkpointing else num_layers * ACTIVATION_BYTES
     width = 2 if training.dtype == "float32" or parameters[0].device.type == "cpu" else 1
     examples = training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps

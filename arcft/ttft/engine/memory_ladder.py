@@ -1,4 +1,4 @@
-"""What the engine may change when memory runs out, and in which order it gives things up."""
+"""What the engine reduces on out of memory, and in which order."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ LOWEST_RANK = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MemorySettings:
-    """The settings of an engine that memory decides about."""
+    """The engine settings that depend on the available memory."""
 
     slots: int
-    """Adapters that are trained in one pass."""
+    """Adapters trained in one pass."""
 
     gradient_checkpointing: bool
-    """Compute activations a second time instead of keeping them."""
+    """Recompute activations in the backward pass instead of storing them."""
 
     max_seq_length: int
-    """Tokens of a training example; demonstrations are dropped to fit."""
+    """Longest training example, in tokens; demonstrations are dropped to fit."""
 
     rank: int
-    """Of the adapters."""
+    """LoRA rank of the adapters."""
 
     batch_size: int
-    """Prompts that are decoded together."""
+    """Prompts decoded in one batch."""
 
     merge: bool
-    """Whether an adapter may be merged into the base weights to predict."""
+    """Whether adapters are merged into the base weights for prediction."""
 
     slots_known: bool = True
     """False until ttft.slots=auto has chosen `slots`."""
@@ -43,17 +43,17 @@ class MemorySettings:
 
 @dataclasses.dataclass
 class Current:
-    """The recipe that the parts of an engine go by; replaced as a whole."""
+    """The settings in force, shared by the parts of an engine; replaced as a whole."""
 
     recipe: MemorySettings
 
 
 def lower(recipe: MemorySettings, *, longest: int, shortest: int) -> MemorySettings | None:
-    """The next recipe whose training takes less memory; None at the end. `longest` is the length of the longest example
-    in the pass that was too much.
+    """The next settings that need less memory to train; None at the end of the ladder.
 
-    First what changes nothing but the speed: half the slots, down to one, then activations computed twice. Then the
-    context, to three quarters of `longest` each time, but never below `shortest`, and last the rank, halved down to 8.
+    First come steps that change only the speed: half the slots, down to one, then gradient checkpointing. Then a
+    context of three quarters of `longest`, the longest example (tokens) of the pass that failed, as long as it is not
+    below `shortest`; last the rank, halved down to LOWEST_RANK.
     """
     if recipe.slots > 1:
         return dataclasses.replace(recipe, slots=recipe.slots // 2)
@@ -68,13 +68,14 @@ def lower(recipe: MemorySettings, *, longest: int, shortest: int) -> MemorySetti
 
 
 def difference(old: MemorySettings, new: MemorySettings) -> str:
-    """What has changed, in words: `slots 4 -> 2`."""
+    """The changed settings, as `slots 4 -> 2`."""
     before, after = dataclasses.asdict(old), dataclasses.asdict(new)
     return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or this machine had no memory left; PyTorch's CPU allocator has no error class of its own."""
+    """Whether `error` means that a device or the machine is out of memory; PyTorch's CPU allocator raises a plain
+    RuntimeError."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -82,8 +83,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory(error: BaseException) -> str:
-    """Let go of an error of running out of memory, and of the memory; return its first line."""
-    # It holds the frames of the pass, and with them what fills the memory.
+    """Free the memory that an out-of-memory error holds on to; return the error's first line."""
+    # The traceback references the frames of the failed pass, and through them its tensors.
     error.__traceback__ = error.__context__ = error.__cause__ = None
     gc.collect()
     if torch.cuda.is_available():
@@ -92,9 +93,9 @@ def release_memory(error: BaseException) -> str:
 
 
 def explain(error: Exception) -> str:
-    """Why a unit failed, in a line; what is nobody's mistake but a bug's is logged with where it happened.
+    """Why a unit failed, in one line; unexpected errors are logged with their traceback.
 
-    Raises what is no unit's fault: a full disk, or a GPU in a state that no other unit would find better.
+    Raises errors that would hit every other unit too: a full disk, or a GPU that no longer works.
     """
     if isinstance(error, OSError | torch.AcceleratorError):
         raise error

@@ -1,4 +1,4 @@
-"""A unit while it is trained."""
+"""The state of a unit during training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from arcft.ttft.engine.unit_examples import UnitExamples
 from arcft.ttft.units import Assignment, Unit
 
 Save = Callable[[Unit, int, Callable[[Path], None]], str]
-"""Keeps an adapter, given the unit, its steps and what writes PEFT's files into a folder; returns where."""
+"""Saves an adapter, given the unit, its steps and a function that writes PEFT's files to a folder; returns its place."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -27,11 +27,11 @@ class SlotState:
     tokens: int = 0
     seconds: float = 0.0
     begun: bool = False
-    """Whether the slot holds it: one that waits for its first pass has only its place."""
+    """Whether its weights are in the slot; False while it waits for its first pass."""
 
     losses: list[float] = dataclasses.field(default_factory=list)
     best: tuple[float, int, torch.Tensor] | None = None
-    """Lowest loss on what is held back, after how many steps, and the weights then."""
+    """Lowest loss on the held-back question, the step at which it was reached, and the weights at that step."""
 
     @property
     def step(self) -> int:
@@ -39,7 +39,7 @@ class SlotState:
 
     @property
     def alone(self) -> bool:
-        """A second try shares its passes with nobody, who might have been the cause."""
+        """Whether it must not share passes: on a retry, because another unit may have caused the failure."""
         return self.assignment.attempt > 0
 
     def start_over(self) -> None:

@@ -1,4 +1,4 @@
-"""How many adapters to train in one pass: measured on units as they come, with steps that count."""
+"""Choose the number of adapters per pass, by timing real training steps."""
 
 from __future__ import annotations
 
@@ -6,34 +6,37 @@ import statistics
 from typing import Literal
 
 MOST = 8
-"""As many as are tried."""
+"""The largest number that is tried."""
 
 PAIRS = 5
+"""Timed pairs of passes per comparison."""
+
 WAITING = 3
-"""Passes without enough units that it puts up with: a queue may hold them back until it knows what steps cost."""
+"""Passes without enough units before the search stops: the queue may hold units back until step costs are known."""
+
 GAIN = 1.05
-"""Twice as many must be so much faster, or fewer are kept: they take less memory, and finish sooner."""
+"""Required speedup of twice as many slots; otherwise fewer are kept, which need less memory and finish sooner."""
 
 
 def resolve_slots(slots: int | Literal["auto"] | None, device_type: str) -> int | Literal["auto"]:
-    """What ttft.slots stands for on a device: null is 1 on a CPU, which one task keeps busy, and else auto."""
+    """Resolve ttft.slots for a device: null means 1 on a CPU, which one task keeps busy, and auto elsewhere."""
     if slots is not None:
         return slots
     return 1 if device_type == "cpu" else "auto"
 
 
 class SlotSearch:
-    """Compares passes of `level` and of twice as many adapters in turn, and goes on from there while that pays.
+    """Alternates passes of `level` and of twice as many adapters, and doubles `level` while that is faster.
 
-    Pairs of passes that follow each other see the same machine, so a median of their ratios stands what one average
-    of each would not: a neighbour's load, a clock that drops. The first pair of a level warms up and is not counted.
+    Two consecutive passes see the same machine, so the median of their ratios is robust against changes that averages
+    of each are not: other load, a dropping clock rate. The first pair of a level is a warm-up and is not counted.
     """
 
     def __init__(self, level: int = 1) -> None:
         self.level = level
         self.choice: int | None = None
         self.gains: dict[int, float] = {}
-        """By the number of adapters: how many times as many tokens a second as with half of them."""
+        """By number of adapters, the speedup in tokens/s over half as many."""
         self._pair = -1
         self._ratios: list[float] = []
         self._last: float | None = None
@@ -41,17 +44,17 @@ class SlotSearch:
 
     @property
     def wanted(self) -> int:
-        """How many units have to be at hand for the next pass."""
+        """The number of units that the next pass needs."""
         return self.choice or 2 * self.level
 
     def next(self) -> tuple[int, int]:
-        """The first slot and the number of slots of the next pass; in turn, so that all slots advance."""
+        """First slot and number of slots of the next pass; alternating, so that all slots advance."""
         if self._last is None:
             return 0, 2 * self.level
         return (self._pair % 2) * self.level, self.level
 
     def record(self, tokens: int, seconds: float) -> None:
-        """Tell what the pass that `next` asked for has done."""
+        """Record the throughput of the pass that `next` returned."""
         self._waited = 0
         rate = tokens / max(seconds, 1e-9)
         if self._last is None:
@@ -73,14 +76,14 @@ class SlotSearch:
             self.choice = self.level
 
     def wait(self) -> None:
-        """Tell that there are too few units for the next pass, which is then another; once too often, it stops."""
+        """Note that there are too few units for the next pass; after WAITING times the search stops."""
         self._last = None
         self._waited += 1
         if self._waited > WAITING:
             self.stop()
 
     def stop(self, *, at_most: int | None = None) -> None:
-        """Decide by what is known: there are no more units to measure with, or no memory for more."""
+        """Decide on the measurements so far, because there are no more units, or no memory for more slots."""
         more = 2 * self.level if len(self._ratios) * 2 > PAIRS and self._pays() else self.level
         self.choice = more if at_most is None else min(more, at_most)
 

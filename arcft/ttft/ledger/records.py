@@ -1,4 +1,4 @@
-"""What a ledger holds, as plain data."""
+"""The contents of a ledger, as plain data."""
 
 from __future__ import annotations
 
@@ -25,46 +25,46 @@ class Record:
     length: int
     state: State
     attempts: int
-    """Tries that failed."""
+    """Failed attempts."""
 
     starts: int
-    """How often it was taken, by processes that died too."""
+    """How often it was started, including by processes that died."""
 
     deaths: int
-    """Processes that died with it in hand since it last failed."""
+    """Processes that died while working on it, since it last failed."""
 
     reason: str | None
-    """Of the last failure, also where the next try was a success."""
+    """Reason of the last failure, kept even if a retry succeeded."""
 
     notes: tuple[str, ...]
-    """What the user should know about it."""
+    """Remarks for the user."""
 
     planned_steps: int | None
-    """What was asked for when it was last taken, like the next two; None before."""
+    """Planned when it was last started, like the next two; None before that."""
 
     first_prediction: int
     num_predictions: int
     seed: int | None
-    """Of its examples."""
+    """Seed of its examples."""
 
     recipe: dict[str, Any]
-    """The engine's settings when it took it."""
+    """The engine's settings when it was last started."""
 
     worker: str | None
     started_at: float | None
-    """When it was last taken, in seconds since the epoch, like `finished_at`."""
+    """When it was last started, in seconds since the epoch, as is `finished_at`."""
 
     finished_at: float | None
     steps: int
-    """Optimizer steps of the last try whose training came to an end; so are tokens, losses and adapt_seconds."""
+    """Optimizer steps of the last attempt that finished training, as are tokens, losses and adapt_seconds."""
 
     tokens: int
     losses: tuple[float, ...]
-    """Of every step, nats per supervised token."""
+    """Training loss of every step, in nats per supervised token."""
 
     adapt_seconds: float
     ended: str | None
-    """What ended the training: steps, patience or deadline."""
+    """Why training ended: steps, patience or deadline."""
 
     predict_seconds: float
     predict_tokens: int
@@ -80,7 +80,7 @@ class Record:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Note:
-    """Something that concerns the engine and no unit alone."""
+    """A remark about the engine rather than a single unit."""
 
     at: float
     """Seconds since the epoch."""
@@ -111,13 +111,13 @@ SCHEMA = (
     "CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, "
     "text TEXT NOT NULL, data TEXT NOT NULL)",
 )
-"""Columns of `units` are fields of Record, but for place and session; lists and mappings are JSON."""
+"""Columns of `units` are the fields of Record, plus place and session; lists and mappings are stored as JSON."""
 
 _JSON = ("task_ids", "notes", "losses", "recipe")
 
 
 def read_record(row: sqlite3.Row) -> Record:
-    """A row of `units`."""
+    """Read a row of `units`."""
     values = {field.name: row[field.name] for field in dataclasses.fields(Record)}
     for name in _JSON:
         content = json.loads(values[name])

@@ -1,9 +1,9 @@
-"""A run's time, shared out: how many steps and predictions a unit can have, so that all of them get theirs.
+"""Divide a run's time: how many steps and predictions each unit gets, so that all units fit.
 
-Every unit gets the same number of steps and predictions, so each gets time in proportion to its tokens. They are
-planned anew for each unit that is handed out, from what the others have cost: late, units get fewer steps, down to a
-floor, then fewer predictions, down to one, then fewer steps still. Where even that is too much, units that the model as
-it was has answered wait, and the others get one prediction each.
+Every unit gets the same number of steps and predictions, so its time is proportional to its tokens. The numbers are
+planned again for each unit that starts, from the measured cost of earlier ones. When the run is late, units get fewer
+steps, down to a floor, then fewer predictions, down to one, then still fewer steps. If even that does not fit, units
+that already have predictions of the unadapted model wait, and the others get one prediction each.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from arcft.ttft.scheduling.cost_model import Costs, Line, count_tests
 from arcft.ttft.units import Unit
 
 SHARE_BEFORE = 0.1
-"""Of the time, for predictions with the model as it was."""
+"""Share of the time for predictions with the unadapted model."""
 
 FLOOR_SHARE = 0.25
 FLOOR_STEPS = 32
-"""Predictions are given up for this share of the steps, but for no more than so many: who asks for a hundred thousand
-wants as many as there is time for."""
+"""Predictions are cut before steps fall below FLOOR_SHARE of those requested, or below FLOOR_STEPS if that is less: a
+request for a hundred thousand steps means as many as there is time for."""
 
 LEAST_STEPS = 4
-"""Fewer than these are not worth adapting for."""
+"""Adapting with fewer steps is not worthwhile."""
 
-# For writing results and report, and because the last pass can't be stopped in the middle.
+# Time for writing results and report, and for the last pass, which can't be interrupted.
 _RESERVE = 0.02
 _RESERVE_SECONDS = 20.0
 _MOST_RESERVE = 0.05
 
-# Costs vary from unit to unit: some of the time is left for those that cost more than planned.
+# Costs vary from unit to unit, so some time is left for units that cost more than planned.
 _PLANNED = 0.95
 
-# A unit may take so many times its share before it has to hand in what it has, once it is known what things cost.
+# Once costs are known, a unit may take this multiple of its share before its deadline.
 _SLACK = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a unit is given."""
+    """What a unit may do."""
 
     steps: int
     predictions: int
@@ -48,22 +48,22 @@ class Plan:
     """Seconds since the epoch."""
 
     cost: float
-    """Seconds of work that it is expected to take."""
+    """Expected seconds of work."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PendingUnit:
-    """A unit that waits."""
+    """A queued unit."""
 
     unit: Unit
     answered: bool
-    """Whether it has predictions of the model as it was."""
+    """Whether it has predictions of the unadapted model."""
 
 
 class Budget:
-    """`total_seconds` for a run of which `used` are gone by now (`Ledger.elapsed`), whatever process took them.
+    """`total_seconds` for a run, of which `used` have passed (`Ledger.elapsed`), in this or earlier processes.
 
-    `workers` do its work, each with up to `slots` units side by side.
+    The work is done by `workers`, each with up to `slots` units side by side.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Budget:
         self._clock = clock
         reserve = _RESERVE * total_seconds + min(_RESERVE_SECONDS, _MOST_RESERVE * total_seconds)
         self.end = clock() + total_seconds - used - reserve
-        """When the last prediction should be made, in seconds since the epoch."""
+        """Deadline of the last prediction, in seconds since the epoch."""
 
     def left(self, units: int) -> float:
-        """Seconds of work till the end, if `units` are all there is to do: a unit occupies one worker only."""
+        """Seconds of work left if only `units` units remain; a unit occupies a single worker."""
         return max(0.0, self.end - self._clock()) * min(self.workers, max(units, 1))
 
     def plan(
@@ -100,18 +100,18 @@ class Budget:
         beside: Sequence[float] = (),
         probing: bool = False,
     ) -> Plan | None:
-        """What `need` gets of at most so many steps and predictions; None: nothing, for now.
+        """The plan for `need`, with at most `steps` and `predictions`; None if it should not start now.
 
-        `others` wait too; what the `in_hand` units that are being worked on will still take is `promised`, in seconds
-        of work; those among them that the same worker has take `beside`. Before costs are known, or with `probing`, it
-        gets its share of the time, whatever it does with it.
+        `others` are queued too. The `in_hand` running units will take `promised` more seconds of work; those on the
+        same worker take `beside`, in seconds each. Before costs are known, or with `probing`, the unit just gets its
+        share of the time.
         """
         group = [need, *others]
         available = self.left(len(group) + in_hand) - promised
         if available <= 0:
             return None
         fit = None if probing else fitted(costs)
-        # The worker's slots fill up: what it does meanwhile takes time on the clock.
+        # Other units in the worker's slots take wall time meanwhile.
         side_by_side = min(self.slots, 1 + (len(others) + in_hand) // self.workers)
         if fit is None:
             share = available / len(group)
@@ -122,13 +122,13 @@ class Budget:
         chosen = fit.most(group, _PLANNED * available, steps, predictions)
         alone = self.left(1) - sum(beside)
         if chosen is not None and fit.seconds([need], *chosen) > alone:
-            # There is time, but not with this worker.
+            # There is enough time in total, but not on this worker.
             chosen = fit.most([need], alone, *chosen)
         if chosen is None and not need.answered:
-            # One prediction; whoever waits unanswered is worth more than any adapting.
+            # One prediction: a unit without any is worth more than adapting another.
             chosen = (0, 1) if fit.seconds([need], 0, 1) <= available else None
         elif chosen is None and all(other.answered for other in others):
-            # Too little for all: then some of them, properly.
+            # Not enough time for all, so adapt some of them properly.
             chosen = fit.most([need], min(available, alone), _floor(steps), 1)
         if chosen is None:
             return None
@@ -150,17 +150,17 @@ class Budget:
         in_hand: int,
         beside: Sequence[float],
     ) -> Plan | None:
-        """What a unit that is done can have once more: as much again, or fewer steps; None if there is no time."""
+        """Another round for a finished unit: as much again, or fewer steps; None if there is no time."""
         fit = fitted(costs)
         if fit is None:
             return None
         available = self.left(1 + in_hand) - promised
         if in_hand:
-            # Those must not come late for it.
+            # Running units must not be delayed by it.
             available = min(available / 2, self.left(1) - sum(beside))
         need = PendingUnit(unit, True)
         chosen = fit.most([need], _PLANNED * available, steps, predictions)
-        # Fewer predictions than the votes so far would hardly change them.
+        # Fewer predictions than before would hardly change the vote.
         if chosen is None or chosen[1] < predictions:
             return None
         return self._due(*chosen, fit.seconds([need], *chosen), max(0.0, self.end - self._clock()))
@@ -168,9 +168,9 @@ class Budget:
     def before(
         self, unit: Unit, costs: Costs, *, predictions: int, spent: float, promised: float, capped: bool
     ) -> Plan | None:
-        """Predictions with the model as it is, which have taken `spent` seconds of work; None if there is no time.
+        """Predictions with the unadapted model, on which `spent` seconds of work were used; None if there is no time.
 
-        Not `capped` by SHARE_BEFORE is a unit that would have no prediction at all.
+        `capped` applies SHARE_BEFORE; it is False for a unit that would otherwise have no prediction at all.
         """
         allowance = self.total * SHARE_BEFORE * self.workers - spent if capped else self.left(1)
         available = min(allowance, self.left(self.workers)) - promised
@@ -186,20 +186,21 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """What units take, from what others took; see Costs."""
+    """Predicted cost of units, fitted to measured ones; see Costs."""
 
     step: Line
     prediction: Line
     overhead: float
 
     def seconds(self, group: Sequence[PendingUnit], steps: int, predictions: int) -> float:
-        """What so many steps and predictions of each take."""
+        """Seconds for `steps` and `predictions` of each unit in `group`."""
         return self._fixed(group) + steps * self._steps(group) + predictions * self._predictions(group)
 
     def most(
         self, group: Sequence[PendingUnit], available: float, steps: int, predictions: int
     ) -> tuple[int, int] | None:
-        """Steps and predictions that all of `group` can have, at most so many; None if not even the least of them."""
+        """The most steps and predictions that all of `group` can have within `available` seconds; None if not even the
+        minimum fits."""
         floor = _floor(steps)
         rest = available - self._fixed(group)
         affordable = _quotient(rest - predictions * self._predictions(group), self._steps(group), steps)
@@ -222,13 +223,13 @@ class Fit:
 
 
 def fitted(costs: Costs) -> Fit | None:
-    """What is known by now; None before both a step and a prediction were made."""
+    """The fit to the costs so far; None until both a step and a prediction were measured."""
     step, prediction = costs.step, costs.prediction
     return None if step is None or prediction is None else Fit(step, prediction, costs.overhead)
 
 
 def _quotient(seconds: float, each: float, most: int) -> int:
-    """How many that take `each` go into `seconds`, at most `most`."""
+    """How many items of `each` seconds fit into `seconds`, at most `most`."""
     if seconds >= each * most:
         return most
     return int(seconds // each) if seconds > 0 else 0

@@ -1,8 +1,8 @@
-"""What lives in a worker: an engine in a thread, and a mailbox that the driver empties. Loads no torch itself.
+"""The inside of a worker: an engine in a thread, and a mailbox that the driver polls. Does not import torch itself.
 
-An engine asks for work in the middle of its loop and waits for the answer, but neither an actor nor a process can call
-its driver. So the engine has a thread of its own, its questions and events gather here, and the driver comes to fetch
-them. It comes back at least once in QUIET seconds, with the answers and whether to stop.
+An engine requests work in the middle of its loop and waits for the answer, but neither an actor nor a process can call
+its driver. So the engine runs in its own thread, its requests and events are queued here, and the driver fetches them.
+It polls at least every QUIET seconds, and brings the answers and whether to stop.
 """
 
 from __future__ import annotations
@@ -23,55 +23,55 @@ if TYPE_CHECKING:
     from arcft.ttft.engine.engine import Engine
 
 QUIET = 0.5
-"""Seconds after which an exchange returns with nothing: how late a stop reaches a busy engine."""
+"""Seconds after which an exchange returns empty: the longest delay before a busy engine learns of a stop."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ask:
-    """The engine asks for a unit."""
+    """The engine requests a unit."""
 
     near: int | None
-    """Length, in tokens, that the unit should be near to."""
+    """Preferred length of the unit, in tokens."""
 
     idle: bool
-    """Whether it has nothing under way, so that the answer may wait until there is something."""
+    """Whether the engine is idle, so that the answer may wait until there is a unit."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Broken:
-    """The engine could not be built, or fell over as a whole."""
+    """The engine could not be built, or crashed."""
 
     reason: str
     """One line."""
 
     traceback: str
     users: bool
-    """Whether the reason is an ArcftError's message: the same for every worker, and meant to be read."""
+    """Whether `reason` is the message of an ArcftError: the same for every worker, and meant for the user."""
 
 
 Message = Event | Ask | Broken
 
 
 class WorkerEngine:
-    """Holds an engine, and with it the base model, for as long as the worker lives."""
+    """Holds an engine, and with it the base model, for the worker's lifetime."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        """Set `environment`, before the factory arrives and imports what it needs."""
+        """Set `environment` before the factory arrives and imports its libraries."""
         os.environ.update(environment)
-        # It says at every import that a kernel for 4 bits on the CPU could be had.
+        # Silences a hint, logged at every import, that a 4-bit CPU kernel is available.
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         self._answers: queue.SimpleQueue[Assignment | None] = queue.SimpleQueue()
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._stop = threading.Event()
 
     def begin(self, factory: Callable[[], Engine]) -> None:
-        """Build the engine, and let it ask for work; returns at once."""
+        """Build the engine in its thread and let it request work; returns immediately."""
         threading.Thread(target=self._live, args=(factory,), name="engine", daemon=True).start()
 
     def exchange(self, answers: Sequence[Assignment | None], stop: bool) -> list[Message]:
-        """Hand over the answer to the last question, if there was one, and take what the engine has said since.
+        """Deliver `answers` to the engine's requests and return its messages since the last exchange.
 
-        Waits up to QUIET seconds for something to be said; an empty list if nothing was.
+        Waits up to QUIET seconds for a message; returns an empty list if there is none.
         """
         for answer in answers:
             self._answers.put(answer)

@@ -1,4 +1,4 @@
-"""The driver's side of several workers, whatever carries the messages: hand out, record, replace the dead, stop."""
+"""The driver's side of several workers, independent of transport: assign units, record events, replace dead workers."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ if TYPE_CHECKING:
     from arcft.ttft.scheduling.queue import Queue
 
 START_TRIES = 2
-"""A worker that has died so often before it asked for work is not replaced: its place lacks something."""
+"""A worker that died this often before requesting work is not replaced: something in its environment is missing."""
 
 DEATHS_IN_A_ROW = 25
-"""So many deaths, with no unit finished in between, end the run: more than the queue needs to fail one unit that kills
-its workers in every round and try."""
+"""This many deaths without a finished unit in between end the run. It is more than the queue needs to give up on a
+unit that kills its worker in every round and attempt."""
 
 logger = logging.getLogger(__name__)
 
 
 class WorkerError(ArcftError):
-    """Workers can't be started, or die faster than they work."""
+    """Workers can't be started, or keep dying."""
 
 
-class WorkerDied(Exception):  # noqa: N818 - reported, and most often made good
-    """A worker is gone; the message says how."""
+class WorkerDied(Exception):  # noqa: N818 - handled by starting another worker
+    """A worker died; the message says how."""
 
 
 class Worker(Protocol):
-    """An arcft.ttft.workers.engine_host.WorkerEngine somewhere else, and the way to it."""
+    """A handle on a WorkerEngine (arcft.ttft.workers.engine_host) in another process."""
 
     name: str
 
     def send(self, answers: Sequence[Assignment | None], stop: bool) -> None:
-        """Begin the next exchange. That the worker is dead shows in `receive`."""
+        """Begin the next exchange. If the worker is dead, `receive` raises."""
 
     def receive(self) -> list[Message]:
         """The result of the exchange; raises WorkerDied."""
 
     def close(self) -> None:
-        """End the worker, whatever it is doing."""
+        """End the worker immediately."""
 
 
 AnyWorker = TypeVar("AnyWorker", bound=Worker)
@@ -52,7 +52,7 @@ AnyWorker = TypeVar("AnyWorker", bound=Worker)
 
 @dataclasses.dataclass
 class _Place(Generic[AnyWorker]):
-    """Where a worker works, and after its death the next one."""
+    """A position in the pool: holds a worker and, after its death, its replacement."""
 
     number: int
     worker: AnyWorker
@@ -61,7 +61,7 @@ class _Place(Generic[AnyWorker]):
 
 
 class WorkerPool(Generic[AnyWorker]):
-    """Workers that empty one queue."""
+    """Workers that process one queue."""
 
     def __init__(
         self,
@@ -72,22 +72,21 @@ class WorkerPool(Generic[AnyWorker]):
         stopped: Callable[[], bool],
         on_event: Callable[[Event], None],
     ) -> None:
-        """`start(number)` makes a worker; `ready` waits for a moment, and returns those whose exchange has ended."""
+        """`start(number)` starts a worker; `ready` waits briefly and returns workers whose exchange has finished."""
         self._start, self._ready, self._queue = start, ready, queue
         self._stopped, self._on_event = stopped, on_event
         self._places: list[_Place[AnyWorker]] = []
         self._deaths = 0
         self._last_reason = ""
-        # One bug is told once, not once a worker.
+        # Report a bug once, not once per worker.
         self._told: set[str] = set()
-        # Whether the queue had nothing for an idle worker, and nothing was given back since.
+        # Whether the queue had nothing for an idle worker, and nothing was requeued since.
         self._dry = False
 
     def work(self, count: int) -> None:
-        """Empty the queue with `count` workers, or end soon after `stopped()`; none of them outlives this call.
+        """Process the queue with `count` workers until it is empty, or until soon after `stopped()`; then end them all.
 
-        Raises WorkerError with the message of a worker whose engine was refused, and where workers die one after the
-        other.
+        Raises WorkerError if a worker's engine could not be built (with its message), or if workers keep dying.
         """
         if self._queue.done:
             return
@@ -97,7 +96,7 @@ class WorkerPool(Generic[AnyWorker]):
                 self._places.append(_Place(number, self._begin(number)))
             while not self._finished(stopping := self._stopped()):
                 if stopping:
-                    # So that what is given back from now on is no death.
+                    # From now on, requeued units do not count as deaths.
                     self._queue.stop()
                 places = {place.worker.name: place for place in self._places}
                 for worker in self._ready([place.worker for place in self._places]):
@@ -122,7 +121,7 @@ class WorkerPool(Generic[AnyWorker]):
         return not busy and (stopping or self._dry or self._queue.done)
 
     def _serve(self, place: _Place[AnyWorker], stopping: bool) -> None:
-        """Take what a worker said, and answer it."""
+        """Handle a worker's messages and answer its requests."""
         name = place.worker.name
         answers: list[Assignment | None] = []
         try:
@@ -159,7 +158,7 @@ class WorkerPool(Generic[AnyWorker]):
         self._on_event(event)
 
     def _replace(self, place: _Place[AnyWorker], reason: str, stopping: bool) -> None:
-        """Give back what a dead worker had, and put another in its place."""
+        """Requeue the units of a dead worker and start a replacement."""
         name, starting = place.worker.name, place.state == "starting"
         place.worker.close()
         self._queue.requeue(name)

@@ -1,4 +1,4 @@
-"""Workers as processes of this machine, each at the other end of a pipe. Loads no torch itself."""
+"""Workers as local processes, each behind a pipe. Does not import torch itself."""
 
 from __future__ import annotations
 

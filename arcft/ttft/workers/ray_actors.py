@@ -1,4 +1,4 @@
-"""Workers as actors of a Ray cluster. Ray is imported only when it is asked for."""
+"""Workers as actors of a Ray cluster. Ray is imported only when needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class RayWorker:
-    """An actor that holds a WorkerEngine. Ray ends it with the driver."""
+    """An actor that holds a WorkerEngine. It ends with the driver."""
 
     def __init__(
         self,
@@ -31,11 +31,11 @@ class RayWorker:
     ) -> None:
         self.name = f"ray-{number}"
         self._ray = ray
-        # Beside a GPU, one core is enough to be reserved: a busy cluster may have no more left.
+        # With a GPU, reserve a single core: a busy cluster may have no more left.
         cores = min(1, share.cores) if share.gpus else share.cores
         actor = ray.remote(num_cpus=cores, num_gpus=share.gpus, max_restarts=0)(WorkerEngine)
         self._actor = actor.remote(dict(environment))
-        # Not as an argument of the actor: what it imports must find the environment set.
+        # Sent separately, not as an argument of the actor: the environment must be set before its imports.
         self._begun = self._actor.begin.remote(factory)
         self.reference: Any = None
 
@@ -54,22 +54,22 @@ class RayWorker:
 
 
 def ready(workers: Sequence[RayWorker]) -> list[RayWorker]:
-    """Those whose exchange has ended, after a moment."""
+    """The workers whose exchange has finished; waits up to QUIET seconds for one."""
     if not workers:
         return []
     ray = workers[0]._ray
     by_reference = {worker.reference: worker for worker in workers}
     ray.wait(list(by_reference), num_returns=1, timeout=QUIET)
-    # The first one that is ready would else keep the others waiting.
+    # Also collect all others that are ready by now.
     done, _ = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=0)
     return [by_reference[reference] for reference in done]
 
 
 @contextmanager
 def cluster() -> Iterator[Any]:
-    """The module ray, connected; what this call has connected or started ends with the context."""
+    """The ray module, connected to a cluster; the connection, or a cluster started here, ends with the context."""
     if os.environ.get("RAY_ADDRESS"):
-        # Or Ray tries for a quarter of an hour to reach a cluster that is not there. Read at its import.
+        # Otherwise Ray retries an unreachable cluster for a quarter of an hour. Read at import.
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     try:
         import ray
@@ -82,7 +82,7 @@ def cluster() -> Iterator[Any]:
         return
     with _own_handler():
         try:
-            # Without an address it looks for RAY_ADDRESS and for a cluster on this machine, and else starts one.
+            # Without an address Ray tries RAY_ADDRESS, then a cluster on this machine, then starts one.
             ray.init(include_dashboard=False)
         except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
             raise WorkerError(f"ttft.workers=ray: no cluster can be joined or started: {error}") from error
@@ -93,14 +93,14 @@ def cluster() -> Iterator[Any]:
 
 
 def nodes_of(ray: Any) -> list[Node]:
-    """The machines of the cluster that are up."""
+    """The live machines of the cluster."""
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(cores=int(each.get("CPU", 0)), gpus=int(each.get("GPU", 0))) for each in resources]
 
 
 @contextmanager
 def _own_handler() -> Iterator[None]:
-    """Undo that ray.init puts a SIGTERM handler of its own in the place of ours."""
+    """Restore our SIGTERM handler, which ray.init replaces."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -112,7 +112,7 @@ def _own_handler() -> Iterator[None]:
 
 
 def _cause(error: Exception) -> str:
-    """In one line what Ray says in many."""
+    """Ray's error in one line."""
     words = " ".join(str(error).split())
     detail = words.partition("Worker exit detail: ")[2] or words
     return f"{type(error).__name__}: {detail.partition(' Some common causes')[0][:300]}"

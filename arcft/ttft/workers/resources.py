@@ -1,4 +1,4 @@
-"""What of a machine, or of a cluster, each worker gets."""
+"""The share of a machine or cluster that each worker gets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 CORES_EACH = 4
-"""Cores of a worker where there are no GPUs: each holds the base model, and a pass keeps a few cores busy."""
+"""Cores per worker without GPUs: each worker holds the base model, and a pass keeps a few cores busy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +24,10 @@ class WorkerResources:
 
     count: int
     cores: int
-    """Of one machine; 0 where there are fewer cores than workers."""
+    """Cores on one machine; 0 if there are fewer cores than workers."""
 
     gpus: float
-    """1, or a fraction where there are fewer GPUs than workers; 0 where there are none."""
+    """1, or a fraction if there are fewer GPUs than workers; 0 without GPUs."""
 
     @property
     def threads(self) -> int:
@@ -35,11 +35,11 @@ class WorkerResources:
 
 
 def share(nodes: Sequence[Node], count: int | None) -> WorkerResources:
-    """Deal `nodes` out to `count` workers; by default one for each GPU, or without GPUs for each CORES_EACH cores."""
+    """Divide `nodes` among `count` workers; by default one per GPU or, without GPUs, one per CORES_EACH cores."""
     gpus = sum(node.gpus for node in nodes)
     if count is None:
         count = gpus or max(1, sum(node.cores // CORES_EACH for node in nodes))
-    # Ray counts in ten-thousandths.
+    # Ray rounds fractions of a GPU to 1/10,000.
     gpus_each = math.floor(10_000 / math.ceil(count / gpus)) / 10_000 if gpus else 0.0
     cores = max(node.cores for node in nodes) if nodes else 0
     while cores and sum(_places(node, cores, gpus_each) for node in nodes) < count:

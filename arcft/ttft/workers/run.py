@@ -1,8 +1,8 @@
-"""Engines at work: in this process, in several on this machine, or on a Ray cluster.
+"""Run engines: in this process, in several processes on this machine, or on a Ray cluster.
 
-The driver alone reads the queue and writes the ledger: it answers every worker's questions and records what they
-report. A worker holds an engine and the units it works on; one that dies loses no more than those, and they are queued
-again.
+Only the driver reads the queue and writes the ledger: it answers the workers' requests and records their events. A
+worker holds an engine and the units it is working on; if it dies, only the progress on those is lost, and they are
+queued again.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ OnEvent = Callable[[Event], None]
 
 
 def drain(engine: Engine, queue: Queue, *, stopped: Callable[[], bool], on_event: OnEvent) -> None:
-    """Work in this process until the queue is empty, or until soon after `stopped()`."""
+    """Process the queue in this process until it is empty, or until soon after `stopped()`."""
     for event in engine.work(lambda near: queue.pull("local", near), stopped):
         queue.record(event, "local")
         on_event(event)
     if stopped():
-        # So that what is given back is no death.
+        # The units requeued below do not count as deaths.
         queue.stop()
     queue.requeue("local")
 
@@ -45,9 +45,9 @@ def drain(engine: Engine, queue: Queue, *, stopped: Callable[[], bool], on_event
 def drain_in_processes(
     factory: Factory, count: int | None, queue: Queue, *, stopped: Callable[[], bool], on_event: OnEvent
 ) -> None:
-    """Work in `count` processes of this machine, which share its GPUs; None for what `processes_of` says.
+    """Process the queue in `count` local processes, which share the GPUs; None for the default of `processes_of`.
 
-    `factory` is sent to each of them, and called there. Raises WorkerError, see WorkerPool.work.
+    `factory` is sent to each process and called there. Raises WorkerError, see WorkerPool.work.
     """
     each = processes_of(count)
     devices = _devices()
@@ -64,12 +64,12 @@ def drain_in_processes(
 def drain_on_ray(
     factory: Factory, count: int | None, queue: Queue, *, stopped: Callable[[], bool], on_event: OnEvent
 ) -> None:
-    """Work in `count` actors of a Ray cluster: the one that RAY_ADDRESS names or that `ray start` began here.
+    """Process the queue in `count` actors of a Ray cluster: the one at RAY_ADDRESS, or started here by `ray start`.
 
-    Where there is none, a local one is started, which ends with this call. None is one actor for each GPU, or where
-    there are none for each four cores. On every machine arcft, the files of the checkpoint and, where adapters are
-    kept, the run's folder must lie at the same place. `factory` is sent to each actor, and called there. Raises
-    WorkerError, see WorkerPool.work.
+    If there is none, a local cluster is started and ends with this call. `count` defaults to one actor per GPU or,
+    without GPUs, per four cores. On every machine arcft, the checkpoint's files and, if adapters are saved, the run's
+    folder must have the same path. `factory` is sent to each actor and called there. Raises WorkerError, see
+    WorkerPool.work.
     """
     with cluster() as ray:
         each = share(nodes_of(ray), count)
@@ -81,24 +81,24 @@ def drain_on_ray(
 
 
 def default_count(config: TtftConfig) -> int | None:
-    """How many workers `config` stands for; None for a Ray cluster, whose GPUs are counted when it is joined."""
+    """The number of workers that `config` means; None for a Ray cluster, whose GPUs are counted on connecting."""
     if config.workers == "local":
         return 1
     return processes_of(config.num_workers).count if config.workers == "processes" else config.num_workers
 
 
 def processes_of(count: int | None) -> WorkerResources:
-    """What each process gets of this machine; by default there is one for each GPU, or else for each four cores."""
-    # On Linux a process may have fewer cores than the machine.
+    """Each process's share of this machine; by default one process per GPU or, without GPUs, per four cores."""
+    # On Linux a process may be restricted to some of the cores.
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return share([Node(cores=cores, gpus=len(_devices()))], count)
 
 
 def _devices() -> list[str]:
-    """The GPUs of this machine, or those of them that CUDA_VISIBLE_DEVICES names."""
+    """The GPUs of this machine, restricted to CUDA_VISIBLE_DEVICES."""
     import torch
 
-    # Does not initialise CUDA in this process.
+    # This does not initialise CUDA in this process.
     number = torch.cuda.device_count()
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = chosen.split(",") if chosen else [str(index) for index in range(number)]
@@ -106,5 +106,5 @@ def _devices() -> list[str]:
 
 
 def _threads(number: int) -> dict[str, str]:
-    """For torch in a worker; where the user has set it, that holds."""
+    """Environment for torch's threads in a worker; the user's OMP_NUM_THREADS wins."""
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(number)), "OMP_WAIT_POLICY": "PASSIVE"}

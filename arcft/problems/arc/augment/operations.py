@@ -1,4 +1,4 @@
-"""Maps from one grid to another that may change its size; `Composition` applies them to one side of a task."""
+"""Operations on grids that may change their size; `Composition` applies one to all inputs or outputs of a task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIRROR_DIRECTIONS: tuple[Literal["down", "right", "both"], ...] = ("down", "righ
 
 
 class Named(abc.ABC):
-    """A frozen dataclass that can be written to a file under its name."""
+    """A frozen dataclass that is serialised under its name."""
 
     name: ClassVar[str]
 
@@ -31,7 +31,7 @@ class GridOperation(Named):
 
     @abc.abstractmethod
     def on_grid(self, grid: Grid) -> NDArray[np.int8]:
-        """The new grid, which may be larger than 30x30."""
+        """The transformed grid, int8 [rows, columns]; may exceed 30x30."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Ways to turn a task into another valid task: symmetries, colours, orders, swaps, compositions.
+"""Transforms of a task into another valid task: symmetries, colours, orders, swaps, compositions.
 
-A transform is a frozen value. `apply` turns a task, `invert` turns a predicted output of the turned task back.
-The set, and the finding that composition helps, are the arc24 project's (https://github.com/ironbar/arc24).
+A transform is a frozen value. `apply` transforms a task, `invert` maps an output predicted for the transformed task
+back. The selection of transforms, and the finding that composition helps, come from the arc24 project
+(https://github.com/ironbar/arc24).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from arcft.problems.arc.task import MAX_SIDE, NUM_COLORS, Grid, Pair, Task, Task
 
 
 class Transform(Named):
-    """A pure map from tasks to tasks; `to_dict` writes it to a file."""
+    """A pure function from tasks to tasks; `to_dict` serialises it."""
 
     @abc.abstractmethod
     def apply(self, task: Task) -> Task:
@@ -43,7 +44,7 @@ class Transform(Named):
 
 @dataclasses.dataclass(frozen=True)
 class Identity(Transform):
-    """Leaves everything as it is."""
+    """Changes nothing."""
 
     name = "identity"
 
@@ -66,7 +67,7 @@ class Geometric(Transform, GridOperation):
         require_range(self, "quarter_turns", 0, 3)
 
     def on_grid(self, grid: Grid) -> NDArray[np.int8]:
-        # np.fliplr and np.rot90 do the same and take ten times as long, which shows where examples are made.
+        # np.fliplr and np.rot90 give the same but take ten times as long, which is noticeable in the data pipeline.
         start = grid[:, ::-1] if self.flip else grid
         turned = start.T if self.quarter_turns % 2 else start
         return turned[:: -1 if self.quarter_turns in (1, 2) else 1, :: -1 if self.quarter_turns in (2, 3) else 1]
@@ -143,7 +144,7 @@ class SwapTrainTest(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class Composition(Transform):
-    """A new puzzle: `operation` on all inputs, or on all outputs, of the old one. For training only."""
+    """A new task: `operation` applied to all inputs, or to all outputs, of the old one. For training only."""
 
     side: Literal["input", "output"]
     operation: GridOperation
@@ -167,7 +168,7 @@ class Composition(Transform):
 
 @dataclasses.dataclass(frozen=True)
 class Chain(Transform):
-    """Transforms one after the other; inverted from the last to the first."""
+    """Transforms applied one after another; `invert` undoes them in reverse order."""
 
     transforms: tuple[Transform, ...]
 
@@ -204,8 +205,8 @@ def draw_transform(
 ) -> Transform:
     """Draw a transform for training; each option is the key of that name in the group `augmentation`.
 
-    The order is swap, composition, symmetry, colours, order of the demonstrations. The swap is left out where a test
-    output is not known, and so is a composition that would make a grid larger than 30x30.
+    The order is swap, composition, symmetry, colours, order of the demonstrations. The swap is skipped if a test
+    output is unknown, and a composition if it would make a grid larger than 30x30.
     """
     parts: list[Transform] = []
     if swap_train_test and task.has_answers:
@@ -226,8 +227,8 @@ def deal_transforms(
 ) -> list[Transform]:
     """Transforms for `count` predictions of one task; the first is the identity.
 
-    The symmetries are dealt round-robin, so that `count` of any size uses each as often as the next, give or take one.
-    Colours (1 to 9, background kept) and the order of the demonstrations are drawn.
+    The symmetries are dealt round-robin, so that for any `count` their frequencies differ by at most one. Colours (1 to
+    9; the background is kept) and the order of the demonstrations are drawn at random.
     """
     dealt: list[Transform] = []
     for index in range(count):
@@ -257,7 +258,7 @@ def _draw_composition(task: Task, rng: np.random.Generator, weights: Mapping[str
 
 
 def _operations(name: str, rng: np.random.Generator) -> list[GridOperation]:
-    """The choices of one kind of composition, all equally likely where they fit."""
+    """The operations of one type, equally likely among those that fit."""
     if name == "geometric":
         return [*SYMMETRIES[1:]]
     if name == "padding":
@@ -281,7 +282,7 @@ def _permutation(length: int, rng: np.random.Generator) -> tuple[int, ...]:
 
 
 def _chain(parts: Sequence[Transform]) -> Transform:
-    """The shortest value that does the same: a part that changes nothing is left out."""
+    """The shortest equivalent transform: parts that change nothing are dropped."""
     parts = [part for part in parts if part not in (Identity(), SYMMETRIES[0])]
     if len(parts) == 1:
         return parts[0]

@@ -1,4 +1,4 @@
-"""A digest of tasks and pools, which says whether two runs saw the same data."""
+"""A digest of tasks and pools, to tell whether two runs used the same data."""
 
 from __future__ import annotations
 

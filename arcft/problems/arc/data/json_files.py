@@ -1,4 +1,4 @@
-"""Task files in JSON, read so that whatever is wrong in one is named: file, task id, pair, row."""
+"""Read task files in JSON; errors name the file, task id, pair and row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from arcft.problems.arc.task import Grid, Pair, Task, TaskError, as_grid
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises TaskError where it is missing, not valid, or repeats a key of an object."""
+    """The content of a JSON file. Raises TaskError if it is missing or invalid, or repeats a key of an object."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         return json.loads(text, object_pairs_hook=_unique)
@@ -34,7 +34,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path, content: str) -> dict[str, Any]:
-    """The content of a JSON file that must hold an object; `content` says what of. Raises TaskError if it is empty."""
+    """The content of a JSON file that must hold an object, described by `content` in errors. Raises TaskError if it is
+    empty."""
     values = read_json(path)
     if not isinstance(values, dict):
         raise TaskError(f"{path}: holds {_kind(values)} where an object {content} is expected")
@@ -56,7 +57,8 @@ def task_from_json(task_id: str, values: Any, where: str) -> Task:
 
 
 def pairs_from_json(values: list[Any], where: str, *, answers: bool = True) -> Iterator[Pair]:
-    """A list of `{input, output}`; with `answers=False` outputs may be missing or null. Errors count pairs from 1."""
+    """Pairs from a list of `{input, output}`; with `answers=False` outputs may be missing or null. Errors number pairs
+    from 1."""
     for number, value in enumerate(values, 1):
         place = f"{where} {number}"
         if not isinstance(value, dict) or "input" not in value:
@@ -71,7 +73,7 @@ def pairs_from_json(values: list[Any], where: str, *, answers: bool = True) -> I
 
 
 def answers_from_json(values: Any, count: int, where: str) -> list[Grid]:
-    """A task's entry in a solutions file: one output for each of its `count` tests."""
+    """The grids of a task's entry in a solutions file: one output for each of its `count` tests."""
     if not isinstance(values, list) or len(values) != count:
         found = f"{len(values)} outputs" if isinstance(values, list) else _kind(values)
         raise TaskError(f"{where}: {found} where the task has {count} tests; give a list of one output a test")

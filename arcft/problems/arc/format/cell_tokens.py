@@ -1,8 +1,8 @@
-"""Which tokens a tokenizer writes each part of a grid's text with, read off what it makes of texts.
+"""Find the tokens of each part of a grid's text by tokenising sample texts.
 
-Tokens need not respect the parts: a space may go with the word behind it, a newline with a fence, the first byte of a
-symbol with the space before it. So a part's tokens are found within texts that go on to both sides, by the characters
-that each token covers.
+Tokens need not align with the parts: a space may merge with the following word, a newline with a fence, the first byte
+of a symbol with the space before it. So a part's tokens are looked up inside texts that continue on both sides, by the
+characters that each token covers.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from arcft.problems.arc.format.encoders import GridEncoder
 from arcft.problems.arc.task import MAX_SIDE, NUM_COLORS
 
 GOES_ON, ROW_ENDS, GRID_ENDS = 1, 2, 4
-"""What follows a cell: another in its row, another row, or no other. Powers of two, to be put together in a sum."""
+"""What follows a cell: another cell of its row, another row, or nothing. Powers of two, for use as flags."""
 
 Tokens = tuple[int, ...]
 
 
 class GrammarError(ArcftError):
-    """A tokenizer and an encoder that no grammar can be made for."""
+    """A tokenizer and an encoder for which no grammar can be derived."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,25 +34,25 @@ class CellTokens:
     """The tokens of a grid's text, part by part."""
 
     heads: dict[tuple[int, int], Tokens]
-    """What comes before the first cell, by rows and columns; empty if the shape is not written first."""
+    """The tokens before the first cell, by (rows, columns); empty if the encoder does not write the shape first."""
 
     cells: dict[tuple[int, bool, int], list[Tokens]]
-    """Of each colour, the tokens behind the head or the cell before up to the one that completes the cell. By the
+    """For each colour, the tokens after the head or the previous cell, up to the one that completes the cell. Keys: the
     row's kind (see `row_kind`), whether the cell is the first of its row, and what follows it."""
 
     closing: Tokens
-    """What comes behind the last cell, with the end of the turn."""
+    """The tokens after the last cell, including the end of the turn."""
 
     numbered: bool
-    """Whether rows are written differently one from another."""
+    """Whether the text of a row depends on its number."""
 
     def row_kind(self, row: int) -> int:
-        """The number, from 0, of the first row that is written as `row` is."""
+        """The number, from 0, of the first row that is written like `row`."""
         return row if self.numbered else min(row, 1)
 
     @functools.cached_property
     def longest(self) -> int:
-        """Tokens of the longest text."""
+        """Length of the longest grid's text, in tokens."""
         lengths = {place: max(map(len, options)) for place, options in self.cells.items()}
 
         def row_length(row: int, columns: int, ending: int) -> int:
@@ -74,9 +74,9 @@ class CellTokens:
 
 
 def read_cell_tokens(tokenizer: PreTrainedTokenizerBase, encoder: GridEncoder, end_id: int) -> CellTokens:
-    """Read the tokens off rows of one colour among others like them, at the beginning of a text, inside and at its end.
+    """Read the tokens from rows of a single colour, at the beginning, in the middle and at the end of a text.
 
-    Whether they are the same beside other colours is not looked at. Raise GrammarError if a token holds parts of two
+    Does not check that they are the same next to other colours. Raise GrammarError if a token contains parts of two
     cells, or of a cell and the shape.
     """
     if not tokenizer.is_fast:
@@ -100,7 +100,7 @@ def read_cell_tokens(tokenizer: PreTrainedTokenizerBase, encoder: GridEncoder, e
 def _read_row(
     tokenizer: PreTrainedTokenizerBase, encoder: GridEncoder, row: int, columns: int, ending: int
 ) -> list[list[Tokens]]:
-    """For each colour, the tokens of each cell of `row`, then those of what follows."""
+    """For each colour, the tokens of each cell of `row`, then those of the rest of the text."""
     above = min(row, 1)
     below = int(ending == ROW_ENDS)
     head = "" if row else head_text(encoder, 1 + below, columns)
@@ -126,14 +126,14 @@ def _read_heads(tokenizer: PreTrainedTokenizerBase, encoder: GridEncoder) -> dic
         ]
         return [parts[0] for parts in _cut(tokenizer, windows)]
 
-    # A token that ends before one colour may begin another, so the head ends where it is shortest.
+    # With some colours the head's last token may merge with the first cell, so use the colour with the shortest head.
     lengths = [len(head) for head in heads([(1, 1)], range(NUM_COLORS))]
     shapes = [(rows, columns) for rows in range(1, MAX_SIDE + 1) for columns in range(1, MAX_SIDE + 1)]
     return dict(zip(shapes, heads(shapes, [lengths.index(min(lengths))]), strict=True))
 
 
 def head_text(encoder: GridEncoder, rows: int, columns: int) -> str:
-    """What stands between the opener and the rows of a grid: its shape, if that is written first."""
+    """The text between the opener and the rows of a grid: its shape, if the encoder writes it first."""
     grid = np.zeros((rows, columns), dtype=np.int8)
     text = encoder.to_text(grid).removeprefix(encoder.opener).removesuffix(encoder.closer)
     return text.removesuffix(encoder.body.to_text(grid))
@@ -141,20 +141,20 @@ def head_text(encoder: GridEncoder, rows: int, columns: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Window:
-    """Some rows of a grid, with what is around them in its text."""
+    """A few rows of a grid with the surrounding text."""
 
     text: str
     has_head: bool
     cells: list[tuple[int, int]]
-    """The first and last + 1 character of each cell."""
+    """For each cell, its first and last + 1 character in `text`."""
 
 
 def _write(encoder: GridEncoder, rows: range, columns: int, color: int, head: str, tail: str) -> _Window:
-    """Rows of one colour."""
+    """A window of rows of one colour."""
     text, cells = head, []
     for row in rows:
         singles = [encoder.write_row([other], row) for other in range(NUM_COLORS)]
-        # A row's number is what rows of all colours begin with.
+        # A row's number is the common prefix of the row in all colours.
         number = next(place for place, found in enumerate(zip(*singles, strict=False)) if len(set(found)) > 1)
         size = len(singles[color]) - number
         step = len(encoder.write_row([color, color], row)) - len(singles[color])
@@ -166,7 +166,7 @@ def _write(encoder: GridEncoder, rows: range, columns: int, color: int, head: st
 
 
 def _cut(tokenizer: PreTrainedTokenizerBase, windows: Sequence[_Window]) -> Iterator[list[Tokens]]:
-    """The tokens of each window: of its head, if it has one, of each cell, and of what follows the last one."""
+    """The tokens of each window: of its head, if it has one, of each cell, and of the text after the last cell."""
     encoding: Any = tokenizer(
         [window.text for window in windows], add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )

@@ -1,4 +1,4 @@
-"""Whether a tokenizer suits an encoder: grids come back as they were, every cell in the same number of tokens."""
+"""Check that a tokenizer suits an encoder: grids survive a round trip, and all cells take equally many tokens."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ ALTERNATIVES: dict[str, GridEncoder] = {
     "separator": GridShapeEncoder(GridWithSeparationEncoder("|")),
     "color_names": GridShapeEncoder(ColorNameEncoder()),
 }
-"""Encoders to use instead, by their name in conf/encoder, the best first."""
+"""Alternative encoders by their name in conf/encoder, best first."""
 
 
 class UnevenTokensError(ArcftError):
-    """A tokenizer that merges cells of a grid, splits some, or cannot write them."""
+    """A tokenizer that merges or splits cells of a grid, or cannot represent them."""
 
 
 def check_uneven_tokens(tokenizer: PreTrainedTokenizerBase, encoder: GridEncoder, *, allow: bool, name: str) -> None:
     """Raise UnevenTokensError, naming an encoder to use instead, unless every cell takes the same number of tokens.
 
-    With `allow` the message is logged as a warning. A tokenizer that changes the text of grids is refused all the
-    same. `name` is what the message calls the tokenizer.
+    With `allow` the message is only logged as a warning, but a tokenizer that changes the text of grids is still
+    refused. `name` names the tokenizer in messages.
     """
     _check_round_trip(tokenizer, encoder, name)
     uneven = find_uneven_tokens(tokenizer, encoder)
@@ -57,7 +57,7 @@ def check_uneven_tokens(tokenizer: PreTrainedTokenizerBase, encoder: GridEncoder
 def find_uneven_tokens(tokenizer: PreTrainedTokenizerBase, encoder: GridEncoder) -> str | None:
     """A description of cells that take different numbers of tokens, or None if all take the same.
 
-    Tried are all colours, all pairs of them, and random rows and grids of every width, inside the fence.
+    Checks all colours, all pairs of colours, and random rows and grids of every width, without the fence.
     """
     rng = np.random.default_rng(0)
     body = encoder.body

@@ -46,6 +46,8 @@ def test_a_turned_task_has_the_same_fingerprint(seed: int, colors: int) -> None:
     ).apply(task)
     renamed = Task("other", changed.train, tuple(Pair(pair.input) for pair in changed.test))
     assert task_fingerprint(renamed, up_to_symmetry=True) == task_fingerprint(task, up_to_symmetry=True)
+    fingerprints = [{fingerprint_of_pair(pair) for pair in each.train} for each in (task, changed)]
+    assert fingerprints[0] == fingerprints[1]
 
 
 def same_by_trying_all(first: Task, second: Task) -> bool:

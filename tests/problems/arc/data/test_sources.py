@@ -195,5 +195,22 @@ def test_broken_pairs_are_refused(tmp_path: Path) -> None:
         load_pairs(path, 1)
 
 
+def test_tasks_drawn_from_a_pool_use_different_pairs_and_reach_all() -> None:
+    pool = PairPool("p", tuple(of_color(color) for color in range(6)), 3)
+    rng = np.random.default_rng(0)
+    tests = set()
+    for _ in range(200):
+        task = pool.draw(rng)
+        assert task.id == "p"
+        assert (len(task.train), len(task.test)) == (3, 1)
+        assert len(set(task.train + task.test)) == 4
+        tests.add(task.test[0])
+    assert tests == set(pool.pairs)
+    assert len(PairPool("p", pool.pairs, 5).draw(rng).train) == 5
+    with pytest.raises(TaskError, match=r"task p: data.demonstrations=6, but of 6 pairs 1 to 5 can be demonstrations"):
+        PairPool("p", pool.pairs, 6)
+    assert pool.draw(np.random.default_rng(5)) == pool.draw(np.random.default_rng(5))
+
+
 def of_color(color: int) -> Pair:
     return Pair(as_grid([[color]]), as_grid([[color + 1]]))
