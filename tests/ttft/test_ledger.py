@@ -162,7 +162,7 @@ def test_filling_twice_changes_nothing(ledger: Ledger) -> None:
 
 
 def test_other_units_are_refused(ledger: Ledger) -> None:
-    with pytest.raises(LedgerError, match=r"a holds the tasks a there, and a, c here; give it the tasks"):
+    with pytest.raises(LedgerError, match=r"a holds the tasks a there, and a, c here; use the tasks"):
         ledger.fill([(ADAPT_ROUND, "a", ["a", "c"], 120), (ADAPT_ROUND, "b", ["b"], 80)])
     with pytest.raises(LedgerError, match=r"holds b in round 1, which is no part of this run"):
         ledger.fill([(ADAPT_ROUND, "a", ["a"], 120)])
