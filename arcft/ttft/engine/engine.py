@@ -1,8 +1,8 @@
 """One resident model that adapts to unit after unit, several at once, and predicts them.
 
 With one slot, the result of a unit depends on its assignment, the checkpoint and the config, and on nothing else in
-the run: its examples are drawn from (seed, unit), its adapter starts from the same weights, and a batch holds the prompts
-of one test. With more slots, the last bits of floating-point sums depend on the units beside it.
+the run: its examples are drawn from (seed, unit), its adapter starts from the same weights, and a batch holds the
+prompts of one test. With more slots, the last bits of floating-point sums depend on the units beside it.
 """
 
 from __future__ import annotations
