@@ -1,8 +1,8 @@
-"""Checkpoint folders: complete or they do not count, and every byte accounted for.
+"""Checkpoint folders: complete or ignored, with every byte verified.
 
 A checkpoint is written into a hidden sibling, flushed to disk and renamed to `checkpoint-STEP`, so that a crash at any
-moment leaves the older checkpoints as they were. `manifest.json` is written last and names every file with its size
-and sha256, and its own. Imports no torch: what is checked here must be checkable before anything is loaded.
+moment leaves older checkpoints intact. `manifest.json` is written last and lists every file with its size and sha256,
+and its own sha256. Does not import torch, because checkpoints are verified before anything is loaded.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class CheckpointError(ArcftError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What a manifest says about where its checkpoint comes from."""
+    """The provenance of a checkpoint, as recorded in its manifest."""
 
     base_model: str
-    """The base model's id: what model.path says."""
+    """The base model's id: the value of model.path."""
 
     base_fingerprint: str
     data_fingerprint: str
@@ -54,7 +54,7 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A complete checkpoint that was read."""
+    """A complete, verified checkpoint."""
 
     path: Path
     step: int
@@ -63,14 +63,14 @@ class Checkpoint:
 
     manifest: dict[str, Any]
     digest: str
-    """sha256 of manifest.json, and so of every file: two checkpoints with one digest are the same."""
+    """sha256 of manifest.json, which covers every file: checkpoints with equal digests are identical."""
 
 
 @contextmanager
 def write_checkpoint(run_folder: Path, step: int, origin: Origin) -> Iterator[Path]:
-    """Give a temporary folder to write the files of a checkpoint into; on leaving, seal it as `checkpoint-STEP`.
+    """Yield a temporary folder for the files of a checkpoint; on leaving, seal it as `checkpoint-STEP`.
 
-    An exception inside removes the folder and changes nothing else; a crash leaves it to `remove_leftovers`.
+    On an exception the folder is removed and nothing else changes; after a crash `remove_leftovers` removes it.
     """
     run_folder.mkdir(parents=True, exist_ok=True)
     target = run_folder / f"{PREFIX}{step}"
@@ -117,9 +117,9 @@ def last_checkpoint(run_or_checkpoint: Path) -> Path:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read what a checkpoint says about itself, and check that its files are there and that no byte has changed.
+    """Read a checkpoint's manifest and config, and verify that all its files are present and unchanged.
 
-    Raises CheckpointError naming the first file that is not as it was written.
+    Raises CheckpointError, which names the first missing or changed file.
     """
     manifest_path = path / MANIFEST_FILE
     try:
@@ -143,7 +143,7 @@ def prune(run_folder: Path, keep: int, best: int | None) -> list[Path]:
     others = [path for path in find_checkpoints(run_folder) if _step_of(path) != best]
     removed = others[: max(len(others) - keep, 0)]
     for path in removed:
-        # Renamed first: a crash halfway must not leave a checkpoint that looks complete and is not.
+        # Rename first, so that a crash halfway does not leave a checkpoint that looks complete.
         hidden = _hidden(path, "removed")
         os.rename(path, hidden)
         shutil.rmtree(hidden)
@@ -151,7 +151,7 @@ def prune(run_folder: Path, keep: int, best: int | None) -> list[Path]:
 
 
 def remove_leftovers(run_folder: Path) -> None:
-    """Remove what crashed writers left behind. Only for the owner of the run's lock."""
+    """Remove the partial checkpoints of crashed writers. Call it only while holding the run's lock."""
     for path in run_folder.iterdir():
         if _HIDDEN.fullmatch(path.name):
             shutil.rmtree(path)
@@ -159,9 +159,9 @@ def remove_leftovers(run_folder: Path) -> None:
 
 @contextmanager
 def lock_run(run_folder: Path) -> Iterator[None]:
-    """Own a run folder, created if missing, until leaving; raises CheckpointError while another process owns it.
+    """Hold an exclusive lock on a run folder, created if missing; raises CheckpointError if another process holds it.
 
-    The lock is the operating system's (flock), so that a killed owner holds nothing back.
+    The lock is the operating system's (flock), so it is released when its owner is killed.
     """
     run_folder.mkdir(parents=True, exist_ok=True)
     with open(run_folder / LOCK_FILE, "a+", encoding="utf-8") as file:
@@ -180,7 +180,7 @@ def lock_run(run_folder: Path) -> Iterator[None]:
 
 
 def write_run_yaml(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write `config`, nested plain data, to run.yaml in `folder`, whole or not at all: nothing resumes without it."""
+    """Write `config`, nested plain data, to run.yaml in `folder`, whole or not at all, because resuming needs it."""
     text = yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     write_text(folder / RUN_FILE, text)
 
@@ -198,7 +198,7 @@ def read_run_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts that some YAML reader takes for a number: the task id 5117e062 is 5.117e+65 to YAML 1.2."""
+    """Quotes strings that a YAML reader could take for a number: task id 5117e062 is 5.117e+65 in YAML 1.2."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -235,7 +235,7 @@ def _versions() -> dict[str, str]:
     for package in _PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
-        # A checkout on the path that was not installed has no version.
+        # A checkout on sys.path that is not installed has no version.
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
@@ -254,7 +254,7 @@ def _parse_manifest(path: Path, raw: bytes) -> dict[str, Any]:
         if not isinstance(manifest.get(name), kind):
             raise CheckpointError(f"{path}: is damaged: {name} is missing or not of type {kind.__name__}")
     for name, entry in manifest["files"].items():
-        # Names are joined to the folder's path, so they may not lead out of it.
+        # Names are joined to the folder's path, so they must not escape it.
         if Path(name).name != name:
             raise CheckpointError(f"{path}: lists {name}, which is not a plain file name")
         if not isinstance(entry, dict) or {"size", "sha256"} - entry.keys():

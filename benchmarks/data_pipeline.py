@@ -165,7 +165,7 @@ def measure_steps(config: TrainConfig, prepared: Prepared, device: torch.device,
         start = time.perf_counter()
         batch = {name: tensor.to(device) for name, tensor in collate(examples, pad_id).items()}
         with arithmetic:
-            loss, tokens = summed_cross_entropy(model, batch, keep_logits=True)
+            loss, tokens = summed_cross_entropy(model, batch)
         (loss / tokens).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.max_grad_norm)
         optimizer.step()

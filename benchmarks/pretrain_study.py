@@ -204,7 +204,7 @@ def nats_per_cell(model: PreTrainedModel | PeftModel, run: TrainedRun, tasks: Se
     pad_id = choose_pad_token(tokenization.tokenizer, embedding_rows(model))
     put_together = functools.partial(collate, pad_id=pad_id, positions=tokenization.positions)
     model.eval()
-    return mean_loss(model, examples, put_together, batch_size=8, keep_logits=True) * tokens / cells
+    return mean_loss(model, examples, put_together, batch_size=8) * tokens / cells
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
-"""vLLM as what completes prompts: requests and results in its own words. Knows tokens and no grids.
+"""Greedy decoding by vLLM, with LoRA adapters.
 
-Only its public interface for offline use: `vllm.LLM`, `vllm.SamplingParams` and `vllm.lora.request.LoRARequest`.
+Tested against a stub; not yet run on a GPU. Uses only vLLM's public interface for offline inference: `vllm.LLM`,
+`vllm.SamplingParams` and `vllm.lora.request.LoRARequest`.
 """
 
 from __future__ import annotations
@@ -15,51 +16,51 @@ from arcft.decoding.core.completion import Completion
 from arcft.errors import ArcftError
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""That it has room for adapters in."""
+"""LoRA ranks that vLLM accepts as `max_lora_rank`."""
 
 _ADAPTERS = 8
-"""Side by side in a pass at most: each takes GPU memory."""
+"""Maximum number of adapters in one batch: each takes GPU memory."""
 
 
 class VllmError(ArcftError):
-    """vLLM is not there, or can't do what it is asked."""
+    """vLLM is not installed, or does not support the request."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What an engine is started with."""
+    """Settings that an engine starts with."""
 
     model: str
-    """Hub id or folder."""
+    """Hub id or folder of the base model."""
 
     dtype: str
     """auto, float32, bfloat16 or float16."""
 
     max_seq_length: int
-    """Tokens of prompt and completion."""
+    """Maximum number of tokens of prompt and completion together."""
 
     adapters: int
-    """How many adapters there are."""
+    """Number of adapters."""
 
     rank: int
-    """The highest of their ranks; 0 without any."""
+    """The highest rank of any adapter; 0 without adapters."""
 
     seed: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A prompt to be completed."""
+    """A prompt to complete, with its token limit and its end tokens."""
 
     token_ids: list[int]
     max_new_tokens: int
     end_ids: list[int]
     adapter: str | None = None
-    """The folder of an adapter in PEFT's format."""
+    """Folder of an adapter in PEFT's format; None for the base model."""
 
 
 def require_vllm() -> None:
-    """Raise VllmError if it is not installed."""
+    """Raise VllmError if vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise VllmError(
             "inference=vllm needs a GPU and the extra: pip install 'arcft[vllm]'; or use inference=greedy, which needs "
@@ -68,7 +69,10 @@ def require_vllm() -> None:
 
 
 def start_vllm(settings: EngineSettings) -> Callable[[list[Request]], list[Completion]]:
-    """Load the model, which takes minutes; return what completes requests, each token the likeliest one."""
+    """Load the model, which takes minutes, and return a function that completes requests greedily.
+
+    Raise VllmError if vLLM is not installed or does not support the settings.
+    """
     require_vllm()
     import vllm
     from vllm.lora.request import LoRARequest
@@ -95,10 +99,10 @@ def start_vllm(settings: EngineSettings) -> Callable[[list[Request]], list[Compl
 
 
 def engine_options(settings: EngineSettings) -> dict[str, Any]:
-    """Arguments of vllm.LLM; prompts' common beginnings are computed once by default."""
+    """Arguments of vllm.LLM. Its prefix cache is on by default. Raise VllmError for a rank that it does not support."""
     options = {
         "model": settings.model,
-        # Tokens go in and come out.
+        # Token ids go in and come out.
         "skip_tokenizer_init": True,
         "dtype": settings.dtype,
         "max_model_len": settings.max_seq_length,
@@ -119,21 +123,21 @@ def sampling_options(request: Request) -> dict[str, Any]:
     return {
         "temperature": 0.0,
         "max_tokens": request.max_new_tokens,
-        # Those of the model's own config are not always those that it was trained with.
+        # The end token in the model's config is not always the one that the adapter was trained with.
         "ignore_eos": True,
         "stop_token_ids": request.end_ids,
-        # Of the tokens that are written, and of no others.
+        # Log-probabilities of the chosen tokens only.
         "logprobs": 0,
         "detokenize": False,
     }
 
 
 def read_output(output: Any, request: Request) -> Completion:
-    """A vllm.CompletionOutput as a completion; raises VllmError for log-probabilities that are no numbers."""
+    """Convert a vllm.CompletionOutput. Raise VllmError for a log-probability that is missing or not finite."""
     tokens = list(output.token_ids)
     if output.cumulative_logprob is None or not math.isfinite(output.cumulative_logprob):
         raise VllmError(
-            f"vLLM gives {output.cumulative_logprob} as a log-probability; the weights are damaged, or overflow in "
+            f"vLLM returned a log-probability of {output.cumulative_logprob}; the weights are damaged, or overflow in "
             "this dtype: try inference.dtype=float32"
         )
     ended = bool(tokens) and tokens[-1] in request.end_ids

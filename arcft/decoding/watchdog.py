@@ -1,45 +1,52 @@
-"""A process that answers requests, ended and started anew when it freezes or dies. Knows neither models nor grids."""
+"""A watchdog: requests are answered in a child process, which is restarted when it freezes or dies.
+
+Engines with kernels and schedulers of their own (vLLM) can hang or take their process down; neither may end a run.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
 from arcft.errors import ArcftError
+from arcft.processes import ChildDied, ChildProcess
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
 Make = Callable[[], Callable[[list[Request]], list[Answer]]]
-"""Is called in the process, once, and gives what answers there."""
+"""Called once in the child; returns the function that answers requests there."""
 
 MAX_STARTS = 3
-"""So many processes may fail at the same requests."""
+"""Give up once this many processes have failed at the same requests."""
 
 
 class WatchdogError(ArcftError):
-    """What answers can't be started, or fails again and again."""
+    """The child can't be started, or fails again and again."""
 
 
 class _FailedError(Exception):
-    """This process is of no use any more."""
+    """The present child is useless."""
 
 
 class Watchdog(Generic[Request, Answer]):
-    """One process at a time, begun with the first requests. To be used in a `with` block: the process ends with it."""
+    """At most one child process, started with the first requests and ended with the `with` block."""
 
     def __init__(
         self, make: Make[Request, Answer], *, name: str, key: str, seconds: float, say: Callable[[str], None]
     ) -> None:
-        """`make` has to be picklable, as requests and answers. `name` is what messages call the process, and `key` the
-        config's key for `seconds`: without a word for so long, it counts as frozen. `say` is told of each restart."""
+        """Configure the watchdog; nothing is started yet.
+
+        Args:
+            make: See Make. Has to be picklable, like requests and answers.
+            name: What messages call the child.
+            key: The config key of `seconds`, for messages.
+            seconds: A child that gives no answer for this long counts as frozen.
+            say: Called with a message at each restart.
+        """
         self._make, self._name, self._key, self._seconds, self._say = make, name, key, seconds, say
-        self._process: Any = None
-        self._connection: Connection | None = None
+        self._child: ChildProcess | None = None
 
     def __enter__(self) -> Watchdog[Request, Answer]:
         return self
@@ -48,51 +55,36 @@ class Watchdog(Generic[Request, Answer]):
         self.close()
 
     def ask(self, requests: list[Request]) -> list[Answer]:
-        """An answer to each of `requests`, whatever number of processes that takes.
+        """Return an answer for each of `requests`, starting children as needed.
 
-        Raises WatchdogError if none can be started, or TRIES fail at these.
+        Raise WatchdogError if none can be started, or if MAX_STARTS fail at these requests.
         """
         reason = ""
         for _ in range(MAX_STARTS):
             try:
-                if self._connection is None:
+                if self._child is None:
                     self._start()
-                assert self._connection is not None
-                with contextlib.suppress(OSError):  # `_receive` tells what became of it
-                    self._connection.send(requests)
+                assert self._child is not None
+                self._child.send(requests)
                 answers: list[Answer] = self._receive()
                 return answers
             except _FailedError as failure:
                 self.close()
                 reason = str(failure)
-                self._say(f"{self._name} {reason}; starting it anew")
+                self._say(f"{self._name} {reason}; restarting it")
         raise WatchdogError(
-            f"{self._name} {reason}, for the {MAX_STARTS}. time with the same {len(requests)} prompts; if they take "
-            f"longer, raise {self._key} or lower inference.batch_size; what was predicted before is kept"
+            f"{self._name} {reason}, {MAX_STARTS} times with the same {len(requests)} prompts; if they need more time, "
+            f"raise {self._key} or lower inference.batch_size; earlier predictions are kept"
         )
 
     def close(self) -> None:
-        """End the process, and those that it has started."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        if self._process is not None:
-            # Its group is its own once it has come so far.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.kill()
-            self._process.join()
-            self._process = None
+        """End the child and the processes that it has started."""
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
 
     def _start(self) -> None:
-        # Spawned: after a fork, neither CUDA nor the threads of torch would work.
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        # No daemon, for those may not start processes themselves.
-        self._process = context.Process(target=_serve, args=(self._make, theirs), name=self._name)
-        self._process.start()
-        # Or the pipe would stay open when the process dies.
-        theirs.close()
+        self._child = ChildProcess(_serve, (self._make,), name=self._name, own_group=True)
         try:
             self._receive()
         except WatchdogError:
@@ -100,13 +92,13 @@ class Watchdog(Generic[Request, Answer]):
             raise
 
     def _receive(self) -> Any:
-        assert self._connection is not None
-        if not self._connection.poll(self._seconds):
-            raise _FailedError(f"has given no answer for {self._seconds:g} s ({self._key})")
+        assert self._child is not None
         try:
-            kind, value = self._connection.recv()
-        except (EOFError, OSError):
-            raise _FailedError("has died") from None
+            kind, value = self._child.receive(self._seconds)
+        except TimeoutError:
+            raise _FailedError(f"has given no answer for {self._seconds:g} s ({self._key})") from None
+        except ChildDied as death:
+            raise _FailedError(f"has died ({death})") from None
         if kind == "refused":
             raise WatchdogError(value)
         if kind == "failed":
@@ -114,15 +106,12 @@ class Watchdog(Generic[Request, Answer]):
         return value
 
 
-def _serve(make: Make[Any, Any], connection: Connection) -> None:
-    """Ends when the pipe is closed, so also when the other end is killed."""
-    os.setsid()
+def _serve(connection: Connection, make: Make[Any, Any]) -> None:
+    """What the child does: answer requests until the pipe is closed."""
     try:
         answer = make()
     except Exception as error:
-        connection.send(
-            ("refused", str(error) if isinstance(error, ArcftError) else f"{type(error).__name__}: {error}")
-        )
+        connection.send(("refused", _explain(error)))
         return
     connection.send(("ready", None))
     with contextlib.suppress(EOFError):
@@ -131,8 +120,8 @@ def _serve(make: Make[Any, Any], connection: Connection) -> None:
             try:
                 connection.send(("answered", answer(requests)))
             except Exception as error:
-                connection.send(("failed", _explained(error)))
+                connection.send(("failed", _explain(error)))
 
 
-def _explained(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     return str(error) if isinstance(error, ArcftError) else f"{type(error).__name__}: {error}"

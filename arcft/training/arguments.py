@@ -1,4 +1,4 @@
-"""Our training config as transformers' TrainingArguments: all of its hundred switches that matter, in one place."""
+"""Our training config as transformers' TrainingArguments: the few of its hundred settings that matter, in one place."""
 
 from __future__ import annotations
 
@@ -18,20 +18,23 @@ from arcft.text.tokens import Example
 
 
 class TrainingError(ArcftError):
-    """A training run that can't begin."""
+    """A training run that can't start."""
 
 
 def make_training_arguments(config: TrainingConfig, output_dir: Path, device: torch.device) -> TrainingArguments:
-    """The arguments of a run on one device. What ArcftTrainer decides itself (optimizer, schedule, evaluation,
-    rotation of checkpoints) is left at transformers' defaults. Raises TrainingError."""
+    """The arguments of a run on one device.
+
+    What ArcftTrainer decides itself (optimizer, schedule, evaluation, rotation of checkpoints) is left at transformers'
+    defaults. Raise TrainingError for float16 without a GPU, or if started by torchrun.
+    """
     dtype = resolve_dtype(config.dtype, device)
     on_gpu = device.type == "cuda"
     if dtype == torch.float16 and not on_gpu:
         raise TrainingError(
-            f"training.dtype={config.dtype}: float16 is trained with loss scaling, which needs a GPU; "
+            f"training.dtype={config.dtype}: float16 needs loss scaling, which needs a GPU; "
             "on a CPU use training.dtype=float32 or bfloat16"
         )
-    # Set by torchrun; TrainingArguments would wait here for the other processes.
+    # Set by torchrun; TrainingArguments would wait for the other processes here.
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise TrainingError(
             f"WORLD_SIZE={os.environ['WORLD_SIZE']}: a run is one process on one device; start it without torchrun, "
@@ -50,15 +53,15 @@ def make_training_arguments(config: TrainingConfig, output_dir: Path, device: to
         per_device_eval_batch_size=config.per_device_train_batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         gradient_checkpointing=config.gradient_checkpointing,
-        # The reentrant kind loses the gradient where, under an adapter, no input requires one.
+        # Reentrant checkpointing loses the gradient when no input requires one, as under an adapter.
         gradient_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=config.num_workers,
         dataloader_pin_memory=on_gpu,
-        # Would look for a dictionary's keys in our examples.
+        # It would look for dictionary keys, and our examples are objects.
         remove_unused_columns=False,
         label_names=["labels"],
         logging_steps=config.logging_steps,
-        # Would report the mean of the earlier losses in place of a loss that is not a number.
+        # It would replace a NaN by the mean of the earlier losses.
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=config.save_steps,
@@ -66,14 +69,14 @@ def make_training_arguments(config: TrainingConfig, output_dir: Path, device: to
         report_to="none",
         disable_tqdm=True,
     )
-    # More GPUs than one would be used by DataParallel, which is slow and splits batches behind our back.
+    # With several GPUs, Trainer would use DataParallel, which is slow and splits batches behind our back.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments
 
 
 def check_length(train_dataset: Dataset[Example], arguments: TrainingArguments) -> None:
-    """Raise TrainingError where the run would take more examples than there are."""
+    """Raise TrainingError if the run needs more examples than the dataset has."""
     length = len(cast(Sized, train_dataset))
     needed = arguments.max_steps * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
     if length < needed:
-        raise TrainingError(f"the stream has {length} examples, the run takes {needed}")
+        raise TrainingError(f"the stream has {length} examples, the run needs {needed}")

@@ -1,4 +1,4 @@
-"""Examples of different lengths as one batch of tensors."""
+"""Batches of tensors from examples of different lengths."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ from arcft.protocols import Positions
 from arcft.text.tokens import IGNORED, Example
 
 Collate = Callable[[Sequence[Example]], dict[str, torch.Tensor]]
+"""Makes the tensors of a batch, as `collate` does."""
 
 
 class Batch(TypedDict):
-    """Examples whose losses are added up, as the groups in which they pass through the model."""
+    """What the data loader yields: examples whose losses are summed, in groups that share a forward pass."""
 
     groups: list[dict[str, torch.Tensor]]
-    """Each as `collate` makes it."""
+    """The tensors of each group, as `collate` makes them."""
 
     tokens: int
-    """Of all the examples, without padding."""
+    """Tokens of all examples, without padding."""
 
 
 def collate_in_groups(examples: Sequence[Example], collate: Collate, max_batch_tokens: int | None) -> Batch:
-    """The batch in groups of like length of at most `max_batch_tokens` each; None makes one group of it as it is."""
+    """Split `examples` into groups of similar length with at most `max_batch_tokens` tokens each, padding included.
+
+    None makes one group, in the order given.
+    """
     groups = [examples] if max_batch_tokens is None else group_by_length(examples, max_tokens=max_batch_tokens)
     return Batch(
         groups=[collate(group) for group in groups], tokens=sum(len(example.input_ids) for example in examples)
@@ -34,10 +38,10 @@ def collate_in_groups(examples: Sequence[Example], collate: Collate, max_batch_t
 def group_by_length(
     examples: Sequence[Example], *, max_tokens: int | None, max_rows: int | None = None
 ) -> list[list[Example]]:
-    """`examples`, the longest first, in as few groups as hold at most `max_tokens` tokens each, padding included, and
-    `max_rows` examples; one that is longer by itself is a group of its own. None is no limit."""
+    """Sort `examples`, the longest first, into groups of at most `max_tokens` tokens each, padding included, and
+    `max_rows` examples; None is no limit. An example longer than `max_tokens` forms its own group."""
     groups: list[list[Example]] = []
-    # The longest first, so that memory fails early.
+    # The longest first, so that a run that does not fit in memory fails early.
     for example in sorted(examples, key=lambda example: len(example.input_ids), reverse=True):
         rows = len(groups[-1]) + 1 if groups else 1
         padded = rows * len(groups[-1][0].input_ids) if groups else 0
@@ -49,13 +53,17 @@ def group_by_length(
 
 
 def collate(examples: Sequence[Example], pad_id: int, positions: Positions | None = None) -> dict[str, torch.Tensor]:
-    """`input_ids` and `labels` (int64, [batch, length]), padded on the right with `pad_id` and IGNORED.
+    """Pad `examples` on the right to one length.
 
-    There is no attention mask: nothing looks back at padding on the right, and a mask would lose the fast causal
-    kernels. With `positions` there are `position_ids` and a mask of ones all over, because transformers takes positions
-    that jump, without a mask, for packed documents, and cuts the attention at every jump.
+    Returns:
+        `input_ids` and `labels`, int64 [batch, length], padded with `pad_id` and IGNORED. With `positions`, also
+        `position_ids` and `attention_mask` of the same shape.
 
-    The first label is never a target, as nothing comes before it, and is IGNORED so that counts of labels are right.
+    Without positions there is no attention mask: no token attends to padding on its right, and a mask would rule out
+    the fast causal kernels. With positions the mask is all ones, because transformers takes jumping positions without
+    a mask for packed documents, and cuts attention at every jump.
+
+    The first label is never a target, since nothing precedes it; it is IGNORED, so that counting labels counts targets.
     """
     length = max(len(example.input_ids) for example in examples)
     input_ids = torch.full((len(examples), length), pad_id)

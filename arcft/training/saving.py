@@ -1,4 +1,4 @@
-"""What a checkpoint holds beside the trainer's own state: weights, tokenizer, the run's config, where it comes from."""
+"""What a checkpoint holds beside transformers' trainer state: weights, tokenizer, the run's config, its origin."""
 
 from __future__ import annotations
 
@@ -18,25 +18,59 @@ from arcft.models.lora import load_adapter_weights, save_adapter
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "trainer_state.json"
-LOOP_FILE = "loop_state.json"
-"""What our trainer knows beside transformers' own state."""
+_LOOP_FILE = "loop_state.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Saving:
-    """What goes into every checkpoint of a run, and how many are kept."""
+    """What goes into every checkpoint of a run, and how many checkpoints are kept."""
 
     tokenizer: PreTrainedTokenizerBase
     run_config: Mapping[str, Any]
-    """Nested plain data, written to run.yaml."""
+    """The resolved config as nested plain data, written to run.yaml."""
 
     origin: Origin
     save_total_limit: int
     """Checkpoints kept beside the best one."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopState:
+    """State of our training loop that transformers' trainer state lacks, for exact resume."""
+
+    loss_since_log: float
+    """Summed loss of the steps since the last log, so that the next log covers the same steps as without a stop."""
+
+    loss_before: float
+    """Summed loss of all steps before that, nats."""
+
+    logged_step: int
+    """The step of the last log."""
+
+    tokens: int
+    """Trained tokens so far, without padding."""
+
+    best_rank: tuple[float, float] | None
+    """(best metric, -eval_loss) of the best checkpoint; None before the first evaluation."""
+
+    evaluation_due: bool
+    """Whether the run stopped before an evaluation that this step should have had."""
+
+    def write(self, folder: Path) -> None:
+        """Write the state into a checkpoint's folder."""
+        (folder / _LOOP_FILE).write_text(json.dumps(dataclasses.asdict(self)), encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> LoopState:
+        """Read what `write` wrote."""
+        values = json.loads((folder / _LOOP_FILE).read_text(encoding="utf-8"))
+        if values["best_rank"] is not None:
+            values["best_rank"] = tuple(values["best_rank"])
+        return cls(**values)
+
+
 def check_origin(checkpoint: Checkpoint, origin: Origin) -> None:
-    """Raise CheckpointError unless a run of `origin` can go on from `checkpoint` as if it had never stopped."""
+    """Raise CheckpointError unless a run of `origin` can resume from `checkpoint` as if it had never stopped."""
     for what, key in {"base model": "base_fingerprint", "tasks": "data_fingerprint"}.items():
         theirs, ours = checkpoint.manifest[key], getattr(origin, key)
         if theirs != ours:
@@ -47,7 +81,7 @@ def check_origin(checkpoint: Checkpoint, origin: Origin) -> None:
 
 
 def save_weights(model: PreTrainedModel | peft.PeftModel, folder: Path) -> None:
-    """Write an adapter in PEFT's format, or the whole model, as safetensors in one file."""
+    """Write the adapter in PEFT's format, or without one the whole model, as safetensors in one file."""
     if isinstance(model, peft.PeftModel):
         save_adapter(model, folder)
     else:
@@ -55,7 +89,7 @@ def save_weights(model: PreTrainedModel | peft.PeftModel, folder: Path) -> None:
 
 
 def load_weights(model: PreTrainedModel | peft.PeftModel, folder: Path) -> None:
-    """The inverse of save_weights, into a model of the same kind; raises ArcftError where it does not fit."""
+    """Load what `save_weights` wrote into a model of the same kind. Raise ArcftError if it does not fit."""
     if isinstance(model, peft.PeftModel):
         load_adapter_weights(model, folder)
         return
@@ -63,8 +97,3 @@ def load_weights(model: PreTrainedModel | peft.PeftModel, folder: Path) -> None:
         load_model(model, folder / MODEL_FILE, device=str(model.device))
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder / MODEL_FILE}: does not fit this model: {error}") from error
-
-
-def read_loop_state(checkpoint: Path) -> dict[str, Any]:
-    """What a trainer wrote to LOOP_FILE."""
-    return json.loads((checkpoint / LOOP_FILE).read_text(encoding="utf-8"))

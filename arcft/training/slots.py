@@ -1,4 +1,4 @@
-"""Train several stacked adapters at once, each as if it were alone."""
+"""Training several stacked adapters at once, each as if it were alone."""
 
 from __future__ import annotations
 
@@ -6,48 +6,50 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from arcft.models.selected_logits import selected_logits
 from arcft.models.stacked_lora import StackedLora
 from arcft.protocols import Positions
 from arcft.text.tokens import IGNORED, Example
 from arcft.training.batches import collate
 from arcft.training.finite import SMALLEST_SCALE
 
-# Of loss scaling in float16: where each task begins.
-_FIRST_SCALE = 2.0**14
-_STRETCH = 4096
+_INITIAL_SCALE = 2.0**14
+"""Loss scale in float16 that each task starts with."""
+
+_NORM_CHUNK = 4096
+"""Numbers whose norm is summed in one go; see _norm."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SlotStep:
-    """What one optimizer step of one slot was like."""
+    """The result of one optimizer step of one slot."""
 
     loss: float
-    """Mean over the slot's supervised tokens, nats, before the step."""
+    """Mean cross entropy over the slot's supervised tokens in nats, before the step."""
 
     gradient_norm: float
-    """Before clipping."""
+    """L2 norm of the gradient before clipping."""
 
     tokens: int
-    """Supervised tokens."""
+    """Number of supervised tokens."""
 
     finite: bool
-    """False where loss or gradient was not a finite number; the slot was then not updated."""
+    """False if loss or gradient was not finite; the slot was then not updated."""
 
 
 @dataclasses.dataclass
-class _Course:
-    """Where a slot is in the training of its task."""
+class _SlotProgress:
+    """The optimizer and schedule of one slot."""
 
     learning_rate: float
     factor: Callable[[int], float]
     weights: nn.Parameter
-    """The slot's master weights during an update, empty otherwise: slots may be allocated anew in between."""
+    """The slot's master weights [P] during an update, empty otherwise: slots may be reallocated between steps."""
 
     optimizer: torch.optim.AdamW
     steps: int = 0
@@ -55,51 +57,68 @@ class _Course:
 
 
 class SlotTrainer:
-    """Optimizer steps on the slots of `stacked`: one pass for all, but each slot has its own Adam, learning rate,
-    clipping and step count, so that it is trained as it would be alone."""
+    """Optimizer steps on the slots of a StackedLora.
+
+    One forward and backward pass serves all slots, but each has its own AdamW, learning rate, gradient clipping and
+    step count, so that it is trained as it would be alone.
+    """
 
     def __init__(
         self, stacked: StackedLora, *, pad_id: int, max_grad_norm: float, positions: Positions | None = None
     ) -> None:
+        """Set up a trainer; call `begin` for each slot.
+
+        Args:
+            stacked: The adapters. The number of slots and their rank may change between steps.
+            pad_id: Token that pads batches on the right.
+            max_grad_norm: Each slot's gradient is clipped to this L2 norm.
+            positions: Position ids that jump; None counts from 0.
+        """
         self.stacked = stacked
         self.pad_id = pad_id
         self.max_grad_norm = max_grad_norm
         self.positions = positions
         self.gradient_checkpointing = False
-        """Compute activations anew in the backward pass instead of keeping them; may be set between steps."""
+        """Recompute activations in the backward pass instead of storing them; may be changed between steps."""
         self._checkpointed = False
         layers = stacked.model.modules()
         self._layers = [layer for layer in layers if isinstance(layer, GradientCheckpointingLayer)]
-        self._courses: dict[int, _Course] = {}
+        self._progress: dict[int, _SlotProgress] = {}
         self._empty = stacked.master(0).new_empty(0)
         self._widened = self._empty
-        """Room for a gradient in the master's dtype, where the compute dtype is another."""
+        """Buffer [P] for a gradient in the master's dtype, if the compute dtype differs; else empty."""
 
     def begin(self, slot: int, *, learning_rate: float, factor: Callable[[int], float]) -> None:
-        """Prepare the slot for another task: START, a new AdamW without weight decay, step 0.
+        """Prepare `slot` for a new task: initial weights, a new AdamW without weight decay, step 0.
 
-        Step i has the learning rate `learning_rate` * `factor`(i).
+        Step i, from 0, has the learning rate `learning_rate * factor(i)`.
         """
         self.stacked.reset(slot)
-        old = self._courses.pop(slot, None)
+        old = self._progress.pop(slot, None)
         weights = nn.Parameter(self._empty, requires_grad=False)
         fused = weights.device.type in ("cpu", "cuda")
         optimizer = torch.optim.AdamW([weights], lr=learning_rate, weight_decay=0.0, fused=fused)
-        course = _Course(learning_rate, factor, weights, optimizer)
+        progress = _SlotProgress(learning_rate, factor, weights, optimizer)
         if self.stacked.compute_dtype == torch.float16:
-            course.loss_scale = _FIRST_SCALE
-        _begin_moments(course, self.stacked.size, None if old is None else old.optimizer.state[old.weights])
-        self._courses[slot] = course
+            progress.loss_scale = _INITIAL_SCALE
+        _begin_moments(progress, self.stacked.size, None if old is None else old.optimizer.state[old.weights])
+        self._progress[slot] = progress
 
     def step(self, examples: Sequence[Sequence[Example]], first: int = 0) -> list[SlotStep]:
-        """One step of the slots from `first` on; `examples`[i] are those of slot `first` + i, equally many for each.
+        """Take one optimizer step in several slots.
 
-        The loss is the sum over slots of the mean over the slot's supervised tokens. Where memory runs out, the error
-        is passed on, and everything is as before the step.
+        Args:
+            examples: `examples[i]` are for slot `first + i`; equally many for each slot. Raise ValueError otherwise.
+            first: The first slot.
+
+        Returns:
+            The result for each slot. The loss that is differentiated is the sum over slots of each one's mean.
+
+        If memory runs out, the error is passed on, and weights and optimizers are as before the step.
         """
         slots = range(first, first + len(examples))
         batch = _Batch(examples, self.pad_id, self.positions, self.stacked.device)
-        self._follow(slots)
+        self._allocate(slots)
         losses, norms = self._gradients(batch, slots)
         results = []
         for slot, loss, norm, tokens in zip(slots, losses, norms, batch.counts, strict=True):
@@ -110,7 +129,7 @@ class SlotTrainer:
         return results
 
     def loss(self, slot: int, examples: Sequence[Example]) -> float:
-        """Mean loss over the supervised tokens of `examples` in nats, without a gradient."""
+        """The mean cross entropy over the supervised tokens of `examples` in nats, without gradients."""
         total, count = 0.0, 0
         with torch.no_grad(), self.stacked.training(slot, 1):
             for example in examples:
@@ -120,69 +139,69 @@ class SlotTrainer:
         return total / count
 
     def move(self, source: int, target: int) -> None:
-        """Put weights, optimizer and schedule of slot `source` into slot `target`; `source` has to begin anew."""
+        """Move weights, optimizer and schedule from slot `source` to slot `target`; `source` needs a new `begin`."""
         self.stacked.move(source, target)
-        self._courses[target] = self._courses.pop(source)
+        self._progress[target] = self._progress.pop(source)
 
     def snapshot(self, slot: int) -> torch.Tensor:
-        """A copy of the slot's weights, [P]."""
+        """A copy of the slot's master weights [P], to `restore` later."""
         return self.stacked.master(slot).clone()
 
     def restore(self, slot: int, weights: torch.Tensor) -> None:
-        """Put weights back that `snapshot` gave."""
+        """Restore weights [P] from `snapshot`."""
         self.stacked.master(slot).copy_(weights)
         self.stacked.publish(slot)
 
-    def _follow(self, slots: range) -> None:
-        """Make sure of all memory that the updates need, as number and size of the slots may have changed."""
-        for slot in [slot for slot in self._courses if slot >= self.stacked.slots]:
-            del self._courses[slot]
+    def _allocate(self, slots: range) -> None:
+        """Allocate everything that the updates need: the number and size of the slots may have changed."""
+        for slot in [slot for slot in self._progress if slot >= self.stacked.slots]:
+            del self._progress[slot]
         size = self.stacked.size
         if self.stacked.compute_dtype != self._empty.dtype and len(self._widened) != size:
             self._widened = self._empty.new_empty(size)
         for slot in slots:
-            course = self._courses[slot]
-            if len(course.optimizer.state[course.weights]["exp_avg"]) != size:
-                # Moments of other numbers mean nothing here; the schedule goes on.
-                _begin_moments(course, size, None)
+            progress = self._progress[slot]
+            if len(progress.optimizer.state[progress.weights]["exp_avg"]) != size:
+                # Moments of weights of another rank are meaningless; the schedule continues.
+                _begin_moments(progress, size, None)
 
     def _gradients(self, batch: _Batch, slots: range) -> tuple[list[float], list[float]]:
-        """Fill the slots' gradients (times their loss scale); return losses and gradient norms without that scale."""
+        """Compute the slots' gradients, times their loss scales; return losses and gradient norms without those."""
         model, count = self.stacked.model, len(slots)
         gradients = [self.stacked.gradient(slot) for slot in slots]
         while True:
             for gradient in gradients:
                 gradient.zero_()
-            scales = [self._courses[slot].loss_scale for slot in slots]
+            scales = [self._progress[slot].loss_scale for slot in slots]
             with self.stacked.training(slots.start, count), self._checkpointing():
                 losses = batch.losses(model)
                 (losses * losses.new_tensor(scales)).sum().backward()
             norms = torch.stack([_norm(gradient, self._empty.dtype) for gradient in gradients])
-            # The one place in a step that waits for the device.
+            # The only synchronisation with the device in a step.
             found = torch.stack([losses.detach().to(norms.dtype), norms]).tolist()
-            overflown = [
+            overflowed = [
                 slot
                 for slot, loss, norm, scale in zip(slots, *found, scales, strict=True)
                 if scale > SMALLEST_SCALE and math.isfinite(loss) and not math.isfinite(norm)
             ]
-            if self.stacked.compute_dtype != torch.float16 or not overflown:
+            if self.stacked.compute_dtype != torch.float16 or not overflowed:
                 return found[0], [norm / scale for norm, scale in zip(found[1], scales, strict=True)]
-            for slot in overflown:
-                self._courses[slot].loss_scale /= 2
+            for slot in overflowed:
+                self._progress[slot].loss_scale /= 2
 
     def _update(self, slot: int, norm: float) -> None:
-        course, gradient = self._courses[slot], self.stacked.gradient(slot)
-        # As torch.nn.utils.clip_grad_norm_ has it.
-        clip = min(1.0, self.max_grad_norm / (norm + 1e-6)) / course.loss_scale
+        progress, gradient = self._progress[slot], self.stacked.gradient(slot)
+        # The same formula as torch.nn.utils.clip_grad_norm_.
+        clip = min(1.0, self.max_grad_norm / (norm + 1e-6)) / progress.loss_scale
         if gradient.dtype != self._empty.dtype:
             gradient = self._widened.copy_(gradient)
         if clip != 1.0:
             gradient.mul_(clip)
-        course.optimizer.param_groups[0]["lr"] = course.learning_rate * course.factor(course.steps)
-        course.weights.data, course.weights.grad = self.stacked.master(slot), gradient
-        course.optimizer.step()
-        course.weights.grad, course.weights.data = None, self._empty
-        course.steps += 1
+        progress.optimizer.param_groups[0]["lr"] = progress.learning_rate * progress.factor(progress.steps)
+        progress.weights.data, progress.weights.grad = self.stacked.master(slot), gradient
+        progress.optimizer.step()
+        progress.weights.grad, progress.weights.data = None, self._empty
+        progress.steps += 1
         self.stacked.publish(slot)
 
     @contextmanager
@@ -193,7 +212,7 @@ class SlotTrainer:
             else:
                 self.stacked.model.gradient_checkpointing_disable()
             self._checkpointed = self.gradient_checkpointing
-        # Transformers checkpoints in training mode only, but below these layers that would switch dropout on.
+        # transformers checkpoints layers only in training mode, which must not reach the dropout below them.
         for layer in self._layers:
             layer.training = self._checkpointed
         try:
@@ -204,7 +223,7 @@ class SlotTrainer:
 
 
 class _Batch:
-    """Examples of several slots as tensors on the model's device, and which tokens are supervised."""
+    """Examples of several slots as tensors on the model's device, with the places of their supervised tokens."""
 
     def __init__(
         self, examples: Sequence[Sequence[Example]], pad_id: int, positions: Positions | None, device: torch.device
@@ -218,7 +237,7 @@ class _Batch:
         targets = targets.view(len(examples), -1)
         supervised = targets != IGNORED
         self.counts: list[int] = supervised.sum(dim=1).tolist()
-        # The supervised places of each slot, in their order; what fills the shorter slots up has no target.
+        # The places of each slot's supervised tokens, in order. Slots with fewer are padded with places without target.
         places = supervised.int().argsort(dim=1, descending=True, stable=True)[:, : max(self.counts)]
         offsets = torch.arange(len(examples)).unsqueeze(1) * targets.shape[1]
         self.inputs = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
@@ -227,46 +246,34 @@ class _Batch:
         self.weights = (1 / torch.tensor(self.counts, dtype=torch.float64)).to(device)
 
     def losses(self, model: nn.Module) -> torch.Tensor:
-        """The mean cross entropy of each slot, [slots], nats, float32 or wider."""
-        head = model.get_output_embeddings()  # type: ignore[operator]
-        self._gathered = False
-        # The vocabulary is the widest layer, and most tokens have no target: only those that have reach the head.
-        handle = None if head is None else head.register_forward_pre_hook(self._gather)
-        try:
-            logits = model(**self.inputs, use_cache=False).logits
-        finally:
-            if handle is not None:
-                handle.remove()
-        if not self._gathered:
-            logits = logits.flatten(0, 1)[self.places]
+        """The mean cross entropy of each slot in nats: [slots], float32, or float64 for a float64 model."""
+        logits = selected_logits(model, {**self.inputs, "use_cache": False}, self.places)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         each = nn.functional.cross_entropy(
             logits.flatten(0, 1), self.targets.flatten(), reduction="none", ignore_index=IGNORED
         )
         return each.view_as(self.targets).sum(dim=1) * self.weights.to(each.dtype)
 
-    def _gather(self, head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        self._gathered = True
-        hidden, *others = inputs
-        return hidden.flatten(0, 1)[self.places], *others
 
+def _begin_moments(progress: _SlotProgress, size: int, old: dict[str, torch.Tensor] | None) -> None:
+    """Set Adam's state to zeros [size], in the tensors of `old` if they have that size.
 
-def _begin_moments(course: _Course, size: int, old: dict[str, torch.Tensor] | None) -> None:
-    """Zeros [size] as Adam's state, in place where `old` has the room. Made here, not at the first step, so that no
-    step can run out of memory when it has begun to change weights."""
-    weights = course.weights
+    It is allocated here rather than at the first step, so that no step runs out of memory after it has begun to change
+    weights.
+    """
+    weights = progress.weights
     if old is None or len(old["exp_avg"]) != size:
         moments = {name: weights.new_zeros(size) for name in ("exp_avg", "exp_avg_sq")}
     else:
         moments = {name: old[name].zero_() for name in ("exp_avg", "exp_avg_sq")}
     step = torch.zeros((), dtype=torch.float32, device=weights.device if weights.is_cuda else "cpu")
-    course.optimizer.state[weights] = {"step": step, **moments}
+    progress.optimizer.state[weights] = {"step": step, **moments}
 
 
 def _norm(gradient: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The norm of `gradient` [P] in `dtype`, by way of the norms of short stretches: summed up in a row on a CPU,
-    millions of squares lose a thousandth in float32."""
-    whole = len(gradient) // _STRETCH * _STRETCH
-    stretches = torch.linalg.vector_norm(gradient[:whole].view(-1, _STRETCH), dim=1, dtype=dtype)
+    """The L2 norm of `gradient` [P] in `dtype`, as the norm of the norms of short chunks: summed up sequentially on a
+    CPU, millions of squares lose a thousandth in float32."""
+    whole = len(gradient) // _NORM_CHUNK * _NORM_CHUNK
+    chunks = torch.linalg.vector_norm(gradient[:whole].view(-1, _NORM_CHUNK), dim=1, dtype=dtype)
     rest = torch.linalg.vector_norm(gradient[whole:], dtype=dtype)
-    return torch.linalg.vector_norm(torch.cat([stretches, rest.view(1)]))
+    return torch.linalg.vector_norm(torch.cat([chunks, rest.view(1)]))

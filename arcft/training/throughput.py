@@ -1,4 +1,4 @@
-"""How many tokens a run has trained on, and how many a second."""
+"""Training throughput in tokens per second."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import time
 
 
 class Throughput:
-    """Counts the tokens of examples, without padding, and the time since the last log, without evaluations."""
+    """Counts trained tokens without padding, and training time without evaluations."""
 
     def __init__(self) -> None:
         self.tokens = 0
-        """Of the whole run, also before a stop."""
+        """Tokens of the whole run, including those before a stop."""
 
         self._tokens_logged = 0
         self._began = time.monotonic()
 
     def begin(self, tokens: int) -> None:
-        """Training begins, or goes on after `tokens`, now."""
+        """Start the clock, with `tokens` tokens already trained on before a stop."""
         self.tokens = self._tokens_logged = tokens
         self._began = time.monotonic()
 
     def leave_out(self, seconds: float) -> None:
-        """What lasted `seconds`, up to now, was not training."""
+        """Exclude the last `seconds` seconds: they were not training."""
         self._began += seconds
 
     def log(self) -> dict[str, float]:
-        """The two values of a log, after which the next one begins."""
+        """`tokens` so far and `tokens_per_second` since the last call."""
         now = time.monotonic()
         rate = (self.tokens - self._tokens_logged) / (now - self._began)
         self._tokens_logged, self._began = self.tokens, now

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
@@ -26,34 +25,24 @@ from arcft.training.arguments import check_length
 from arcft.training.batches import Batch, collate, collate_in_groups
 from arcft.training.finite import SMALLEST_SCALE, check_finite
 from arcft.training.flow import FlowCallback
-from arcft.training.loss import can_keep_logits, mean_loss, summed_cross_entropy
+from arcft.training.loss import mean_loss, summed_cross_entropy
 from arcft.training.optimizers import build_optimizer
-from arcft.training.saving import (
-    LOOP_FILE,
-    STATE_FILE,
-    Saving,
-    check_origin,
-    load_weights,
-    read_loop_state,
-    save_weights,
-)
+from arcft.training.saving import STATE_FILE, LoopState, Saving, check_origin, load_weights, save_weights
 from arcft.training.stopping import StopRequest
 from arcft.training.throughput import Throughput
 
 
 class ArcftTrainer(Trainer):
-    """Trains on a stream of examples, item after item in the stream's own order.
+    """Trains on a stream of examples, in the stream's order.
 
-    The loss is the mean over all supervised tokens of an optimizer step, however they are split into batches, and these
-    by `max_batch_tokens` into groups of like length: without dropout, the gradient of a step is the same up to
-    rounding, whatever the split. Losses and gradient norms are finite or end the run before the step. Checkpoints are
-    atomic, and training from one goes on as if it had never stopped: to the bit on a CPU in float32.
+    The loss is the mean over all supervised tokens of an optimizer step, however they are split into batches, and
+    batches by `max_batch_tokens` into groups: without dropout, the gradient of a step is the same up to rounding,
+    whatever the split. A loss or gradient norm that is not finite ends the run before the step. Checkpoints are atomic,
+    and resuming from one continues as if the run had never stopped: bit for bit on a CPU in float32.
 
-    Every `eval_steps` and at the end, `eval_loss` is the mean over the supervised tokens of `eval_dataset`, and
-    `more_metrics(model, step)` may add to it, e.g. from generated answers (under the trainer's autocast; names are
-    logged as `eval_NAME`); it returns None when it was asked to stop, and the evaluation is then due on resuming. The
-    best checkpoint is that of the highest `best_metric`, of these the one with the lowest `eval_loss`; it is saved at
-    once and never rotated away. Evaluation leaves the random numbers of training alone.
+    Evaluations report `eval_loss`, the mean over the supervised tokens of `eval_dataset`, and what `more_metrics` adds.
+    They leave the random numbers of training alone. The best checkpoint has the highest `best_metric`, and of these the
+    lowest `eval_loss`; it is saved at once and never rotated away.
     """
 
     def __init__(
@@ -75,6 +64,27 @@ class ArcftTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         stop: StopRequest | None = None,
     ) -> None:
+        """Set up a run; nothing is trained yet.
+
+        Args:
+            model: The model with what is trainable set: all weights, or an adapter.
+            args: From make_training_arguments.
+            train_dataset: Enough examples for `args.max_steps`, already shuffled. Raise TrainingError otherwise.
+            eval_dataset: Held-out examples for `eval_loss`; None or empty for none.
+            pad_id: Token that pads batches on the right.
+            optimizer_config: Used by `create_optimizer`.
+            scheduler_config: Used by `create_scheduler`.
+            eval_steps: Evaluate after this many optimizer steps, and after the last one.
+            saving: What goes into checkpoints.
+            max_batch_tokens: Maximum tokens per forward pass, padding included; None: a batch is one pass.
+            positions: Position ids that jump; None counts from 0.
+            more_metrics: Called as `more_metrics(model, step)` in evaluations, under the trainer's autocast; its
+                metrics are logged as `eval_NAME`. It returns None if it was asked to stop; the evaluation is then
+                repeated on resuming.
+            best_metric: The metric of `more_metrics` that chooses the best checkpoint; None for `eval_loss` alone.
+            callbacks: Additional callbacks of transformers.
+            stop: Checked after each step.
+        """
         self.optimizer_config = optimizer_config
         self.scheduler_config = scheduler_config
         self.eval_steps = eval_steps
@@ -83,15 +93,18 @@ class ArcftTrainer(Trainer):
         self.more_metrics = more_metrics
         self.best_metric = best_metric
         self.stop = stop or StopRequest()
-        self.evaluation_due = False
-        """Whether the run was stopped at a step whose evaluation is left to be done on resuming."""
         self.throughput = Throughput()
         self._best_rank: tuple[float, float] | None = None
         self._resumed_from: Path | None = None
         self.trained_model = model
         self.eval_examples = eval_dataset or []
-        self._keep_logits = can_keep_logits(model)
         self._collate = functools.partial(collate, pad_id=pad_id, positions=positions)
+        self._flow = FlowCallback(
+            eval_steps=eval_steps,
+            can_evaluate=bool(self.eval_examples) or more_metrics is not None,
+            stop=self.stop,
+            on_begin=self._restore_loop_state,
+        )
         check_length(train_dataset, args)
         super().__init__(
             model=model,
@@ -100,15 +113,16 @@ class ArcftTrainer(Trainer):
                 collate_in_groups, collate=self._collate, max_batch_tokens=max_batch_tokens
             ),
             train_dataset=train_dataset,
-            callbacks=[*callbacks, FlowCallback(self)],
+            callbacks=[*callbacks, self._flow],
         )
-        # Prints every log as a dictionary.
+        # It prints every log as a dictionary.
         self.remove_callback(PrinterCallback)
         # Our loss divides by the number of supervised tokens of the whole step, whatever the model's own would do.
         self.model_accepts_loss_kwargs = True
 
     @property
     def run_folder(self) -> Path:
+        """Where checkpoints are written."""
         return Path(str(self.args.output_dir))
 
     @property
@@ -116,11 +130,16 @@ class ArcftTrainer(Trainer):
         """The step of the best checkpoint so far; None before the first evaluation."""
         return self.state.best_global_step
 
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether the run stopped at a step whose evaluation is left for resuming."""
+        return self._flow.evaluation_due
+
     def train(self, resume_from_checkpoint: str | Path | None = None) -> TrainOutput:  # type: ignore[override]
-        """Train to `max_steps`, or until asked to stop; goes on from a checkpoint of this run where one is given.
+        """Train to `max_steps`, or until asked to stop; from the beginning, or from a checkpoint of this run.
 
         After a stop `state.global_step` is below `state.max_steps`, `stop.reason` says why, and the last checkpoint
-        is of that step. Raises NonFiniteError, and CheckpointError for a checkpoint that is damaged or another run's.
+        is of that step. Raise NonFiniteError, or CheckpointError for a checkpoint that is damaged or of another run.
         """
         self._resumed_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
         if self._resumed_from is None:
@@ -129,16 +148,17 @@ class ArcftTrainer(Trainer):
         state = TrainerState.load_from_json(str(self._resumed_from / STATE_FILE))
         if state.global_step < self.args.max_steps:
             return super().train(resume_from_checkpoint=str(self._resumed_from))
-        # Finished: Trainer would take another step before it looks at the limit.
+        # Already finished: Trainer would take another step before it checks the limit.
         load_weights(self.trained_model, self._resumed_from)
         self.state = state
-        loop_state = read_loop_state(self._resumed_from)
+        loop_state = LoopState.read(self._resumed_from)
         self._restore_best_and_evaluate(loop_state)
-        return TrainOutput(state.global_step, loop_state["loss_before"] / state.global_step, {})
+        return TrainOutput(state.global_step, loop_state.loss_before / state.global_step, {})
 
-    # What is optimised
+    # Optimization
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The configured optimizer over the trainable parameters."""
         if self.optimizer is None:
             self.optimizer = build_optimizer(self.trained_model, self.optimizer_config, self.args.learning_rate)
         return self.optimizer
@@ -146,20 +166,20 @@ class ArcftTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The configured factor of the learning rate, step by step."""
+        """The configured learning-rate schedule."""
         if self.lr_scheduler is None:
             factor = self.scheduler_config.factors(num_training_steps)
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
                 optimizer or cast(torch.optim.Optimizer, self.optimizer), factor
             )
-            # Without this mark a second call of train() would go on with the first one's schedule.
+            # Without this flag a second call of train() would continue the first one's schedule.
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
-        """The batches of an optimizer step, and how many supervised tokens (int64) they have together."""
+        """The batches of one optimizer step, and their number of supervised tokens, an int64 scalar on `device`."""
         batches = list(itertools.islice(epoch_iterator, num_batches))
         counts = [group["labels"].ne(IGNORED).sum() for batch in batches for group in batch["groups"]]
         return batches, torch.stack(counts).sum().to(device)
@@ -167,7 +187,7 @@ class ArcftTrainer(Trainer):
     def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Forward and backward of a batch, one group after the other; its share of the loss of the step."""
+        """Forward and backward pass of a batch, group by group; returns its share of the step's loss (scalar, nats)."""
         losses = []
         self.throughput.tokens += inputs["tokens"]
         for group in inputs["groups"]:
@@ -181,8 +201,11 @@ class ArcftTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        """This group's share of the mean over the supervised tokens of the whole step."""
-        total, count = summed_cross_entropy(model, inputs, keep_logits=self._keep_logits)
+        """The group's share of the mean over all supervised tokens of the step: a scalar in nats.
+
+        Raise NonFiniteError.
+        """
+        total, count = summed_cross_entropy(model, inputs)
         loss = total / (count if num_items_in_batch is None else num_items_in_batch)
         check_finite("loss", loss, self.state.global_step + 1, self.args.learning_rate)
         return loss
@@ -190,29 +213,25 @@ class ArcftTrainer(Trainer):
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         norm = super()._clip_grad_norm(model)
         scaler = self.accelerator.scaler
-        # With loss scaling, gradients that overflow are expected: the scaler skips the step and lowers the scale.
+        # Under loss scaling, overflowing gradients are expected: the scaler skips the step and lowers the scale.
         if scaler is None or scaler.get_scale() < SMALLEST_SCALE:
             check_finite("gradient norm", norm, self.state.global_step + 1, self.args.learning_rate)
         return norm
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
-        """Not counted: it would walk over all parameters for every batch."""
+        """Not counted: that would iterate over all parameters for every batch."""
         return 0
 
     def _get_train_sampler(self, train_dataset: Dataset[Example] | None = None) -> SequentialSampler:
-        # The stream is shuffled already, and resuming is a jump to an index.
+        # The stream is already shuffled, and resuming means jumping to an index.
         return SequentialSampler(cast(Sized, train_dataset or self.train_dataset))
 
-    # What is measured
-
-    @property
-    def can_evaluate(self) -> bool:
-        return bool(self.eval_examples) or self.more_metrics is not None
+    # Evaluation
 
     def evaluate(  # type: ignore[override]
         self, eval_dataset: Sequence[Example] | None = None, ignore_keys: list[str] | None = None
     ) -> dict[str, float]:
-        """Log and return `eval_loss` (nats per supervised token) and what `more_metrics` adds."""
+        """Log and return `eval_loss` (nats per supervised token) and the metrics of `more_metrics`."""
         started = time.monotonic()
         examples = self.eval_examples if eval_dataset is None else eval_dataset
         metrics: dict[str, float] = {}
@@ -226,12 +245,11 @@ class ArcftTrainer(Trainer):
                     self._collate,
                     batch_size=self.args.per_device_eval_batch_size,
                     max_batch_tokens=self.max_batch_tokens,
-                    keep_logits=self._keep_logits,
                 )
             if self.more_metrics is not None:
                 more = self.more_metrics(self.trained_model, self.state.global_step)
                 if more is None:
-                    return self._break_off_evaluation()
+                    return self._postpone_evaluation()
                 metrics |= {f"eval_{name}": value for name, value in more.items()}
         metrics["eval_seconds"] = time.monotonic() - started
         self.log(metrics)
@@ -240,13 +258,13 @@ class ArcftTrainer(Trainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log what the callbacks record; beside each loss the tokens so far, and those a second since the last one."""
+        """Pass `logs` to the callbacks; with each loss also the tokens so far, and tokens per second since the last."""
         if "loss" in logs:
             logs |= self.throughput.log()
         super().log(logs, start_time)
 
-    def _break_off_evaluation(self) -> dict[str, float]:
-        self.evaluation_due = True
+    def _postpone_evaluation(self) -> dict[str, float]:
+        self._flow.evaluation_due = True
         self.control.should_save = True
         self.control.should_training_stop = True
         return {}
@@ -265,7 +283,7 @@ class ArcftTrainer(Trainer):
         self.control.should_save = True
         return True
 
-    # What is saved
+    # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         step = self.state.global_step
@@ -277,7 +295,7 @@ class ArcftTrainer(Trainer):
             self._save_scaler(str(folder))
             self._save_rng_state(str(folder))
             self.state.save_to_json(str(folder / STATE_FILE))
-            (folder / LOOP_FILE).write_text(json.dumps(self._loop_state()), encoding="utf-8")
+            self._loop_state().write(folder)
         checkpoints.prune(self.run_folder, self.saving.save_total_limit, self.best_step)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -292,31 +310,30 @@ class ArcftTrainer(Trainer):
                 "the run was started with"
             ) from error
 
-    def _loop_state(self) -> dict[str, Any]:
-        return {
-            # The losses since the last log, so that the next one covers the same steps as without a stop.
-            "loss_since_log": self._tr_loss.item(),
-            "loss_before": self._total_loss_scalar,
-            "logged_step": self._globalstep_last_logged,
-            "tokens": self.throughput.tokens,
-            "best_rank": self._best_rank,
-            "evaluation_due": self.evaluation_due,
-        }
+    def _loop_state(self) -> LoopState:
+        return LoopState(
+            loss_since_log=self._tr_loss.item(),
+            loss_before=self._total_loss_scalar,
+            logged_step=self._globalstep_last_logged,
+            tokens=self.throughput.tokens,
+            best_rank=self._best_rank,
+            evaluation_due=self.evaluation_due,
+        )
 
-    def restore_loop_state(self) -> None:
-        """Called once the loop has set up its own state, of which a run that goes on from a checkpoint has more."""
+    def _restore_loop_state(self) -> None:
         if self._resumed_from is None:
             self.throughput.begin(0)
             return
-        state = read_loop_state(self._resumed_from)
-        self.throughput.begin(state["tokens"])
-        self._tr_loss = torch.tensor(state["loss_since_log"], device=self.args.device)
-        self._total_loss_scalar = state["loss_before"]
-        self._globalstep_last_logged = state["logged_step"]
+        state = LoopState.read(self._resumed_from)
+        self.throughput.begin(state.tokens)
+        # Trainer has just reset these: it would log the loss since resuming only.
+        self._tr_loss = torch.tensor(state.loss_since_log, device=self.args.device)
+        self._total_loss_scalar = state.loss_before
+        self._globalstep_last_logged = state.logged_step
         self._restore_best_and_evaluate(state)
 
-    def _restore_best_and_evaluate(self, loop_state: Mapping[str, Any]) -> None:
-        """Know the best checkpoint again, and make up for an evaluation that a stop broke off."""
-        self._best_rank = None if loop_state["best_rank"] is None else tuple(loop_state["best_rank"])
-        if loop_state["evaluation_due"]:
+    def _restore_best_and_evaluate(self, loop_state: LoopState) -> None:
+        """Restore the best checkpoint so far, and make up for an evaluation that a stop prevented."""
+        self._best_rank = loop_state.best_rank
+        if loop_state.evaluation_due:
             self._determine_best_metric(self.evaluate())

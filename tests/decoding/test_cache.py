@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, MambaConfig, MistralConfig, PreTrainedConfig, Qwen2Config
 from transformers.cache_utils import DynamicLayer
 
-from arcft.decoding.core.kv_cache import ROOM, SlotCache, SlotLayer, Span
+from arcft.decoding.core.kv_cache import GROWTH, SlotCache, SlotLayer, Span
 from arcft.errors import DecodingError
 
 HEADS, SIZE = 2, 4
@@ -32,9 +32,9 @@ def test_each_row_holds_what_a_cache_of_its_own_holds() -> None:
         (0, [0, 0, 0], 7, [7, 5, 3]),
         (0, [7, 5, 3], 4, [4, 1, 2]),
         (3, [0, 0], 2, [2, 2]),
-        (1, [6, 5, 2, 2], ROOM, [ROOM, 3, ROOM, 1]),
-        (0, [11], ROOM, [9]),
-        (3, [ROOM + 2], 1, [1]),
+        (1, [6, 5, 2, 2], GROWTH, [GROWTH, 3, GROWTH, 1]),
+        (0, [11], GROWTH, [9]),
+        (3, [GROWTH + 2], 1, [1]),
     ]
     for first, starts, tokens, kept in passes:
         new = states(generator, len(starts), tokens)
@@ -68,18 +68,18 @@ def test_a_copy_holds_the_first_columns_and_goes_its_own_way() -> None:
 def test_a_step_does_not_copy_what_came_before() -> None:
     layer = SlotLayer(1)
     places = set()
-    for column in range(ROOM + 1):
+    for column in range(GROWTH + 1):
         layer.span = span(0, [column], 1)
         keys, _ = layer.update(torch.ones(1, HEADS, 1, SIZE), torch.ones(1, HEADS, 1, SIZE))
         assert keys.shape[2] == column + 1
-        places.add(layer.rooms[0].data_ptr())
+        places.add(layer.buffers[0].data_ptr())
     assert len(places) == 1
 
 
 def test_what_was_never_written_is_finite() -> None:
     """It is multiplied by zero, and zero times infinity is no number."""
     layer = SlotLayer(2)
-    layer.span = span(0, [ROOM + 1, 3], 1)
+    layer.span = span(0, [GROWTH + 1, 3], 1)
     for found in layer.update(torch.ones(2, HEADS, 1, SIZE), torch.ones(2, HEADS, 1, SIZE)):
         assert found.isfinite().all()
 
@@ -89,7 +89,7 @@ def test_keys_are_kept_as_attention_takes_them() -> None:
     layer.span = span(0, [0], 2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         keys, values = layer.update(torch.ones(1, HEADS, 2, SIZE), torch.ones(1, HEADS, 2, SIZE).bfloat16())
-    assert keys.dtype == values.dtype == layer.rooms[0].dtype == layer.rooms[1].dtype == torch.bfloat16
+    assert keys.dtype == values.dtype == layer.buffers[0].dtype == layer.buffers[1].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(

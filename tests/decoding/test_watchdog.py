@@ -67,7 +67,7 @@ def processes(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize(
     ("trouble", "reason"),
-    [("dies", "has died"), ("fails", "has failed (RuntimeError: out of blocks)")],
+    [("dies", "has died (exit code 9)"), ("fails", "has failed (RuntimeError: out of blocks)")],
 )
 def test_a_process_that_goes_wrong_is_followed_by_another(tmp_path: Path, trouble: str, reason: str) -> None:
     said: list[str] = []
@@ -76,7 +76,7 @@ def test_a_process_that_goes_wrong_is_followed_by_another(tmp_path: Path, troubl
         assert engine.ask([2, 3, 4]) == [4, 9, 16]
         assert engine.ask([3]) == [9]
         assert len(processes(tmp_path)) == 2
-    assert said == [f"the engine {reason}; starting it anew"]
+    assert said == [f"the engine {reason}; restarting it"]
     assert not any(map(is_running, processes(tmp_path)))
 
 
@@ -91,7 +91,7 @@ def test_a_process_that_freezes_is_ended_with_those_that_it_has_started(tmp_path
         assert is_running(second)
         if trouble == "freezes":
             assert not is_running(int((tmp_path / "child").read_text(encoding="utf-8")))
-    assert said == ["the engine has given no answer for 10 s (inference.restart_seconds); starting it anew"]
+    assert said == ["the engine has given no answer for 10 s (inference.restart_seconds); restarting it"]
 
 
 def test_what_fails_again_and_again_is_given_up(tmp_path: Path) -> None:
@@ -103,8 +103,8 @@ def test_what_fails_again_and_again_is_given_up(tmp_path: Path) -> None:
         # What else is asked is answered.
         assert engine.ask([5]) == [25]
     assert str(caught.value) == (
-        f"the engine has died, for the {MAX_STARTS}. time with the same 2 prompts; if they take longer, raise "
-        "inference.restart_seconds or lower inference.batch_size; what was predicted before is kept"
+        f"the engine has died (exit code 9), {MAX_STARTS} times with the same 2 prompts; if they need more time, raise "
+        "inference.restart_seconds or lower inference.batch_size; earlier predictions are kept"
     )
     assert len(said) == MAX_STARTS
 

@@ -104,7 +104,7 @@ def by_plain_pass(model: PreTrainedModel, builder: ExampleBuilder, task: Task, g
         assert example is not None
         batch = collate([example], 0, builder.tokenization.positions)
         with torch.no_grad():
-            loss, _ = summed_cross_entropy(model, batch, keep_logits=False)
+            loss, _ = summed_cross_entropy(model, batch)
         scores.append(-loss.item())
     return scores
 

@@ -84,7 +84,7 @@ def architecture(name: str) -> list[str]:
 def loss_of(model: torch.nn.Module, prepared: Prepared) -> float:
     batch = collate([prepared.stream[0]], 0, prepared.builder.tokenization.positions)
     with torch.no_grad():
-        total, count = summed_cross_entropy(model, batch, keep_logits=False)
+        total, count = summed_cross_entropy(model, batch)
     return (total / count).item()
 
 

@@ -386,7 +386,7 @@ def test_a_ledger_that_is_none_is_refused(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "evaluation"
     folder.mkdir()
     (folder / LEDGER_FILE).write_bytes(b"no ledger" * 1000)
-    with pytest.raises(LedgerError, match="this is no ledger, or it is damaged; begin another run in a new folder"):
+    with pytest.raises(LedgerError, match="this is not a ledger, or it is damaged; start a new run in another folder"):
         evaluated(folder, f"checkpoint={run}", *evaluation_tasks(), *FEW)
     assert {path.name for path in folder.iterdir()} == {LEDGER_FILE, ".lock"}
 

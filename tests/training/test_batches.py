@@ -9,7 +9,7 @@ import torch
 
 from arcft.text.tokens import IGNORED, Example
 from arcft.training.batches import collate, collate_in_groups, group_by_length
-from arcft.training.loss import can_keep_logits, mean_loss, summed_cross_entropy
+from arcft.training.loss import mean_loss, summed_cross_entropy
 from tests.support.small_training import EVALUATION, PAD, VOCABULARY, adapted_model, small_model
 
 SHORT = Example([5, 6, 7], [IGNORED, 6, 7], 1)
@@ -105,40 +105,25 @@ def test_the_loss_is_that_of_a_plain_loop() -> None:
     model = small_model()
     examples = [*EVALUATION, LONG, SHORT]
     expected, count = plain_loss(model, examples)
-    assert can_keep_logits(model)
-    for keep_logits in (True, False):
-        with torch.no_grad():
-            loss, tokens = summed_cross_entropy(model, collate(examples, PAD), keep_logits=keep_logits)
-        assert int(tokens) == count
-        assert abs(loss.item() - expected) < 1e-3
+    with torch.no_grad():
+        loss, tokens = summed_cross_entropy(model, collate(examples, PAD))
+    assert int(tokens) == count
+    assert abs(loss.item() - expected) < 1e-3
 
 
 def test_the_head_runs_only_where_it_is_needed() -> None:
     model = small_model()
     shapes: list[tuple[int, ...]] = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
-    summed_cross_entropy(model, collate([LONG, SHORT], PAD), keep_logits=True)
+    summed_cross_entropy(model, collate([LONG, SHORT], PAD))
     # LONG is supervised at 2 and 4 (0 has nothing before it), SHORT at 1 and 2: the columns before 1, 2 and 4.
     assert shapes == [(2, 3, VOCABULARY)]
-
-
-def test_a_model_may_pass_over_the_columns_that_are_asked_for() -> None:
-    model = small_model()
-    batch = collate([LONG, SHORT], PAD)
-    expected, count = summed_cross_entropy(model, batch, keep_logits=True)
-    # As unsloth's models do.
-    model.register_forward_pre_hook(
-        lambda module, args, arguments: (args, {**arguments, "logits_to_keep": 0}), with_kwargs=True
-    )
-    loss, tokens = summed_cross_entropy(model, batch, keep_logits=True)
-    assert tokens == count
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_mean_loss_does_not_depend_on_batches_or_order() -> None:
     model = adapted_model().eval()
     losses = [
-        mean_loss(model, examples, lambda rows: collate(rows, PAD), batch_size=size, keep_logits=True)
+        mean_loss(model, examples, lambda rows: collate(rows, PAD), batch_size=size)
         for size, examples in [(1, EVALUATION), (3, EVALUATION), (10, EVALUATION[::-1])]
     ]
     total, count = plain_loss(model, EVALUATION)

@@ -26,7 +26,7 @@ def take_steps(model: Any, optimizer: torch.optim.Optimizer, steps: range) -> li
     losses = []
     for step in steps:
         batch = collate([CopyStream()[8 * step + k] for k in range(8)], PAD)
-        loss, count = summed_cross_entropy(model, batch, keep_logits=True)
+        loss, count = summed_cross_entropy(model, batch)
         (loss / count).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -84,7 +84,7 @@ def test_the_parts_of_muon_step_as_they_would_alone() -> None:
     take_steps(model, together, range(3))
     for step in range(3):
         batch = collate([CopyStream()[8 * step + k] for k in range(8)], PAD)
-        loss, count = summed_cross_entropy(alone, batch, keep_logits=True)
+        loss, count = summed_cross_entropy(alone, batch)
         (loss / count).backward()
         for optimizer in (muon, adamw):
             optimizer.step()

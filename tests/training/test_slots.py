@@ -249,7 +249,7 @@ def test_an_overflow_in_float16_lowers_the_scale_and_loses_no_step(monkeypatch: 
     batches = [task_batches(task, 5) for task in range(2)]
     expected = StackedLora(adapted(architecture("qwen2")), 2)
     in_turn(begun(expected), batches)
-    monkeypatch.setattr(slots, "_FIRST_SCALE", 2.0**30)
+    monkeypatch.setattr(slots, "_INITIAL_SCALE", 2.0**30)
     stacked = StackedLora(adapted(architecture("qwen2", torch.float16)), 2)
     trainer = begun(stacked)
     for step in in_turn(trainer, batches):

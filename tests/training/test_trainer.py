@@ -121,11 +121,8 @@ def test_evaluation_and_workers_change_no_bit(tmp_path: Path) -> None:
 def test_the_loss_is_the_mean_over_all_supervised_tokens_of_a_step(tmp_path: Path) -> None:
     examples = [CopyStream()[k] for k in range(8)]
     model = adapted_model(dropout=0.0).eval()
-    expected = mean_loss(model, examples, lambda rows: collate(rows, PAD), batch_size=8, keep_logits=True)
-    by_example = [
-        mean_loss(model, [example], lambda rows: collate(rows, PAD), batch_size=1, keep_logits=True)
-        for example in examples
-    ]
+    expected = mean_loss(model, examples, lambda rows: collate(rows, PAD), batch_size=8)
+    by_example = [mean_loss(model, [example], lambda rows: collate(rows, PAD), batch_size=1) for example in examples]
     for rows, times in ((8, 1), (1, 8)):
         changes = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": times, "max_steps": 1}
         run = small_run(tmp_path / str(rows), adapted_model(dropout=0.0), **changes)
@@ -233,7 +230,7 @@ def test_a_run_is_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_stream_that_is_too_short_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="the stream has 10000 examples, the run takes 16000"):
+    with pytest.raises(TrainingError, match="the stream has 10000 examples, the run needs 16000"):
         small_run(tmp_path, max_steps=2000)
 
 
@@ -312,9 +309,7 @@ def test_evaluation_at_its_steps_and_at_the_end(tmp_path: Path) -> None:
     run.trainer.train()
     assert seen == [2, 4, 5]
     assert run.logs.of("eval_accuracy") == [0.25] * 3
-    expected = mean_loss(
-        run.trainer.trained_model.eval(), EVALUATION, run.trainer._collate, batch_size=3, keep_logits=True
-    )
+    expected = mean_loss(run.trainer.trained_model.eval(), EVALUATION, run.trainer._collate, batch_size=3)
     assert run.logs.of("eval_loss")[-1] == pytest.approx(expected, rel=1e-6)
     assert run.logs.of("eval_loss")[0] > expected
 
@@ -400,7 +395,7 @@ def test_adapters_on_a_quantised_model_train_and_save(tmp_path: Path, quantizati
     losses = run.logs.of("loss")
     assert sum(losses[-5:]) < sum(losses[:5])
     model = load_adapter(base(), tmp_path / "checkpoint-30", trainable=False)
-    options = {"batch_size": 4, "keep_logits": True}
+    options = {"batch_size": 4}
     own = mean_loss(run.trainer.trained_model.eval(), EVALUATION, run.trainer._collate, **options)
     assert mean_loss(model, EVALUATION, run.trainer._collate, **options) == pytest.approx(own, rel=1e-3)
 
@@ -430,7 +425,7 @@ def test_a_real_model_from_gguf_trains_saves_and_loads(smollm2_gguf: Path, tmp_p
     losses = run.logs.of("loss")
     assert losses[2] < losses[0]
     loaded = load_adapter(base(), tmp_path / "checkpoint-3", trainable=False)
-    options = {"batch_size": 4, "keep_logits": True}
+    options = {"batch_size": 4}
     with torch.autocast("cpu", torch.bfloat16):
         own = mean_loss(run.trainer.trained_model.eval(), EVALUATION[:4], run.trainer._collate, **options)
     assert mean_loss(loaded, EVALUATION[:4], run.trainer._collate, **options) == pytest.approx(own, rel=2e-2)

@@ -116,7 +116,7 @@ def test_when_nothing_is_left_to_give_up_the_unit_fails(tasks: list[Task], limit
     assert list(kinds(events)) == ["Started", "Lowered", "Failed"]
     assert isinstance(events[-1], Failed)
     assert events[-1].retry
-    assert events[-1].reason == f"out of memory, and nothing is left to give up: {NO_MEMORY}"
+    assert events[-1].reason == f"out of memory, and no setting is left to reduce: {NO_MEMORY}"
 
 
 def test_units_that_wait_give_way_before_the_recipe_does(tasks: list[Task], limit_memory: Any) -> None:
@@ -130,7 +130,7 @@ def test_units_that_wait_give_way_before_the_recipe_does(tasks: list[Task], limi
     limit_memory(after_two_steps)
     engine = make_engine(slots=4)
     events = run(engine, wanted)
-    assert lowered(events) == ["out of memory: slots 4 -> 2", "out of memory: 2 units begin again later: " + NO_MEMORY]
+    assert lowered(events) == ["out of memory: slots 4 -> 2", "out of memory: 2 units restart later: " + NO_MEMORY]
     assert engine.recipe.slots == 2
     for assignment in wanted:
         assert len(events_of(events, assignment, Adapted)[0].losses) == 5
@@ -248,7 +248,7 @@ def test_a_unit_that_no_prompt_is_short_enough_for_fails(tasks: list[Task], limi
     limit_decoding(lambda rows, longest: longest > 10)
     events = run(make_engine(), [assignment_of(tasks[0], steps=0), assignment_of(tasks[1], steps=0)])
     failed = [event for event in events if isinstance(event, Failed)]
-    assert [event.reason for event in failed] == [f"out of memory, and nothing is left to give up: {NO_MEMORY}"] * 2
+    assert [event.reason for event in failed] == [f"out of memory, and no setting is left to reduce: {NO_MEMORY}"] * 2
 
 
 def test_without_memory_to_merge_adapters_stay_beside_the_weights(

@@ -162,7 +162,7 @@ def test_filling_twice_changes_nothing(ledger: Ledger) -> None:
 
 
 def test_other_units_are_refused(ledger: Ledger) -> None:
-    with pytest.raises(LedgerError, match=r"a holds the tasks a there, and a, c here; give it the tasks"):
+    with pytest.raises(LedgerError, match=r"a holds the tasks a there, and a, c here; use the tasks"):
         ledger.fill([(ADAPT_ROUND, "a", ["a", "c"], 120), (ADAPT_ROUND, "b", ["b"], 80)])
     with pytest.raises(LedgerError, match=r"holds b in round 1, which is no part of this run"):
         ledger.fill([(ADAPT_ROUND, "a", ["a"], 120)])
@@ -177,7 +177,7 @@ def test_another_config_is_refused_with_what_differs(ledger: Ledger) -> None:
     assert str(caught.value) == (
         f"{ledger.path}: belongs to a run of another configuration: ttft.max_steps is 64 there and 32 here; "
         'lora.target_modules is ["q", "v"] there and ["q"] here; x is nothing there and 1 here. '
-        "Give the values that it began with, or begin another run in a new folder"
+        "Use the values it was started with, or start a new run in another folder"
     )
     with pytest.raises(LedgerError, match=r"ttft\.max_steps is 64 there and 32 here"):
         Ledger.open(ledger.path, other)
@@ -187,24 +187,24 @@ def test_another_config_is_refused_with_what_differs(ledger: Ledger) -> None:
 
 def test_long_differences_are_cut(ledger: Ledger) -> None:
     other = CONFIG | {"tasks": [f"task{number}" for number in range(100)], **{f"key{n}": n for n in range(20)}}
-    with pytest.raises(LedgerError, match=r'tasks is \["a", "b"\] there and \["task0".*\.\.\. here.*; 13 keys more\.'):
+    with pytest.raises(LedgerError, match=r'tasks is \["a", "b"\] there and \["task0".*\.\.\. here.*; 13 more keys\.'):
         Ledger.open(ledger.path, other)
 
 
 def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
     missing = tmp_path / "missing.sqlite"
-    with pytest.raises(LedgerError, match=r"missing\.sqlite: there is no ledger; is this the folder"):
+    with pytest.raises(LedgerError, match=r"missing\.sqlite: no ledger; is this the folder"):
         Ledger.open(missing, CONFIG)
     assert not missing.exists()
     text = tmp_path / "text.sqlite"
     text.write_text("predictions, in the order of tasks\n" * 100)
-    with pytest.raises(LedgerError, match=r"file is not a database: this is no ledger, or it is damaged"):
+    with pytest.raises(LedgerError, match=r"file is not a database: this is not a ledger, or it is damaged"):
         Ledger.create(text, CONFIG)
     foreign = tmp_path / "foreign.sqlite"
     with sqlite3.connect(foreign) as connection:
         connection.execute("CREATE TABLE cookies (name TEXT)")
     content = foreign.read_bytes()
-    with pytest.raises(LedgerError, match=r"is a file of another program, not a ledger; choose another folder"):
+    with pytest.raises(LedgerError, match=r"belongs to another program and is not a ledger; choose another folder"):
         Ledger.create(foreign, CONFIG)
     assert foreign.read_bytes() == content
     later = tmp_path / "later.sqlite"
@@ -220,14 +220,14 @@ def test_a_damaged_ledger_is_refused(ledger: Ledger) -> None:
     content = bytearray(ledger.path.read_bytes())
     content[100:] = b"\x07" * (len(content) - 100)
     ledger.path.write_bytes(content)
-    with pytest.raises(LedgerError, match=r"this is no ledger, or it is damaged; begin another run in a new folder"):
+    with pytest.raises(LedgerError, match=r"this is not a ledger, or it is damaged; start a new run in another folder"):
         Ledger.open(ledger.path, CONFIG)
 
 
 def test_an_empty_file_is_begun(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     path.touch()
-    with pytest.raises(LedgerError, match=r"is empty: its run was stopped before it began"):
+    with pytest.raises(LedgerError, match=r"is empty, because its run was stopped before it started"):
         Ledger.open(path)
     with Ledger.open(path, CONFIG) as ledger:
         ledger.fill(UNITS)

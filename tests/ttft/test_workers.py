@@ -200,8 +200,7 @@ def test_a_killed_process_gives_its_unit_back_and_is_replaced(tmp_path: Path, ca
     assert starts == {"a": 1, "kill-2": 3, "b": 1, "raise-1": 2}
     deaths = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert sorted(deaths) == [
-        "process-0 died, its units are queued again: SIGKILL; "
-        "that is also how a system ends processes when its memory is full"
+        "process-0 died, its units are queued again: SIGKILL; systems also end processes this way when memory runs out"
     ] * 2 + ["process-0 died, its units are queued again: ValueError: a bug in the engine"]
     assert sorted((note.kind, note.text) for note in ledger.notes()) == [("worker", text) for text in sorted(deaths)]
     assert len(pids(tmp_path)) == 4

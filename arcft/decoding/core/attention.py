@@ -1,8 +1,8 @@
-"""Attention for one or a few new tokens: query heads that share their keys become queries of one head.
+"""Attention for one or a few new tokens: query heads that share a key head are folded into queries of one head.
 
-transformers repeats keys and values for each query head as soon as there is a mask, which takes longer than the
-attention itself. A layer of 9 query heads on 3, 8 rows at 700 columns, float32 on one core: one token takes 0.7 ms
-folded and 3.5 ms repeated, 16 tokens 4.5 and 18 ms; in bfloat16 one token takes 0.7 and 6.8 ms.
+With a mask, transformers repeats keys and values for each query head, which takes longer than the attention itself. A
+layer with 9 query heads and 3 key heads, 8 rows at 700 columns, float32 on one core: one token takes 0.7 ms folded and
+3.5 ms repeated, 16 tokens 4.5 and 18 ms; in bfloat16 one token takes 0.7 and 6.8 ms.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from transformers.masking_utils import sdpa_mask
 from arcft.models.folded_attention import folded_attention
 
 NAME = "arcft_decoding"
-"""What `attn_implementation` calls it."""
+"""Its name as `attn_implementation`."""
 
-MANY = 32
-"""From so many queries a key head, products over blocks are faster for bfloat16 on a CPU."""
+BLOCKWISE_FROM = 32
+"""Queries per key head from which folded_attention, which works block by block, is faster in bfloat16 on a CPU."""
 
 
 @contextlib.contextmanager
 def decoding_attention(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Let `model` compute with it meanwhile, unless it is eager or has no choice of attention."""
+    """Switch `model` to grouped attention while the context is open, unless it is eager or its attention is fixed."""
     config: Any = model.config
     before = config._attn_implementation
     if before == "eager" or not model._can_set_attn_implementation():
         yield
         return
     AttentionInterface.register(NAME, grouped_attention)
-    # Without these masks, padding would be looked at.
+    # Without registered masks, padding would be attended to.
     AttentionMaskInterface.register(NAME, sdpa_mask)
     config._attn_implementation = NAME
     try:
@@ -57,11 +57,21 @@ def grouped_attention(
     is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The output [batch, queries, heads, size] for `query` [batch, heads, queries, size], and `key` and `value` [batch,
-    key heads, keys, size].
+    """Attention as transformers' AttentionInterface calls it.
 
-    `attention_mask` is None for plain causal attention, or boolean, [batch or 1, 1, queries, keys], true where a query
-    looks.
+    Args:
+        module: The attention layer.
+        query: [batch, heads, queries, head size].
+        key: [batch, key heads, keys, head size].
+        value: Like `key`.
+        attention_mask: bool [batch or 1, 1, queries, keys], true where a query attends; None for causal attention.
+        dropout: Passed on to other kernels; decoding has none.
+        scaling: Factor of the scores; None for 1 / sqrt(head size).
+        is_causal: Passed on to other kernels.
+        options: Passed on to other kernels.
+
+    Returns:
+        The output [batch, queries, heads, head size], and None for the weights.
     """
     batch, heads, length, size = query.shape
     key_heads = key.shape[1]
@@ -69,7 +79,7 @@ def grouped_attention(
     slow = query.device.type == "cpu" and _dtype(query) == torch.bfloat16
     whole = attention_mask is None and length > 1
     unusual = options.get("position_bias") is not None or (attention_mask is not None and attention_mask.shape[1] > 1)
-    if whole or unusual or (slow and group * length >= MANY and group > 1):
+    if whole or unusual or (slow and group * length >= BLOCKWISE_FROM and group > 1):
         attend = folded_attention if slow else sdpa_attention_forward
         return attend(module, query, key, value, attention_mask, dropout, scaling, is_causal, **options)
     folded = query.reshape(batch, key_heads, group * length, size)
@@ -77,7 +87,7 @@ def grouped_attention(
         attention_mask = attention_mask.repeat(1, 1, group, 1)
     odd = slow and group * length in (1, 3)
     if odd:
-        # torch's kernel takes more than twice the time for one row as for two.
+        # torch's bfloat16 kernel takes more than twice as long for one row as for two; three are affected too.
         folded = torch.cat([folded, folded[:, :, -1:]], dim=2)
         if attention_mask is not None:
             attention_mask = torch.cat([attention_mask, attention_mask[:, :, -1:]], dim=2)
@@ -88,6 +98,6 @@ def grouped_attention(
 
 
 def _dtype(tensor: torch.Tensor) -> torch.dtype:
-    """What attention computes in."""
+    """The dtype that attention computes in."""
     kind = tensor.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype

@@ -1,8 +1,8 @@
 """One resident model that adapts to unit after unit, several at once, and predicts them.
 
-With one slot, what comes out of a unit depends on its assignment, the checkpoint and the config, and on nothing else
-in the run: its examples are drawn from (seed, unit), its adapter begins at the same weights, and a batch of prompts
-holds one test. With more, floating-point sums differ in their last bits with what is beside it.
+With one slot, the result of a unit depends on its assignment, the checkpoint and the config, and on nothing else in
+the run: its examples are drawn from (seed, unit), its adapter starts from the same weights, and a batch holds the
+prompts of one test. With more slots, the last bits of floating-point sums depend on the units beside it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Pull = Callable[[int | None], Assignment | None]
 
 
 class Engine:
-    """Takes assignments, and tells what happens to them. Nothing is written here but what `save` writes."""
+    """Works on assignments and yields events. Writes nothing except through `save`."""
 
     def __init__(
         self,
@@ -54,8 +54,8 @@ class Engine:
         """`learn` builds training examples and drops demonstrations to fit, `ask` builds prompts. `own` says how a
         problem is learned without its tests, `questions` draws augmented training questions (data.view=leave_one_out),
         and `deal_views` deals the augmentations of prompts. With `num_views`, predicted answers are scored under that
-        many augmentations. `recipe` is what an earlier process was left with, or chose for ttft.slots=auto. `clock`
-        measures deadlines."""
+        many augmentations. `recipe` holds the memory settings of an earlier process, if there was one. `clock` measures
+        deadlines."""
         on_cpu = stacked.model.device.type == "cpu"
         slots = resolve_slots(config.slots, stacked.model.device.type)
         self._stacked = stacked
@@ -111,15 +111,14 @@ class Engine:
 
     @property
     def recipe(self) -> MemorySettings:
-        """The settings that memory decides about, as they are now."""
+        """The current memory settings."""
         return self._current.recipe
 
     def work(self, pull: Pull, stopped: Callable[[], bool]) -> Iterator[Event]:
-        """Pull assignments while slots are free, and yield what happens, until there is nothing left to do.
+        """Pull assignments while slots are free, and yield events, until there is nothing left to do.
 
-        `pull` is given the length that the next unit should be near, or None; when it gives None it is asked again
-        after a step, and when a unit has finished or failed. Ends within a training step or a decoded batch after
-        `stopped`.
+        `pull` takes the preferred length of the next unit, or None; if it returns None, it is called again after a step
+        and whenever a unit finishes or fails. Ends within one training step or decoded batch after `stopped`.
         """
         self._exhausted = False
         try:
@@ -128,7 +127,7 @@ class Engine:
                     self._exhausted = False
                 yield event
         finally:
-            # Whoever stopped in between gets these units again as they were.
+            # If the generator is closed early, the caller requeues these units unchanged.
             self._adapting.occupants = []
             self._next = None
             self._ready = []
@@ -139,7 +138,7 @@ class Engine:
             if self._ready:
                 yield from self._answer_ready(stopped)
                 continue
-            # Some have no time to be trained at all.
+            # Some units have no time to train at all.
             yield from self._graduate(stopped)
             if not self._adapting.occupants:
                 if self._exhausted:
@@ -152,12 +151,12 @@ class Engine:
             yield from self._graduate(stopped)
 
     def _fill(self, pull: Pull, stopped: Callable[[], bool]) -> Iterator[Event]:
-        """Pull until all slots are taken, or units wait that need no training and can be answered now."""
+        """Pull until all slots are taken, or until there are units that need no training and can be predicted now."""
         adapting = self._adapting
         while not stopped() and len(adapting.occupants) < adapting.capacity:
             if self._next is not None:
                 if self._next.attempt and adapting.occupants:
-                    return  # a second try waits until it can be alone
+                    return  # a retry waits until it can run alone
                 assignment, self._next = self._next, None
                 yield from adapting.admit(assignment)
                 continue
@@ -173,20 +172,20 @@ class Engine:
             if pulled.steps and pulled.adapter is None:
                 self._next = pulled
                 if self._ready:
-                    return  # which need the slot that is free
+                    return  # they need the free slot
                 continue
             self._ready.append(pulled)
             if not self._waits_for_more(pulled):
                 return
 
     def _waits_for_more(self, pulled: Assignment) -> bool:
-        """Whether further units may be decoded together with those that are ready: all by the adapter of the start."""
+        """Whether more units may join the batch of ready ones: all must use the start adapter."""
         rows = sum(assignment.predictions for assignment in self._ready)
         fits = rows + pulled.predictions <= self.recipe.batch_size
         return self._answering.together and fits and all(assignment.adapter is None for assignment in self._ready)
 
     def _answer_ready(self, stopped: Callable[[], bool]) -> Iterator[Event]:
-        """Predict the units that need no training, from a slot that is free."""
+        """Predict the units that need no training, using a free slot."""
         slot = len(self._adapting.occupants)
         ready, self._ready = self._ready, []
         saved = [assignment for assignment in ready if assignment.adapter is not None]
@@ -204,7 +203,7 @@ class Engine:
         try:
             self._stacked.load(slot, Path(assignment.adapter))
         except LoraError as error:
-            # It can be made again, from the same examples; what it has answered goes with it.
+            # The adapter can be trained again on the same examples; its predictions are discarded with it.
             again = dataclasses.replace(assignment, adapter=None, done=frozenset())
             yield from self._adapting.admit(again, (f"adapted again, as its adapter can't be used: {error}",))
             return
@@ -215,7 +214,7 @@ class Engine:
         return Started(key=assignment.key, recipe=dataclasses.asdict(self.recipe))
 
     def _graduate(self, stopped: Callable[[], bool]) -> Iterator[Event]:
-        """Predict the units whose training has ended, then give their slots away."""
+        """Predict the units whose training has ended, then free their slots."""
         ended = []
         for occupant, adapted in self._adapting.pop_finished():
             ended.append(occupant)

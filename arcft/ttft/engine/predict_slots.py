@@ -300,7 +300,7 @@ class SlotPrediction:
             reason = f"out of memory: prompts of {question.problem.id} {old} -> {shorter} tokens ({words})"
             recipe = dataclasses.asdict(self._current.recipe)
             return False, [Lowered(key=assignment.key, recipe=recipe, reason=reason)]
-        reason = f"out of memory, and nothing is left to give up: {words}"
+        reason = f"out of memory, and no setting is left to reduce: {words}"
         return True, [Failed(key=assignment.key, reason=reason, retry=False)]
 
     def _lowered(self, assignment: Assignment, words: str, **changes: Any) -> Lowered:

@@ -13,7 +13,7 @@ from arcft.ttft.engine.unit_examples import UnitExamples
 from arcft.ttft.units import Assignment, Unit
 
 Save = Callable[[Unit, int, Callable[[Path], None]], str]
-"""Saves an adapter, given the unit, its steps and a function that writes PEFT's files to a folder; returns its place."""
+"""Saves an adapter, given the unit, its steps and a function that writes PEFT's files to a folder; returns where."""
 
 
 @dataclasses.dataclass(eq=False)

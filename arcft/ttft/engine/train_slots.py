@@ -1,4 +1,4 @@
-"""Training of the units that are in the engine's slots: admitted, stepped together, ended, each at its own time."""
+"""Training of the units in the engine's slots: they step together, but start and end independently."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from arcft.ttft.engine.unit_settings import UnitSettings
 from arcft.ttft.units import ADAPT_ROUND, Adapted, Assignment, Event, Failed, Lowered, Started, Stepped
 
 SHARE_OF_TRAINING = 0.5
-"""Of the time to a deadline; the rest is for predictions."""
+"""Share of the time to a deadline that is spent on training; the rest is for predictions."""
 
 MUCH_SHORTER = 2
-"""By this factor units have become shorter when ttft.slots=auto measures again."""
+"""ttft.slots=auto measures again once units are shorter by this factor."""
 
 
 class SlotTraining:
-    """The occupants, in slots without gaps from 0 on."""
+    """The units in training; they occupy slots 0, 1, ... without gaps."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class SlotTraining:
         save: Save | None,
         clock: Callable[[], float],
     ) -> None:
-        """`measures`: the number of slots is found out, and again where units have become much shorter."""
+        """`measures`: choose the number of slots by timing, and again once units are much shorter."""
         self.occupants: list[SlotState] = []
         self.search = None if current.recipe.slots_known else SlotSearch()
         self._measures = measures
@@ -63,13 +63,13 @@ class SlotTraining:
 
     @property
     def capacity(self) -> int:
-        """How many units may be in training or wait for their turn in a slot."""
+        """How many units may be in training, or waiting in a slot."""
         if any(occupant.alone for occupant in self.occupants):
             return 1
         return self._current.recipe.slots if self.search is None else self.search.wanted
 
     def make_room(self) -> Iterator[Event]:
-        """Have a slot for one more unit; where there is no memory for it, be content with those that there are."""
+        """Allocate one more slot; on out of memory keep the current number."""
         if len(self.occupants) < self._stacked.slots or len(self.occupants) >= self.capacity:
             return
         slots = self._stacked.slots
@@ -88,7 +88,7 @@ class SlotTraining:
         yield self._lowered(self.occupants[0].assignment, new, reason)
 
     def admit(self, assignment: Assignment, notes: Sequence[str] = ()) -> Iterator[Event]:
-        """Put the unit into the next free slot, or say why it can't be."""
+        """Put the unit into the next free slot, or report why it can't be trained."""
         try:
             examples = self._settings.unit_examples(assignment)
         except LengthError as error:
@@ -103,7 +103,7 @@ class SlotTraining:
         yield Started(key=assignment.key, recipe=recipe, notes=(*notes, *examples.notes))
 
     def advance(self) -> Iterator[Event]:
-        """One pass: an optimizer step of each occupant in it."""
+        """One pass: an optimizer step for each unit in the group."""
         group = self._next_group()
         if not group:
             return
@@ -123,7 +123,7 @@ class SlotTraining:
         yield from self._fail_or_lower(group, failure)
 
     def pop_finished(self) -> Iterator[tuple[SlotState, Adapted]]:
-        """The occupants that have ended, their best weights in their slots, which they keep until `free_slots`."""
+        """The units that have finished, with their best weights in their slots until `free_slots` is called."""
         for occupant in list(self.occupants):
             ended = occupant.ended(self._patience, self._clock())
             if ended is None or occupant.slot >= self._stacked.slots:
@@ -150,7 +150,7 @@ class SlotTraining:
             )
 
     def free_slots(self, gone: Sequence[SlotState]) -> None:
-        """Free the slots of `gone`; those behind move up."""
+        """Free the slots of `gone` and close the gaps."""
         self.occupants = [occupant for occupant in self.occupants if occupant not in gone]
         for slot, occupant in enumerate(self.occupants):
             if occupant.slot != slot and occupant.begun:
@@ -159,21 +159,21 @@ class SlotTraining:
         self._shrink()
 
     def _shrink(self) -> None:
-        """Give back the memory of slots that will not be used again."""
+        """Free the memory of slots that are no longer needed."""
         used = [occupant.slot + 1 for occupant in self.occupants if occupant.begun]
         needed = max([self._current.recipe.slots, *used])
         if self.search is None and needed < self._stacked.slots:
             self._stacked.resize(needed)
 
     def decide(self) -> Iterator[Event]:
-        """End the measuring of ttft.slots=auto where it has come to a choice, or can't go on with what is at hand."""
+        """Apply the choice of ttft.slots=auto once it is made, or when there are too few units to go on measuring."""
         if not self._measures or not self.occupants:
             return
         length = max(occupant.assignment.unit.length for occupant in self.occupants)
         search = self.search
         if search is None:
-            # What one long task keeps busy, many short ones may not. (Of an earlier engine's choice, the lengths are
-            # not known.)
+            # A machine that one long task keeps busy may have room for many short ones. (The lengths behind an
+            # earlier engine's choice are unknown.)
             self._measured_at = self._measured_at or length
             slots = self._current.recipe.slots
             is_full = len(self.occupants) >= slots and not self.occupants[0].alone
@@ -198,7 +198,7 @@ class SlotTraining:
 
     @property
     def _is_measuring(self) -> bool:
-        """Whether the next pass is one that the search has asked for."""
+        """Whether the next pass is one that the search requested."""
         return self.search is not None and len(self.occupants) >= self.search.wanted
 
     def _next_group(self) -> list[SlotState]:
@@ -236,7 +236,7 @@ class SlotTraining:
             )
         for occupant in group:
             if occupant not in self.occupants or not occupant.begun:
-                continue  # failed, or has lost its slot
+                continue  # failed, or lost its slot
             try:
                 self._check(occupant)
             except Exception as error:
@@ -246,7 +246,7 @@ class SlotTraining:
             yield from self._fail_or_lower([occupant], failure)
 
     def _check(self, occupant: SlotState) -> None:
-        """Look at what is held back, from time to time and after the last step."""
+        """Evaluate the held-back examples, periodically and after the last step."""
         patience = self._patience
         if patience is None or not occupant.examples.held_back:
             return
@@ -266,9 +266,9 @@ class SlotTraining:
         self._check(occupant)
 
     def _fail_or_lower(self, group: Sequence[SlotState], error: Exception) -> Iterator[Event]:
-        """What follows an error in a pass of `group`: a lower recipe, if memory ran out, or the units fail."""
+        """Handle an error in a pass of `group`: reduce the memory settings on out of memory, else fail the units."""
         if isinstance(error, LoraError):
-            # What the layers of this model say about more than one slot, whatever the unit.
+            # The model's layers don't support more than one slot, whatever the unit.
             if self.search is None or len(group) == 1:
                 raise error
             self._measures = False
@@ -289,28 +289,28 @@ class SlotTraining:
         old = self._current.recipe
         surplus = [occupant for occupant in self.occupants if occupant.begun and occupant.slot >= old.slots]
         if surplus:
-            # They were begun when there were more slots. What they have learned is given up before the recipe is.
+            # They started when there were more slots. Restart them before reducing the settings.
             for occupant in surplus:
                 occupant.start_over()
             self._shrink()
-            yield self._lowered(group[0].assignment, old, f"{len(surplus)} units begin again later: {words}")
+            yield self._lowered(group[0].assignment, old, f"{len(surplus)} units restart later: {words}")
             return
         longest = max(
             len(example.input_ids)
             for occupant in group
             for example in (*occupant.examples.held_back, *self._settings.next_examples(occupant))
         )
-        # Slots that the pass did not use are no memory to be won.
+        # Dropping slots that the pass did not use would free no memory.
         held = dataclasses.replace(old, slots=min(old.slots, max(2, len(group))))
         new = lower(held, longest=longest, shortest=self._settings.shortest_context)
         if new is None or not self._can_have(new):
-            yield from self._fail(group, f"out of memory, and nothing is left to give up: {words}")
+            yield from self._fail(group, f"out of memory, and no setting is left to reduce: {words}")
             return
         yield self._lowered(group[0].assignment, new, f"{difference(old, new)} ({words})")
         yield from self._apply(old, new)
 
     def _can_have(self, new: MemorySettings) -> bool:
-        """Bring the adapters to the new rank, if it is another; False where there is no memory even for that."""
+        """Reduce the adapters to the new rank, if it changed; False if there is not even enough memory for that."""
         if new.rank == self._stacked.rank:
             return True
         try:
@@ -321,7 +321,7 @@ class SlotTraining:
             release_memory(error)
             return False
         for occupant in self.occupants:
-            # Weights of another shape; the next check takes new ones.
+            # The snapshot has another shape now; the next check takes a new one.
             occupant.best = None
         return True
 

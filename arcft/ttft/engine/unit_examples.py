@@ -1,4 +1,4 @@
-"""What a unit learns from: its problems' own demonstrations, and never a test."""
+"""The training examples of a unit: from its problems' own demonstrations, never from a test."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from arcft.text.stream import ExampleStream, LengthError
 from arcft.text.tokens import Example
 
 MOST_HELD_BACK = 8
-"""Problems of a unit that hold an example back: each costs a forward pass at every check."""
+"""At most this many problems of a unit hold an example back, because each costs a forward pass at every check."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnitExamples:
     stream: ExampleStream
-    """Item k is the k-th example, whatever was drawn before."""
+    """Item k is the k-th example, independent of earlier draws."""
 
     held_back: tuple[Example, ...]
-    """Un-augmented examples that ask for what the stream never shows."""
+    """Un-augmented examples of demonstrations that the stream never shows."""
 
     notes: tuple[str, ...]
     max_seq_length: int
-    """Tokens that they were fitted to."""
+    """The context, in tokens, that they were fitted to."""
 
 
 def prepare_examples(
@@ -40,8 +40,8 @@ def prepare_examples(
 ) -> UnitExamples:
     """A stream of `length` augmented examples of `problems`, a pure function of these arguments.
 
-    `hold_back` keeps one example of each problem that can spare one (of eight problems at most) out of the stream.
-    Problems of which no example fits are left out; raises LengthError where that leaves none.
+    `hold_back` keeps one demonstration of each problem that can spare one (at most MOST_HELD_BACK problems) out of the
+    stream. Problems without an example that fits are skipped; raises LengthError if none remains.
     """
     items: list[Item] = []
     held_back: list[Example] = []

@@ -1,4 +1,4 @@
-"""What a unit is trained with: examples, learning rate and context, for the first try and for the second."""
+"""The examples, learning rate and context of a unit, for its first attempt and for the retry."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from arcft.ttft.units import Assignment
 
 SECOND_TRY_RATE = 0.5
 SECOND_TRY_CONTEXT = 0.75
-"""Of what the unit's longest test takes, if that is less than the engine's context."""
+"""Context of a retry, relative to the unit's longest test or the engine's context, whichever is shorter."""
 
 
 class UnitSettings:
-    """Answers by the assignment, the config and the present recipe alone."""
+    """Settings that depend only on the assignment, the config and the current memory settings."""
 
     def __init__(
         self,
@@ -44,14 +44,14 @@ class UnitSettings:
         self._learning_rate = learning_rate
 
     def unit_examples(self, assignment: Assignment) -> UnitExamples:
-        """Raises LengthError where no example of the unit fits."""
+        """The unit's examples; raises LengthError if none fits."""
         context = self._current.recipe.max_seq_length
         if not assignment.attempt:
             return self._examples(assignment, context)
         try:
             return self._examples(assignment, int(min(context, assignment.unit.length) * SECOND_TRY_CONTEXT))
         except LengthError:
-            # Nothing could be dropped.
+            # No demonstration could be dropped.
             return self._examples(assignment, context)
 
     def _examples(self, assignment: Assignment, context: int) -> UnitExamples:
@@ -66,7 +66,7 @@ class UnitSettings:
         )
 
     def next_examples(self, occupant: SlotState) -> list[Example]:
-        """Those of its next step; none after the last."""
+        """The examples of its next step; none after the last step."""
         size, stream = self._config.batch_size, occupant.examples.stream
         return [stream[k] for k in range(occupant.step * size, min((occupant.step + 1) * size, len(stream)))]
 
@@ -75,11 +75,11 @@ class UnitSettings:
         return self._learning_rate * (SECOND_TRY_RATE if assignment.attempt else 1.0)
 
     def factor(self, assignment: Assignment) -> Callable[[int], float]:
-        """The learning rate's course."""
+        """The learning-rate schedule, as a factor of the peak by step."""
         return self._config.schedule().factors(assignment.steps)
 
     def recipe(self, assignment: Assignment, examples: UnitExamples) -> dict[str, Any]:
-        """The engine's recipe as it is for this unit, and its learning rate."""
+        """The settings that this unit is trained with, as recorded in the ledger."""
         recipe = dataclasses.replace(self._current.recipe, max_seq_length=examples.max_seq_length)
         if assignment.attempt:
             recipe = dataclasses.replace(recipe, slots=1)

@@ -1,4 +1,4 @@
-"""The file of a ledger: begun or opened, checked, and its errors in words."""
+"""Create or open the file of a ledger, check it, and explain its errors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from arcft.errors import ArcftError
 from arcft.ttft.ledger.records import SCHEMA
 
-# "arcf"; it tells a ledger from other SQLite files.
+# "arcf": distinguishes a ledger from other SQLite files.
 _APPLICATION = 0x61726366
 _VERSION = 1
 
@@ -23,16 +23,16 @@ _LONGEST_VALUE = 60
 
 
 class LedgerError(ArcftError):
-    """A ledger of another run, a file that is none, or a disk that takes nothing more."""
+    """A ledger of another run, a file that is not a ledger, or a disk that can't be written."""
 
 
 def connect(path: Path, config: Mapping[str, Any] | None, *, new: bool) -> tuple[sqlite3.Connection, dict[str, Any]]:
-    """Open the ledger at `path`, or with `new` begin it if there is none; return it with the config it is of.
+    """Open the ledger at `path`, or with `new` create it if missing; return the connection and the stored config.
 
-    Raises LedgerError where the file is missing, is no ledger, can't be written, or is of another config.
+    Raises LedgerError if the file is missing, is not a ledger, can't be written, or belongs to another config.
     """
     if not new and not path.exists():
-        raise LedgerError(f"{path}: there is no ledger; is this the folder of an evaluation with ttft?")
+        raise LedgerError(f"{path}: no ledger; is this the folder of an evaluation with ttft?")
     with explained(path):
         connection = sqlite3.connect(path, timeout=_PATIENCE_SECONDS, isolation_level=None, check_same_thread=False)
     try:
@@ -48,7 +48,7 @@ def connect(path: Path, config: Mapping[str, Any] | None, *, new: bool) -> tuple
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn the errors of SQLite into LedgerErrors that say what to do."""
+    """Turn SQLite's errors into LedgerErrors that say what to do."""
     try:
         yield
     except sqlite3.Error as error:
@@ -60,9 +60,9 @@ def explained(path: Path) -> Iterator[None]:
         elif name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             advice = "another process writes to it; wait for it to end"
         elif name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
-            advice = "this is no ledger, or it is damaged; begin another run in a new folder"
+            advice = "this is not a ledger, or it is damaged; start a new run in another folder"
         else:
-            advice = "the ledger can't be read or written; look at the disk, and resume the run"
+            advice = "the ledger can't be read or written; check the disk, and resume the run"
         raise LedgerError(f"{path}: {error}: {advice}") from error
 
 
@@ -71,19 +71,21 @@ def _prepared(connection: sqlite3.Connection, path: Path, config: Mapping[str, A
     application = connection.execute("PRAGMA application_id").fetchone()[0]
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    # A process that was killed while it began the ledger leaves an empty one.
+    # A process killed while creating the ledger leaves an empty file.
     is_empty = not tables and not application and not version
     if is_empty and config is None:
-        raise LedgerError(f"{path}: is empty: its run was stopped before it began; resume it with evaluate.py resume=")
+        raise LedgerError(
+            f"{path}: is empty, because its run was stopped before it started; resume it with evaluate.py resume="
+        )
     if not is_empty and application != _APPLICATION:
-        raise LedgerError(f"{path}: is a file of another program, not a ledger; choose another folder")
+        raise LedgerError(f"{path}: belongs to another program and is not a ledger; choose another folder")
     if not is_empty and version != _VERSION:
         raise LedgerError(
-            f"{path}: is a ledger of format {version}, and this version of arcft reads format {_VERSION}; go on with "
-            "the version that began it"
+            f"{path}: is a ledger of format {version}, and this version of arcft reads format {_VERSION}; use "
+            "the version that created it"
         )
     connection.execute("PRAGMA journal_mode = WAL")
-    # Without this a power cut, though not a kill, could undo the last transactions.
+    # Without this the last transactions survive a kill, but not a power failure.
     connection.execute("PRAGMA synchronous = FULL")
     if is_empty:
         _begin(connection, config or {})
@@ -95,7 +97,7 @@ def _begin(connection: sqlite3.Connection, config: Mapping[str, Any]) -> None:
     try:
         for statement in SCHEMA:
             connection.execute(statement)
-        # Another process may have begun it since; its config stays, and is compared with ours.
+        # Another process may have created it meanwhile; its config stays and is compared with ours.
         connection.execute("INSERT OR IGNORE INTO config VALUES (1, ?)", (json.dumps(_plain(config)),))
         connection.execute(f"PRAGMA application_id = {_APPLICATION}")
         connection.execute(f"PRAGMA user_version = {_VERSION}")
@@ -107,27 +109,27 @@ def _begin(connection: sqlite3.Connection, config: Mapping[str, Any]) -> None:
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back: tuples are lists, and keys text."""
+    """`config` after a JSON round trip: tuples become lists, keys become text."""
     return json.loads(json.dumps(dict(config)))
 
 
 def _refuse_another(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    # A key that is null is not set, as one that is missing: options of other versions have other keys.
+    # Treat null like a missing key: options of other versions have other keys.
     one, other = ({key: value for key, value in _leaves(config) if value != "null"} for config in (there, here))
     differing = [key for key in one | other if one.get(key, "nothing") != other.get(key, "nothing")]
     if not differing:
         return
     said = [f"{key} is {_short(one, key)} there and {_short(other, key)} here" for key in differing[:_MOST_DIFFERENCES]]
     if len(differing) > len(said):
-        said.append(f"{len(differing) - len(said)} keys more")
+        said.append(f"{len(differing) - len(said)} more keys")
     raise LedgerError(
         f"{path}: belongs to a run of another configuration: {'; '.join(said)}. "
-        "Give the values that it began with, or begin another run in a new folder"
+        "Use the values it was started with, or start a new run in another folder"
     )
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys and values, these as JSON."""
+    """Dotted keys with their values as JSON."""
     for key, value in config.items():
         if isinstance(value, dict) and value:
             yield from _leaves(value, f"{prefix}{key}.")

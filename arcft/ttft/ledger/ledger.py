@@ -109,7 +109,7 @@ class Ledger:
                 if (row["round"], row["name"]) not in given:
                     raise LedgerError(
                         f"{self.path}: holds {row['name']} in round {row['round']}, which is no part of this run; "
-                        "give it the tasks that it began with, or begin another run in a new folder"
+                        "use the tasks it was started with, or start a new run in another folder"
                     )
 
     def add(self, unit: UnitRow) -> None:
@@ -269,7 +269,7 @@ class Ledger:
             if row["task_ids"] != ids:
                 raise LedgerError(
                     f"{self.path}: {name} holds the tasks {', '.join(json.loads(row['task_ids']))} there, and "
-                    f"{', '.join(task_ids)} here; give it the tasks that it began with, or begin another run in a new "
+                    f"{', '.join(task_ids)} here; use the tasks it was started with, or start a new run in another "
                     "folder"
                 )
 

@@ -1,4 +1,4 @@
-"""What steps and predictions cost, learned from those that were done."""
+"""Estimate the cost of steps and predictions from finished ones."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 from arcft.ttft.units import BASELINE_ROUND, Event, Finished, Predicted, Started, Stepped, Unit
 
-# What steps cost at the beginning, or with another number of slots, is forgotten over about so many.
+# Observations are forgotten over about this many, so that early costs, or those with other slots, fade.
 _MEMORY_STEPS = 1000
 _MEMORY_PREDICTIONS = 200
 
-# Lengths that differ by less say nothing about what a token costs.
+# With a smaller relative spread of lengths, the cost per token can't be estimated.
 _LEAST_SPREAD = 0.05
 
 _WINDOW_SECONDS = 60.0
@@ -21,7 +21,7 @@ _WINDOW_SECONDS = 60.0
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """Seconds of something, for a unit of so many tokens."""
+    """Seconds as a linear function of a unit's length in tokens."""
 
     fixed: float
     per_token: float
@@ -31,10 +31,10 @@ class Line:
 
 
 class _Fitted:
-    """The line through what was observed: least squares, the latest `memory` observations or so counting most.
+    """A least-squares line through the observations, weighted towards the latest `memory` or so.
 
-    A small step takes a GPU as long as a larger one, and a CPU in proportion to its tokens; short units would starve,
-    or long ones, if either were taken for granted.
+    A short step takes a GPU as long as a longer one, but a CPU takes time in proportion to the tokens; assuming either
+    would starve short or long units.
     """
 
     def __init__(self, memory: int) -> None:
@@ -42,7 +42,7 @@ class _Fitted:
         self._sums = [0.0] * 5
 
     def observe(self, length: int, seconds: float, count: int = 1) -> None:
-        """`count` of them took so many `seconds` together."""
+        """Record that `count` items of `length` tokens took `seconds` in total."""
         if count and length > 0:
             each = seconds / count
             terms = (1.0, length, each, length * length, length * each)
@@ -67,15 +67,14 @@ class _Fitted:
 class Costs:
     """Seconds of work of a unit, by its length.
 
-    A step's and a prediction's seconds are a unit's share of a pass, so those of the units that a worker has side by
-    side add up to the time on the clock. What the clock shows beyond them (putting an adapter in place, merging,
-    saving) is shared by the units.
+    The seconds of a step or prediction are the unit's share of a pass, so they add up to wall time over the units that
+    a worker runs side by side. Remaining wall time (loading an adapter, merging, saving) is divided among the units.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._step = _Fitted(_MEMORY_STEPS)
-        # Few prompts in a pass cost more each than many, so those made before adapting are kept apart.
+        # Small batches cost more per prompt, so predictions before adapting are tracked separately.
         self._predicted = _Fitted(_MEMORY_PREDICTIONS)
         self._predicted_before = _Fitted(_MEMORY_PREDICTIONS)
         self._warm: set[tuple[str, type[Event]]] = set()
@@ -83,30 +82,30 @@ class Costs:
         self._last: dict[str, float] = {}
         self._ends = 0
         self.longest_step = 0
-        """Length of the longest unit whose steps are known."""
+        """Length of the longest unit with a timed step."""
         self._recent: deque[tuple[float, int]] = deque()
 
     def observe(self, event: Event, unit: Unit, worker: str) -> None:
-        """Learn from what `worker` has done for `unit`."""
+        """Update the estimates with an event of `unit` on `worker`."""
         now = self._clock()
         seconds = 0.0
         is_before = event.key[0] == BASELINE_ROUND
         if isinstance(event, Stepped | Predicted):
             seconds = event.seconds
             self._recent.append((now, event.tokens))
-            # A worker's first pass of a kind also pays for what is then in place.
+            # A worker's first pass of each type includes one-off costs.
             if (worker, type(event)) in self._warm:
                 self._learn(event, unit, is_before)
             self._warm.add((worker, type(event)))
         if not is_before:
-            # Units side by side report one pass together: the first of them seems to have idled, the others make it up.
+            # Units side by side report one pass together: the first seems to have idled, the others compensate.
             self._idle += now - self._last.get(worker, now - seconds) - seconds
-            # One end of a unit each: what is spent at its start must not be put down to the few that have finished.
+            # Count starts and ends, so that time spent at starts is not attributed to the few units that have finished.
             self._ends += isinstance(event, Started | Finished)
         self._last[worker] = now
 
     def pause(self, worker: str) -> None:
-        """Take note that `worker` has nothing to do, or is no more: the time until its next event is no unit's."""
+        """Note that `worker` is idle or gone: the time until its next event belongs to no unit."""
         self._last.pop(worker, None)
 
     def _learn(self, event: Stepped | Predicted, unit: Unit, is_before: bool) -> None:
@@ -144,11 +143,11 @@ class Costs:
             self._recent.popleft()
         if not self._recent:
             return 0.0
-        # The first of them says when counting began, and not how long its own tokens took.
+        # The first entry only marks the start of the window; its own tokens took an unknown time.
         span = now - self._recent[0][0]
         return sum(tokens for _, tokens in list(self._recent)[1:]) / span if span > 0 else 0.0
 
 
 def count_tests(unit: Unit) -> int:
-    """Tests of all its tasks."""
+    """Number of tests of all its problems."""
     return sum(len(problem.answers) for problem in unit.problems)

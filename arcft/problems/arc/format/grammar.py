@@ -1,8 +1,8 @@
-"""Which tokens may come next while a grid is being written.
+"""The tokens that may come next while a grid is being decoded.
 
 A grammar is derived once from an encoder and a tokenizer. It leaves open the cells and the shape: at the beginning, if
-the format writes it there, else where the first row and where the grid ends. All that lies between follows by itself.
-What is written is the text of a grid, in the very tokens that the tokenizer makes of it and a model has learnt.
+the format writes it there, else where the first row ends and where the grid ends. Everything else is forced. The result
+is always the text of a grid, in exactly the tokens that the tokenizer produces for it and that a model was trained on.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ _SHOWN = 60
 
 
 class _Shape(NamedTuple):
-    """That a grid's shape is written."""
+    """The shape is complete."""
 
     rows: int
     columns: int
 
 
 class _Step(NamedTuple):
-    """That a cell, or the end, is written."""
+    """A cell, or the end, is complete."""
 
     way: int
-    """To the next column (GOES_ON), the next row (ROW_ENDS), or the end (GRID_ENDS)."""
+    """Where it leads: to the next column (GOES_ON), the next row (ROW_ENDS), or the end (GRID_ENDS)."""
 
     after: int
-    """The sum of what may follow the cell: a tokenizer may write it differently before a newline or a fence."""
+    """Flags of what may follow the cell: its tokens may differ before a newline or a fence."""
 
 
 class _Fork:
-    """A place between two tokens: for each that may come next, the place behind it, or the part that it completes."""
+    """A state between two tokens: maps each allowed token to the next state, or to the part that it completes."""
 
     __slots__ = ("choices", "parts")
 
@@ -52,7 +52,7 @@ _END = _Fork((), {})
 
 
 class GridCursor:
-    """A place in the text of a grid."""
+    """A position in the text of a grid; see arcft.protocols.Cursor."""
 
     __slots__ = ("_column", "_columns", "_fork", "_grammar", "_row", "_rows")
 
@@ -60,9 +60,9 @@ class GridCursor:
         self._grammar = grammar
         self._fork = fork
         self._rows = self._columns = 0
-        """The shape, 0 as long as it is not known."""
+        """The shape; 0 while unknown."""
         self._row, self._column = 0, -1
-        """The last cell that was written."""
+        """The last complete cell."""
 
     @property
     def choices(self) -> Tokens:
@@ -99,13 +99,13 @@ class GridCursor:
 
 
 class GridGrammar:
-    """The grids that an encoder can write, from 1x1 to 30x30. Called, it gives a cursor before the first token."""
+    """All grids from 1x1 to 30x30, as an encoder writes them. Calling it returns a cursor before the first token."""
 
     def __init__(self, encoder: GridEncoder, tokens: TokenCodec, *, name: str) -> None:
-        """Derive it and try it out; `name` is what messages call the tokenizer.
+        """Derive the grammar and check it on trial grids; `name` names the tokenizer in messages.
 
-        Raise GrammarError where tokens do not keep to cells, or the tokenizer writes a grid in another way than the
-        grammar does.
+        Raise GrammarError if tokens cross the borders of cells, or if the tokenizer writes a grid in other tokens than
+        the grammar.
         """
         self._shared: dict[Tokens, Tokens] = {}
         self._forks: dict[tuple[object, ...], _Fork] = {}
@@ -121,15 +121,15 @@ class GridGrammar:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest text, the end of the turn included."""
+        """Length of the longest text in tokens, including the end of the turn."""
         return self._tokens.longest
 
     def __call__(self) -> GridCursor:
         return GridCursor(self, self._start)
 
     def fork(self, row: int, column: int, rows: int, columns: int, after: int) -> _Fork:
-        """What may come behind the cell (`row`, `column`) in a grid of `rows` x `columns` (0: not known), if that which
-        follows the cell is among `after`."""
+        """The state after the cell (`row`, `column`) of a grid of `rows` x `columns` (0: unknown), where `after` flags
+        what may follow the cell."""
         kind = self._tokens.row_kind
         options = []
         if after & GOES_ON:
@@ -153,14 +153,14 @@ class GridGrammar:
             for ending in (GOES_ON, ROW_ENDS, GRID_ENDS):
                 if after & ending:
                     for color, tokens in enumerate(self._tokens.cells[kind, is_first, ending]):
-                        # Where a cell is written the same whatever follows, that stays open.
+                        # If a cell has the same tokens whatever follows, that stays open.
                         key = (tokens, way, color)
                         steps[key] = steps.get(key, 0) | ending
         parts = [(tokens, _Step(way, after)) for (tokens, way, _), after in steps.items()]
         return self._plant([*parts, (self._tokens.closing, _Step(GRID_ENDS, 0))] if ends else parts)
 
     def _plant(self, parts: Iterable[tuple[Tokens, _Shape | _Step]]) -> _Fork:
-        """The tree of `parts`, which their tokens tell from each other."""
+        """The prefix tree of `parts` by their tokens."""
         branches: dict[int, list[tuple[Tokens, _Shape | _Step]]] = {}
         for tokens, part in parts:
             if not tokens:
@@ -179,7 +179,7 @@ class GridGrammar:
 
 
 def _what_follows(row: int, column: int, rows: int, columns: int) -> int:
-    """The sum of what may come after a cell in a grid of `rows` x `columns`, 0 where not known."""
+    """Flags of what may follow a cell in a grid of `rows` x `columns` (0: unknown)."""
     if columns and column + 1 < columns:
         return GOES_ON
     ends = ROW_ENDS * (row + 1 < (rows or MAX_SIDE)) | GRID_ENDS * (row + 1 == rows or not rows)
@@ -189,11 +189,10 @@ def _what_follows(row: int, column: int, rows: int, columns: int) -> int:
 def _check(
     grammar: GridGrammar, heads: Mapping[tuple[int, int], Tokens], encoder: GridEncoder, tokens: TokenCodec
 ) -> None:
-    """Raise GrammarError unless trial grids are written as the tokenizer writes them.
+    """Raise GrammarError unless the grammar accepts trial grids exactly as the tokenizer writes them.
 
-    What a tokenizer makes of a part depends on its neighbours. So each stands beside all that it can stand beside: all
-    pairs of colours, in a row and from one to the next; each row as the last; each way to end a head before each
-    colour.
+    The tokens of a part depend on its neighbours, so the trials cover all neighbours: all pairs of colours, within a
+    row and across rows; each row as the last one; each ending of a head before each colour.
     """
     for grid in _trials(heads):
         text = encoder.to_text(grid).removeprefix(encoder.opener)
@@ -215,7 +214,7 @@ def _check(
 
 def _trials(heads: Mapping[tuple[int, int], Tokens]) -> Iterator[Grid]:
     rng = np.random.default_rng(0)
-    # Each colour before and after each other and itself.
+    # Every ordered pair of colours, including equal ones.
     colors: list[int] = []
     for first in range(NUM_COLORS):
         for second in range(first, NUM_COLORS):

@@ -1,6 +1,10 @@
-"""Stands in for vLLM: of its public names those that are used here, answered by transformers on a CPU.
+"""A stub of vLLM: the public names that arcft uses, implemented by transformers on a CPU.
 
-A process dies at the second call, once, where the environment variable STAND_IN_DIES names a file that is not there.
+It shows that arcft calls these names as documented and reads what they return. It does not show that vLLM works: that
+was not yet run on a GPU.
+
+If the environment variable STAND_IN_DIES names a file that does not exist, the process creates it and dies at the
+second call.
 """
 
 from __future__ import annotations
