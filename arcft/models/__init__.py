@@ -1,1 +1,1 @@
-"""Models: loading a base model and its tokenizer, and the adapters on it. Knows tokens, no grids."""
+"""Base models, their tokenizers and adapters. Knows tokens only."""
