@@ -1,1 +1,1 @@
-"""Base models, their tokenizers and adapters. Knows tokens only."""
+"""Models: loading a base model and its tokenizer, and the adapters on it. Knows tokens, no grids."""

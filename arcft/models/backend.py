@@ -1,4 +1,4 @@
-"""The optional unsloth backend, which patches transformers and must therefore be imported first."""
+"""The optional backend that replaces parts of transformers when it is imported, and so must come first."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class BackendError(ArcftError):
 
 
 def import_backend(config: ModelConfig) -> ModuleType | None:
-    """Import unsloth if the config selects it; returns the module, or None for plain transformers.
+    """Import unsloth where the config asks for it; returns the module, or None for plain transformers.
 
     A program calls this before anything imports transformers: unsloth patches it on import. Raises BackendError.
     """

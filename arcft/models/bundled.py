@@ -1,7 +1,7 @@
-"""Models that come with the package, `bundled:NAME`: looked up by name, and verified against their checksums.
+"""Models that come with the package, `bundled:NAME`: found by name, and held to the files they were shipped with.
 
-bundle.json comes with the weights and lists every file of the model with its size and sha256. Without weights there is
-no bundle.json, and the model provides an architecture for random weights.
+Weights are shipped together with bundle.json, which names every file of the model with its size and sha256. Without
+weights there is no bundle.json, and the model serves as an architecture for random ones.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ BUNDLE_FILE = "bundle.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 FILES = (WEIGHTS_FILE, "config.json", *TOKENIZER_FILES)
-"""The files of a bundled model with weights, besides bundle.json."""
+"""What a bundled model with weights consists of, beside bundle.json."""
 
 _FORMAT = 1
 _WAY_OUT = "reinstall arcft (in a checkout: git restore arcft/assets)"
 
 
 def bundled_folder(path: str) -> Path:
-    """The folder of a `bundled:NAME`; raises ModelError, which lists the bundled models."""
+    """The folder of a `bundled:NAME`; raises ModelError, naming those that there are."""
     folder = ASSETS / path.removeprefix(BUNDLED)
     if not (folder / "config.json").is_file():
         names = sorted(entry.parent.name for entry in ASSETS.glob("*/config.json"))
@@ -36,7 +36,7 @@ def bundled_folder(path: str) -> Path:
 
 
 def check_weights(path: str) -> None:
-    """Raise ModelError unless `path`, a `bundled:NAME`, has weights and all its files are unchanged."""
+    """Raise ModelError unless `path`, a `bundled:NAME`, has weights and all its files are as they were shipped."""
     folder = bundled_folder(path)
     if not (folder / BUNDLE_FILE).is_file():
         raise ModelError(
@@ -47,21 +47,21 @@ def check_weights(path: str) -> None:
 
 
 def check_tokenizer(path: str) -> None:
-    """The same for the tokenizer's files; without weights there are no checksums to compare with."""
+    """The same for the tokenizer's files; nothing is known of a tokenizer that was shipped without weights."""
     folder = bundled_folder(path)
     if (folder / BUNDLE_FILE).is_file():
         _check(folder, TOKENIZER_FILES)
 
 
 def pretrained_on(path: str) -> list[str]:
-    """Ids of the tasks that the weights of `path`, a `bundled:NAME`, were trained on, directly or by generated pairs of
-    their type; empty without weights. Raises ModelError if bundle.json is damaged."""
+    """Ids of the tasks that the weights of `path`, a `bundled:NAME`, were trained on, or on pairs generated for their
+    type; none where there are no weights. Raises ModelError where bundle.json is damaged."""
     file = bundled_folder(path) / BUNDLE_FILE
     return [str(task_id) for task_id in _read(file).get("trained_on", ())] if file.is_file() else []
 
 
 def write_bundle(folder: Path, about: Mapping[str, Any]) -> None:
-    """Write bundle.json for the files in `folder`, with `about`: their provenance as plain data."""
+    """Write bundle.json for the files that lie in `folder`, with `about`, plain data on where they come from."""
     files = {name: {"size": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in FILES}
     write_json(folder / BUNDLE_FILE, {"format": _FORMAT, **about, "files": files}, indent=1)
 

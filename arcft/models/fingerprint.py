@@ -1,4 +1,4 @@
-"""A fingerprint that identifies a base model."""
+"""What tells one base model from another."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _READ_WHOLE = 8 * 2**20
 _BLOCKS = 64
 _BLOCK_BYTES = 4096
 
-# Config entries that describe how a model is used rather than what it computes.
+# Entries of a model's config that say how it is used, not what it computes.
 _VOLATILE = (
     "_name_or_path",
     "architectures",
@@ -37,23 +37,23 @@ _VOLATILE = (
 
 
 def architecture_values(config: PretrainedConfig) -> dict[str, Any]:
-    """The config entries that determine what a model computes: equal for models of the same architecture."""
-    # Without the defaults of the config class, which grow with every version of transformers.
+    """The entries of a model's config that say what it computes: equal for models of one architecture."""
+    # Without what a class says by default, which grows with every version of transformers.
     return dict(_without_volatile(config.to_diff_dict()))
 
 
 def base_fingerprint(config: ModelConfig, model: PreTrainedModel) -> str:
-    """sha256 (hexadecimal) over the architecture and a digest of the base weights. It does not depend on device, dtype
-    or quantisation, nor on whether `model` has an adapter or was trained since it was loaded.
+    """sha256 (hexadecimal) over the architecture and a digest of the base weights; the same for every device, dtype
+    and quantisation that they are loaded in, and whether or not `model` carries an adapter or was trained since.
 
-    Weight files of up to 8 MiB are hashed whole, larger ones by their size and 64 evenly spaced blocks of 4 KiB, which
-    takes milliseconds for any size; random weights are drawn again. Raises ModelError.
+    Weight files are digested whole up to 8 MiB, and by size and 64 evenly spread blocks of 4 KiB each above, which
+    takes milliseconds for files of any size; random weights by drawing them again. Raises ModelError.
     """
     return _fingerprint(config, model.config)
 
 
 def stored_fingerprint(config: ModelConfig) -> str:
-    """`base_fingerprint` without loading the model; raises ModelError."""
+    """`base_fingerprint` of a model that is not loaded; raises ModelError."""
     try:
         architecture = load_architecture(config)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
@@ -84,7 +84,7 @@ def _weight_files(source: str) -> list[Path]:
         return [Path(source)]
     single, index = WEIGHTS_FILE, "model.safetensors.index.json"
     for name in (single, index):
-        # Finds a file in a folder or in the hub's cache; None if there is none.
+        # Finds a file in a folder or in the hub's cache; None where there is none.
         found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub_options(source))
         if found is None:
             continue

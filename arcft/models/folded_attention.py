@@ -1,8 +1,8 @@
 """Causal attention in bfloat16 for CPUs, as matrix products over folded heads.
 
-torch's CPU kernel for bfloat16 repeats the keys of grouped-query heads and takes as long as the rest of a layer:
-SmolLM2-135M at 512 tokens, forward and backward on one core, 19.6 ms against 5.3 ms here. With few and small heads
-(five of 32), training a whole model under autocast is 1.5 times as fast at 512 tokens and 1.1 times at 2048. Scores are
+torch's own CPU kernel for bfloat16 repeats the keys of grouped-query heads, and takes as long as the rest of a layer:
+SmolLM2-135M at 512 tokens, forward and backward on one core, 19.6 ms against 5.3 ms here; with few and small heads
+(five of 32), the whole model is trained in autocast 1.5 times as fast at 512 tokens, 1.1 times at 2048. Scores are
 rounded to the inputs' dtype before the softmax, as in transformers' eager attention.
 """
 
@@ -18,27 +18,27 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "arcft_folded"
-"""Its name in `attn_implementation`."""
+"""What `attn_implementation` calls it."""
 
 BLOCK = 64
-"""Queries per block: scores to the right of a block are not computed. The fastest of 64, 128, 256 and 512."""
+"""Queries at a time: what lies right of a block is not computed. Of 64, 128, 256 and 512 the fastest."""
 
 _MOST_KEPT = 1024
-"""Up to this many tokens the probabilities are kept for the backward pass; for longer inputs they are recomputed to
-save memory, unless a layer's take no more than _MOST_KEPT_BYTES."""
+"""Up to so many tokens the probabilities are kept for the backward pass; beyond, where they would fill the memory, they
+are computed again, unless a layer's take no more than _MOST_KEPT_BYTES."""
 
 _MOST_KEPT_BYTES = 48 * 2**20
-"""Two rows of 2048 tokens and five heads take 42 MiB in bfloat16; keeping them makes training 1.2 times as fast."""
+"""Two rows of 2048 tokens and five heads take 42 MiB in bfloat16; the model is trained 1.2 times as fast for it."""
 
 
 def register() -> None:
-    """Register it with transformers, with sdpa's masks: without these, padding would be attended to."""
+    """Make it known to transformers, with the masks that sdpa takes: without these, padding would be looked at."""
     AttentionInterface.register(NAME, folded_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def use_folded_attention(model: PreTrainedModel) -> None:
-    """Make `model` use it instead of sdpa attention."""
+    """Let `model` compute with it where it would have computed with sdpa."""
     if model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation():
         register()
         model.set_attn_implementation(NAME)
@@ -58,8 +58,8 @@ def folded_attention(
     """The output [batch, queries, heads, size] for `query` [batch, heads, queries, size], and `key` and `value` [batch,
     key heads, keys, size].
 
-    `attention_mask` is None for plain causal attention, or bool [batch or 1, 1, queries, keys], true where a query
-    attends. Any other request of a model is passed to transformers' sdpa attention.
+    `attention_mask` is None for plain causal attention, or boolean, [batch or 1, 1, queries, keys], true where a query
+    looks. Whatever else a model asks for is left to transformers' sdpa attention.
     """
     kind = query.device.type
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
@@ -73,7 +73,7 @@ def folded_attention(
         dtype = torch.get_autocast_dtype(kind)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    # Autocast would convert every softmax to float32 and back.
+    # Autocast would turn every softmax into float32 and back.
     with torch.autocast(kind, enabled=False):
         output = _Attention.apply(query, key, value, attention_mask, scale)
     return output.transpose(1, 2).contiguous(), None
@@ -140,11 +140,11 @@ class _Folded:
             yield slice(start, min(start + BLOCK, self.length))
 
     def last_key(self, block: slice) -> int:
-        """One past the last key that a plain causal block attends to; with a mask it may attend to any key."""
+        """One past the last key that a plain causal block looks at; a mask may let it look anywhere."""
         return self.key.shape[1] if self.mask is not None or self.length == 1 else block.stop
 
     def probability_bytes(self) -> int:
-        """Bytes of the probabilities of all blocks."""
+        """Of the probabilities of all blocks."""
         queries_by_keys = sum((block.stop - block.start) * self.last_key(block) for block in self.blocks())
         return self.pairs * self.group * queries_by_keys * self.query.element_size()
 
@@ -166,7 +166,7 @@ class _Folded:
         """[pairs, group * block, keys]."""
         last = self.last_key(block)
         scores = torch.bmm(self.queries(block), self.key[:, :last].mT)
-        # Not infinity: a row that attends to nothing, such as padding, would become NaN and spread.
+        # Not infinity: a row that sees nothing, as padding does, would be NaN, and so would all that looks at it.
         lowest = torch.finfo(scores.dtype).min
         if self.mask is not None:
             seen = self.mask[:, :, block].expand(self.batch, 1, -1, -1)

@@ -1,7 +1,7 @@
 """The tokenizer inside a GGUF file, rebuilt from the file's metadata.
 
-transformers 5.17 swaps the end and begin tokens of such files, omits the digit splitter, and decodes bytes twice; so
-byte-level tokenizers are rebuilt here, from the keys that llama.cpp reads.
+transformers 5.17 swaps the end and begin tokens of such files, leaves out the splitter of digits, and decodes bytes
+twice; so byte-level tokenizers are put together here, from the same keys that llama.cpp reads.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from arcft.errors import ArcftError
 
-# Pre-tokenisation by the name in `tokenizer.ggml.pre`, copied from the models' own tokenizer.json.
+# How a text is cut before bytes are merged, by the name in `tokenizer.ggml.pre`; from the models' own tokenizer.json.
 _LLAMA_3_PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -26,11 +26,11 @@ _CONTROL, _USER_DEFINED = 3, 4
 
 
 class GgufTokenizerError(ArcftError):
-    """A GGUF file whose type of tokenizer can't be rebuilt faithfully."""
+    """The tokenizer in a GGUF file is of a kind that can't be rebuilt faithfully."""
 
 
 def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that the model of a GGUF file was trained with; raises GgufTokenizerError for unknown types."""
+    """The tokenizer of a GGUF file, as its model was trained with; raises GgufTokenizerError for unknown kinds."""
     metadata = _read_metadata(path)
     kind, pieces = metadata.get("tokenizer.ggml.model", "unknown"), metadata.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or pieces not in ("smollm", "qwen2", "llama-bpe", "gpt-2"):
@@ -71,7 +71,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 def _byte_level_tokenizer(metadata: dict[str, Any], pieces: str) -> Tokenizer:
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
-    # Llama 3 uses a piece that is a whole token directly, even if no sequence of merges leads to it.
+    # Llama 3 takes a piece that is a whole token as it is, even where no row of merges leads to it.
     model = models.BPE(
         vocab={token: number for number, token in enumerate(tokens)},
         merges=merges,

@@ -1,4 +1,4 @@
-"""The limits of a model: number of embeddings, and positions in its context."""
+"""What a model has room for: tokens in its embedding, positions in its context."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from arcft.models.source import load_architecture
 
 
 def embedding_rows(model: PreTrainedModel | PeftModel) -> int:
-    """The number of token embeddings; the tokenizer may have more or fewer tokens."""
+    """Token ids from 0 to below this have an embedding; a tokenizer may know more, or fewer."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     return base.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
 
 
 def position_limit(architecture: PretrainedConfig) -> int | None:
-    """The longest input, in tokens, of a model with this config; None if it is unlimited or unknown."""
+    """The most tokens that a model of this config takes; None where its kind has no such limit, or does not say it."""
     limit = getattr(architecture.get_text_config(), "max_position_embeddings", None)
-    # XLNet has no limit and sets -1.
+    # XLNet, which has no limit, says -1.
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def refuse_beyond(limit: int | None, *, key: str, value: int, path: str) -> None:
-    """Raise ModelError if `value`, a number of tokens set by `key`, exceeds the position limit of the model at `path`.
+    """Raise ModelError where `key`, a number of tokens, is above the position limit of the model at `path`.
 
-    Beyond it, learned positions fail with an obscure error, and others give meaningless answers.
+    Learned positions end there with an error from deep inside; others lead to answers that mean little.
     """
     if limit is not None and value > limit:
         raise ModelError(
@@ -38,7 +38,7 @@ def refuse_beyond(limit: int | None, *, key: str, value: int, path: str) -> None
 def stored_position_limit(config: ModelConfig) -> int | None:
     """`position_limit` of the model at `config.path`, without its weights.
 
-    None also if there is no readable config: loading the model reports what is missing.
+    None also where there is no config to be read: what is missing is told where the model is loaded.
     """
     try:
         return position_limit(load_architecture(config))

@@ -1,7 +1,7 @@
 """A base model and its tokenizer, from a hub id, a folder, a GGUF file or the package's own assets.
 
 Weights are read from safetensors or GGUF only, never from pickles. Random weights are drawn on the CPU in float32 from
-the config's own seed, so that the base model is the same on every device and in every dtype.
+the config's own seed, so that they are the same base model on every device and in every dtype.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from arcft.models.source import hub_options, load_architecture, model_path, not_
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The compute dtype. `auto`: bfloat16 on GPUs that support it, else float16; float32 on a CPU."""
+    """The dtype of forward and backward: `auto` is bfloat16 on GPUs that have it, else float16, and float32 on CPU."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     if device.type != "cuda":
         return torch.float32
-    # Below compute capability 8, bfloat16 is emulated and slow.
+    # Before compute capability 8 bfloat16 is emulated, and slow.
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer at `config.tokenizer`, or else at `config.path`; raises ModelError if there is none."""
+    """The tokenizer at `config.tokenizer`, or else at `config.path`; raises ModelError where there is none."""
     key, path = ("model.tokenizer", config.tokenizer) if config.tokenizer else ("model.path", model_path(config))
     source = resolve_path(path)
-    # Random weights work with any tokenizer.
+    # Random weights belong to no tokenizer in particular.
     if path.startswith(BUNDLED) and config.init == "pretrained":
         check_tokenizer(path)
     if source.endswith(".gguf"):
@@ -58,18 +58,18 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     loader = PreTrainedTokenizerFast if _is_generic(Path(source)) else AutoTokenizer
     try:
         tokenizer = loader.from_pretrained(source, trust_remote_code=trust, **hub_options(source))
-    # The tokenizers library raises plain Exceptions.
+    # The tokenizers library has no exceptions of its own: it raises plain ones.
     except Exception as error:
         raise ModelError(not_loaded(key, path, "a tokenizer", error)) from error
-    # Keep spaces before punctuation.
+    # Spaces before punctuation belong to the text here.
     tokenizer.clean_up_tokenization_spaces = False
     return tokenizer
 
 
 def _is_generic(folder: Path) -> bool:
-    """Whether the tokenizer in `folder` was saved with a generic class and all its rules in tokenizer.json.
+    """Whether the tokenizer in `folder` was saved as no model's own class, with all its rules in tokenizer.json.
 
-    Next to a config.json of some model types (Qwen2), AutoTokenizer would replace these rules with the type's.
+    Beside a config.json of some types (Qwen2), AutoTokenizer would put the type's rules in their place.
     """
     settings = folder / "tokenizer_config.json"
     if not settings.is_file() or not (folder / "tokenizer.json").is_file():
@@ -77,7 +77,7 @@ def _is_generic(folder: Path) -> bool:
     try:
         name = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
     except (ValueError, AttributeError):
-        return False  # reported when it is loaded
+        return False  # told by whoever loads it
     return name in ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
@@ -91,9 +91,9 @@ def load_model(
 ) -> PreTrainedModel:
     """The base model with its weights in `dtype` on `device`, in evaluation mode.
 
-    To train all weights, pass float32 and compute under autocast in the dtype `autocast`; frozen weights under an
-    adapter may have the compute dtype. `max_seq_length` matters to unsloth only. On a CPU, sdpa attention in bfloat16
-    is computed by models/folded_attention.py. Raises ModelError.
+    For training all weights, pass float32 and leave the arithmetic to autocast, in the dtype `autocast`; frozen weights
+    under an adapter may be in the dtype of the arithmetic. `max_seq_length` matters to unsloth only. On a CPU, sdpa
+    attention in bfloat16 is computed by models/folded_attention.py. Raises ModelError.
     """
     if config.backend == "unsloth":
         return _load_unsloth(config, dtype, max_seq_length)
@@ -112,7 +112,7 @@ def load_model(
 def draw_random_model(config: ModelConfig) -> PreTrainedModel:
     """A model of the architecture at `config.path`, weights drawn from `config.seed`; float32 on the CPU.
 
-    Positional kernels are added if its config requests them."""
+    Where its config asks for positional kernels, these come on top."""
     architecture = load_architecture(config)
     trust = trusts_code(config)
     with torch.random.fork_rng(devices=[]):
@@ -137,7 +137,7 @@ def _load_pretrained(config: ModelConfig, dtype: torch.dtype, device: torch.devi
         return _load_gguf(Path(source), options)
     if config.quantization != "none":
         options["quantization_config"] = _quantization(config.quantization, dtype)
-    # Show a progress bar only if loading takes long.
+    # A bar is for what takes long.
     with _no_progress_bar() if model_path(config).startswith(BUNDLED) else contextlib.nullcontext():
         model = AutoModelForCausalLM.from_pretrained(
             source, use_safetensors=True, trust_remote_code=trusts_code(config), **options, **hub_options(source)
@@ -169,16 +169,16 @@ def _keep_gradients(model: PreTrainedModel) -> None:
 
 
 def _load_gguf(path: Path, options: dict[str, Any]) -> PreTrainedModel:
-    # Newer transformers keeps the file's quantised blocks if it has a kernel for them; older releases always
-    # dequantise, and lack this class. Only a plain dense model can be saved again.
+    # Newer transformers keeps the file's blocks where it has a kernel for them; older releases always unpack, and
+    # have no such class. Only a plain dense model can be saved again.
     if "GgufConfig" in dir(transformers):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
 
 
 def _quantization(name: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
-    # Not quantised: the router (`gate`) of a mixture of experts, and the head, where errors hurt most. Names match by
-    # suffix: with the dot, the large `gate_proj` of dense layers is still quantised.
+    # A mixture of experts is routed by its `gate`, and errors in the logits hurt most: these stay as they are.
+    # Names match by their end: the dot leaves the large `gate_proj` of dense layers to be quantised.
     kept = ["lm_head", ".gate", ".shared_expert_gate"]
     if name == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)

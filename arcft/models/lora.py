@@ -1,8 +1,8 @@
-"""Create adapters, and save and load them in PEFT's format.
+"""Adapters: making one, saving and loading one in PEFT's own format.
 
-Trained weights are always float32 (small optimizer updates vanish in bfloat16); frozen weights keep the dtype they were
-loaded in. So a trainable model with 16-bit base weights runs under autocast; a loaded adapter that is not trainable has
-the base's dtype and needs no autocast.
+What is trained is always float32 (the optimizer's small updates vanish in bfloat16); frozen weights keep the dtype
+they were loaded in. So a trainable model with 16-bit base weights runs under autocast; a loaded one that is not
+trainable has the base's dtype throughout, and needs none.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def apply_lora(
     seed: int,
     backend: Literal["transformers", "unsloth"] = "transformers",
 ) -> peft.PeftModel:
-    """Freeze `model` and add a fresh adapter, initialised from `seed` independently of the global generators.
+    """Freeze `model` and put a fresh adapter on it, initialised from `seed` whatever was drawn before.
 
-    `train_modules` are trained and saved whole; if one of them is an embedding that is tied to the head, the two stay
-    tied. Raises LoraError for module names that the model does not have.
+    `train_modules` are trained and saved whole; where one of them is an embedding that the model ties to its head,
+    the two stay tied. Raises LoraError for names of modules that the model does not have.
     """
     _check_names(model, "model.train_modules", train_modules)
     if not isinstance(config.target_modules, str):
@@ -68,17 +68,17 @@ def apply_lora(
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> peft.PeftModel:
-    """Add the adapter saved in `folder` to `model`; raises LoraError if it does not fit, or is not a LoRA adapter."""
+    """Put the adapter saved in `folder` on `model`; raises LoraError where it does not fit, or is no LoRA adapter."""
     peft_config = read_adapter_config(folder)
     peft_config.inference_mode = not trainable
-    # The initial values are drawn and then overwritten, which must not advance the global generators.
+    # The initial values are drawn and then overwritten; nobody else's random numbers may shift by that.
     with _seeded(0):
         try:
             adapted = peft.get_peft_model(model, peft_config, autocast_adapter_dtype=trainable)
         except (TypeError, ValueError, ImportError, RuntimeError, re.error) as error:
             raise LoraError(f"{folder / CONFIG_FILE}: the adapter does not fit this base model: {error}") from error
     if trainable:
-        # Before the weights are read: the base's 16 bits would round them.
+        # Before the weights are read: a detour by the base's 16 bits would round them.
         _train_in_float32(adapted)
     else:
         adapted.requires_grad_(False)
@@ -88,7 +88,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> pe
 
 
 def read_adapter_config(folder: Path) -> peft.LoraConfig:
-    """Read adapter_config.json in `folder`; raises LoraError unless it describes a plain LoRA adapter."""
+    """What adapter_config.json in `folder` says; raises LoraError unless it is that of a plain LoRA adapter."""
     path = folder / CONFIG_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -101,7 +101,7 @@ def read_adapter_config(folder: Path) -> peft.LoraConfig:
         if name in _PLAIN:
             if not _PLAIN[name](value):
                 raise LoraError(f"{path}: {name}={_short(value)} is not a value that a LoRA adapter can have")
-        # Any other key belongs to another method, or names something to import.
+        # Anything else is another method, or names what is to be imported.
         elif name not in _UNUSED and value and value != defaults.get(name):
             raise LoraError(f"{path}: is no plain LoRA adapter: {name}={_short(value)}")
     try:
@@ -118,7 +118,7 @@ def load_adapter_weights(model: peft.PeftModel, folder: Path) -> None:
 
 
 def read_adapter_weights(folder: Path, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
-    """The weights saved in `folder`, by PEFT's names, on the CPU; raises LoraError unless names and shapes match."""
+    """The weights saved in `folder` by PEFT's names, on the CPU; raises LoraError unless names and shapes match."""
     try:
         weights = load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
@@ -138,21 +138,21 @@ def read_adapter_weights(folder: Path, shapes: Mapping[str, torch.Size]) -> dict
 def save_adapter(model: peft.PeftModel, folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors into `folder`."""
     for config in model.peft_config.values():
-        # PEFT keeps a set, whose order, and so the file's bytes, would differ from run to run.
+        # PEFT keeps a set, whose order, and so the bytes of the file, would differ from run to run.
         if isinstance(config, peft.LoraConfig) and isinstance(config.target_modules, set):
             config.target_modules = sorted(config.target_modules)
     model.save_pretrained(str(folder), save_embedding_layers=False)
-    # unsloth adds the model's class and module, which loading refuses and no adapter needs.
+    # unsloth names the model's class and module, which no adapter needs and none that is loaded may have.
     path = folder / CONFIG_FILE
     content = json.loads(path.read_text(encoding="utf-8"))
     if content.get("auto_mapping") is not None:
         path.write_text(json.dumps(content | {"auto_mapping": None}, indent=2, sort_keys=True), encoding="utf-8")
-    # An empty model card.
+    # A model card with nothing but empty headings.
     (folder / "README.md").unlink(missing_ok=True)
 
 
 def trainable_parameters(model: nn.Module) -> int:
-    """The number of trainable parameters; shared weights count once."""
+    """How many numbers training changes; a weight that is used in two places counts once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -172,7 +172,7 @@ def _short(value: Any) -> str:
     return json.dumps(value)[:80]
 
 
-# The keys that are read from an adapter's file, and their valid values.
+# What is taken over from an adapter's file, and what its values may be.
 _PLAIN: dict[str, Callable[[Any], bool]] = {
     "task_type": lambda value: value in (None, "CAUSAL_LM"),
     "r": lambda value: type(value) is int and value > 0,
@@ -186,7 +186,7 @@ _PLAIN: dict[str, Callable[[Any], bool]] = {
     "ensure_weight_tying": _is_bool,
     "init_lora_weights": lambda value: isinstance(value, bool | str) and value in INITIAL_WEIGHTS,
 }
-# Provenance, which is not used.
+# Says where the adapter comes from; nothing here reads it.
 _UNUSED = ("peft_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode")
 
 

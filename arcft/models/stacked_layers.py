@@ -1,4 +1,4 @@
-"""The layers that stacked adapters add to a model, and the routing of batch rows to slots."""
+"""The layers that stacked adapters put into a model, and what tells them which slot each row of a batch belongs to."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from arcft.models.lora import LoraError
 
 
 class Routing:
-    """The assignment of batch rows to slots, shared by all layers of a model.
+    """How the rows of the current batch are dealt to slots; shared by all layers of a model.
 
-    The layers hold the weights of `groups` adapters. Without `order` the batch consists of that many equal groups of
-    consecutive rows. With it, place i of the groups takes row order[i] of the batch (`order` is int64 [groups * most];
-    rows may be repeated to fill a group), and `inverse` [rows] says at which place each row's result is found.
+    The layers hold the weights of `groups` adapters. Without `order` the batch is that many equal groups of rows, in
+    turn. With it, row `order`[i] [groups * most] of the batch goes to place i of such groups, where rows may be
+    repeated to fill a group up, and `inverse` [rows] is where the result of each row is found.
     """
 
     def __init__(self) -> None:
         self.groups = 0
-        """0 if nothing is routed; the model can't run then."""
+        """0 where nothing is routed, and the model can't run."""
         self.passes = False
-        """Whether an adapter is merged into the base weights."""
+        """Whether the base weights hold an adapter already."""
         self.order: torch.Tensor | None = None
         self.inverse: torch.Tensor | None = None
         self.anchor: torch.Tensor | None = None
-        """A tensor that requires a gradient; None unless gradients are computed."""
+        """While gradients are wanted, a tensor that requires one."""
         self.rows = 0
         self.tokens = 0
 
     def close(self) -> None:
-        """Reset to no routing."""
+        """Go back to where nothing is routed."""
         self.groups, self.passes = 0, False
         self.order = self.inverse = self.anchor = None
 
     def see(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A pre-forward hook of the model: record the batch size."""
+        """Take note of the batch's size: a hook before the model's forward pass."""
         inputs = args[0] if args else kwargs.get("input_ids")
         if inputs is None:
             inputs = kwargs["inputs_embeds"]
@@ -48,10 +48,10 @@ class Routing:
             raise RuntimeError("stacked adapters run within training(), routed() or merged() only")
 
     def send(self, inputs: torch.Tensor, name: str) -> torch.Tensor:
-        """The rows of `inputs` sorted into groups, [groups * most, ...] or [groups * most * length, ...]. Raises
-        LoraError if they are not the batch's rows: a mixture of experts gives each expert tokens of many rows."""
+        """Rows of `inputs` in groups, [groups * most, ...] or [groups * most * length, ...]; raises LoraError where
+        they are not the batch's rows: a mixture of experts hands each expert tokens of many rows."""
         flat = inputs.dim() == 2 and inputs.is_floating_point()
-        # Hidden states gathered before the head have one row per group.
+        # Hidden states gathered before the head come a row a group.
         sizes = (self.tokens,) if flat else (self.rows, self.groups if self.order is None else self.rows)
         if inputs.shape[0] not in sizes or (self.order is None and inputs.shape[0] % self.groups):
             raise LoraError(
@@ -63,7 +63,7 @@ class Routing:
         return inputs.unflatten(0, (self.rows, -1)).index_select(0, self.order).flatten(0, 1)
 
     def fetch(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Undo `send` on a result computed from its output."""
+        """Undo `send` for what was computed from its result."""
         if self.inverse is None or self.order is None:
             return outputs
         return outputs.unflatten(0, (len(self.order), -1)).index_select(0, self.inverse).flatten(0, 1)
@@ -71,8 +71,8 @@ class Routing:
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """A and B of the routed slots, [r, in] and [out, r] of a single slot, else [groups, r, in] and [groups, out, r],
-    and the buffers of the same shapes where their gradients are accumulated, if there are any."""
+    """A and B of the slots in turn, [r, in] and [out, r] of a single slot, else [groups, r, in] and [groups, out, r],
+    and where their gradients are summed up (shapes the same), if any are wanted."""
 
     a: torch.Tensor
     b: torch.Tensor
@@ -81,14 +81,14 @@ class Factors:
 
 
 class StackedLinear(nn.Module):
-    """A linear layer with adapters: base(x) + scale * x A^T B^T, with A and B from each row's slot."""
+    """A linear layer with adapters: base(x) + scale * x A^T B^T, with A and B of each row's slot."""
 
     factors: Factors
 
     def __init__(
         self, base_layer: nn.Module, name: str, scale: float, routing: Routing, *, transposed: bool = False
     ) -> None:
-        """`transposed`: the base's weight is [in, out], as in GPT-2."""
+        """`transposed`: the base's weight is [in, out], as GPT-2 has it."""
         super().__init__()
         self.base_layer = base_layer
         self.name = name
@@ -98,7 +98,7 @@ class StackedLinear(nn.Module):
 
     @property
     def weight(self) -> nn.Parameter:
-        """The base's weight; some models read its dtype."""
+        """Of the base; some models ask for its dtype."""
         return self.base_layer.weight  # type: ignore[return-value]
 
     @property
@@ -115,7 +115,7 @@ class StackedLinear(nn.Module):
         return self._adapt(inputs.to(dtype), result).view(shape)
 
     def _adapt(self, inputs: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-        """`result`, of any shape, plus the adapters' contribution."""
+        """`result` with the adapters' share added, in any shape."""
         groups = self.routing.groups
         if groups == 1:
             return self._add(inputs.flatten(0, -2), result.flatten(0, -2)).view(result.shape)
@@ -134,9 +134,9 @@ class StackedLinear(nn.Module):
 class _AddAdapted(torch.autograd.Function):
     """result + scale * inputs A^T B^T, for [n, in] and [n, out] or both with groups in front.
 
-    Gradients of A and B are accumulated into their buffers directly by the matrix product; autograd would first
-    materialise them, then read and write the buffers once more. The anchor makes autograd call the backward pass even
-    if the inputs need no gradient, as in the first layer.
+    Gradients of A and B are added to their buffers right away, by the product that makes them: autograd would make
+    them first, and then read and write the buffer once more. The anchor has autograd come here also where the inputs
+    have no gradient, as in the first layer.
     """
 
     @staticmethod
@@ -165,7 +165,7 @@ def _fused(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, **optio
 
 
 class StackedWhole(nn.Module):
-    """A module of which each adapter has its own copy; it runs slot by slot.
+    """A module that each adapter has a copy of its own of: the module runs slot by slot.
 
     `weights` holds, for each group, the values of the module's parameters `names`.
     """
@@ -178,14 +178,14 @@ class StackedWhole(nn.Module):
         for parameter, _ in list(module.named_parameters(remove_duplicate=False)):
             path, _, attribute = parameter.rpartition(".")
             owner = module.get_submodule(path)
-            # Now it is a plain attribute, which accepts any tensor.
+            # What is left is a plain attribute, which takes any tensor.
             delattr(owner, attribute)
             self._places.append((owner, attribute))
         self.module = module
         self.weights: Sequence[Sequence[torch.Tensor]] = ()
 
     def hold(self, weights: Sequence[Sequence[torch.Tensor]]) -> None:
-        """Set the weights of each group; the module itself holds the first group's."""
+        """Take the weights of each group; the module itself shows the first one's."""
         self.weights = weights
         self._show(weights[0])
 
@@ -194,7 +194,7 @@ class StackedWhole(nn.Module):
             setattr(owner, attribute, weight)
 
     def __getattr__(self, name: str) -> Any:
-        """Forward attributes that models read, such as an embedding's padding_idx."""
+        """Models ask for a module's settings, such as an embedding's padding_idx."""
         try:
             return super().__getattr__(name)
         except AttributeError:

@@ -1,7 +1,7 @@
 """Several adapters of one shape on one frozen base model, trained and used side by side.
 
 The weights are stacked: A [K, r, in] and B [K, out, r] for each adapted layer, so that one forward and backward pass
-serves K tasks. All parameters of an adapter are one row of a [K, P] tensor, and so are their gradients.
+serves K tasks. All numbers of an adapter lie in one row of one [K, P] tensor, and so do their gradients.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from arcft.models.stacked_layers import Factors, Routing
 from arcft.models.stacked_parts import Layout, lower_factors, merged_weight, take_apart
 
 Route = Callable[[Sequence[int]], None]
-"""Sets the slot of each row of the batch for the next passes."""
+"""Says which slot each row of the batch belongs to, from now on."""
 
 
 class StackedLora:
-    """`slots` adapters on one base model, each initialised to the adapter of a PeftModel: START.
+    """`slots` adapters on one base model, each at first the adapter that a PeftModel holds: START.
 
-    The PeftModel is taken apart: its LoRA layers are replaced in place by ours around the same base layers. From then
-    on only `model` may be used, within one of the contexts `training`, `routed` and `merged`. Products with an adapter
-    are computed in the base's dtype (the compute copy); training updates a float32 master copy (float64 for a float64
-    model), which for a float32 base is the same tensor. LoRA dropout is not applied. Raises LoraError for anything
-    other than plain LoRA on linear layers.
+    The PeftModel is taken apart: its LoRA layers become layers of ours around the same base layers, in place, and only
+    `model` may be used from then on, within one of the contexts `training`, `routed` and `merged`. Products with an
+    adapter are computed in the dtype of the base (the compute copy); what is trained is a float32 master copy, float64
+    for a float64 model, and for a float32 base the two are one. LoRA dropout is not applied. Raises LoraError for what
+    is no plain LoRA on linear layers.
     """
 
     model: PreTrainedModel
     slots: int
     can_merge: bool
-    """Whether an adapter can be merged into the base weights; False if they are quantised."""
+    """Whether an adapter can be added to the base weights; not if they are quantised."""
 
     merge_bytes: int
-    """Extra bytes that `merged` needs: a copy of the adapted weights."""
+    """Memory that `merged` takes while it is open: a copy of the adapted weights."""
 
     _start: torch.Tensor  # [P]
     _master: torch.Tensor  # [K, P]
@@ -74,7 +74,7 @@ class StackedLora:
 
     @property
     def size(self) -> int:
-        """P: the parameters of an adapter, including the padding that keeps each weight aligned."""
+        """P: the numbers of an adapter, with the padding that keeps each weight aligned."""
         return self._layout.size
 
     @property
@@ -84,13 +84,13 @@ class StackedLora:
     # Slots
 
     def resize(self, slots: int) -> None:
-        """Change the number of slots; remaining ones keep their weights, new ones hold START.
+        """Have `slots` slots; those that stay keep their weights, new ones hold START.
 
-        On out of memory nothing changes.
+        Where there is no memory for more, everything is as before.
         """
         kept, fewer = min(slots, self.slots), slots < self.slots
         if fewer:
-            # Free first, then allocate: resizing is also how memory is recovered.
+            # Gone before anything is made: this is how memory is won back.
             self._gradient = self._gradient[:0, :0].clone()
             self._forget_views()
         master = self._start.new_empty(slots, self.size)
@@ -104,7 +104,7 @@ class StackedLora:
         self._forget_views()
 
     def reset(self, slot: int) -> None:
-        """Reset the slot to START."""
+        """Put START into the slot."""
         self._change(slot, self._start)
 
     def move(self, source: int, target: int) -> None:
@@ -112,7 +112,7 @@ class StackedLora:
         self._change(target, self._master[source])
 
     def publish(self, slot: int) -> None:
-        """Copy the slot's master to the compute copy, with rounding; call it after every change of the master."""
+        """Round the slot's master into the compute copy; to be called after every change of the master."""
         if self._compute is not self._master:
             self._compute[slot].copy_(self._master[slot])
 
@@ -134,24 +134,24 @@ class StackedLora:
         self._compute = self._gradient = self._master.to(self.compute_dtype)
 
     def _forget_views(self) -> None:
-        """Release cached memory that no tensor uses."""
+        """Let go of all memory but the present tensors."""
         self._leaves: dict[tuple[int, int], _Leaves] = {}
         self._hold(self._views(0, 1))
 
     # Files
 
     def named(self, numbers: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Views of the weights in `numbers` [P] (a `master` or `gradient`), by PEFT's names."""
+        """The weights within `numbers` [P], such as `master` and `gradient` give: views by PEFT's names."""
         pieces = self._layout.pieces
         return {name: self._layout.view(numbers, i) for i, piece in enumerate(pieces) for name in piece.names}
 
     def state(self, slot: int) -> dict[str, torch.Tensor]:
-        """The slot's weights by PEFT's names, in the master's dtype on the CPU."""
+        """The slot's weights by the names that PEFT saves them under, in the master's dtype on the CPU."""
         weights = {name: weight.clone() for name, weight in self.named(self._master[slot].cpu()).items()}
         return weights | {name: value.cpu() for name, value in self._parts.constants.items()}
 
     def save(self, slot: int, folder: Path) -> None:
-        """Save the slot in PEFT's format: adapter_config.json and adapter_model.safetensors."""
+        """Write the slot as PEFT would: adapter_config.json and adapter_model.safetensors."""
         folder.mkdir(parents=True, exist_ok=True)
         save_file(self.state(slot), folder / WEIGHTS_FILE, metadata={"format": "pt"})
         config = copy.deepcopy(self._config)
@@ -162,9 +162,9 @@ class StackedLora:
         config.save_pretrained(str(folder))
 
     def load(self, slot: int, folder: Path) -> None:
-        """Load a saved adapter into the slot; raises LoraError if it does not fit.
+        """Read a saved adapter into the slot; raises LoraError where it does not fit.
 
-        Another rank or scale is converted: exactly if possible, else by the best approximation of this rank.
+        One of another rank or scale is fitted: exactly, or as well as this rank allows.
         """
         config = read_adapter_config(folder)
         ranked = {piece for _, *factors in self._parts.linears for piece in factors}
@@ -186,13 +186,13 @@ class StackedLora:
 
     @contextmanager
     def training(self, first: int, count: int) -> Iterator[None]:
-        """Batches consist of `count` equal groups of rows; group i uses slot `first` + i and accumulates its gradient.
+        """Passes hold `count` equal groups of rows: group i is for slot `first` + i, and adds to its gradient.
 
-        Run the backward pass inside the context, too. Raises LoraError if a layer does not get whole groups.
+        The backward pass belongs inside, too. Raises LoraError where a layer is not given whole groups.
         """
         leaves = self._leaves.get((first, count))
         if leaves is None:
-            # The views are cached, so they must not be created in inference mode.
+            # They are kept, so they must not be marked as made where no gradient was wanted.
             with torch.inference_mode(False), torch.enable_grad():
                 leaves = self._leaves[first, count] = self._make_leaves(first, count)
         self._hold(leaves)
@@ -205,7 +205,7 @@ class StackedLora:
 
     @contextmanager
     def routed(self) -> Iterator[Route]:
-        """Passes without gradient; the yielded function sets the slot of each row."""
+        """Passes without gradient, each row with the slot that the yielded function was told last."""
         try:
             yield self._route
         finally:
@@ -213,9 +213,10 @@ class StackedLora:
 
     @contextmanager
     def merged(self, slot: int) -> Iterator[None]:
-        """Passes without gradient, with the slot's adapter merged into the base weights.
+        """Passes without gradient in which the base weights hold the slot's adapter.
 
-        The original weights are saved and restored, bit for bit. Raises LoraError for a quantised base.
+        The weights are put aside and put back, so afterwards they are as before, bit for bit. Raises LoraError for a
+        quantised base.
         """
         if not self.can_merge:
             raise LoraError("an adapter can't be merged into quantised weights")
@@ -236,7 +237,7 @@ class StackedLora:
         low, high = min(slots_of_rows), max(slots_of_rows) + 1
         groups = [[row for row, slot in enumerate(slots_of_rows) if slot == own] for own in range(low, high)]
         most = max(map(len, groups))
-        # Groups that are too short repeat a row; the extra result is ignored.
+        # Groups that are too short repeat a row, whose second result nobody fetches.
         order = [row for group in groups for row in group + (most - len(group)) * [0]]
         self._routing.groups = high - low
         self._routing.order = self._routing.inverse = None
@@ -256,7 +257,7 @@ class StackedLora:
             whole.hold(copies)
 
     def _views(self, low: int, high: int) -> _Leaves:
-        """The compute copy of slots `low` to `high` - 1."""
+        """The compute copy of the slots from `low` to before `high`."""
         rows = low if high - low == 1 else slice(low, high)
         view, compute = self._layout.view, self._compute
         factors = [Factors(view(compute[rows], a), view(compute[rows], b)) for _, a, b in self._parts.linears]
@@ -267,7 +268,7 @@ class StackedLora:
         return _Leaves(factors, copies)
 
     def _make_leaves(self, first: int, count: int) -> _Leaves:
-        """Views whose gradients accumulate in place in the shared buffer."""
+        """Views whose gradients are summed up in place in the one buffer."""
         rows = first if count == 1 else slice(first, first + count)
         view, compute, gradient = self._layout.view, self._compute[rows], self._gradient[rows]
         factors = [
@@ -277,7 +278,7 @@ class StackedLora:
 
         @functools.cache
         def leaf(piece: int, slot: int) -> torch.Tensor:
-            # Tied weights share a leaf.
+            # Tied weights are one leaf.
             weight = view(self._compute[slot], piece).requires_grad_()
             weight.grad = view(self._gradient[slot], piece)
             return weight
@@ -293,7 +294,7 @@ class StackedLora:
     def lower_rank(self, rank: int) -> None:
         """Replace START and all slots by their best approximations of a lower rank (Eckart and Young 1936).
 
-        The scale is kept, so alpha falls with the rank. On out of memory nothing changes.
+        The scale stays as it is, so alpha falls with the rank. Without the memory for it, everything is as before.
         """
         if not 1 <= rank < self.rank:
             raise ValueError(f"rank {rank}: at least 1 and below the present {self.rank}")
@@ -301,7 +302,7 @@ class StackedLora:
         layout, (start, *lowered) = self._lowered(rank)
         self._layout, self._start = layout, start.to(self.device)
         self._config.r = rank
-        # Annotated as int in PEFT, whose arithmetic accepts any number.
+        # PEFT's type says int, and its own arithmetic takes any number.
         self._config.lora_alpha = scale * (math.sqrt(rank) if self._config.use_rslora else rank)  # type: ignore
         self._clear()
         self.resize(slots)
@@ -309,7 +310,7 @@ class StackedLora:
             self._change(slot, numbers)
 
     def _lowered(self, rank: int) -> tuple[Layout, list[torch.Tensor]]:
-        """START and all slots, on the CPU until the old ones are freed: memory may be why the rank is lowered."""
+        """START and all slots, on the CPU until the old ones are gone: memory may be why the rank is lowered."""
         lowered = []
         for numbers in (self._start, *self._master):
             weights = [self._layout.view(numbers, piece) for piece in range(len(self._layout.pieces))]
@@ -325,13 +326,13 @@ class StackedLora:
 
 @dataclasses.dataclass(frozen=True)
 class _Leaves:
-    """The weights of some slots in the form that the layers take."""
+    """The weights of some slots as the layers take them."""
 
     factors: list[Factors]
-    """One entry per adapted layer."""
+    """For each adapted layer."""
 
     copies: list[list[list[torch.Tensor]]]
-    """The parameters of each whole module, by slot."""
+    """For each whole module and slot: its parameters."""
 
 
 def _scale(config: peft.LoraConfig) -> float:
@@ -339,7 +340,7 @@ def _scale(config: peft.LoraConfig) -> float:
 
 
 def _main_dtype(model: PreTrainedModel) -> torch.dtype:
-    """The most common dtype of the weights, not counting quantised ones, which are computed in the others' dtype."""
+    """The dtype of most weights; quantised ones are not among them, but are computed with in that of the others."""
     counts: Counter[torch.dtype] = Counter()
     for parameter in model.parameters():
         if parameter.is_floating_point():

@@ -1,4 +1,5 @@
-"""Take a PeftModel apart, lay out an adapter's weights in one row of numbers, and low-rank arithmetic on layers."""
+"""What a PeftModel is taken apart into, where each weight of an adapter lies in its row of numbers, and low-rank
+arithmetic on single layers."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ from transformers import PreTrainedModel
 from arcft.models.lora import LoraError
 from arcft.models.stacked_layers import Routing, StackedLinear, StackedWhole
 
-# Every weight starts at a multiple of this many numbers: matrix kernels are slow, or copy, if it is unaligned.
+# Every weight begins at a multiple of so many numbers: matrix kernels are slow, or copy, where one is not aligned.
 _ALIGNMENT = 16
-# Prefix of PEFT's names, which users omit.
+# What PEFT's names begin with, and users' do not.
 _PREFIX = "base_model.model."
 
 
@@ -29,14 +30,14 @@ class Piece:
     """One weight of an adapter."""
 
     names: tuple[str, ...]
-    """The names that PEFT saves it under; several if modules are tied."""
+    """What PEFT saves it as; several names where modules are tied."""
 
     offset: int
     shape: torch.Size
 
 
 class Layout:
-    """The layout of an adapter's weights in one row of `size` numbers."""
+    """Where the weights of an adapter lie in one row of `size` numbers."""
 
     def __init__(self, names: Iterable[Sequence[str]], shapes: Iterable[torch.Size]) -> None:
         self.pieces: list[Piece] = []
@@ -46,13 +47,13 @@ class Layout:
             self.size += -(-shape.numel() // _ALIGNMENT) * _ALIGNMENT
 
     def view(self, numbers: torch.Tensor, piece: int) -> torch.Tensor:
-        """Weight `piece` of `numbers` [..., P], as a view [..., *shape]."""
+        """The weight number `piece` within `numbers` [..., P]: a view, [..., *shape]."""
         place = self.pieces[piece]
         narrow = numbers[..., place.offset : place.offset + place.shape.numel()]
         return narrow.unflatten(-1, place.shape)
 
     def flatten(self, weights: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-        """`weights`, one per piece, as one row of numbers [P] with the device and dtype of `like`."""
+        """`weights`, one for each piece, as numbers [P] with device and dtype of `like`."""
         numbers = like.new_zeros(self.size)
         for piece, weight in enumerate(weights):
             self.view(numbers, piece).copy_(weight)
@@ -61,46 +62,46 @@ class Layout:
 
 @dataclasses.dataclass
 class Parts:
-    """A model with stacked layers in place, and the adapter that it had."""
+    """A model with stacked layers in place, and the adapter that was on it."""
 
     model: PreTrainedModel
     config: peft.LoraConfig
     linears: list[tuple[StackedLinear, int, int]] = dataclasses.field(default_factory=list)
-    """The adapted layers, each with the indices of its pieces A and B."""
+    """Each with the numbers of its pieces A and B."""
 
     wholes: list[tuple[StackedWhole, list[int]]] = dataclasses.field(default_factory=list)
-    """The whole modules, each with the indices of its parameters' pieces."""
+    """Each with the pieces that its parameters are."""
 
     names: list[list[str]] = dataclasses.field(default_factory=list)
     """PEFT's names of each piece."""
 
     weights: list[torch.Tensor] = dataclasses.field(default_factory=list)
-    """The adapter's weights, one per piece."""
+    """The adapter's, for each piece."""
 
     pieces: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     """By the path of each adapted module."""
 
     constants: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
-    """Other tensors that PEFT saves and training does not change: buffers of whole modules."""
+    """What PEFT saves beside, and no training changes: buffers of whole modules."""
 
 
 def take_apart(adapted: peft.PeftModel, routing: Routing) -> Parts:
-    """Replace PEFT's layers in the model of `adapted` by ours, which follow `routing`. Raises LoraError, before
-    changing anything, if the adapter is more than LoRA on linear layers and whole modules."""
+    """Put our layers, which follow `routing`, into the model of `adapted` in place of PEFT's; raises LoraError where
+    the adapter is more than LoRA on linear layers and whole modules, before anything is changed."""
     adapter = adapted.active_adapter
     config = adapted.peft_config[adapter]
     _check_config(config)
     taken = list(_taken(adapted, ""))
     for path, module in taken:
         _check_module(path, module)
-    # Before anything is replaced, because PEFT reads the names from its own layers.
+    # Before anything is replaced, as PEFT finds the names in its own layers.
     saved = get_peft_model_state_dict(adapted, adapter_name=adapter, save_embedding_layers=False)
     parts = _collect(adapted, adapter, taken)
     known = {name for names in parts.names for name in names} | parts.constants.keys()
     for left in sorted(saved.keys() ^ known):
         raise LoraError(f"{left}: is no weight of a plain LoRA adapter, so adapters can't be stacked; use ttft=none")
     _replace(adapted, adapter, taken, parts, routing)
-    # Remove PEFT's marker from the base model.
+    # PEFT left its mark on the base model.
     vars(parts.model).pop("peft_config", None)
     parts.model.requires_grad_(False)
     parts.model.eval()
@@ -130,9 +131,9 @@ def _check_config(config: peft.PeftConfig) -> None:
 
 def _check_module(path: str, module: LoraLayer | ModulesToSaveWrapper) -> None:
     if isinstance(module, ModulesToSaveWrapper):
-        # A LoRA layer inside would have names of its own, which the check of leftover names finds.
+        # A LoRA layer inside would be saved under names of its own, which are found to be left over.
         return
-    # PEFT has separate classes for quantised weights, which compute the same.
+    # PEFT's layers for quantised weights are classes of their own, which compute the same.
     plain = type(module) is PeftLinear or type(module).__name__ in ("Linear4bit", "Linear8bitLt")
     if not plain or module.lora_variant or any(module.lora_bias.values()):
         raise LoraError(
@@ -182,7 +183,7 @@ def _replace(
 ) -> None:
     done: dict[int, nn.Module] = {}
     for path, module in taken:
-        # A layer that appears in two places of the model stays shared.
+        # A layer that the model has in two places stays one.
         new = done.get(id(module))
         name = path.removeprefix(_PREFIX)
         if new is None and isinstance(module, ModulesToSaveWrapper):
@@ -200,7 +201,7 @@ def _replace(
 def lower_factors(factor_a: torch.Tensor, factor_b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A [rank, in] and B [out, rank] whose product is closest to that of `factor_a` [r, in] and `factor_b` [out, r].
 
-    The rows of the new A get the mean norm of the old ones, so that a zero B can still learn.
+    The rows of the new A have the mean norm of the old ones, so that a B of zeros goes on to learn.
     """
     if rank >= factor_a.shape[0]:
         room = rank - factor_a.shape[0]
@@ -217,7 +218,7 @@ def lower_factors(factor_a: torch.Tensor, factor_b: torch.Tensor, rank: int) -> 
 
 
 def merged_weight(layer: StackedLinear, factor_a: torch.Tensor, factor_b: torch.Tensor) -> torch.Tensor:
-    """The base weight of `layer` plus an adapter, added in the dtype of the factors and then rounded."""
+    """The base weight of `layer` with an adapter added, summed up in the dtype of the factors and then rounded."""
     weight = layer.weight.detach()
     change = torch.mm(factor_b, factor_a)
     change = change.mT if layer.transposed else change
