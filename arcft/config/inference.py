@@ -1,73 +1,41 @@
-"""How answers are generated, and how two are chosen. Options: conf/inference/*.yaml, conf/selection/*.yaml."""
+"""How predictions are made. Options: conf/inference/*.yaml."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Literal
-
-_OWNERS = {
-    "temperature": ("sample",),
-    "top_p": ("sample",),
-    "grammar": ("greedy", "sample", "search"),
-    "speculate": ("greedy",),
-    "threshold": ("search",),
-    "max_nodes": ("search",),
-    "restart_seconds": ("vllm",),
-}
-"""The ways of predicting that a key is for; the others refuse it, and numbers are needed where they are for."""
-
-_RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
-    "temperature": (lambda value: value > 0, "above 0; for the likeliest token use inference=greedy"),
-    "top_p": (lambda value: 0 < value <= 1, "above 0, at most 1"),
-    "threshold": (lambda value: 0 < value < 1, "a probability, above 0 and below 1"),
-    "max_nodes": (lambda value: value >= 1, "at least 1"),
-    "restart_seconds": (lambda value: value > 0, "above 0"),
-}
-"""Which numbers such a key takes, where it is for the way of predicting."""
+from collections.abc import Iterator
+from typing import ClassVar, Literal
 
 ONLY_SPEED = ("batch_size", "speculate", "restart_seconds")
-"""Keys of inference that decide how fast it goes, and not what comes out."""
+"""Keys that decide how fast predictions are made, and not what is predicted."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class InferenceConfig:
-    name: Literal["greedy", "sample", "search", "generate", "vllm"]
-    """`greedy`: the likeliest token each time. `sample`: tokens drawn from the model's distribution. `search`: every
-    answer that is likelier than `threshold`. `generate`: greedy, by transformers' own generate, as a reference. `vllm`:
-    greedy, by vLLM on a GPU (the extra of that name)."""
+    """What all ways of predicting share; a choice."""
+
+    renamed: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("augment_geometric", "augment_colors", "augment_pair_order"), "augmentations"
+    )
+
+    name: str
 
     predictions_per_test: int
-    """Augmented prompts for each test, dealt round-robin over the 8 symmetries; the first is un-augmented. With search
-    each may give several predictions, the likeliest first."""
+    """Augmented prompts for each test; the first is un-augmented. With search each may give several predictions, the
+    likeliest first."""
 
     batch_size: int
-    """Prompts that are decoded together; with search, answers."""
+    """Prompts decoded together; with search, answers."""
 
-    augment_geometric: bool
-    augment_colors: bool
-    augment_pair_order: bool
-    """What the prompts after the first are varied by; undone on the answer."""
-
-    grammar: bool
-    """Let the model choose shape and cells only, and write what lies between them: every answer is a grid. Of
-    log-probabilities, each is then a token's share of those that may come."""
-
-    speculate: bool = False
-    """For greedy: take what most of a test's earlier prompts came to as a guess for the later ones, and its input for
-    the first where demonstrations change little. Changes how long it takes, and not what is predicted."""
-
-    threshold: float | None = None
-    """For search: the least probability of an answer. Where none reaches it, the greedy one is taken."""
-
-    max_nodes: int | None = None
-    """For search: tokens with a choice that the model is asked about, for each prompt at most."""
+    augmentations: list[str] | Literal["all"]
+    """What the prompts after the first are varied by, in the words of the kind of problem; undone on the answer."""
 
     max_new_tokens: int | None = None
-    """Tokens of an answer at most; null allows for a 30x30 grid."""
+    """The most tokens of an answer; null leaves room for the longest answer there is."""
 
     max_seq_length: int | None = None
-    """Tokens of prompt and answer; null for what the model was trained with. Demonstrations are dropped to fit."""
+    """The most tokens of prompt and answer; null for what the model was trained with. Demonstrations are dropped to
+    fit."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of the forward passes, as in training.dtype."""
@@ -75,14 +43,20 @@ class InferenceConfig:
     seed: int = 0
     """Seed of augmentation and sampling."""
 
-    temperature: float | None = None
-    """For sample: divides the logits."""
+    @property
+    def uses_grammar(self) -> bool:
+        """Whether only valid answers are decoded."""
+        return False
 
-    top_p: float | None = None
-    """For sample: keep the likeliest tokens that together reach this probability."""
+    @property
+    def speculates(self) -> bool:
+        """Whether earlier answers serve as drafts for later ones."""
+        return False
 
-    restart_seconds: float | None = None
-    """For vllm: an engine that has not answered a batch by then, or not begun, is ended, and another one started."""
+    @property
+    def jumping_positions(self) -> bool:
+        """Whether models whose position ids jump are served."""
+        return False
 
     def problems(self) -> Iterator[str]:
         for name in ("predictions_per_test", "batch_size", "max_new_tokens", "max_seq_length"):
@@ -91,25 +65,105 @@ class InferenceConfig:
                 yield f"inference.{name}={value}: at least 1"
         if self.seed < 0:
             yield f"inference.seed={self.seed}: at least 0"
-        for name, owners in _OWNERS.items():
-            value = getattr(self, name)
-            if self.name not in owners:
-                if value is not None and value is not False:
-                    said = "true" if value is True else value
-                    yield f"inference.{name}={said} has no effect with inference={self.name}; use {_any_of(owners)}"
-            elif value is None:
-                yield f"inference.{name} is null: inference={self.name} needs it"
-            elif name in _RANGES and not _RANGES[name][0](value):
-                yield f"inference.{name}={value}: {_RANGES[name][1]}"
 
     def problems_with(self, positions: str) -> Iterator[str]:
-        """What a model with such model.positions can't do."""
-        if positions == "grid" and self.name in ("generate", "vllm"):
+        """What a model with these model.positions can't do."""
+        if positions != "none" and not self.jumping_positions:
             yield (
-                f"inference={self.name} only counts positions, and this model's jump (model.positions=grid); use "
-                "inference=greedy, with inference.grammar=false if need be"
+                f"inference={self.name} only counts positions, and this model's jump (model.positions={positions}); "
+                "use inference=greedy, with inference.grammar=false if need be"
             )
 
 
-def _any_of(names: tuple[str, ...]) -> str:
-    return " or ".join(f"inference={name}" for name in names)
+@dataclasses.dataclass(kw_only=True)
+class DecodingConfig(InferenceConfig):
+    """Predictions by arcft's own decoder."""
+
+    grammar: bool
+    """Let the model choose only what an answer is free in, such as shape and cells, and write what is between: every
+    answer is valid. Log-probabilities are then shares of the tokens that the grammar allows."""
+
+    @property
+    def uses_grammar(self) -> bool:
+        return self.grammar
+
+    @property
+    def jumping_positions(self) -> bool:
+        return True
+
+
+@dataclasses.dataclass(kw_only=True)
+class GreedyConfig(DecodingConfig):
+    """The likeliest token each time."""
+
+    name: Literal["greedy"] = "greedy"
+
+    speculate: bool = False
+    """Speculative decoding: a test's earlier answers are drafts for its later ones, and its input is the draft for the
+    first where demonstrations change little. Changes the time that it takes, and not what is predicted."""
+
+    @property
+    def speculates(self) -> bool:
+        return self.speculate
+
+
+@dataclasses.dataclass(kw_only=True)
+class SampleConfig(DecodingConfig):
+    """Tokens drawn from the model's distribution."""
+
+    name: Literal["sample"] = "sample"
+
+    temperature: float
+    """Divides the logits."""
+
+    top_p: float
+    """Keep the likeliest tokens that together reach this probability."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.temperature <= 0:
+            yield f"inference.temperature={self.temperature}: above 0; for the likeliest token use inference=greedy"
+        if not 0 < self.top_p <= 1:
+            yield f"inference.top_p={self.top_p}: above 0, at most 1"
+
+
+@dataclasses.dataclass(kw_only=True)
+class SearchConfig(DecodingConfig):
+    """Every answer likelier than a threshold, depth first."""
+
+    name: Literal["search"] = "search"
+
+    threshold: float
+    """The least probability of an answer. Where none reaches it, the greedy one is taken."""
+
+    max_nodes: int
+    """For each prompt, the most tokens with a choice that the model is asked about."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if not 0 < self.threshold < 1:
+            yield f"inference.threshold={self.threshold}: a probability, above 0 and below 1"
+        if self.max_nodes < 1:
+            yield f"inference.max_nodes={self.max_nodes}: at least 1"
+
+
+@dataclasses.dataclass(kw_only=True)
+class GenerateConfig(InferenceConfig):
+    """The likeliest token each time, by transformers' own generate, as a reference."""
+
+    name: Literal["generate"] = "generate"
+
+
+@dataclasses.dataclass(kw_only=True)
+class VllmConfig(InferenceConfig):
+    """The likeliest token each time, by vLLM on a GPU (the extra of that name)."""
+
+    name: Literal["vllm"] = "vllm"
+
+    restart_seconds: float
+    """An engine that has not answered a batch after this time, or not started, is ended, and another one started."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.restart_seconds <= 0:
+            yield f"inference.restart_seconds={self.restart_seconds}: above 0"

@@ -12,9 +12,22 @@ from arcft.config.schema import options
 
 
 @dataclasses.dataclass(kw_only=True)
-class TtftConfig:
-    name: Literal["none", "per_task", "whole_set", "split"]
-    """An adapter for each task, one for all tasks together, or one for each of `splits` groups of tasks."""
+class TtftChoice:
+    """A choice: a way to divide the tasks among adapters, or none."""
+
+    name: str
+
+
+@dataclasses.dataclass(kw_only=True)
+class NoTtftConfig(TtftChoice):
+    """The model predicts as it is."""
+
+    name: Literal["none"] = "none"
+
+
+@dataclasses.dataclass(kw_only=True)
+class TtftConfig(TtftChoice):
+    """What all ways of adapting share."""
 
     max_steps: int | None
     """Optimizer steps of an adapter; null for what the model recommends for one task, with ttft=per_task."""
@@ -24,21 +37,21 @@ class TtftConfig:
 
     scheduler: Literal["linear", "cosine", "constant"]
     warmup_ratio: float
-    """The learning rate's course over the steps of an adapter, as in the scheduler group."""
+    """The learning-rate schedule over the steps of an adapter, as in the scheduler group."""
 
     max_grad_norm: float
     """Each adapter's gradient is scaled down to this norm."""
 
     start: Literal["trained", "fresh"]
-    """`trained` goes on from the checkpoint's adapter; `fresh` begins a new one on the base model, as the lora group
+    """`trained` continues from the checkpoint's adapter; `fresh` begins a new one on the base model, as the lora group
     says. A model without an adapter always gets a fresh one."""
 
     seed: int
     """Seed of examples and fresh adapters; each task draws from (seed, task id)."""
 
     predict_before: int
-    """Predictions a test with the model as it was, made first: a submission from the first minutes on, what a failed
-    task falls back on, and the scores to compare with; 0 for none."""
+    """Predictions per test with the model before it is adapted: an early submission, what a failed task falls back on,
+    and the scores to compare with; 0 for none."""
 
     workers: Literal["local", "processes", "ray"]
     """In this process, in several on this machine, or on a Ray cluster."""
@@ -49,28 +62,24 @@ class TtftConfig:
     learning_rate: float | None = None
     """Peak rate; null for what the model recommends."""
 
-    splits: int | None = None
-    """For ttft=split: number of groups."""
-
     patience: int | None = None
-    """Hold one demonstration back, and end a task when its loss has not fallen for so many steps; null for never."""
+    """Hold one demonstration back, and end a task when its loss has not fallen for this many steps; null for never."""
 
     slots: int | Literal["auto"] | None = None
-    """Adapters that are trained together in one pass; `auto` measures how many pay; null for 1 on a CPU, auto on a
-    GPU."""
+    """Adapters trained together in one pass; `auto` measures how many pay; null for 1 on a CPU, auto on a GPU."""
 
     num_workers: int | None = None
-    """For processes and ray: how many; null for one a GPU."""
+    """For processes and ray: how many; null for one per GPU."""
 
     budget: str | None = None
     """Time for the whole run, e.g. 11h30m; steps and predictions are fitted to it."""
 
     def schedule(self) -> SchedulerConfig:
-        """The learning rate's course over the steps of an adapter."""
+        """The learning-rate schedule over the steps of an adapter."""
         return options(SchedulerConfig)[self.scheduler](warmup_ratio=self.warmup_ratio, min_lr_ratio=0.0)
 
     def problems(self) -> Iterator[str]:
-        for name in ("max_steps", "batch_size", "splits", "patience", "num_workers"):
+        for name in ("max_steps", "batch_size", "patience", "num_workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 yield f"ttft.{name}={value}: at least 1"
@@ -85,12 +94,6 @@ class TtftConfig:
                 yield f"ttft.{name}={value}: above 0"
         if not 0 <= self.warmup_ratio < 1:
             yield f"ttft.warmup_ratio={self.warmup_ratio}: a share of the steps, from 0 to below 1"
-        if self.max_steps is None and self.name in ("whole_set", "split"):
-            yield f"ttft.max_steps is null: ttft={self.name} needs a number, for it depends on the number of tasks"
-        if self.name == "split" and self.splits is None:
-            yield "ttft.splits is null: ttft=split needs the number of groups"
-        if self.name != "split" and self.splits is not None:
-            yield f"ttft.splits={self.splits} has no effect with ttft={self.name}; use ttft=split"
         if self.workers == "local" and self.num_workers is not None:
             yield f"ttft.num_workers={self.num_workers} has no effect with ttft.workers=local; use processes or ray"
         if self.budget is not None:
@@ -98,3 +101,36 @@ class TtftConfig:
                 parse_duration(self.budget)
             except DurationError as error:
                 yield f"ttft.budget={self.budget}: {error}"
+
+
+@dataclasses.dataclass(kw_only=True)
+class PerTaskConfig(TtftConfig):
+    """An adapter for each task."""
+
+    name: Literal["per_task"] = "per_task"
+
+
+@dataclasses.dataclass(kw_only=True)
+class WholeSetConfig(TtftConfig):
+    """One adapter for all tasks together."""
+
+    name: Literal["whole_set"] = "whole_set"
+
+    max_steps: int
+
+
+@dataclasses.dataclass(kw_only=True)
+class SplitConfig(TtftConfig):
+    """An adapter for each group of tasks."""
+
+    name: Literal["split"] = "split"
+
+    max_steps: int
+
+    splits: int
+    """Number of groups, to which tasks are dealt in turn."""
+
+    def problems(self) -> Iterator[str]:
+        yield from super().problems()
+        if self.splits < 1:
+            yield f"ttft.splits={self.splits}: at least 1"
