@@ -183,14 +183,14 @@ def measure(settled: TtftSettings, tasks: Sequence[Task]) -> Iterator[tuple[str,
         return ""
 
     engine = engine_on(settled, start, stacked, save=read)
-    for unit in make_units(config.ttft, tasks, learn.num_tokens):
+    for unit in make_units(settled.ttft, tasks, learn.num_tokens):
         assignment = Assignment(
             unit=unit,
             round=ADAPT_ROUND,
             steps=settled.max_steps,
             first_prediction=0,
             predictions=config.inference.predictions_per_test,
-            seed=config.ttft.seed,
+            seed=settled.ttft.seed,
         )
         waiting = iter([assignment])
         adapted: Adapted | None = None

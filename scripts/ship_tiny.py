@@ -29,6 +29,7 @@ from transformers import AutoConfig
 from arcft import __version__
 from arcft.checkpoints import CheckpointError
 from arcft.cli.hydra_app import config_folder, plain_config
+from arcft.config.lora import LoraConfig
 from arcft.config.run import TrainConfig
 from arcft.config.schema import from_dict, to_dict
 from arcft.errors import ArcftError
@@ -93,7 +94,7 @@ def _legs(run: TrainedRun) -> list[TrainedRun]:
 def _problems_of_run(run: TrainedRun) -> list[str]:
     """Why the run's settings or checks disqualify it."""
     config, problems = run.config, []
-    if config.lora.enabled:
+    if isinstance(config.lora, LoraConfig):
         problems.append("an adapter is no whole model: train with lora=none, as experiment=pretrain_tiny does")
     checked = run.tasks.get("disjoint_from") or {}
     missing = [name for name in DISJOINT_FROM if name not in checked]

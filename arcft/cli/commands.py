@@ -15,9 +15,11 @@ from omegaconf import DictConfig
 
 from arcft.checkpoints import MANIFEST_FILE, RUN_FILE, CheckpointError, last_checkpoint, read_run_yaml
 from arcft.cli import hydra_app as edge
+from arcft.config.lora import LoraConfig
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import ConfigError, from_dict, to_dict
 from arcft.config.stored import from_stored
+from arcft.config.ttft import TtftConfig
 from arcft.models.backend import import_backend
 from arcft.runs.adaptation.run_folder import start_evaluation_folder
 from arcft.runs.common.paths import absolute, evaluation_with_absolute_paths, with_absolute_paths
@@ -53,7 +55,7 @@ def _train(cfg: DictConfig) -> None:
         config = dataclasses.replace(_with(stored, config, "train", explicit), resume=str(folder))
     else:
         config = with_absolute_paths(config)
-        if config.lora.start is not None:
+        if isinstance(config.lora, LoraConfig) and config.lora.start is not None:
             config = _started(config, config.lora.start, explicit)
     import_backend(config.model)
     from arcft.runs.train import train
@@ -72,7 +74,7 @@ def _evaluate(cfg: DictConfig) -> None:
         config = from_dict(EvaluateConfig, to_dict(stored))
         explicit = {key: text for key, text in explicit.items() if key.startswith("ttft.")}
     refuse_without_effect(config, list(explicit))
-    if config.ttft.name == "none":
+    if not isinstance(config.ttft, TtftConfig):
         if config.model is not None:
             import_backend(config.model)
         from arcft.runs.evaluate import evaluate
@@ -122,7 +124,7 @@ def _with(stored: Config, asked: Config, job: str, explicit: dict[str, str]) -> 
 def _started(config: TrainConfig, start: str, explicit: dict[str, str]) -> TrainConfig:
     """`config` with model, encoder, prompt and adapter of the run at `start`, which may not be contradicted."""
     run = open_checkpoint(Path(start))
-    if not run.config.lora.enabled:
+    if not isinstance(run.config.lora, LoraConfig):
         raise ConfigError(
             [
                 f"lora.start={start}: that run trained the whole model (lora=none); go on from it with "

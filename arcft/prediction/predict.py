@@ -18,7 +18,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from arcft.config.inference import InferenceConfig
+from arcft.config.inference import GenerateConfig, InferenceConfig, SampleConfig, SearchConfig
 from arcft.decoding.core.completion import Completion
 from arcft.decoding.decode import decode
 from arcft.decoding.hf_generate import generate
@@ -91,7 +91,7 @@ def predict_places(
             fitting.append(place)
         else:
             predictions[place] = [unasked(prompt, config)]
-    drafts = DraftSource(builder) if config.speculate else None
+    drafts = DraftSource(builder) if config.speculates else None
     for number, places in enumerate(_batches(builder, prompts, fitting, config)):
         if number and until is not None and until():
             break
@@ -137,14 +137,12 @@ def complete_prompts(
     options = DecodingOptions(
         end_ids=tokenization.end_ids, pad_id=tokenization.end_id, on_rows_changed=on_rows_changed, adapters=adapters
     )
-    if config.name == "generate":
+    if isinstance(config, GenerateConfig):
         return [[completion] for completion in generate(model, prompts, options, max_new_tokens=limits)]
     options = dataclasses.replace(
-        options, positions=tokenization.positions, grammar=builder.grammar if config.grammar else None
+        options, positions=tokenization.positions, grammar=builder.grammar if config.uses_grammar else None
     )
-    if config.name == "search":
-        assert config.threshold is not None  # InferenceConfig.problems
-        assert config.max_nodes is not None
+    if isinstance(config, SearchConfig):
         found = search(
             model,
             prompts,
@@ -155,8 +153,9 @@ def complete_prompts(
             until=until,
         )
         return [one.completions or [one.greedy] for one in found]
-    generators = None
-    if config.name == "sample":
+    generators = temperature = top_p = None
+    if isinstance(config, SampleConfig):
+        temperature, top_p = config.temperature, config.top_p
         generators = [
             torch.Generator().manual_seed(derived_seed(config.seed, *prompt.test, prompt.number)) for prompt in batch
         ]
@@ -166,8 +165,8 @@ def complete_prompts(
         options,
         max_new_tokens=limits,
         draft_tokens=draft_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
+        temperature=temperature,
+        top_p=top_p,
         generator=generators,
     )
     return [[completion] for completion in completions]
@@ -213,14 +212,14 @@ def _batches(
 ) -> Iterator[list[int]]:
     """`places` in `prompts` in the order in which they are completed."""
     waves = [list(places)]
-    if config.speculate:
+    if config.speculates:
         first = before_drafting(builder, prompts, places, config.batch_size)
         waves = [first, [place for place in places if place not in first]]
     for wave in waves:
         # Similar lengths together need little padding, and equal ones none.
         wave.sort(key=lambda place: len(prompts[place].token_ids))
         # A search fills its batch with what it finds.
-        size = max(1, len(wave)) if config.name == "search" else config.batch_size
+        size = max(1, len(wave)) if isinstance(config, SearchConfig) else config.batch_size
         for start in range(0, len(wave), size):
             yield wave[start : start + size]
 

@@ -87,7 +87,7 @@ def _fit(builder: ExampleBuilder, question: Question, config: InferenceConfig) -
     lengths = list(map(builder.tokenization.completion_length, completions))
     limit = config.max_new_tokens
     if limit is None:
-        limit = builder.grammar.longest if config.grammar else builder.longest_answer
+        limit = builder.grammar.longest if config.uses_grammar else builder.longest_answer
     context = min(builder.max_seq_length, config.max_seq_length or builder.max_seq_length)
     if limit is None:
         limit = context

@@ -105,7 +105,7 @@ def _score_views(
         options = DecodingOptions(
             pad_id=builder.tokenization.end_id,
             positions=builder.tokenization.positions,
-            grammar=builder.grammar if config.grammar else None,
+            grammar=builder.grammar if config.uses_grammar else None,
             batch_size=config.batch_size,
             on_rows_changed=on_rows_changed,
             adapters=[0] * len(some),

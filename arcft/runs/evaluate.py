@@ -11,6 +11,7 @@ from arcft import __version__
 from arcft.checkpoints import RUN_FILE, CheckpointError, lock_run, read_run_yaml, write_run_yaml
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import to_dict
+from arcft.config.ttft import TtftConfig
 from arcft.console import note, say, say_path
 from arcft.console import show as show_table
 from arcft.reporting.charts.curves import read_history
@@ -48,7 +49,7 @@ def evaluate(
     """
     config = evaluation_with_absolute_paths(config)
     refuse_without_effect(config, explicit)
-    if config.ttft.name == "none":
+    if not isinstance(config.ttft, TtftConfig):
         _evaluate(config, folder, explicit, None, show)
         return
     settings = settings or resolve_ttft(config, explicit)

@@ -18,6 +18,7 @@ from arcft.checkpoints import Origin, find_checkpoints, lock_run, remove_leftove
 from arcft.cli.hydra_app import Stopped, stop_on_signals
 from arcft.config.duration import parse_duration
 from arcft.config.inference import InferenceConfig
+from arcft.config.lora import LoraConfig
 from arcft.config.run import TrainConfig
 from arcft.config.schema import to_dict
 from arcft.console import note, say
@@ -217,13 +218,13 @@ def build_model(config: TrainConfig, device: torch.device) -> tuple[PreTrainedMo
     arithmetic = resolve_dtype(config.training.dtype, device)
     base = load_model(
         config.model,
-        dtype=arithmetic if config.lora.enabled else torch.float32,
+        dtype=arithmetic if isinstance(config.lora, LoraConfig) else torch.float32,
         device=device,
         autocast=arithmetic,
         max_seq_length=config.training.max_seq_length,
     )
     fingerprint = base_fingerprint(config.model, base)
-    if not config.lora.enabled:
+    if not isinstance(config.lora, LoraConfig):
         return base, fingerprint
     if config.lora.start is not None:
         start = open_checkpoint(Path(config.lora.start).expanduser())

@@ -36,8 +36,8 @@ class EngineWay(Way):
     def __init__(self, workload: Workload, slots: int | Literal["auto"]) -> None:
         super().__init__(workload)
         config = evaluate_config(workload.overrides)
-        config = dataclasses.replace(config, ttft=dataclasses.replace(config.ttft, slots=slots))
-        self.settled = resolve_ttft(config, [])
+        settled = resolve_ttft(config, [])
+        self.settled = dataclasses.replace(settled, ttft=dataclasses.replace(settled.ttft, slots=slots))
         self.tasks = {task.id: task for task in load_kaggle(str(config.data.path))}
         self.engine: Engine | None = None
 
@@ -48,7 +48,7 @@ class EngineWay(Way):
 
     def renew(self) -> None:
         """With ttft.slots=auto every block searches for the number of slots again: that is part of its cost."""
-        if self.settled.config.ttft.slots == "auto":
+        if self.settled.ttft.slots == "auto":
             self._build()
 
     def answer(self, task_ids: list[str]) -> Figures:
@@ -69,7 +69,7 @@ class EngineWay(Way):
 
     def _work(self, task_ids: list[str], *, steps: int, predictions: int) -> list[Event]:
         assert self.engine is not None
-        config = self.settled.config.ttft
+        config = self.settled.ttft
         events: list[Event] = []
         with tempfile.TemporaryDirectory() as folder, Ledger.create(Path(folder) / "ledger.sqlite", KIND, {}) as ledger:
             units = ttft_engine.make_units(config, [self.tasks[task_id] for task_id in task_ids], self.num_tokens)

@@ -110,7 +110,7 @@ def prepare(plan: Plan, folder: Path) -> Workload:
         dtype=plan.dtype,
         steps=plan.steps,
         learning_rate=learning_rate(settled),
-        warmup_ratio=settled.config.ttft.warmup_ratio,
+        warmup_ratio=settled.ttft.warmup_ratio,
         predictions=plan.predictions,
         new_tokens=new_tokens,
         overrides=overrides,
@@ -214,7 +214,7 @@ def training_examples(settled: TtftSettings, builder: ExampleBuilder, task: Task
         builder,
         kind.own_examples(builder.format),
         kind.sampler(config.augmentation, builder.format, view="leave_one_out"),
-        seed=derived_seed(config.ttft.seed, task.id),
+        seed=derived_seed(settled.ttft.seed, task.id),
         length=settled.max_steps,
         hold_back=False,
     )

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from arcft import __version__
 from arcft.checkpoints import find_checkpoints, write_checkpoint, write_run_yaml
+from arcft.config.lora import LoraConfig
 from arcft.config.optimizer import AdamWConfig
 from arcft.config.run import TrainConfig
 from arcft.config.schema import to_dict
@@ -58,29 +59,28 @@ class AdapterSaver:
 
     def _run(self, unit: Unit, steps: int) -> TrainConfig | None:
         """The config of a training run that would have come to this adapter; None where there is none to go by."""
-        run, config = self.settings.run, self.settings.config
-        if run is None or not run.config.lora.enabled:
+        run, config, ttft = self.settings.run, self.settings.config, self.settings.ttft
+        if run is None or not isinstance(run.config.lora, LoraConfig):
             return None
         data = run.config.data if config.data.source == "held_out" else config.data
         training = dataclasses.replace(
             run.config.training,
             max_steps=max(steps, 1),
             learning_rate=learning_rate(self.settings),
-            per_device_train_batch_size=config.ttft.batch_size,
+            per_device_train_batch_size=ttft.batch_size,
             gradient_accumulation_steps=1,
-            max_grad_norm=config.ttft.max_grad_norm,
-            seed=config.ttft.seed,
+            max_grad_norm=ttft.max_grad_norm,
+            seed=ttft.seed,
         )
         ids = [task.id for task in unit.problems]
-        start = str(run.checkpoint.path) if config.ttft.start == "trained" else None
-        scheduler = config.ttft.schedule()
+        start = str(run.checkpoint.path) if ttft.start == "trained" else None
         return dataclasses.replace(
             run.config,
             data=dataclasses.replace(data, view="leave_one_out", held_out=0.0, limit=None, task_ids=ids),
-            lora=dataclasses.replace(config.lora, start=start),
+            lora=dataclasses.replace(self.settings.lora, start=start),
             augmentation=config.augmentation,
             optimizer=AdamWConfig(weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-8),
-            scheduler=scheduler,
+            scheduler=ttft.schedule(),
             training=training,
         )
 

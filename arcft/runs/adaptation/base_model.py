@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arcft.checkpoints import CheckpointError, Origin
+from arcft.config.lora import LoraConfig
 from arcft.config.model import LossOn, ModelConfig
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.models.fingerprint import base_fingerprint
@@ -52,14 +53,14 @@ def load_start(settings: TtftSettings) -> AdaptationBase:
     base = start_model(settings)
     model = _load_base(settings, base, resolve_dtype(config.inference.dtype, device), device)
     fingerprint = base_fingerprint(base, model)
-    if run is not None and run.config.lora.enabled:
+    if run is not None and isinstance(run.config.lora, LoraConfig):
         check_base(run, fingerprint, str(base.path))
     rows = embedding_rows(model)
     tokenizer = start_tokenizer(settings)
-    if run is not None and config.ttft.start == "trained":
+    if run is not None and settings.ttft.start == "trained":
         adapted = load_adapter(model, run.checkpoint.path, trainable=True)
     else:
-        adapted = apply_lora(model, config.lora, base.train_modules, seed=config.ttft.seed)
+        adapted = apply_lora(model, settings.lora, base.train_modules, seed=settings.ttft.seed)
     return AdaptationBase(
         adapted=adapted,
         pad_id=choose_pad_token(tokenizer, rows),
@@ -88,7 +89,7 @@ def learning_rate(settings: TtftSettings) -> float:
     """The peak rate: what was asked for, or what the model recommends."""
     model = settings.run.config.model if settings.run else settings.config.model
     assert model is not None  # EvaluateConfig.problems
-    return settings.config.ttft.learning_rate or model.ttft_learning_rate or model.learning_rate
+    return settings.ttft.learning_rate or model.ttft_learning_rate or model.learning_rate
 
 
 def learn_builder(settings: TtftSettings, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:
@@ -138,7 +139,7 @@ def _load_base(settings: TtftSettings, base: ModelConfig, dtype: torch.dtype, de
     try:
         return load_model(base, dtype=dtype, device=device)
     except ModelError as error:
-        if settings.run is None or not settings.run.config.lora.enabled:
+        if settings.run is None or not isinstance(settings.run.config.lora, LoraConfig):
             raise
         raise CheckpointError(
             f"{settings.run.checkpoint.path}: its base model can't be loaded: {error}. If it lies elsewhere now: "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from arcft.config.schema import ConfigError
-from arcft.config.ttft import TtftConfig
+from arcft.config.ttft import SplitConfig, TtftConfig, WholeSetConfig
 from arcft.models.stacked_lora import StackedLora
 from arcft.protocols import Problem
 from arcft.runs.adaptation.adapters import AdapterSaver
@@ -36,7 +36,7 @@ def build_engine(settings: TtftSettings, folder: Path, recipe: MemorySettings | 
     model or the adapter are not as they should be.
     """
     start = load_start(settings)
-    ttft = settings.config.ttft
+    ttft = settings.ttft
     slots = recipe.slots if recipe is not None else slots_here(ttft)
     return engine_on(
         settings,
@@ -63,7 +63,7 @@ def engine_on(
         stacked,
         learn,
         ask_builder(settings, start.tokenizer),
-        config=config.ttft,
+        config=settings.ttft,
         inference=config.inference,
         num_views=config.selection.scoring_augmentations,
         own=kind.own_examples(learn.format),
@@ -83,13 +83,13 @@ def slots_here(config: TtftConfig) -> int | Literal["auto"]:
 
 def make_units(config: TtftConfig, tasks: Sequence[Problem], num_tokens: CountTokens) -> list[Unit]:
     """The tasks as units of work: each alone, all together, or dealt into `splits` groups; ConfigError if too few."""
-    if config.name == "per_task":
-        groups = [(task.id, [task]) for task in tasks]
-    elif config.name == "whole_set":
+    if isinstance(config, WholeSetConfig):
         groups = [("whole_set", list(tasks))]
-    else:
-        splits = config.splits or 1
+    elif isinstance(config, SplitConfig):
+        splits = config.splits
         if splits > len(tasks):
             raise ConfigError([f"ttft.splits={splits}: there are only {len(tasks)} tasks; at most one group for each"])
         groups = [(f"split-{number}", list(tasks[number::splits])) for number in range(splits)]
+    else:
+        groups = [(task.id, [task]) for task in tasks]
     return [Unit(name=name, problems=tuple(members), length=max(map(num_tokens, members))) for name, members in groups]

@@ -56,7 +56,7 @@ def show_plan(settings: TtftSettings, target: EvaluationTarget, folder: Path) ->
     units = _units(settings, target)
     engine_factory(settings, folder)()
     prompts = count_prompts(target.tasks, config.inference)
-    before = sum(len(task.answers) for task in target.tasks) * config.ttft.predict_before
+    before = sum(len(task.answers) for task in target.tasks) * settings.ttft.predict_before
     say(
         f"{target.name}: {count(len(target.tasks), 'task')}, {count(len(units), 'adapter')} of up to "
         f"{count(settings.max_steps, 'step')}, {count(prompts, 'prompt')} and {before:,} before adapting"
@@ -76,7 +76,7 @@ def adapt_and_score(
     if found is not None:
         earlier, outcome = found
         show_reused(target, earlier, folder)
-        if settings.config.ttft.keep_adapters and earlier.resolve() != folder.resolve():
+        if settings.ttft.keep_adapters and earlier.resolve() != folder.resolve():
             say(f"its adapters stay in {earlier / ADAPTERS_FOLDER}")
         scores = results.reuse_evaluation(earlier, folder)
         show(target, scores, outcome, folder)
@@ -95,7 +95,7 @@ def adapt_and_score(
         curves=read_history(run.folder, target.kind.metrics) if run else None,
         adaptation=outcome.adaptation,
     )
-    if run and settings.config.ttft.budget is None and not outcome.failed:
+    if run and settings.ttft.budget is None and not outcome.failed:
         results.record_evaluation(run.folder, target.key, run.checkpoint.path.name, folder)
     show(target, scores, outcome, folder)
     _track(target, scores, outcome, folder, tracker, step)
@@ -108,10 +108,10 @@ def adapt_and_score(
 def _found(settings: TtftSettings, target: EvaluationTarget) -> tuple[Path, AdaptationOutcome] | None:
     """The folder of an evaluation that came to what this one would, and its outcome."""
     # What was done under a budget depends on how fast the machine was.
-    if target.run is None or settings.config.ttft.budget is not None:
+    if target.run is None or settings.ttft.budget is not None:
         return None
     folder = results.find_evaluation(target.run.folder, target.key)
-    if folder is None or (settings.config.ttft.keep_adapters and not (folder / ADAPTERS_FOLDER).is_dir()):
+    if folder is None or (settings.ttft.keep_adapters and not (folder / ADAPTERS_FOLDER).is_dir()):
         return None
     try:
         with Ledger.open(folder / LEDGER_FILE, target.kind) as ledger:
@@ -122,7 +122,7 @@ def _found(settings: TtftSettings, target: EvaluationTarget) -> tuple[Path, Adap
 
 
 def _units(settings: TtftSettings, target: EvaluationTarget) -> list[Unit]:
-    return make_units(settings.config.ttft, target.tasks, target.shares[0].builder.num_tokens)
+    return make_units(settings.ttft, target.tasks, target.shares[0].builder.num_tokens)
 
 
 def _adapt(settings: TtftSettings, target: EvaluationTarget, folder: Path, tracker: Tracker) -> AdaptationOutcome:
@@ -132,7 +132,7 @@ def _adapt(settings: TtftSettings, target: EvaluationTarget, folder: Path, track
     with open_ledger(settings, folder) as ledger, stop_on_signals(lambda reason: None) as received:
         ledger.recover()
         engine = None
-        if config.ttft.workers == "local" and not ledger.records():
+        if settings.ttft.workers == "local" and not ledger.records():
             # Before there is anything in the ledger: what is refused here leaves nothing behind.
             engine = engine_factory(settings, folder, _recipe(ledger))()
         queue = Queue(
@@ -140,8 +140,8 @@ def _adapt(settings: TtftSettings, target: EvaluationTarget, folder: Path, track
             units,
             steps=settings.max_steps,
             predictions=config.inference.predictions_per_test,
-            predict_before=config.ttft.predict_before,
-            seed=config.ttft.seed,
+            predict_before=settings.ttft.predict_before,
+            seed=settings.ttft.seed,
             attempts=target.kind.metrics.attempts,
             budget=_budget(settings, ledger),
         )
@@ -172,14 +172,14 @@ def _adapt(settings: TtftSettings, target: EvaluationTarget, folder: Path, track
 def _drainer(settings: TtftSettings, folder: Path, ledger: Ledger, engine: Engine | None) -> Callable[..., None]:
     """What empties a queue as ttft.workers says; `engine` is one for this process, if it was built already."""
     factory = engine_factory(settings, folder, _recipe(ledger))
-    ttft = settings.config.ttft
+    ttft = settings.ttft
     if ttft.workers == "local":
         return partial(drain, engine or factory())
     return partial(drain_in_processes if ttft.workers == "processes" else drain_on_ray, factory, ttft.num_workers)
 
 
 def _budget(settings: TtftSettings, ledger: Ledger) -> Budget | None:
-    ttft = settings.config.ttft
+    ttft = settings.ttft
     if ttft.budget is None:
         return None
     slots = slots_here(ttft)

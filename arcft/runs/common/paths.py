@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from arcft.config.data import DataConfig, SourceConfig
+from arcft.config.lora import LoraConfig
 from arcft.config.model import ModelConfig
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.runs.setup.kinds import kind_of
@@ -33,7 +34,7 @@ def override(key: str, path: str | Path) -> str:
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """`config` with every path of a file or folder absolute; hub ids and `bundled:` names stay."""
     lora = config.lora
-    if lora.start is not None:
+    if isinstance(lora, LoraConfig) and lora.start is not None:
         lora = dataclasses.replace(lora, start=absolute(lora.start))
     showcase = config.showcase
     if showcase is not None:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from arcft.cli.hydra_app import Stopped, stop_on_signals
-from arcft.config.inference import InferenceConfig
+from arcft.config.inference import InferenceConfig, SearchConfig, VllmConfig
 from arcft.config.selection import SelectionConfig
 from arcft.console import note
 from arcft.prediction.predict_vllm import VllmJob, VllmModel
@@ -90,12 +90,12 @@ def _groups(
     shares: Sequence[ModelAssignment], config: InferenceConfig, selection: SelectionConfig, done: Collection[TestKey]
 ) -> Iterator[list[Prediction]]:
     """The predictions of one test after the other, without those of tests that are `done`."""
-    jobs = [
-        VllmJob(share.served, share.builder, share.deal_views, share.tasks)
-        for share in shares
-        if share.served is not None
-    ]
-    if jobs:
+    if isinstance(config, VllmConfig):
+        jobs = [
+            VllmJob(share.served, share.builder, share.deal_views, share.tasks)
+            for share in shares
+            if share.served is not None
+        ]
         yield from predict_with_vllm(jobs, config, done=done, say=note)
         return
     for share in shares:
@@ -156,7 +156,7 @@ def _kept(path: Path, config: InferenceConfig, answers: AnswerCodec) -> list[Pre
     found = read_predictions(path, answers, allow_torn=True)
     counts: Counter[TestKey] = Counter((prediction.task_id, prediction.test_index) for prediction in found)
     whole = {test for test, count in counts.items() if count >= config.predictions_per_test}
-    if found and config.name == "search":
+    if found and isinstance(config, SearchConfig):
         # How many there are to be is not known: of the last test some may be missing.
         whole.discard((found[-1].task_id, found[-1].test_index))
     kept = [prediction for prediction in found if (prediction.task_id, prediction.test_index) in whole]

@@ -12,9 +12,10 @@ from typing import Any
 
 from arcft import __version__
 from arcft.config import version_0_1
-from arcft.config.inference import ONLY_SPEED
+from arcft.config.inference import ONLY_SPEED, VllmConfig
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError, to_dict
+from arcft.config.ttft import TtftConfig
 from arcft.console import note, say
 from arcft.files import data_sha256
 from arcft.models.limits import refuse_beyond, stored_position_limit
@@ -137,7 +138,7 @@ class _Finder:
         else:
             tasks = chosen_tasks(config.data, builder.num_tokens, self._say_once)
         identity = data_sha256({name: to_dict(getattr(config, name)) for name in ("model", *OWN_FORMAT)})
-        served = served_model(model) if config.inference.name == "vllm" else None
+        served = served_model(model) if isinstance(config.inference, VllmConfig) else None
         share = ModelAssignment(tasks, lambda: self.host.base(model), builder, self.deal_views, identity, served)
         seen = warn_trained_on(self.kind, model, tasks)
         about = {"model": model.name, "path": str(model.path), "trained_on": len(seen)}
@@ -194,7 +195,7 @@ class _Finder:
             raise ConfigError(problems)
 
     def _share(self, run: TrainedRun, tasks: list[Problem]) -> ModelAssignment:
-        served = served_run(run) if self.config.inference.name == "vllm" else None
+        served = served_run(run) if isinstance(self.config.inference, VllmConfig) else None
         return ModelAssignment(
             tasks,
             lambda: self.host.restored(run),
@@ -257,7 +258,7 @@ class _Finder:
         if shares:
             key["inference"] = inference
             about = about | {"inference": {name: value for name, value in inference.items() if value is not None}}
-        if self.config.ttft.name != "none":
+        if isinstance(self.config.ttft, TtftConfig):
             adapting = ttft_identity(self.config)
             key |= adapting
             about = about | {"ttft": {name: value for name, value in adapting["ttft"].items() if value is not None}}

@@ -6,7 +6,8 @@ import functools
 import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from arcft.config.inference import InferenceConfig
+from arcft.config.inference import VllmConfig
+from arcft.config.lora import LoraConfig
 from arcft.config.model import ModelConfig
 from arcft.config.schema import ConfigError
 from arcft.decoding.vllm_engine import EngineSettings, start_vllm
@@ -43,7 +44,7 @@ def served_run(run: TrainedRun) -> VllmModel:
     """What `run` left; raises ArcftError where its base model is another one, or vLLM has no such adapters."""
     served = served_model(base_model(run))
     lora, model = run.config.lora, run.config.model
-    if not lora.enabled:
+    if not isinstance(lora, LoraConfig):
         return served
     check_base(run, stored_fingerprint(model), str(model.path))
     problems = []
@@ -55,18 +56,17 @@ def served_run(run: TrainedRun) -> VllmModel:
         )
     if problems:
         raise ConfigError(problems)
-    return VllmModel(model=served.model, adapter=str(run.checkpoint.path), rank=lora.r or 0)
+    return VllmModel(model=served.model, adapter=str(run.checkpoint.path), rank=lora.r)
 
 
 def predict_with_vllm(
     jobs: Sequence[VllmJob],
-    config: InferenceConfig,
+    config: VllmConfig,
     *,
     done: Collection[TestKey],
     say: Callable[[str], None],
 ) -> Iterator[list[Prediction]]:
     """Yield the predictions of one test after the other; an engine for each base model, started anew if it freezes."""
-    assert config.restart_seconds is not None  # InferenceConfig.problems
     for model, group in itertools.groupby(jobs, key=lambda job: job.served.model):
         own = list(group)
         keys = ((problem.id, index) for job in own for problem in job.problems for index in range(len(problem.answers)))

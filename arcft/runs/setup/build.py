@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from arcft.config.encoder import EncoderConfig
-from arcft.config.inference import InferenceConfig
+from arcft.config.inference import InferenceConfig, VllmConfig
 from arcft.config.model import LossOn, PositionsName
 from arcft.config.prompt import PromptConfig
 from arcft.config.schema import ConfigError
@@ -43,15 +43,16 @@ def check_answers(builder: ExampleBuilder, inference: InferenceConfig, positions
     problems = list(inference.problems_with(positions))
     if problems:
         raise ConfigError(problems)
-    if inference.name == "vllm":
+    if isinstance(inference, VllmConfig):
         require_vllm()
-    if inference.grammar:
+    if inference.uses_grammar:
         builder.grammar()
 
 
 def view_dealer(kind: Kind, inference: InferenceConfig) -> DealViews:
     """Deals the augmentations of prompts that `inference` names."""
-    return kind.deal_views([name for name in kind.augmentations if getattr(inference, f"augment_{name}")])
+    names = kind.augmentations if inference.augmentations == "all" else inference.augmentations
+    return kind.deal_views(names)
 
 
 def choose_device() -> torch.device:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from arcft.checkpoints import MANIFEST_FILE, CheckpointError
+from arcft.config.lora import LoraConfig
 from arcft.config.model import ModelConfig
 from arcft.console import note
 from arcft.models.bundled import BUNDLED, pretrained_on
@@ -62,10 +63,11 @@ def _lineage(kind: Kind, of: TrainedRun | ModelConfig) -> Iterator[_Learned]:
             visited.add(of.checkpoint.path)
             if not of.tasks.get("adapted_to") and kind_of(of.config.data).name == kind.name:
                 yield _of_run(of)
-            if of.config.lora.start is None:
+            lora = of.config.lora
+            if not isinstance(lora, LoraConfig) or lora.start is None:
                 of = of.config.model
                 continue
-            earlier = Path(of.config.lora.start)
+            earlier = Path(lora.start)
         else:
             if of.init != "pretrained" or of.path is None:
                 return

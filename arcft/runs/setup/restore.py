@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arcft.checkpoints import CheckpointError
 from arcft.config.inference import InferenceConfig
+from arcft.config.lora import LoraConfig
 from arcft.config.model import ModelConfig
 from arcft.config.schema import to_dict
 from arcft.models.fingerprint import base_fingerprint
@@ -42,7 +43,7 @@ def restored_builder(run: TrainedRun, tokenizer: PreTrainedTokenizerBase, max_se
 
 def base_model(run: TrainedRun) -> ModelConfig:
     """What is loaded to restore `run`: its base model, or the checkpoint itself where it holds a whole one."""
-    if run.config.lora.enabled:
+    if isinstance(run.config.lora, LoraConfig):
         return run.config.model
     return ModelConfig(name=run.config.model.name, path=str(run.checkpoint.path))
 
@@ -66,7 +67,7 @@ class ModelHost:
     def restored(self, run: TrainedRun) -> PreTrainedModel | PeftModel:
         """The model as `run` left it, for inference; CheckpointError when the base is another one than it was."""
         folder = run.checkpoint.path
-        if not run.config.lora.enabled:
+        if not isinstance(run.config.lora, LoraConfig):
             self._forget()
             return self.base(base_model(run))
         identity = to_dict(run.config.model)

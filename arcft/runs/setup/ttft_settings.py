@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from arcft.config import version_0_1
+from arcft.config.lora import LoraConfig
 from arcft.config.run import EvaluateConfig
-from arcft.config.schema import ConfigError, to_dict
+from arcft.config.schema import ConfigError
+from arcft.config.ttft import TtftConfig
 from arcft.runs.setup.checkpoint_config import TrainedRun, contradictions, is_pattern, open_checkpoint
 
 GROUPS = ("ttft", "lora", "augmentation")
@@ -20,20 +23,20 @@ class TtftSettings:
     """A config in which what the checkpoint decides is written out."""
 
     config: EvaluateConfig
-    """Its checkpoint is one checkpoint's folder, its lora the adapter's own."""
+    """Its checkpoint is one checkpoint's folder; `ttft` and `lora` are those below."""
+
+    ttft: TtftConfig
+    lora: LoraConfig
+    """Of the adapters: the checkpoint's own unless they are fresh."""
+
+    max_steps: int
+    """Of an adapter."""
 
     run: TrainedRun | None
     """None with model=."""
 
     notes: tuple[str, ...]
     """What is done otherwise than one may think."""
-
-    @property
-    def max_steps(self) -> int:
-        """Of an adapter."""
-        steps = self.config.ttft.max_steps
-        assert steps is not None  # written out by settle
-        return steps
 
     @property
     def identity(self) -> str:
@@ -44,12 +47,12 @@ class TtftSettings:
 def refuse_without_effect(config: EvaluateConfig, explicit: Sequence[str]) -> None:
     """Raise ConfigError for keys set by hand (`explicit`) that nothing would read; all of them at once."""
     problems = []
-    if config.ttft.name == "none":
+    if not isinstance(config.ttft, TtftConfig):
         mine = [key for key in explicit if key.partition(".")[0] in GROUPS and key != "ttft"]
         problems = [f"{key}= has no effect with ttft=none; use ttft=per_task, or drop it" for key in mine]
     elif "lora.start" in explicit:
         problems = ["lora.start= has no effect with ttft: checkpoint= names what the adapters start from; drop it"]
-    if config.ttft.name != "none" and config.checkpoint is not None and is_pattern(config.checkpoint):
+    if isinstance(config.ttft, TtftConfig) and config.checkpoint is not None and is_pattern(config.checkpoint):
         problems.append(
             f"checkpoint={config.checkpoint}: ttft={config.ttft.name} goes on from one checkpoint; "
             "for several name them: -m checkpoint=A,B"
@@ -68,10 +71,11 @@ def resolve_ttft(config: EvaluateConfig, explicit: Sequence[str]) -> TtftSetting
     run = open_checkpoint(Path(config.checkpoint), config.base_model) if config.checkpoint is not None else None
     model = run.config.model if run else config.model
     assert model is not None  # EvaluateConfig.problems: there is a checkpoint or a model
+    assert isinstance(config.ttft, TtftConfig)  # nothing is resolved with ttft=none
     lora, start = config.lora, config.ttft.start
-    if not lora.enabled:
+    if not isinstance(lora, LoraConfig):
         raise ConfigError(["lora=none with ttft: an adapter is what is trained for a task; drop it"])
-    if run is not None and run.config.lora.enabled and start == "trained":
+    if run is not None and isinstance(run.config.lora, LoraConfig) and start == "trained":
         problems = contradictions(explicit, config, run.config, ("lora",))
         if problems:
             raise ConfigError([f"{problem}, or begin a new adapter with ttft.start=fresh" for problem in problems])
@@ -82,18 +86,16 @@ def resolve_ttft(config: EvaluateConfig, explicit: Sequence[str]) -> TtftSetting
         start = "fresh"
     if model.backend == "unsloth":
         notes.append("model.backend=unsloth: ttft has layers of its own, and loads the model through transformers")
-    config = dataclasses.replace(
-        config,
-        checkpoint=str(run.checkpoint.path) if run else None,
-        lora=lora,
-        ttft=dataclasses.replace(config.ttft, start=start, max_steps=config.ttft.max_steps or model.ttft_max_steps),
-    )
-    return TtftSettings(config=config, run=run, notes=tuple(notes))
+    max_steps = config.ttft.max_steps or model.ttft_max_steps
+    ttft = dataclasses.replace(config.ttft, start=start, max_steps=max_steps)
+    config = dataclasses.replace(config, checkpoint=str(run.checkpoint.path) if run else None, lora=lora, ttft=ttft)
+    return TtftSettings(config=config, ttft=ttft, lora=lora, max_steps=max_steps, run=run, notes=tuple(notes))
 
 
 def ttft_identity(config: EvaluateConfig) -> dict[str, Any]:
     """What of ttft decides the outcome: not where it is done, nor in what time."""
-    ttft = to_dict(config.ttft)
+    written = version_0_1.evaluation_written(config)
+    ttft = written["ttft"]
     for name in ("budget", "workers", "num_workers"):
         del ttft[name]
-    return {"ttft": ttft, "lora": to_dict(config.lora), "augmentation": to_dict(config.augmentation)}
+    return {"ttft": ttft, "lora": written["lora"], "augmentation": written["augmentation"]}

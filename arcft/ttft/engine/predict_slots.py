@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from arcft.config.inference import InferenceConfig
+from arcft.config.inference import InferenceConfig, SearchConfig
 from arcft.models.stacked_lora import Route, StackedLora
 from arcft.prediction.predict import predict_places
 from arcft.prediction.prompts import AugmentedPrompt, augmented_prompts
@@ -210,7 +210,7 @@ class SlotPrediction:
             until=ended,
         )
         # A search that was ended early does not say so.
-        if stopped() and (len(found) < len(asked) or self._inference.name == "search"):
+        if stopped() and (len(found) < len(asked) or isinstance(self._inference, SearchConfig)):
             return None
         answers = [_answers(question, owners, asked, found) for question in chunk]
         if self._num_views is None:
