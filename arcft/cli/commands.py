@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -46,15 +47,14 @@ def evaluate() -> None:
 
 
 def _train(cfg: DictConfig) -> None:
-    config = from_dict(TrainConfig, edge.plain_config(cfg))
+    values = edge.plain_config(cfg)
     explicit = edge.explicit_keys()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if config.resume is not None:
-        folder = Path(absolute(config.resume))
-        stored = _stored(TrainConfig, "train", folder, explicit)
-        config = dataclasses.replace(_with(stored, config, "train", explicit), resume=str(folder))
+    if values["resume"] is not None:
+        folder = Path(absolute(str(values["resume"])))
+        config = _resumed(TrainConfig, "train", folder, values, explicit)
     else:
-        config = with_absolute_paths(config)
+        config = with_absolute_paths(from_dict(TrainConfig, values))
         if isinstance(config.lora, LoraConfig) and config.lora.start is not None:
             config = _started(config, config.lora.start, explicit)
     import_backend(config.model)
@@ -64,14 +64,14 @@ def _train(cfg: DictConfig) -> None:
 
 
 def _evaluate(cfg: DictConfig) -> None:
-    config = from_dict(EvaluateConfig, edge.plain_config(cfg))
+    values = edge.plain_config(cfg)
     explicit = edge.explicit_keys()
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if config.resume is not None:
-        folder = Path(absolute(config.resume))
-        stored = _with(_stored(EvaluateConfig, "evaluate", folder, explicit), config, "evaluate", explicit)
-        # Each was right by itself; together they may not be.
-        config = from_dict(EvaluateConfig, to_dict(stored))
+    if values["resume"] is None:
+        config = from_dict(EvaluateConfig, values)
+    else:
+        folder = Path(absolute(str(values["resume"])))
+        config = _resumed(EvaluateConfig, "evaluate", folder, values, explicit)
         explicit = {key: text for key, text in explicit.items() if key.startswith("ttft.")}
     refuse_without_effect(config, list(explicit))
     if not isinstance(config.ttft, TtftConfig):
@@ -109,16 +109,21 @@ def _stored(config_class: type[Config], job: str, folder: Path, explicit: dict[s
     return from_stored(config_class, stored["config"], folder / RUN_FILE)
 
 
-def _with(stored: Config, asked: Config, job: str, explicit: dict[str, str]) -> Config:
-    """The stored config with what may change on resuming, where the command line set it."""
+def _resumed(
+    config_class: type[Config], job: str, folder: Path, asked: Mapping[str, Any], explicit: dict[str, str]
+) -> Config:
+    """The stored config with what may change on resuming, where the command line set it.
+
+    `asked` is what the command line composes to; the rest of it is no matter, and so is not checked.
+    """
+    stored = to_dict(_stored(config_class, job, folder, explicit))
     for key in set(RESUMABLE[job]) & set(explicit) - {"resume"}:
         group, _, name = key.rpartition(".")
-        if group:
-            section = dataclasses.replace(getattr(stored, group), **{name: getattr(getattr(asked, group), name)})
-            stored = dataclasses.replace(stored, **{group: section})
-        else:
-            stored = dataclasses.replace(stored, **{name: getattr(asked, name)})
-    return stored
+        target, source = (stored[group], asked[group]) if group else (stored, asked)
+        target[name] = source[name]
+    if config_class is TrainConfig:
+        stored["resume"] = str(folder)
+    return from_dict(config_class, stored)
 
 
 def _started(config: TrainConfig, start: str, explicit: dict[str, str]) -> TrainConfig:

@@ -14,6 +14,8 @@ from arcft.config.schema import to_dict
 
 Values = dict[str, Any]
 
+_AUGMENTATIONS = ("geometric", "colors", "pair_order")
+
 
 def read(values: Values) -> Values:
     """The config `values` of version 0.1.0 with the keys of today, also in groups within groups; others unchanged."""
@@ -42,8 +44,26 @@ def _read_inference(values: Values) -> Values:
     if "do_sample" in values and "name" not in values:
         # Of before inference had a name, and a grammar.
         rest = {name: value for name, value in values.items() if name != "do_sample"}
-        return {"name": "sample" if values["do_sample"] else "greedy", "grammar": False} | rest
-    return values
+        values = {"name": "sample" if values["do_sample"] else "greedy", "grammar": False} | rest
+    if all(f"augment_{name}" in values for name in _AUGMENTATIONS):
+        named = [name for name in _AUGMENTATIONS if values[f"augment_{name}"]]
+        values = {key: value for key, value in values.items() if not key.startswith("augment_")}
+        values["augmentations"] = "all" if len(named) == len(_AUGMENTATIONS) else named
+    # False in options that have no such key.
+    fixed = {"grammar": ("generate", "vllm"), "speculate": ("sample", "search", "generate", "vllm")}
+    return {key: value for key, value in values.items() if value or values.get("name") not in fixed.get(key, ())}
+
+
+def _write_inference(values: Values) -> Values:
+    named = _AUGMENTATIONS if values["augmentations"] == "all" else values["augmentations"]
+    missing = ("threshold", "max_nodes", "temperature", "top_p", "restart_seconds")
+    return {
+        **dict.fromkeys(missing),
+        "grammar": False,
+        "speculate": False,
+        **{key: value for key, value in values.items() if key != "augmentations"},
+        **{f"augment_{name}": name in named for name in _AUGMENTATIONS},
+    }
 
 
 def _read_selection(values: Values) -> Values:
@@ -54,6 +74,28 @@ def _write_selection(values: Values) -> Values:
     return {"views": None, **_renamed(values, {"num_augmentations": "views"})}
 
 
+def _read_ttft(values: Values) -> Values:
+    return {"name": "none"} if values.get("name") == "none" else values
+
+
+def _write_ttft(values: Values) -> Values:
+    return {"splits": None, **values}
+
+
+def _read_lora(values: Values) -> Values:
+    if "enabled" not in values:
+        return values
+    if not values["enabled"]:
+        return {"name": "none"}
+    return {"name": "default"} | {key: value for key, value in values.items() if key != "enabled"}
+
+
+def _write_lora(values: Values) -> Values:
+    keys = ("r", "alpha", "dropout", "target_modules", "use_rslora", "use_dora", "init_lora_weights", "start")
+    rest = {key: value for key, value in values.items() if key != "name"}
+    return {**dict.fromkeys(keys), "enabled": values["name"] != "none", **rest}
+
+
 def _read_tracking(values: Values) -> Values:
     return {"name": "none"} if values.get("name") == "none" else values
 
@@ -62,5 +104,16 @@ def _renamed(values: Values, names: dict[str, str]) -> Values:
     return {names.get(name, name): value for name, value in values.items()}
 
 
-_READERS = {"inference": _read_inference, "selection": _read_selection, "tracking": _read_tracking}
-_WRITERS = {"selection": _write_selection}
+_READERS = {
+    "inference": _read_inference,
+    "selection": _read_selection,
+    "ttft": _read_ttft,
+    "lora": _read_lora,
+    "tracking": _read_tracking,
+}
+_WRITERS = {
+    "inference": _write_inference,
+    "selection": _write_selection,
+    "ttft": _write_ttft,
+    "lora": _write_lora,
+}

@@ -155,7 +155,7 @@ def test_a_mistake_in_a_curriculum_is_told(stages: str, message: str) -> None:
             ["lora.init_lora_weights=eva"],
             "lora.init_lora_weights=eva: one of true, false, gaussian, pissa, olora, orthogonal",
         ),
-        (["lora=none", "lora.r=16"], "lora.r=16 has no effect with lora=none; drop it, or use lora=default"),
+        (["lora=none", "lora.r=16"], "lora.r belongs to lora=default; drop it, or use that"),
         (
             ["scheduler.num_cycles=4"],
             "scheduler.num_cycles belongs to scheduler=cosine_with_restarts; drop it, or use that",
@@ -180,20 +180,19 @@ def test_a_mistake_in_a_curriculum_is_told(stages: str, message: str) -> None:
         (["training.max_batch_tokens=0"], "training.max_batch_tokens=0: at least 1, or null to pass a batch whole"),
         (
             ["inference.temperature=1"],
-            "inference.temperature=1.0 has no effect with inference=greedy; use inference=sample",
+            "inference.temperature belongs to inference=sample; drop it, or use that",
         ),
         (
             ["inference=generate", "inference.grammar=true"],
-            "inference.grammar=true has no effect with inference=generate; use inference=greedy or inference=sample or "
-            "inference=search",
+            "inference.grammar belongs to inference=greedy, sample or search; drop it, or use one of those",
         ),
         (
             ["inference=sample", "inference.speculate=true"],
-            "inference.speculate=true has no effect with inference=sample; use inference=greedy",
+            "inference.speculate belongs to inference=greedy; drop it, or use that",
         ),
         (
             ["inference.threshold=0.1"],
-            "inference.threshold=0.1 has no effect with inference=greedy; use inference=search",
+            "inference.threshold belongs to inference=search; drop it, or use that",
         ),
         (
             ["inference=search", "inference.threshold=1"],
@@ -205,9 +204,9 @@ def test_a_mistake_in_a_curriculum_is_told(stages: str, message: str) -> None:
         (["training.learning_rate=nan"], "training.learning_rate=nan: must be a finite number"),
         (
             ["inference=search", "inference.max_nodes=null"],
-            "inference.max_nodes is null: inference=search needs it",
+            "inference.max_nodes: must not be null; expected a whole number",
         ),
-        (["inference.name=sample"], "inference.top_p is null: inference=sample needs it"),
+        (["inference.name=sample"], "inference.top_p: is missing; inference=sample needs it, a number"),
         (
             ["inference=generate"],
             "inference=generate only counts positions, and this model's jump (model.positions=grid); use "
@@ -281,11 +280,11 @@ def test_a_wrong_value_is_refused_with_its_remedy(overrides: list[str], message:
         ),
         (
             ["checkpoint=a", "ttft=per_task", "ttft.splits=2"],
-            "ttft.splits=2 has no effect with ttft=per_task; use ttft=split",
+            "ttft.splits belongs to ttft=split; drop it, or use that",
         ),
         (
             ["checkpoint=a", "ttft=split", "ttft.splits=null"],
-            "ttft.splits is null: ttft=split needs the number of groups",
+            "ttft.splits: must not be null; expected a whole number",
         ),
         (
             ["checkpoint=a", "ttft=per_task", "ttft.num_workers=2"],
@@ -295,6 +294,20 @@ def test_a_wrong_value_is_refused_with_its_remedy(overrides: list[str], message:
             ["checkpoint=a", "ttft=per_task", "ttft.budget=soon"],
             "ttft.budget=soon: write hours, minutes and seconds with their letters, e.g. 90s, 45m, 11h30m",
         ),
+        (
+            ["checkpoint=a", "ttft.budget=1h"],
+            "ttft.budget belongs to ttft=per_task, whole_set or split; drop it, or use one of those",
+        ),
+        (
+            ["checkpoint=a", "ttft=whole_set", "ttft.max_steps=null"],
+            "ttft.max_steps: must not be null; expected a whole number",
+        ),
+        (["checkpoint=a", "inference.augment_colors=false"], "inference.augment_colors is now inference.augmentations"),
+        (
+            ["checkpoint=a", "inference.augmentations=colors"],
+            "inference.augmentations=colors: expected a list of text or all",
+        ),
+        (["checkpoint=a", "lora.enabled=false"], "lora.enabled is now lora.name"),
         (["checkpoint=a", "ttft=per_task", "ttft.slots=0"], "ttft.slots=0: at least 1, or auto"),
         (
             ["checkpoint=a", "inference=vllm", "inference.restart_seconds=0"],
@@ -334,11 +347,12 @@ def test_evaluate_takes_exactly_one_subject(overrides: list[str], message: str) 
         ("inference.restart_seconds=-1.0", "vllm"),
     ],
 )
-def test_a_key_of_another_way_of_predicting_is_told_once(override: str, owner: str) -> None:
-    """Its range is no matter then: for the likeliest token, greedy is what there is already."""
+def test_a_key_of_another_way_of_predicting_is_reported_once(override: str, owner: str) -> None:
+    """Its range does not matter then."""
     with pytest.raises(schema.ConfigError) as caught:
         evaluate_config("checkpoint=a", override)
-    assert caught.value.problems == [f"{override} has no effect with inference=greedy; use inference={owner}"]
+    key = override.partition("=")[0]
+    assert caught.value.problems == [f"{key} belongs to inference={owner}; drop it, or use that"]
 
 
 def test_unknown_keys_reach_the_validation_with_all_else_that_is_wrong() -> None:
@@ -351,11 +365,12 @@ def test_unknown_keys_reach_the_validation_with_all_else_that_is_wrong() -> None
         "-m",
         "+x=1",
     ]
-    let_in = ["++lora.rank=3", "++training.max_step=1,2", *typed[2:]]
+    # lora.r is no key of lora=none.
+    let_in = ["++lora.rank=3", "++training.max_step=1,2", "++lora.r=0", *typed[3:]]
     assert let_unknown_keys_in(typed, TrainConfig) == let_in
     assert refusal("+lora.rank=3", "+training.max_step=1", "lora.r=0", "+encodr=minimal") == [
         "encodr: there is no such key; did you mean encoder?",
-        "lora.rank: there is no such key; did you mean lora.r or lora.use_dora?",
+        "lora.rank: there is no such key; did you mean lora.r or lora.name?",
         "lora.r=0: the rank must be at least 1; to train without an adapter use lora=none",
         "training.max_step: there is no such key; did you mean training.max_steps or training.max_time?",
     ]

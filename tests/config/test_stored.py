@@ -19,13 +19,16 @@ from tests.support.evaluate_command import evaluated, predicted, run_json, train
 from tests.support.train_command import run_train
 
 RUN_YAML = Path("run.yaml")
-# Keys of inference, and of selection, that there were not when it had `do_sample`.
+# Keys of inference that there were not when it had `do_sample`.
 LATER = ("name", "grammar", "speculate", "threshold", "max_nodes", "restart_seconds")
 
 
 def before_names(inference: dict[str, Any]) -> dict[str, Any]:
     """The group as it was written then."""
-    kept = {name: value for name, value in inference.items() if name not in LATER}
+    written = {"temperature": None, "top_p": None} | inference
+    for name in ("geometric", "colors", "pair_order"):
+        written[f"augment_{name}"] = True
+    kept = {name: value for name, value in written.items() if name not in (*LATER, "augmentations")}
     return {"do_sample": inference["name"] == "sample"} | kept
 
 

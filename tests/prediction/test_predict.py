@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from arcft.config.inference import InferenceConfig
+from arcft.config.inference import GenerateConfig, GreedyConfig, InferenceConfig, SampleConfig, SearchConfig
 from arcft.config.model import ModelConfig
 from arcft.config.prompt import PromptConfig
 from arcft.errors import DecodingError
@@ -35,18 +35,17 @@ from arcft.training.batches import collate
 from tests.support.paths import ROOT
 
 TINY = ModelConfig(name="tiny", path="bundled:tiny", init="random")
-GREEDY = InferenceConfig(
-    name="greedy",
+GREEDY = GreedyConfig(predictions_per_test=5, batch_size=3, augmentations="all", grammar=False, max_new_tokens=12)
+DEAL_VIEWS = views_by(AUGMENTATIONS)
+SAMPLE = SampleConfig(
     predictions_per_test=5,
     batch_size=3,
-    augment_geometric=True,
-    augment_colors=True,
-    augment_pair_order=True,
+    augmentations="all",
     grammar=False,
     max_new_tokens=12,
+    temperature=1.0,
+    top_p=0.95,
 )
-DEAL_VIEWS = views_by(AUGMENTATIONS)
-SAMPLE = dataclasses.replace(GREEDY, name="sample", temperature=1.0, top_p=0.95)
 
 
 def make_builder(max_seq_length: int) -> ExampleBuilder:
@@ -347,7 +346,10 @@ def test_under_the_grammar_every_answer_is_a_grid(
     """The room is a 30x30 grid's; without a grammar, the same model writes none."""
     some = dataclasses.replace(GRAMMAR, predictions_per_test=2)
     free = dataclasses.replace(some, grammar=False, max_new_tokens=40)
-    for config in (some, dataclasses.replace(some, name="sample", temperature=1.0, top_p=0.9)):
+    for config in (
+        some,
+        dataclasses.replace(SAMPLE, predictions_per_test=2, grammar=True, max_new_tokens=None, top_p=0.9),
+    ):
         for group in predict(model, builder, tasks[1:2], config).values():
             for prediction in group:
                 assert prediction.error is None
@@ -372,7 +374,7 @@ def test_what_the_context_cuts_off_says_so(model: PreTrainedModel, tasks: list[T
 
 
 def test_generate_says_the_same(model: PreTrainedModel, builder: ExampleBuilder, tasks: list[Task]) -> None:
-    config = dataclasses.replace(GREEDY, name="generate")
+    config = GenerateConfig(predictions_per_test=5, batch_size=3, augmentations="all", max_new_tokens=12)
     for key, group in predict(model, builder, tasks[:2], config).items():
         expected = predict(model, builder, tasks[:2], GREEDY)[key]
         assert [prediction.text for prediction in group] == [prediction.text for prediction in expected]
@@ -519,7 +521,9 @@ def test_one_prompt_comes_first_where_the_input_is_a_draft(builder: ExampleBuild
     assert before_drafting(builder, asked, range(8), 8) == [0]
 
 
-SEARCH = dataclasses.replace(GRAMMAR, name="search", threshold=0.02, max_nodes=500, batch_size=8)
+SEARCH = SearchConfig(
+    predictions_per_test=5, batch_size=8, augmentations="all", grammar=True, threshold=0.02, max_nodes=500
+)
 
 
 def test_a_search_gives_all_that_is_likely_in_the_order_of_prompts(

@@ -12,7 +12,7 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from arcft.config.inference import InferenceConfig
+from arcft.config.inference import GreedyConfig
 from arcft.config.model import ModelConfig
 from arcft.config.prompt import PromptConfig
 from arcft.errors import DecodingError
@@ -34,10 +34,7 @@ from arcft.training.loss import summed_cross_entropy
 from tests.support.paths import ROOT
 
 TINY = ModelConfig(name="tiny", path="bundled:tiny", init="random")
-CONFIG = InferenceConfig(
-    name="greedy", grammar=False, predictions_per_test=3, batch_size=2, augment_geometric=True, augment_colors=True,
-    augment_pair_order=True,
-)  # fmt: skip
+CONFIG = GreedyConfig(grammar=False, predictions_per_test=3, batch_size=2, augmentations="all")
 VIEWS = 10
 DEAL_VIEWS = views_by(AUGMENTATIONS)
 

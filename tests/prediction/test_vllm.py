@@ -13,7 +13,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from arcft.checkpoints import CheckpointError
-from arcft.config.inference import InferenceConfig
+from arcft.config.inference import VllmConfig
 from arcft.config.model import ModelConfig
 from arcft.config.schema import ConfigError
 from arcft.decoding.core.completion import Completion
@@ -45,10 +45,7 @@ from tests.support.small_engine import deal_views, make_builder, small_tasks
 from tests.support.train_command import ARCHITECTURES, ids
 
 SETTINGS = EngineSettings(model="/models/qwen", dtype="bfloat16", max_seq_length=4096, adapters=0, rank=0, seed=3)
-CONFIG = InferenceConfig(
-    name="vllm", predictions_per_test=3, batch_size=7, augment_geometric=True, augment_colors=True,
-    augment_pair_order=True, grammar=False, max_new_tokens=5, restart_seconds=60.0,
-)  # fmt: skip
+CONFIG = VllmConfig(predictions_per_test=3, batch_size=7, augmentations="all", max_new_tokens=5, restart_seconds=60.0)
 
 
 def test_an_engine_is_told_what_it_serves() -> None:

@@ -13,11 +13,12 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from arcft.config.augmentation import AugmentationConfig
-from arcft.config.inference import InferenceConfig
+from arcft.config.inference import GreedyConfig, InferenceConfig
 from arcft.config.lora import LoraConfig
 from arcft.config.model import ModelConfig
 from arcft.config.prompt import PromptConfig
-from arcft.config.ttft import TtftConfig
+from arcft.config.schema import from_dict
+from arcft.config.ttft import PerTaskConfig
 from arcft.models.load import load_tokenizer
 from arcft.models.lora import apply_lora
 from arcft.models.stacked_lora import StackedLora
@@ -91,14 +92,15 @@ def adapted_model(dtype: torch.dtype = torch.float32, r: int = 4) -> peft.PeftMo
     return apply_lora(model.eval(), lora, [], seed=1)
 
 
-def ttft_config(**changes: Any) -> TtftConfig:
+def ttft_config(**changes: Any) -> PerTaskConfig:
     values = yaml.safe_load((CONF / "ttft" / "per_task.yaml").read_text(encoding="utf-8"))
-    return TtftConfig(**{**values, "max_steps": 4, "learning_rate": 1e-2, "slots": 1, **changes})
+    return PerTaskConfig(**{**values, "max_steps": 4, "learning_rate": 1e-2, "slots": 1, **changes})
 
 
 def inference_config(**changes: Any) -> InferenceConfig:
     values = yaml.safe_load((CONF / "inference" / "greedy.yaml").read_text(encoding="utf-8"))
-    return InferenceConfig(**{**values, "predictions_per_test": 3, "batch_size": 3, "max_new_tokens": 10, **changes})
+    changes = {"predictions_per_test": 3, "batch_size": 3, "max_new_tokens": 10, **changes}
+    return from_dict(GreedyConfig, {**values, **changes})
 
 
 def questions() -> GridQuestionSampler:

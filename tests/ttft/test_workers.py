@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from arcft.config.ttft import TtftConfig
+from arcft.config.ttft import PerTaskConfig
 from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.scheduling.budget import Budget
 from arcft.ttft.scheduling.queue import Queue
@@ -60,9 +60,8 @@ def test_default_count_of_each_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
-def ttft_config(**changes) -> TtftConfig:
+def ttft_config(**changes) -> PerTaskConfig:
     settings = {
-        "name": "per_task",
         "max_steps": 4,
         "batch_size": 1,
         "scheduler": "linear",
@@ -74,7 +73,7 @@ def ttft_config(**changes) -> TtftConfig:
         "workers": "local",
         "keep_adapters": False,
     }
-    return TtftConfig(**(settings | changes))
+    return PerTaskConfig(**(settings | changes))
 
 
 # What lives in a worker, in this process.

@@ -33,7 +33,6 @@ def open_ledger(settings: TtftSettings, folder: Path) -> Ledger:
         del values[name]
     for name in ONLY_SPEED:
         del values["inference"][name]
-    values["selection"] = version_0_1.written("selection", settings.config.selection)
     return Ledger.create(
         folder / LEDGER_FILE, kind_of(settings.config.data), {**values, "checkpoint_sha256": settings.identity}
     )

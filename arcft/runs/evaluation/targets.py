@@ -247,16 +247,17 @@ class _Finder:
     ) -> EvaluationTarget:
         inference = {key: value for key, value in to_dict(self.config.inference).items() if key not in ONLY_SPEED}
         selection = to_dict(self.config.selection)
+        # Digests are of what version 0.1.0 wrote, so that its evaluations are found again.
+        written = version_0_1.evaluation_written(self.config)
         about = about | {"selection": selection}
         answers = [[share.identity, self.kind.fingerprint(share.tasks)] for share in shares]
         tasks = [task for share in shares for task in share.tasks] if tasks is None else tasks
-        written = version_0_1.written("selection", self.config.selection)
         key: dict[str, Any] = {
             "answers": answers or [[of, self.kind.fingerprint(tasks)]],
-            "selection": {name: value for name, value in written.items() if value is not None},
+            "selection": {name: value for name, value in written["selection"].items() if value is not None},
         }
         if shares:
-            key["inference"] = inference
+            key["inference"] = {name: value for name, value in written["inference"].items() if name not in ONLY_SPEED}
             about = about | {"inference": {name: value for name, value in inference.items() if value is not None}}
         if isinstance(self.config.ttft, TtftConfig):
             adapting = ttft_identity(self.config)
