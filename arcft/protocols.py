@@ -175,7 +175,8 @@ class Grammar(Protocol):
 
 
 class ProblemFormat(Protocol):
-    """Writes questions as text, for training and prediction alike, and reads answers back."""
+    """Writes questions as text, for training and prediction alike, and reads answers back. A subclass inherits what has
+    a default here."""
 
     def question(self, problem: Problem, test_index: int) -> Question:
         """Test `test_index` (from 0) of `problem` as it is."""
@@ -190,25 +191,32 @@ class ProblemFormat(Protocol):
 
     def shorten(self, question: Question) -> Question | None:
         """The question with one demonstration fewer; None where it needs all that are left."""
+        return None
 
     def min_tokens(self, question: Question) -> int:
         """A lower bound of its tokens, known without writing it; 0 where there is none."""
+        return 0
 
     def shown_answers(self, question: Question) -> Sequence[Answer]:
         """The demonstrations' outputs: an unknown answer is assumed to be as long as the longest."""
+        return ()
 
     def likely_answers(self, question: Question) -> Sequence[Answer]:
         """Answers about as long as the true one may be; room is kept for the longest."""
+        return self.shown_answers(question)
 
     def longest_completions(self) -> Sequence[str]:
         """Completions of which one has the most tokens that any answer can take; empty where there is no bound."""
+        return ()
 
     def draft(self, problem: Problem, test_index: int) -> Answer | None:
         """An answer that is likely to be nearly right before a model was asked, for speculative decoding."""
+        return None
 
     def grammar(self, tokens: TokenCodec) -> Grammar | None:
         """The valid completions; None where the kind has no grammar. Raise ArcftError where the tokenizer allows
         none."""
+        return None
 
 
 # --- Varying problems -----------------------------------------------------------------------------------------------
@@ -229,6 +237,23 @@ class View(Protocol):
         """Plain data for predictions.jsonl."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Unvaried(View):
+    """The view that changes nothing, for kinds without augmentations."""
+
+    def apply(self, problem: Problem) -> Problem:
+        return problem
+
+    def map_answers(self, problem: Problem, test_index: int, answers: Sequence[Answer]) -> list[Answer]:
+        return list(answers)
+
+    def invert(self, answer: Answer) -> Answer:
+        return answer
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": "identity"}
+
+
 DealViews = Callable[[Problem, int, np.random.Generator], list[View]]
 """Views for a number of predictions of one problem, the first of which changes nothing; more extend fewer."""
 
@@ -242,6 +267,7 @@ class QuestionSampler(Protocol):
     def min_tokens(self, problem: Problem, *, drop_demonstrations: bool) -> int:
         """A lower bound of the tokens of every question drawn from `problem`, shortened as far as possible with
         `drop_demonstrations`; 0 where there is none."""
+        return 0
 
     def draw(self, problem: Problem, rng: np.random.Generator) -> Question:
         """One question with its answer, augmented."""
@@ -428,9 +454,9 @@ class Kind(AnswerCodec, Protocol):
         """As `data.kind` names it."""
 
     @property
-    def configs(self) -> Mapping[str, Mapping[str, type]]:
-        """The kind's own config classes: by group (data, encoder, prompt, augmentation), then by the option's name. A
-        group that the kind lacks is refused unless it is null."""
+    def configs(self) -> Mapping[str, type]:
+        """The kind's own config classes by group: data, and what it needs of encoder, prompt and augmentation; a class
+        with subclasses stands for a choice between them. A group that the kind lacks is refused unless it is null."""
 
     @property
     def positions(self) -> Sequence[str]:
@@ -453,6 +479,7 @@ class Kind(AnswerCodec, Protocol):
 
     def title(self, data: DataConfig) -> str:
         """What messages call the set that `data` names: `arcagi's evaluation set`, or a path."""
+        return self.name
 
     @property
     def set_help(self) -> str:
@@ -461,6 +488,7 @@ class Kind(AnswerCodec, Protocol):
 
     def load_set(self, name: str) -> Sequence[Item]:
         """A set by its short name (such as `arcagi:evaluation`) or path, to compare with. Raise ProblemError."""
+        raise ProblemError(f"{name}: problems of kind {self.name} have no sets to compare with")
 
     def is_set_name(self, name: str) -> bool:
         """Whether `name` is a short name rather than a path."""
@@ -491,6 +519,7 @@ class Kind(AnswerCodec, Protocol):
 
     def deal_views(self, augmentations: Sequence[str]) -> DealViews:
         """Views made by the named `augmentations`."""
+        return lambda problem, count, rng: [Unvaried()] * count
 
     def sampler(
         self, augmentation: Any, format: ProblemFormat, *, view: Literal["test", "leave_one_out"]

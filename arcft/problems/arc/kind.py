@@ -39,7 +39,7 @@ class ArcKind(Kind):
     """Grids of colours, shown as pairs of input and output."""
 
     name = "arc"
-    configs: Mapping[str, Mapping[str, type]] = {}
+    configs: Mapping[str, type] = {}
     positions = ("grid",)
     augmentations = ("geometric", "colors", "pair_order")
     answer_field = "grid"

@@ -24,7 +24,7 @@ SHOWN_TASKS = 2
 def close_run(
     config: TrainConfig, folder: Path, generation: GenerationMetrics, trainer: ArcftTrainer, tracker: Tracker
 ) -> str:
-    """Write metrics.json and a picture of predicted against true grids, and show the table.
+    """Write metrics.json and a picture of predicted against true answers, and show the table.
 
     Returns what was kept, in words, for `say_next`.
     """
@@ -66,7 +66,7 @@ def _show_generation(folder: Path, generation: GenerationMetrics, title: str, tr
         shown=kind.metrics.attempts,
         count=SHOWN_TESTS,
     )
-    say(f"predicted and true grids: {folder / PICTURE}")
+    say(f"predicted and true {kind.card.noun}s: {folder / PICTURE}")
     tracker.picture("preview", folder / PICTURE)
     rows = [[task, *values.values()] for task, values in generation.scores.problems.items()]
     tracker.table("tasks", ["task", *metrics], rows)
