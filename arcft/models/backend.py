@@ -1,4 +1,4 @@
-"""The optional backend that replaces parts of transformers when it is imported, and so must come first."""
+"""The optional unsloth backend, which patches transformers on import and so has to be imported first."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from arcft.errors import ArcftError
 
 
 class BackendError(ArcftError):
-    """A backend that is not installed, or that this machine can't run."""
+    """A backend that is not installed, or that can't run on this machine."""
 
 
 def import_backend(config: ModelConfig) -> ModuleType | None:
-    """Import unsloth where the config asks for it; returns the module, or None for plain transformers.
+    """Import unsloth if the config asks for it; return the module, or None for plain transformers.
 
-    A program calls this before anything imports transformers: unsloth patches it on import. Raises BackendError.
+    Call this before anything imports transformers. Raise BackendError.
     """
     if config.backend != "unsloth":
         return None

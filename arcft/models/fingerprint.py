@@ -1,4 +1,4 @@
-"""What tells one base model from another."""
+"""Fingerprints of base models, so that an adapter is never put on another one than it was trained on."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _READ_WHOLE = 8 * 2**20
 _BLOCKS = 64
 _BLOCK_BYTES = 4096
 
-# Entries of a model's config that say how it is used, not what it computes.
-_VOLATILE = (
+# Entries of a model's config that do not change what it computes.
+_IRRELEVANT = (
     "_name_or_path",
     "architectures",
     "bos_token_id",
@@ -37,23 +37,24 @@ _VOLATILE = (
 
 
 def architecture_values(config: PretrainedConfig) -> dict[str, Any]:
-    """The entries of a model's config that say what it computes: equal for models of one architecture."""
-    # Without what a class says by default, which grows with every version of transformers.
-    return dict(_without_volatile(config.to_diff_dict()))
+    """The entries of a model's config that determine what it computes: equal for models of one architecture."""
+    # Without the defaults of its class, which grow with every version of transformers.
+    return dict(_relevant(config.to_diff_dict()))
 
 
 def base_fingerprint(config: ModelConfig, model: PreTrainedModel) -> str:
-    """sha256 (hexadecimal) over the architecture and a digest of the base weights; the same for every device, dtype
-    and quantisation that they are loaded in, and whether or not `model` carries an adapter or was trained since.
+    """sha256 (hexadecimal) of the architecture and the stored base weights.
 
-    Weight files are digested whole up to 8 MiB, and by size and 64 evenly spread blocks of 4 KiB each above, which
-    takes milliseconds for files of any size; random weights by drawing them again. Raises ModelError.
+    It does not depend on device, dtype or quantisation, nor on an adapter on `model` or any training since.
+
+    Weight files of up to 8 MiB are hashed whole; larger ones by their size and 64 evenly spaced blocks of 4 KiB, which
+    takes milliseconds for files of any size. Random weights are drawn again. Raise ModelError.
     """
     return _fingerprint(config, model.config)
 
 
 def stored_fingerprint(config: ModelConfig) -> str:
-    """`base_fingerprint` of a model that is not loaded; raises ModelError."""
+    """`base_fingerprint` of a model that is not loaded. Raise ModelError."""
     try:
         architecture = load_architecture(config)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
@@ -73,10 +74,10 @@ def _fingerprint(config: ModelConfig, architecture: PretrainedConfig) -> str:
     return digest.hexdigest()
 
 
-def _without_volatile(value: Any) -> Any:
+def _relevant(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    return {name: _without_volatile(entry) for name, entry in value.items() if name not in _VOLATILE}
+    return {name: _relevant(entry) for name, entry in value.items() if name not in _IRRELEVANT}
 
 
 def _weight_files(source: str) -> list[Path]:
@@ -84,7 +85,7 @@ def _weight_files(source: str) -> list[Path]:
         return [Path(source)]
     single, index = WEIGHTS_FILE, "model.safetensors.index.json"
     for name in (single, index):
-        # Finds a file in a folder or in the hub's cache; None where there is none.
+        # Looks in a local folder or the hub's cache; None if there is no such file.
         found = cached_file(source, name, _raise_exceptions_for_missing_entries=False, **hub_options(source))
         if found is None:
             continue
@@ -92,7 +93,7 @@ def _weight_files(source: str) -> list[Path]:
             return [Path(found)]
         shards = sorted(set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values()))
         return [Path(str(cached_file(source, shard, **hub_options(source)))) for shard in shards]
-    raise ModelError(f"model.path={source}: it holds no {single}; weights in other formats are not read")
+    raise ModelError(f"model.path={source}: there is no {single}; weights in other formats are not read")
 
 
 def _add_file(digest: hashlib._Hash, path: Path) -> None:

@@ -1,8 +1,8 @@
 """Causal attention in bfloat16 for CPUs, as matrix products over folded heads.
 
-torch's own CPU kernel for bfloat16 repeats the keys of grouped-query heads, and takes as long as the rest of a layer:
-SmolLM2-135M at 512 tokens, forward and backward on one core, 19.6 ms against 5.3 ms here; with few and small heads
-(five of 32), the whole model is trained in autocast 1.5 times as fast at 512 tokens, 1.1 times at 2048. Scores are
+torch's own bfloat16 kernel for CPUs repeats the keys of grouped-query heads, and takes as long as the rest of a layer:
+for SmolLM2-135M at 512 tokens, forward and backward on one core, 19.6 ms against 5.3 ms here. A whole model with few
+and small heads (five of size 32) trains under autocast 1.5 times as fast at 512 tokens, 1.1 times at 2048. Scores are
 rounded to the inputs' dtype before the softmax, as in transformers' eager attention.
 """
 
@@ -18,27 +18,27 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "arcft_folded"
-"""What `attn_implementation` calls it."""
+"""Its name as `attn_implementation`."""
 
 BLOCK = 64
-"""Queries at a time: what lies right of a block is not computed. Of 64, 128, 256 and 512 the fastest."""
+"""Queries per block: keys to the right of a block are skipped. The fastest of 64, 128, 256 and 512."""
 
-_MOST_KEPT = 1024
-"""Up to so many tokens the probabilities are kept for the backward pass; beyond, where they would fill the memory, they
-are computed again, unless a layer's take no more than _MOST_KEPT_BYTES."""
+_MAX_SAVED_TOKENS = 1024
+"""Up to this length, probabilities are saved for the backward pass. Beyond, they are recomputed, because they would
+fill the memory, unless those of a layer take at most _MAX_SAVED_BYTES."""
 
-_MOST_KEPT_BYTES = 48 * 2**20
-"""Two rows of 2048 tokens and five heads take 42 MiB in bfloat16; the model is trained 1.2 times as fast for it."""
+_MAX_SAVED_BYTES = 48 * 2**20
+"""Two rows of 2048 tokens and five heads take 42 MiB in bfloat16, and train 1.2 times as fast with this."""
 
 
 def register() -> None:
-    """Make it known to transformers, with the masks that sdpa takes: without these, padding would be looked at."""
+    """Register it with transformers, with sdpa's masks: without any, padding would be attended to."""
     AttentionInterface.register(NAME, folded_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def use_folded_attention(model: PreTrainedModel) -> None:
-    """Let `model` compute with it where it would have computed with sdpa."""
+    """Switch `model` to it if its attention is sdpa; otherwise do nothing."""
     if model.config._attn_implementation == "sdpa" and model._can_set_attn_implementation():
         register()
         model.set_attn_implementation(NAME)
@@ -55,11 +55,21 @@ def folded_attention(
     is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The output [batch, queries, heads, size] for `query` [batch, heads, queries, size], and `key` and `value` [batch,
-    key heads, keys, size].
+    """Attention as transformers' AttentionInterface calls it, differentiable.
 
-    `attention_mask` is None for plain causal attention, or boolean, [batch or 1, 1, queries, keys], true where a query
-    looks. Whatever else a model asks for is left to transformers' sdpa attention.
+    Args:
+        module: The attention layer.
+        query: [batch, heads, queries, head size].
+        key: [batch, key heads, keys, head size].
+        value: Like `key`.
+        attention_mask: bool [batch or 1, 1, queries, keys], true where a query attends; None for causal attention.
+        dropout: Left to sdpa attention unless 0.
+        scaling: Factor of the scores; None for 1 / sqrt(head size).
+        is_causal: None to ask the layer. Attention without a mask that is not causal is left to sdpa.
+        options: Passed on to sdpa; a position_bias is left to it.
+
+    Returns:
+        The output [batch, queries, heads, head size], and None for the weights.
     """
     kind = query.device.type
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
@@ -73,7 +83,7 @@ def folded_attention(
         dtype = torch.get_autocast_dtype(kind)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    # Autocast would turn every softmax into float32 and back.
+    # Under autocast, every softmax would convert to float32 and back.
     with torch.autocast(kind, enabled=False):
         output = _Attention.apply(query, key, value, attention_mask, scale)
     return output.transpose(1, 2).contiguous(), None
@@ -86,7 +96,7 @@ class _Attention(torch.autograd.Function):
     ) -> torch.Tensor:
         folded = _Folded(query, key, value, mask, scale)
         output = torch.empty_like(query, memory_format=torch.contiguous_format)
-        few = query.shape[2] <= _MOST_KEPT or folded.probability_bytes() <= _MOST_KEPT_BYTES
+        few = query.shape[2] <= _MAX_SAVED_TOKENS or folded.probability_bytes() <= _MAX_SAVED_BYTES
         keeps = any(ctx.needs_input_grad) and few
         kept = []
         for block in folded.blocks():
@@ -123,7 +133,10 @@ def _gradients(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, .
 
 
 class _Folded:
-    """Heads that share their keys as rows of one matrix: queries [batch * key heads, group * queries, size]."""
+    """Query heads that share a key head, folded into one matrix: [batch * key heads, group * queries, head size].
+
+    Below, pairs = batch * key heads, group = query heads per key head.
+    """
 
     def __init__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
@@ -140,33 +153,33 @@ class _Folded:
             yield slice(start, min(start + BLOCK, self.length))
 
     def last_key(self, block: slice) -> int:
-        """One past the last key that a plain causal block looks at; a mask may let it look anywhere."""
+        """One past the last key that a causal block attends to; with a mask, one past the last key."""
         return self.key.shape[1] if self.mask is not None or self.length == 1 else block.stop
 
     def probability_bytes(self) -> int:
-        """Of the probabilities of all blocks."""
+        """Bytes that the probabilities of all blocks take."""
         queries_by_keys = sum((block.stop - block.start) * self.last_key(block) for block in self.blocks())
         return self.pairs * self.group * queries_by_keys * self.query.element_size()
 
     def unfold(self, tensor: torch.Tensor, block: slice) -> torch.Tensor:
-        """The block of a contiguous [batch, heads, queries, size] as [pairs, group, block, size], a view."""
+        """A block of `tensor`, contiguous [batch, heads, queries, size]: a view [pairs, group, block, size]."""
         return tensor.view(self.pairs, self.group, self.length, -1)[:, :, block]
 
     def queries(self, block: slice) -> torch.Tensor:
-        """The block's queries times the scale, [pairs, group * block, size]."""
+        """The block's scaled queries, [pairs, group * block, size]."""
         size = self.query.shape[-1]
         return (self.query[:, :, block] * self.scale).reshape(self.pairs, -1, size)
 
     def products(self, probabilities: torch.Tensor, block: slice) -> torch.Tensor:
-        """[pairs, group, block, size]."""
+        """`probabilities` times values: [pairs, group, block, size]."""
         products = torch.bmm(probabilities, self.value[:, : probabilities.shape[-1]])
         return products.view(self.pairs, self.group, -1, products.shape[-1])
 
     def probabilities(self, block: slice) -> torch.Tensor:
-        """[pairs, group * block, keys]."""
+        """Attention probabilities of a block: [pairs, group * block, keys]."""
         last = self.last_key(block)
         scores = torch.bmm(self.queries(block), self.key[:, :last].mT)
-        # Not infinity: a row that sees nothing, as padding does, would be NaN, and so would all that looks at it.
+        # Not -inf: a row that attends to nothing, such as padding, would become NaN and spread.
         lowest = torch.finfo(scores.dtype).min
         if self.mask is not None:
             seen = self.mask[:, :, block].expand(self.batch, 1, -1, -1)

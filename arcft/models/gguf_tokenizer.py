@@ -1,7 +1,7 @@
 """The tokenizer inside a GGUF file, rebuilt from the file's metadata.
 
-transformers 5.17 swaps the end and begin tokens of such files, leaves out the splitter of digits, and decodes bytes
-twice; so byte-level tokenizers are put together here, from the same keys that llama.cpp reads.
+transformers 5.17 swaps the end and begin tokens of such files, omits the digit splitter, and decodes bytes twice; so
+byte-level tokenizers are built here, from the keys that llama.cpp reads.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from arcft.errors import ArcftError
 
-# How a text is cut before bytes are merged, by the name in `tokenizer.ggml.pre`; from the models' own tokenizer.json.
-_LLAMA_3_PIECES = (
+# Pre-tokenizer patterns by the name in `tokenizer.ggml.pre`, copied from the models' own tokenizer.json.
+_LLAMA_3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_QWEN_2_PIECES = _LLAMA_3_PIECES.replace(r"\p{N}{1,3}", r"\p{N}")
+_QWEN_2_PATTERN = _LLAMA_3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 
 _CONTROL, _USER_DEFINED = 3, 4
 
 
 class GgufTokenizerError(ArcftError):
-    """The tokenizer in a GGUF file is of a kind that can't be rebuilt faithfully."""
+    """The tokenizer in a GGUF file can't be rebuilt faithfully."""
 
 
 def load_gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a GGUF file, as its model was trained with; raises GgufTokenizerError for unknown kinds."""
+    """The tokenizer of a GGUF file, as its model was trained with it. Raise GgufTokenizerError for unknown kinds."""
     metadata = _read_metadata(path)
     kind, pieces = metadata.get("tokenizer.ggml.model", "unknown"), metadata.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or pieces not in ("smollm", "qwen2", "llama-bpe", "gpt-2"):
@@ -63,7 +63,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
         reader = gguf.GGUFReader(path)
         wanted = (name for name in reader.fields if name.startswith("tokenizer."))
         return {name: reader.fields[name].contents() for name in wanted}
-    # A truncated file ends in the middle of some field.
+    # A truncated file ends in the middle of a field.
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise GgufTokenizerError(f"model.path={path}: can't be read as a GGUF file: {error}") from error
 
@@ -71,7 +71,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 def _byte_level_tokenizer(metadata: dict[str, Any], pieces: str) -> Tokenizer:
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
-    # Llama 3 takes a piece that is a whole token as it is, even where no row of merges leads to it.
+    # Llama 3 keeps a piece that is itself a token, even if no sequence of merges produces it.
     model = models.BPE(
         vocab={token: number for number, token in enumerate(tokens)},
         merges=merges,
@@ -97,7 +97,7 @@ def _pre_tokenizer(pieces: str) -> pre_tokenizers.PreTokenizer:
         return by_regex
     if pieces == "smollm":
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_regex])
-    pattern = Regex(_LLAMA_3_PIECES if pieces == "llama-bpe" else _QWEN_2_PIECES)
+    pattern = Regex(_LLAMA_3_PATTERN if pieces == "llama-bpe" else _QWEN_2_PATTERN)
     return pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(pattern, behavior="isolated"),

@@ -1,4 +1,4 @@
-"""A base model and its tokenizer, from a hub id, a folder, a GGUF file or the package's own assets.
+"""Loading a base model and its tokenizer from a hub id, a folder, a GGUF file or the package's assets.
 
 Weights are read from safetensors or GGUF only, never from pickles. Random weights are drawn on the CPU in float32 from
 the config's own seed, so that they are the same base model on every device and in every dtype.
@@ -36,20 +36,20 @@ from arcft.models.source import hub_options, load_architecture, model_path, not_
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of forward and backward: `auto` is bfloat16 on GPUs that have it, else float16, and float32 on CPU."""
+    """The dtype of the arithmetic: `auto` is float32 on a CPU, and on a GPU bfloat16 if it is fast, else float16."""
     if name != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
     if device.type != "cuda":
         return torch.float32
-    # Before compute capability 8 bfloat16 is emulated, and slow.
+    # Below compute capability 8, bfloat16 is emulated and slow.
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer at `config.tokenizer`, or else at `config.path`; raises ModelError where there is none."""
+    """The tokenizer at `config.tokenizer`, by default at `config.path`. Raise ModelError if it can't be loaded."""
     key, path = ("model.tokenizer", config.tokenizer) if config.tokenizer else ("model.path", model_path(config))
     source = resolve_path(path)
-    # Random weights belong to no tokenizer in particular.
+    # Random weights go with any tokenizer.
     if path.startswith(BUNDLED) and config.init == "pretrained":
         check_tokenizer(path)
     if source.endswith(".gguf"):
@@ -58,18 +58,18 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     loader = PreTrainedTokenizerFast if _is_generic(Path(source)) else AutoTokenizer
     try:
         tokenizer = loader.from_pretrained(source, trust_remote_code=trust, **hub_options(source))
-    # The tokenizers library has no exceptions of its own: it raises plain ones.
+    # The tokenizers library raises plain Exception.
     except Exception as error:
         raise ModelError(not_loaded(key, path, "a tokenizer", error)) from error
-    # Spaces before punctuation belong to the text here.
+    # It would remove spaces before punctuation, which are part of the text here.
     tokenizer.clean_up_tokenization_spaces = False
     return tokenizer
 
 
 def _is_generic(folder: Path) -> bool:
-    """Whether the tokenizer in `folder` was saved as no model's own class, with all its rules in tokenizer.json.
+    """Whether the tokenizer in `folder` is of a generic class, with all its rules in tokenizer.json.
 
-    Beside a config.json of some types (Qwen2), AutoTokenizer would put the type's rules in their place.
+    Next to a config.json of some types (Qwen2), AutoTokenizer would replace its rules by the type's.
     """
     settings = folder / "tokenizer_config.json"
     if not settings.is_file() or not (folder / "tokenizer.json").is_file():
@@ -77,7 +77,7 @@ def _is_generic(folder: Path) -> bool:
     try:
         name = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class")
     except (ValueError, AttributeError):
-        return False  # told by whoever loads it
+        return False  # loading it will report the error
     return name in ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
@@ -89,11 +89,17 @@ def load_model(
     autocast: torch.dtype | None = None,
     max_seq_length: int | None = None,
 ) -> PreTrainedModel:
-    """The base model with its weights in `dtype` on `device`, in evaluation mode.
+    """Load a base model, in evaluation mode.
 
-    For training all weights, pass float32 and leave the arithmetic to autocast, in the dtype `autocast`; frozen weights
-    under an adapter may be in the dtype of the arithmetic. `max_seq_length` matters to unsloth only. On a CPU, sdpa
-    attention in bfloat16 is computed by models/folded_attention.py. Raises ModelError.
+    Args:
+        config: Which model, and how.
+        dtype: Dtype of the weights. To train all weights use float32 under autocast; weights that are frozen under an
+            adapter may have the dtype of the arithmetic.
+        device: Where the weights go.
+        autocast: The dtype of autocast, if the model will run under it.
+        max_seq_length: Maximum context in tokens; only unsloth needs it.
+
+    On a CPU, sdpa attention in bfloat16 is replaced by models/folded_attention.py. Raise ModelError.
     """
     if config.backend == "unsloth":
         return _load_unsloth(config, dtype, max_seq_length)
@@ -110,9 +116,9 @@ def load_model(
 
 
 def draw_random_model(config: ModelConfig) -> PreTrainedModel:
-    """A model of the architecture at `config.path`, weights drawn from `config.seed`; float32 on the CPU.
+    """A model of the architecture at `config.path` with weights drawn from `config.seed`, in float32 on the CPU.
 
-    Where its config asks for positional kernels, these come on top."""
+    Positional kernels are set if its config has them. The global random state is unchanged."""
     architecture = load_architecture(config)
     trust = trusts_code(config)
     with torch.random.fork_rng(devices=[]):
@@ -137,7 +143,7 @@ def _load_pretrained(config: ModelConfig, dtype: torch.dtype, device: torch.devi
         return _load_gguf(Path(source), options)
     if config.quantization != "none":
         options["quantization_config"] = _quantization(config.quantization, dtype)
-    # A bar is for what takes long.
+    # Bundled models load too fast for a progress bar.
     with _no_progress_bar() if model_path(config).startswith(BUNDLED) else contextlib.nullcontext():
         model = AutoModelForCausalLM.from_pretrained(
             source, use_safetensors=True, trust_remote_code=trusts_code(config), **options, **hub_options(source)
@@ -159,8 +165,11 @@ def _no_progress_bar() -> Iterator[None]:
 
 
 def _keep_gradients(model: PreTrainedModel) -> None:
-    """Keep bitsandbytes 0.50 from repacking 4-bit weights at the first forward pass in evaluation mode, as it does on
-    CPUs with AVX512-BF16: the packed product has no gradient, so an adapter would silently stop learning."""
+    """Keep bitsandbytes 0.50 from repacking 4-bit weights in the first evaluation pass.
+
+    It does so on CPUs with AVX512-BF16, and the packed product has no gradient: an adapter would silently stop
+    learning.
+    """
     import bitsandbytes
 
     for module in model.modules():
@@ -169,16 +178,16 @@ def _keep_gradients(model: PreTrainedModel) -> None:
 
 
 def _load_gguf(path: Path, options: dict[str, Any]) -> PreTrainedModel:
-    # Newer transformers keeps the file's blocks where it has a kernel for them; older releases always unpack, and
-    # have no such class. Only a plain dense model can be saved again.
+    # Recent transformers keeps quantised blocks if it has a kernel for them; older releases always dequantise, and
+    # lack this class. Only a dense model can be saved again.
     if "GgufConfig" in dir(transformers):
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
 
 
 def _quantization(name: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
-    # A mixture of experts is routed by its `gate`, and errors in the logits hurt most: these stay as they are.
-    # Names match by their end: the dot leaves the large `gate_proj` of dense layers to be quantised.
+    # Errors hurt most in the logits and in the `gate` that routes a mixture of experts: these are not quantised.
+    # Names match by suffix, so the dot keeps the large `gate_proj` of dense layers quantised.
     kept = ["lm_head", ".gate", ".shared_expert_gate"]
     if name == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)

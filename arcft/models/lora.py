@@ -1,8 +1,8 @@
-"""Adapters: making one, saving and loading one in PEFT's own format.
+"""LoRA adapters: creating, saving and loading them in PEFT's format.
 
-What is trained is always float32 (the optimizer's small updates vanish in bfloat16); frozen weights keep the dtype
-they were loaded in. So a trainable model with 16-bit base weights runs under autocast; a loaded one that is not
-trainable has the base's dtype throughout, and needs none.
+Trainable weights are always float32 (an optimizer's small updates vanish in bfloat16); frozen weights keep the dtype
+they were loaded in. So a trainable model with 16-bit base weights needs autocast; a frozen one has the base's dtype
+throughout and does not.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 class LoraError(ArcftError):
-    """An adapter that does not fit its model, or can't be read."""
+    """An adapter that does not fit its model, or that can't be read."""
 
 
 def apply_lora(
@@ -41,10 +41,17 @@ def apply_lora(
     seed: int,
     backend: Literal["transformers", "unsloth"] = "transformers",
 ) -> peft.PeftModel:
-    """Freeze `model` and put a fresh adapter on it, initialised from `seed` whatever was drawn before.
+    """Freeze `model` and add a new adapter.
 
-    `train_modules` are trained and saved whole; where one of them is an embedding that the model ties to its head,
-    the two stay tied. Raises LoraError for names of modules that the model does not have.
+    Args:
+        model: Modified in place.
+        config: Rank, scale, target modules and so on.
+        train_modules: Names of modules that are trained and saved whole. An embedding that is tied to the head stays
+            tied.
+        seed: Seeds the initial weights; the global random state is unchanged.
+        backend: Who creates the adapter.
+
+    Raise LoraError for modules that the model does not have.
     """
     _check_names(model, "model.train_modules", train_modules)
     if not isinstance(config.target_modules, str):
@@ -68,17 +75,17 @@ def apply_lora(
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> peft.PeftModel:
-    """Put the adapter saved in `folder` on `model`; raises LoraError where it does not fit, or is no LoRA adapter."""
+    """Add the adapter saved in `folder` to `model`, in place. Raise LoraError unless it is plain LoRA and fits."""
     peft_config = read_adapter_config(folder)
     peft_config.inference_mode = not trainable
-    # The initial values are drawn and then overwritten; nobody else's random numbers may shift by that.
+    # The initial weights are drawn and then overwritten; that must not shift anyone else's random numbers.
     with _seeded(0):
         try:
             adapted = peft.get_peft_model(model, peft_config, autocast_adapter_dtype=trainable)
         except (TypeError, ValueError, ImportError, RuntimeError, re.error) as error:
             raise LoraError(f"{folder / CONFIG_FILE}: the adapter does not fit this base model: {error}") from error
     if trainable:
-        # Before the weights are read: a detour by the base's 16 bits would round them.
+        # Before the weights are loaded: passing through the base's 16 bits would round them.
         _train_in_float32(adapted)
     else:
         adapted.requires_grad_(False)
@@ -88,22 +95,22 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> pe
 
 
 def read_adapter_config(folder: Path) -> peft.LoraConfig:
-    """What adapter_config.json in `folder` says; raises LoraError unless it is that of a plain LoRA adapter."""
+    """Read and validate adapter_config.json in `folder`. Raise LoraError unless it describes a plain LoRA adapter."""
     path = folder / CONFIG_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise LoraError(f"{path}: can't be read: {error}") from error
     if not isinstance(content, dict) or content.get("peft_type") != "LORA":
-        raise LoraError(f"{path}: is no plain LoRA adapter: it has no peft_type LORA")
+        raise LoraError(f"{path}: is not a plain LoRA adapter: it has no peft_type LORA")
     defaults = vars(peft.LoraConfig())
     for name, value in content.items():
         if name in _PLAIN:
             if not _PLAIN[name](value):
                 raise LoraError(f"{path}: {name}={_short(value)} is not a value that a LoRA adapter can have")
-        # Anything else is another method, or names what is to be imported.
+        # Anything else belongs to another method, or names code to import.
         elif name not in _UNUSED and value and value != defaults.get(name):
-            raise LoraError(f"{path}: is no plain LoRA adapter: {name}={_short(value)}")
+            raise LoraError(f"{path}: is not a plain LoRA adapter: {name}={_short(value)}")
     try:
         return peft.LoraConfig(**{name: content[name] for name in _PLAIN if name in content})
     except (TypeError, ValueError, ImportError) as error:
@@ -111,21 +118,24 @@ def read_adapter_config(folder: Path) -> peft.LoraConfig:
 
 
 def load_adapter_weights(model: peft.PeftModel, folder: Path) -> None:
-    """Overwrite the adapter of `model` with the one saved in `folder`; raises LoraError unless they match exactly."""
+    """Overwrite the adapter of `model` with the one saved in `folder`. Raise LoraError unless they match exactly."""
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
     weights = read_adapter_weights(folder, {name: weight.shape for name, weight in own.items()})
     set_peft_model_state_dict(model, weights)
 
 
 def read_adapter_weights(folder: Path, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
-    """The weights saved in `folder` by PEFT's names, on the CPU; raises LoraError unless names and shapes match."""
+    """The weights saved in `folder` by PEFT's names, on the CPU in the dtype of the file.
+
+    Raise LoraError unless names and shapes are exactly those of `shapes`.
+    """
     try:
         weights = load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
         raise LoraError(f"{folder / WEIGHTS_FILE}: can't be read: {error}") from error
     for name in sorted(shapes.keys() ^ weights.keys()):
-        where = "misses" if name in shapes else "holds beside what this model has"
-        raise LoraError(f"{folder}: the adapter does not fit this base model: it {where} {name}")
+        what = "lacks" if name in shapes else "has the extra weight"
+        raise LoraError(f"{folder}: the adapter does not fit this base model: it {what} {name}")
     for name, weight in weights.items():
         if weight.shape != shapes[name]:
             raise LoraError(
@@ -138,21 +148,21 @@ def read_adapter_weights(folder: Path, shapes: Mapping[str, torch.Size]) -> dict
 def save_adapter(model: peft.PeftModel, folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors into `folder`."""
     for config in model.peft_config.values():
-        # PEFT keeps a set, whose order, and so the bytes of the file, would differ from run to run.
+        # PEFT stores a set, whose order, and with it the bytes of the file, would vary from run to run.
         if isinstance(config, peft.LoraConfig) and isinstance(config.target_modules, set):
             config.target_modules = sorted(config.target_modules)
     model.save_pretrained(str(folder), save_embedding_layers=False)
-    # unsloth names the model's class and module, which no adapter needs and none that is loaded may have.
+    # unsloth adds the class and module of the model. No adapter needs them, and read_adapter_config refuses them.
     path = folder / CONFIG_FILE
     content = json.loads(path.read_text(encoding="utf-8"))
     if content.get("auto_mapping") is not None:
         path.write_text(json.dumps(content | {"auto_mapping": None}, indent=2, sort_keys=True), encoding="utf-8")
-    # A model card with nothing but empty headings.
+    # PEFT writes a model card of empty headings.
     (folder / "README.md").unlink(missing_ok=True)
 
 
 def trainable_parameters(model: nn.Module) -> int:
-    """How many numbers training changes; a weight that is used in two places counts once."""
+    """Number of trainable parameters; a weight that is used in two places counts once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -172,7 +182,7 @@ def _short(value: Any) -> str:
     return json.dumps(value)[:80]
 
 
-# What is taken over from an adapter's file, and what its values may be.
+# The entries that are read from adapter_config.json, and which values are valid.
 _PLAIN: dict[str, Callable[[Any], bool]] = {
     "task_type": lambda value: value in (None, "CAUSAL_LM"),
     "r": lambda value: type(value) is int and value > 0,
@@ -186,7 +196,7 @@ _PLAIN: dict[str, Callable[[Any], bool]] = {
     "ensure_weight_tying": _is_bool,
     "init_lora_weights": lambda value: isinstance(value, bool | str) and value in INITIAL_WEIGHTS,
 }
-# Says where the adapter comes from; nothing here reads it.
+# Entries on where the adapter comes from, which are ignored.
 _UNUSED = ("peft_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode")
 
 

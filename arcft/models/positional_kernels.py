@@ -1,9 +1,9 @@
-"""Attention heads that look a given distance behind from the start: initial values of query and key biases.
+"""Initial query and key biases that make attention heads look a given distance back before any training.
 
-Between a query at position p and a key at position q, rotary attention adds up, over the pairs of a head's dimensions,
-products that turn with (p - q) times the pair's frequency. Biases enter every one of them, so with the right ones the
-score holds a sum of cosines that has its peak where p - q is the offset that was asked for, and training goes on from
-there. They are ordinary biases: what is saved, loaded or adapted need not know where they come from.
+Rotary attention between a query at position p and a key at position q sums, over pairs of a head's dimensions, products
+that rotate with (p - q) times the pair's frequency. Biases contribute to each of them, so suitable ones add a sum of
+cosines to the score that peaks where p - q equals a chosen offset. Training continues from there. They are ordinary
+biases: saving, loading and adapting a model works as always.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from arcft.errors import ModelError
 
 @torch.no_grad()
 def set_positional_kernels(model: PreTrainedModel) -> None:
-    """Set the biases that `positional_kernels` in the config of `model` asks for; nothing where there is no such entry.
+    """Set the biases given by `positional_kernels` in the model's config; without that entry, do nothing.
 
-    It is a list of {"layer": from 0, "head": from 0, "offset": in positions}, with `positional_kernel_strength`, the
-    size of the bias in each pair of dimensions. The layout is that of Llama and its kin: dimension i of a head is
-    turned together with dimension i + head_dim / 2. Raises ModelError where the model has no such head or biases.
+    The entry is a list of {"layer": from 0, "head": from 0, "offset": in positions}; `positional_kernel_strength` is
+    the size of the bias in each pair of dimensions. Dimensions are laid out as in Llama: i is rotated together with
+    i + head_dim / 2. Raise ModelError if the model lacks such a head or its biases.
     """
     config: Any = model.config
     for kernel in getattr(config, "positional_kernels", None) or ():
@@ -39,7 +39,8 @@ def _set(model: Any, config: Any, *, layer: int, head: int, offset: int) -> None
     attention = model.model.layers[layer].self_attn
     angles = offset * model.model.rotary_emb.inv_freq.double()  # [pairs]
     strength = config.positional_kernel_strength
-    # The key's pairs point one way; the query's are turned back by what the key's are turned less, at that distance.
+    # All pairs of the key point the same way; those of the query are rotated back by the offset, so that rotary
+    # embedding aligns the two at exactly this distance.
     key = strength * torch.cat([torch.ones_like(angles), torch.zeros_like(angles)])
     query = strength * torch.cat([angles.cos(), -angles.sin()])
     groups = config.num_attention_heads // config.num_key_value_heads

@@ -1,4 +1,4 @@
-"""Where a model lies: a hub id, a folder, a GGUF file or the package's own assets."""
+"""Where a model is found: a hub id, a folder, a GGUF file or the package's assets."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ _HUB_SECONDS = 5
 
 
 def resolve_path(path: str) -> str:
-    """A `bundled:NAME` as its folder in the package, a local folder or GGUF file as its absolute path, and anything
-    else unchanged: a hub id. Raises ModelError for a bundled name or a local path that does not exist."""
+    """The folder of a `bundled:NAME`, the absolute path of a local folder or GGUF file, or a hub id unchanged.
+
+    Raise ModelError for a bundled name or a local path that does not exist.
+    """
     if path.startswith(BUNDLED):
         return str(bundled_folder(path))
     local = Path(path).expanduser()
@@ -36,30 +38,30 @@ def resolve_path(path: str) -> str:
 
 
 def model_path(config: ModelConfig) -> str:
-    """`model.path`; raises ModelError where it is not set."""
+    """`model.path`. Raise ModelError if it is not set."""
     if not config.path:
         raise ModelError("model.path is not set: give a hub id, a folder or a .gguf file")
     return config.path
 
 
 def hub_options(source: str) -> dict[str, Any]:
-    """What to load `source`, a local folder or a hub id, with: without a network, only what was downloaded before."""
+    """Options for loading `source`, a local folder or a hub id: without a network, only files in the cache."""
     return {} if Path(source).exists() or _can_reach_hub() else {"local_files_only": True}
 
 
 @functools.cache
 def _can_reach_hub() -> bool:
-    """Asked once, as huggingface_hub would try each file for half a minute, with a warning at each attempt."""
+    """Checked once: huggingface_hub would retry each file for half a minute, with a warning at each attempt."""
     try:
         huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=_HUB_SECONDS)
-    # Whatever the hub answers, it is there.
+    # Any answer will do.
     except (httpx.TransportError, OfflineModeIsEnabled):
         return False
     return True
 
 
 def trusts_code(config: ModelConfig) -> bool:
-    """Whether a model's own Python code may run; ModelError where only one of its two keys is turned."""
+    """Whether a model's own Python code may run. Raise ModelError if the config allows it, but not the environment."""
     if config.trust_remote_code and os.environ.get("ARCFT_TRUST_REMOTE_CODE") != "1":
         raise ModelError(
             f"model.trust_remote_code=true runs Python code from {config.path}: if you have read that code and trust "
@@ -69,7 +71,7 @@ def trusts_code(config: ModelConfig) -> bool:
 
 
 def not_loaded(key: str, path: str, what: str, error: Exception) -> str:
-    """What to tell when `what` could not be loaded from where `key` says."""
+    """The message for an `error` in loading `what` from `path`, the value of the config's `key`."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = " ".join(lines)[:400]
     if Path(resolve_path(path)).exists():
@@ -81,7 +83,7 @@ def not_loaded(key: str, path: str, what: str, error: Exception) -> str:
 
 
 def load_architecture(config: ModelConfig) -> PretrainedConfig:
-    """The config.json at `config.path`, or what a GGUF file says in its place; errors are transformers' own."""
+    """The model's config.json, or its equivalent in a GGUF file. Errors are transformers' own."""
     source = resolve_path(model_path(config))
     if source.endswith(".gguf"):
         return AutoConfig.from_pretrained(Path(source).parent, gguf_file=Path(source).name)

@@ -1,4 +1,4 @@
-"""The layers that stacked adapters put into a model, and what tells them which slot each row of a batch belongs to."""
+"""The layers of stacked adapters, and the routing that assigns the rows of a batch to slots."""
 
 from __future__ import annotations
 
@@ -13,32 +13,38 @@ from arcft.models.lora import LoraError
 
 
 class Routing:
-    """How the rows of the current batch are dealt to slots; shared by all layers of a model.
+    """How the rows of the present batch are assigned to slots; shared by all layers of a model.
 
-    The layers hold the weights of `groups` adapters. Without `order` the batch is that many equal groups of rows, in
-    turn. With it, row `order`[i] [groups * most] of the batch goes to place i of such groups, where rows may be
-    repeated to fill a group up, and `inverse` [rows] is where the result of each row is found.
+    The layers hold the weights of `groups` adapters. Without `order`, the batch consists of as many equal groups of
+    adjacent rows. With `order`, rows are first gathered into such groups.
     """
 
     def __init__(self) -> None:
         self.groups = 0
-        """0 where nothing is routed, and the model can't run."""
-        self.passes = False
-        """Whether the base weights hold an adapter already."""
+        """Number of groups; 0 outside of all contexts, where the model can't run."""
+        self.is_merged = False
+        """Whether the adapter is merged into the base weights, so that layers add nothing."""
         self.order: torch.Tensor | None = None
+        """int64 [groups * group size]: the row of the batch at each place of the groups. Rows may repeat as padding."""
         self.inverse: torch.Tensor | None = None
+        """int64 [rows]: the place in the groups that holds each row's result."""
         self.anchor: torch.Tensor | None = None
-        """While gradients are wanted, a tensor that requires one."""
+        """A scalar that requires a gradient, while gradients are wanted; see _AddAdapted."""
         self.rows = 0
+        """Rows of the batch."""
         self.tokens = 0
+        """Rows times length of the batch."""
 
     def close(self) -> None:
-        """Go back to where nothing is routed."""
-        self.groups, self.passes = 0, False
+        """End the context: nothing is routed."""
+        self.groups, self.is_merged = 0, False
         self.order = self.inverse = self.anchor = None
 
-    def see(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take note of the batch's size: a hook before the model's forward pass."""
+    def record_shape(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Record the shape of the batch: a pre-hook of the model's forward pass.
+
+        Raise RuntimeError outside of all contexts.
+        """
         inputs = args[0] if args else kwargs.get("input_ids")
         if inputs is None:
             inputs = kwargs["inputs_embeds"]
@@ -47,23 +53,33 @@ class Routing:
         if self.groups == 0:
             raise RuntimeError("stacked adapters run within training(), routed() or merged() only")
 
-    def send(self, inputs: torch.Tensor, name: str) -> torch.Tensor:
-        """Rows of `inputs` in groups, [groups * most, ...] or [groups * most * length, ...]; raises LoraError where
-        they are not the batch's rows: a mixture of experts hands each expert tokens of many rows."""
+    def gather(self, inputs: torch.Tensor, name: str) -> torch.Tensor:
+        """Arrange a layer's input in groups.
+
+        Args:
+            inputs: [rows, ...], or flattened hidden states [rows * length, size].
+            name: The layer, for messages.
+
+        Returns:
+            The rows of each group in turn: [groups * group size, ...], or flattened like `inputs`.
+
+        Raise LoraError if the first dimension is not the batch's rows: in a mixture of experts, each expert receives
+        tokens of many rows.
+        """
         flat = inputs.dim() == 2 and inputs.is_floating_point()
-        # Hidden states gathered before the head come a row a group.
+        # Hidden states that were selected for the head have one row per group.
         sizes = (self.tokens,) if flat else (self.rows, self.groups if self.order is None else self.rows)
         if inputs.shape[0] not in sizes or (self.order is None and inputs.shape[0] % self.groups):
             raise LoraError(
-                f"{name}: its input of shape {tuple(inputs.shape)} is not made of the {self.rows} rows of the batch, "
-                f"so {self.groups} adapters can't share a pass; use ttft.slots=1"
+                f"{name}: its input of shape {tuple(inputs.shape)} does not consist of the {self.rows} rows of the "
+                f"batch, so {self.groups} adapters can't share a pass; use ttft.slots=1"
             )
         if self.order is None:
             return inputs
         return inputs.unflatten(0, (self.rows, -1)).index_select(0, self.order).flatten(0, 1)
 
-    def fetch(self, outputs: torch.Tensor) -> torch.Tensor:
-        """Undo `send` for what was computed from its result."""
+    def scatter(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Arrange a result of `gather` back in the order of the batch: [rows, ...], or flattened."""
         if self.inverse is None or self.order is None:
             return outputs
         return outputs.unflatten(0, (len(self.order), -1)).index_select(0, self.inverse).flatten(0, 1)
@@ -71,8 +87,11 @@ class Routing:
 
 @dataclasses.dataclass(frozen=True)
 class Factors:
-    """A and B of the slots in turn, [r, in] and [out, r] of a single slot, else [groups, r, in] and [groups, out, r],
-    and where their gradients are summed up (shapes the same), if any are wanted."""
+    """LoRA factors of one layer for some slots.
+
+    `a` is [r, in] for a single slot, else [groups, r, in]; `b` is [out, r], else [groups, out, r]. The gradients have
+    the same shapes and are accumulated in place; None if not wanted.
+    """
 
     a: torch.Tensor
     b: torch.Tensor
@@ -81,14 +100,14 @@ class Factors:
 
 
 class StackedLinear(nn.Module):
-    """A linear layer with adapters: base(x) + scale * x A^T B^T, with A and B of each row's slot."""
+    """A linear layer with stacked adapters: base(x) + scale * x A^T B^T, with A and B of each row's slot."""
 
     factors: Factors
 
     def __init__(
         self, base_layer: nn.Module, name: str, scale: float, routing: Routing, *, transposed: bool = False
     ) -> None:
-        """`transposed`: the base's weight is [in, out], as GPT-2 has it."""
+        """`transposed`: the base's weight is [in, out], as in GPT-2, instead of [out, in]."""
         super().__init__()
         self.base_layer = base_layer
         self.name = name
@@ -98,16 +117,18 @@ class StackedLinear(nn.Module):
 
     @property
     def weight(self) -> nn.Parameter:
-        """Of the base; some models ask for its dtype."""
+        """The base's weight; some models ask for its dtype."""
         return self.base_layer.weight  # type: ignore[return-value]
 
     @property
     def bias(self) -> nn.Parameter | None:
+        """The base's bias."""
         return self.base_layer.bias  # type: ignore[return-value]
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[..., in] to [..., out], in the dtype of the base layer's result."""
         result = self.base_layer(inputs)
-        if self.routing.passes:
+        if self.routing.is_merged:
             return result
         dtype, shape = self.factors.a.dtype, result.shape
         if result.dtype != dtype:
@@ -115,15 +136,15 @@ class StackedLinear(nn.Module):
         return self._adapt(inputs.to(dtype), result).view(shape)
 
     def _adapt(self, inputs: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-        """`result` with the adapters' share added, in any shape."""
+        """`result` [..., out] plus the adapters' contribution for `inputs` [..., in]."""
         groups = self.routing.groups
         if groups == 1:
             return self._add(inputs.flatten(0, -2), result.flatten(0, -2)).view(result.shape)
-        sent = self.routing.send(inputs, self.name).reshape(groups, -1, inputs.shape[-1])
+        grouped = self.routing.gather(inputs, self.name).reshape(groups, -1, inputs.shape[-1])
         if self.routing.order is None:
-            return self._add(sent, result.reshape(groups, -1, result.shape[-1])).view(result.shape)
-        change = self.scale * (sent @ self.factors.a.mT @ self.factors.b.mT)
-        return result + self.routing.fetch(change.flatten(0, 1)).view(result.shape)
+            return self._add(grouped, result.reshape(groups, -1, result.shape[-1])).view(result.shape)
+        change = self.scale * (grouped @ self.factors.a.mT @ self.factors.b.mT)
+        return result + self.routing.scatter(change.flatten(0, 1)).view(result.shape)
 
     def _add(self, inputs: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         if self.routing.anchor is not None:
@@ -132,11 +153,11 @@ class StackedLinear(nn.Module):
 
 
 class _AddAdapted(torch.autograd.Function):
-    """result + scale * inputs A^T B^T, for [n, in] and [n, out] or both with groups in front.
+    """result + scale * inputs A^T B^T, for inputs [n, in] and result [n, out], or both with groups in front.
 
-    Gradients of A and B are added to their buffers right away, by the product that makes them: autograd would make
-    them first, and then read and write the buffer once more. The anchor has autograd come here also where the inputs
-    have no gradient, as in the first layer.
+    The products that compute the gradients of A and B add them to their buffers directly; autograd would materialise
+    them first, and then read and write the buffers once more. The anchor makes autograd call `backward` even if the
+    inputs require no gradient, as in the first layer.
     """
 
     @staticmethod
@@ -165,12 +186,10 @@ def _fused(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, **optio
 
 
 class StackedWhole(nn.Module):
-    """A module that each adapter has a copy of its own of: the module runs slot by slot.
-
-    `weights` holds, for each group, the values of the module's parameters `names`.
-    """
+    """A module that is trained whole: each slot has its own parameters, and the module runs slot by slot."""
 
     def __init__(self, module: nn.Module, name: str, routing: Routing) -> None:
+        """Replace the parameters of `module` by plain attributes; `name` is for messages."""
         super().__init__()
         self.name = name
         self.routing = routing
@@ -178,14 +197,15 @@ class StackedWhole(nn.Module):
         for parameter, _ in list(module.named_parameters(remove_duplicate=False)):
             path, _, attribute = parameter.rpartition(".")
             owner = module.get_submodule(path)
-            # What is left is a plain attribute, which takes any tensor.
+            # A plain attribute accepts any tensor, also a view.
             delattr(owner, attribute)
             self._places.append((owner, attribute))
         self.module = module
         self.weights: Sequence[Sequence[torch.Tensor]] = ()
+        """For each group, the values of the module's parameters."""
 
     def hold(self, weights: Sequence[Sequence[torch.Tensor]]) -> None:
-        """Take the weights of each group; the module itself shows the first one's."""
+        """Set the parameters of each group; the module itself gets those of the first."""
         self.weights = weights
         self._show(weights[0])
 
@@ -194,13 +214,15 @@ class StackedWhole(nn.Module):
             setattr(owner, attribute, weight)
 
     def __getattr__(self, name: str) -> Any:
-        """Models ask for a module's settings, such as an embedding's padding_idx."""
+        """Attributes of the module: models read settings such as an embedding's padding_idx."""
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("module"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's output, each group of rows by its slot's parameters. Raise LoraError for several groups and
+        more than one tensor as input."""
         if len(self.weights) == 1:
             return self.module(*args, **kwargs)
         if len(args) != 1 or kwargs or not isinstance(args[0], torch.Tensor):
@@ -208,9 +230,9 @@ class StackedWhole(nn.Module):
                 f"{self.name}: is trained whole and takes more than one input, so adapters can't share a pass; use "
                 "ttft.slots=1"
             )
-        parts = self.routing.send(args[0], self.name).chunk(len(self.weights))
+        parts = self.routing.gather(args[0], self.name).chunk(len(self.weights))
         outputs = []
         for weights, part in zip(self.weights, parts, strict=True):
             self._show(weights)
             outputs.append(self.module(part))
-        return self.routing.fetch(torch.cat(outputs))
+        return self.routing.scatter(torch.cat(outputs))

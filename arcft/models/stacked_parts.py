@@ -1,5 +1,4 @@
-"""What a PeftModel is taken apart into, where each weight of an adapter lies in its row of numbers, and low-rank
-arithmetic on single layers."""
+"""Taking a PeftModel apart, the layout of an adapter's weights in one row of numbers, and low-rank arithmetic."""
 
 from __future__ import annotations
 
@@ -19,41 +18,45 @@ from transformers import PreTrainedModel
 from arcft.models.lora import LoraError
 from arcft.models.stacked_layers import Routing, StackedLinear, StackedWhole
 
-# Every weight begins at a multiple of so many numbers: matrix kernels are slow, or copy, where one is not aligned.
+# Each weight starts at a multiple of this many numbers: matrix kernels are slow, or copy, if it is not aligned.
 _ALIGNMENT = 16
-# What PEFT's names begin with, and users' do not.
+# The prefix of PEFT's names, left out in messages.
 _PREFIX = "base_model.model."
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """One weight of an adapter."""
+    """The place of one weight in an adapter's numbers."""
 
     names: tuple[str, ...]
-    """What PEFT saves it as; several names where modules are tied."""
+    """Its names in PEFT's files; several if modules are tied."""
 
     offset: int
+    """Index of its first number."""
+
     shape: torch.Size
 
 
 class Layout:
-    """Where the weights of an adapter lie in one row of `size` numbers."""
+    """The layout of an adapter's weights in one row of P numbers."""
 
     def __init__(self, names: Iterable[Sequence[str]], shapes: Iterable[torch.Size]) -> None:
+        """Lay out weights with these names and shapes, in order."""
         self.pieces: list[Piece] = []
         self.size = 0
+        """P, including the padding that aligns each weight."""
         for own, shape in zip(names, shapes, strict=True):
             self.pieces.append(Piece(tuple(own), self.size, shape))
             self.size += -(-shape.numel() // _ALIGNMENT) * _ALIGNMENT
 
     def view(self, numbers: torch.Tensor, piece: int) -> torch.Tensor:
-        """The weight number `piece` within `numbers` [..., P]: a view, [..., *shape]."""
+        """The weight with index `piece` in `numbers` [..., P]: a view [..., *shape]."""
         place = self.pieces[piece]
         narrow = numbers[..., place.offset : place.offset + place.shape.numel()]
         return narrow.unflatten(-1, place.shape)
 
     def flatten(self, weights: Sequence[torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-        """`weights`, one for each piece, as numbers [P] with device and dtype of `like`."""
+        """Copy `weights`, one for each piece, into new numbers [P] with the device and dtype of `like`."""
         numbers = like.new_zeros(self.size)
         for piece, weight in enumerate(weights):
             self.view(numbers, piece).copy_(weight)
@@ -62,59 +65,62 @@ class Layout:
 
 @dataclasses.dataclass
 class Parts:
-    """A model with stacked layers in place, and the adapter that was on it."""
+    """A model with stacked layers in place, and the adapter that it had."""
 
     model: PreTrainedModel
     config: peft.LoraConfig
     linears: list[tuple[StackedLinear, int, int]] = dataclasses.field(default_factory=list)
-    """Each with the numbers of its pieces A and B."""
+    """Adapted linear layers, each with the indices of its pieces A and B."""
 
     wholes: list[tuple[StackedWhole, list[int]]] = dataclasses.field(default_factory=list)
-    """Each with the pieces that its parameters are."""
+    """Modules that are trained whole, each with the indices of its parameters' pieces."""
 
     names: list[list[str]] = dataclasses.field(default_factory=list)
-    """PEFT's names of each piece."""
+    """For each piece its names in PEFT's files."""
 
     weights: list[torch.Tensor] = dataclasses.field(default_factory=list)
-    """The adapter's, for each piece."""
+    """For each piece the adapter's weight."""
 
     pieces: dict[str, list[int]] = dataclasses.field(default_factory=dict)
-    """By the path of each adapted module."""
+    """By the path of each adapted module, the indices of its pieces."""
 
     constants: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
-    """What PEFT saves beside, and no training changes: buffers of whole modules."""
+    """By name, what PEFT saves too and training does not change: buffers of modules that are trained whole."""
 
 
 def take_apart(adapted: peft.PeftModel, routing: Routing) -> Parts:
-    """Put our layers, which follow `routing`, into the model of `adapted` in place of PEFT's; raises LoraError where
-    the adapter is more than LoRA on linear layers and whole modules, before anything is changed."""
+    """Replace PEFT's layers in the model of `adapted`, in place, by ours, which follow `routing`.
+
+    Raise LoraError, before anything is changed, unless the adapter is plain LoRA on linear layers and modules that are
+    trained whole.
+    """
     adapter = adapted.active_adapter
     config = adapted.peft_config[adapter]
     _check_config(config)
-    taken = list(_taken(adapted, ""))
+    taken = list(_adapted_modules(adapted, ""))
     for path, module in taken:
         _check_module(path, module)
-    # Before anything is replaced, as PEFT finds the names in its own layers.
+    # Before anything is replaced: PEFT derives the names from its own layers.
     saved = get_peft_model_state_dict(adapted, adapter_name=adapter, save_embedding_layers=False)
     parts = _collect(adapted, adapter, taken)
     known = {name for names in parts.names for name in names} | parts.constants.keys()
     for left in sorted(saved.keys() ^ known):
-        raise LoraError(f"{left}: is no weight of a plain LoRA adapter, so adapters can't be stacked; use ttft=none")
+        raise LoraError(f"{left}: is not a weight of a plain LoRA adapter, so adapters can't be stacked; use ttft=none")
     _replace(adapted, adapter, taken, parts, routing)
-    # PEFT left its mark on the base model.
+    # PEFT sets this on the base model.
     vars(parts.model).pop("peft_config", None)
     parts.model.requires_grad_(False)
     parts.model.eval()
     return parts
 
 
-def _taken(module: nn.Module, path: str) -> Iterator[tuple[str, LoraLayer | ModulesToSaveWrapper]]:
+def _adapted_modules(module: nn.Module, path: str) -> Iterator[tuple[str, LoraLayer | ModulesToSaveWrapper]]:
     for name, child in module.named_children():
         own = f"{path}.{name}" if path else name
         if isinstance(child, LoraLayer | ModulesToSaveWrapper):
             yield own, child
         else:
-            yield from _taken(child, own)
+            yield from _adapted_modules(child, own)
 
 
 def _check_config(config: peft.PeftConfig) -> None:
@@ -123,17 +129,17 @@ def _check_config(config: peft.PeftConfig) -> None:
     if config.use_dora:
         raise LoraError(
             "the adapter is DoRA (lora.use_dora=true), whose norms can't be stacked: train with lora.use_dora=false, "
-            "begin anew with ttft.start=fresh lora.use_dora=false, or use ttft=none"
+            "start afresh with ttft.start=fresh lora.use_dora=false, or use ttft=none"
         )
     if config.rank_pattern or config.alpha_pattern:
-        raise LoraError("the adapter has ranks of its own in some layers (rank_pattern, alpha_pattern): use ttft=none")
+        raise LoraError("the adapter has other ranks in some layers (rank_pattern, alpha_pattern): use ttft=none")
 
 
 def _check_module(path: str, module: LoraLayer | ModulesToSaveWrapper) -> None:
     if isinstance(module, ModulesToSaveWrapper):
-        # A LoRA layer inside would be saved under names of its own, which are found to be left over.
+        # take_apart finds a LoRA layer inside by its names, which are then left over.
         return
-    # PEFT's layers for quantised weights are classes of their own, which compute the same.
+    # PEFT has separate classes for quantised weights, which compute the same.
     plain = type(module) is PeftLinear or type(module).__name__ in ("Linear4bit", "Linear8bitLt")
     if not plain or module.lora_variant or any(module.lora_bias.values()):
         raise LoraError(
@@ -150,7 +156,7 @@ def _collect(
     pieces: dict[int, int] = {}
 
     def piece_of(weight: torch.Tensor, name: str) -> int:
-        # Tied weights are one parameter, and one piece.
+        # Tied weights are one parameter, and so one piece.
         piece = pieces.setdefault(id(weight), len(pieces))
         if piece == len(parts.weights):
             parts.names.append([])
@@ -183,7 +189,7 @@ def _replace(
 ) -> None:
     done: dict[int, nn.Module] = {}
     for path, module in taken:
-        # A layer that the model has in two places stays one.
+        # A layer that the model uses in two places stays shared.
         new = done.get(id(module))
         name = path.removeprefix(_PREFIX)
         if new is None and isinstance(module, ModulesToSaveWrapper):
@@ -199,9 +205,17 @@ def _replace(
 
 
 def lower_factors(factor_a: torch.Tensor, factor_b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """A [rank, in] and B [out, rank] whose product is closest to that of `factor_a` [r, in] and `factor_b` [out, r].
+    """Change the rank of a LoRA layer.
 
-    The rows of the new A have the mean norm of the old ones, so that a B of zeros goes on to learn.
+    Args:
+        factor_a: A, [r, in].
+        factor_b: B, [out, r].
+        rank: The new rank.
+
+    Returns:
+        A [rank, in] and B [out, rank] whose product B A is closest to the old one (truncated SVD); for a rank of r or
+        more the same factors padded with zeros. The rows of a new A have the mean norm of the old ones, so that a
+        layer whose B is zero can still learn.
     """
     if rank >= factor_a.shape[0]:
         room = rank - factor_a.shape[0]
@@ -218,7 +232,10 @@ def lower_factors(factor_a: torch.Tensor, factor_b: torch.Tensor, rank: int) -> 
 
 
 def merged_weight(layer: StackedLinear, factor_a: torch.Tensor, factor_b: torch.Tensor) -> torch.Tensor:
-    """The base weight of `layer` with an adapter added, summed up in the dtype of the factors and then rounded."""
+    """The base weight of `layer` plus scale * B A, for `factor_a` [r, in] and `factor_b` [out, r].
+
+    Summed in the dtype of the factors, then rounded to the dtype of the base; in its layout.
+    """
     weight = layer.weight.detach()
     change = torch.mm(factor_b, factor_a)
     change = change.mT if layer.transposed else change

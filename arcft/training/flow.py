@@ -35,9 +35,11 @@ class FlowCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Called by transformers before the first step."""
         self._on_begin()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Called by transformers after each optimizer step: set the flags of `control`."""
         finished = state.global_step >= state.max_steps
         if finished:
             control.should_log = True

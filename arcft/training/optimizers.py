@@ -14,17 +14,20 @@ from arcft.config.optimizer import EightBitAdamWConfig, MuonConfig, OptimizerCon
 from arcft.errors import ArcftError
 
 Groups = list[dict[str, Any]]
+"""Parameter groups, as torch.optim takes them."""
 
 
 class OptimizerError(ArcftError):
-    """An optimizer that this machine can't run, or that has nothing to train."""
+    """An optimizer that can't run on this machine, or that has nothing to train."""
 
 
 def build_optimizer(
     model: PreTrainedModel | peft.PeftModel, config: OptimizerConfig, learning_rate: float
 ) -> torch.optim.Optimizer:
-    """The configured optimizer over the trainable parameters of `model`; weight decay spares biases and norms, that
-    is, all that is not at least a matrix. Raises OptimizerError."""
+    """The configured optimizer over the trainable parameters of `model`.
+
+    Weight decay applies to matrices only, not to biases and norms. `learning_rate` is the peak. Raise OptimizerError.
+    """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trainable:
         raise OptimizerError("the model has no trainable parameter; check lora.target_modules")
@@ -52,7 +55,16 @@ class MuonWithAdamW(torch.optim.Optimizer):
         weight_decay: float,
         adamw: dict[str, Any],
     ) -> None:
-        # Either optimizer refuses to be made without parameters.
+        """Create the two optimizers.
+
+        Args:
+            matrices: Weights [out, in] for Muon.
+            others: Parameter groups for AdamW.
+            momentum: Of Muon.
+            weight_decay: Of Muon; that of AdamW is part of its groups.
+            adamw: Arguments of AdamW; Muon has its learning rate too.
+        """
+        # torch refuses to create an optimizer without parameters.
         self.parts: dict[str, torch.optim.Optimizer] = {}
         if matrices:
             # Scaled as AdamW's updates are (Moonlight, Liu et al. 2025), so that one learning rate fits both.
@@ -66,7 +78,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of both; a closure is evaluated once, before."""
+        """Take a step of both; a closure is evaluated once, before them."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -76,12 +88,14 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
+        """The state of each optimizer by its name."""
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned. Raise OptimizerError if it is of other optimizers."""
         if state_dict.keys() != self.parts.keys():
             raise OptimizerError(
-                f"the saved optimizer state is of {', '.join(state_dict)}, this one needs {', '.join(self.parts)}; "
+                f"the saved optimizer state is for {', '.join(state_dict)}, this run needs {', '.join(self.parts)}; "
                 "resume with the optimizer that the run was started with"
             )
         for name, part in self.parts.items():
@@ -89,7 +103,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share()
 
     def _share(self) -> None:
-        # The very group objects of the parts: a learning rate that is set here is the one that they use.
+        # The same group objects as the parts have, so that a learning rate that is set here reaches them.
         self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
 
 
@@ -99,7 +113,7 @@ def _muon(
     config: MuonConfig,
     learning_rate: float,
 ) -> MuonWithAdamW:
-    # Rows of embeddings and heads are tokens, not directions of a hidden space: Muon's authors leave them to AdamW.
+    # Rows of embeddings and heads are tokens, not hidden directions: Muon's authors leave them to AdamW.
     ends = {
         id(parameter)
         for module in (model.get_input_embeddings(), model.get_output_embeddings())

@@ -70,17 +70,17 @@ def test_what_is_not_as_it_was_shipped_is_refused(tiny: Path, name: str, damage:
     if damage == "changed":
         # Past the first brace, in the middle of a file: still JSON, or still safetensors, or neither.
         change_byte(path)
-        message = rf"{path}: was changed: its sha256 is not that of bundle\.json beside it"
+        message = rf"{path}: was changed: its sha256 is not the one in bundle\.json"
     elif damage == "longer":
         with path.open("ab") as file:
             file.write(b" ")
         message = f"{path}: has {size + 1:,} bytes, was shipped with {size:,}"
     else:
         path.unlink()
-        message = rf"{path}: is missing, and bundle\.json beside it lists it"
+        message = rf"{path}: is missing, although bundle\.json lists it"
     if (name, damage) == ("config.json", "missing"):
         # Without an architecture there is no bundled model of that name.
-        message = "model.path=bundled:tiny: bundled are none"
+        message = "model.path=bundled:tiny: the bundled models are none"
         with pytest.raises(ModelError, match=message):
             load(PRETRAINED)
         return
@@ -107,7 +107,7 @@ def test_a_damaged_list_is_refused(tiny: Path, content: str) -> None:
 def test_a_list_of_a_later_version_is_refused(tiny: Path) -> None:
     content = json.loads((tiny / BUNDLE_FILE).read_text())
     (tiny / BUNDLE_FILE).write_text(json.dumps(content | {"format": 2}))
-    with pytest.raises(ModelError, match=rf"bundle\.json: is of format 2, this version reads 1{WAY_OUT}"):
+    with pytest.raises(ModelError, match=rf"bundle\.json: has format 2; this version reads format 1{WAY_OUT}"):
         load(PRETRAINED)
 
 
@@ -115,6 +115,6 @@ def test_without_weights_only_random_ones_are_to_be_had(tiny: Path) -> None:
     (tiny / "model.safetensors").unlink()
     (tiny / BUNDLE_FILE).unlink()
     message = r"model\.path=bundled:tiny: no pretrained weights are bundled \(.* is missing\); use model\.init=random"
-    with pytest.raises(ModelError, match=message + ", or if they were there, reinstall arcft"):
+    with pytest.raises(ModelError, match=message + ", or if there should be some, reinstall arcft"):
         load(PRETRAINED)
     assert load(RANDOM).num_parameters() > 0

@@ -35,7 +35,7 @@ def gpt2(tmp_path: Path) -> list[str]:
 
 def refusal(key: str, value: int, path: Path) -> str:
     return (
-        f"{key}={value}: the model at {path} takes {POSITIONS} tokens at most (max_position_embeddings in its config); "
+        f"{key}={value}: the model at {path} takes at most {POSITIONS} tokens (max_position_embeddings in its config); "
         f"set {key}={POSITIONS} or less"
     )
 

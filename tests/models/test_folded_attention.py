@@ -89,8 +89,8 @@ def test_probabilities_are_kept_where_they_are_few_and_for_gradients_only(
     length: int, most_bytes: int, wanted: bool, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folded_attention, "BLOCK", 1)
-    monkeypatch.setattr(folded_attention, "_MOST_KEPT", 8)
-    monkeypatch.setattr(folded_attention, "_MOST_KEPT_BYTES", most_bytes)
+    monkeypatch.setattr(folded_attention, "_MAX_SAVED_TOKENS", 8)
+    monkeypatch.setattr(folded_attention, "_MAX_SAVED_BYTES", most_bytes)
     made: list[weakref.ref[torch.Tensor]] = []
     alive = []
     plain = folded_attention._Folded.probabilities

@@ -90,7 +90,7 @@ def test_weights_from_pickles_are_not_read(folder: Path) -> None:
         ("/nowhere/at/all", "model.path=/nowhere/at/all: there is no such file or folder"),
         ("./missing", "there is no such file or folder"),
         ("weights.gguf", "there is no such file or folder"),
-        ("bundled:huge", "model.path=bundled:huge: bundled are bundled:tiny"),
+        ("bundled:huge", "model.path=bundled:huge: the bundled models are bundled:tiny"),
         ("some-owner/some-model", "is not a local folder, and as a hub id .* can't be fetched"),
     ],
 )

@@ -161,7 +161,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     ]:
         with pytest.raises(LoraError, match=message):
             load_adapter(small_model(**changes), tmp_path, trainable=False)
-    with pytest.raises(LoraError, match=r"misses|holds beside"):
+    with pytest.raises(LoraError, match=r"lacks|has the extra weight"):
         load_adapter_weights(apply_lora(small_model(), lora_config(), [], seed=0), tmp_path)
 
 
@@ -192,18 +192,18 @@ def test_damaged_adapters_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"peft_type": "PROMPT_TUNING"}, "is no plain LoRA adapter: it has no peft_type LORA"),
-        ({"peft_type": None}, "is no plain LoRA adapter: it has no peft_type LORA"),
-        ({"megatron_config": {}, "megatron_core": "os"}, 'is no plain LoRA adapter: megatron_core="os"'),
-        ({"megatron_config": {"a": 1}}, 'is no plain LoRA adapter: megatron_config={"a": 1}'),
-        ({"auto_mapping": {"parent_library": "os"}}, "is no plain LoRA adapter: auto_mapping="),
-        ({"eva_config": {"rho": 2.0}}, "is no plain LoRA adapter: eva_config="),
-        ({"corda_config": {"cache_file": "/tmp/x"}}, "is no plain LoRA adapter: corda_config="),
-        ({"runtime_config": {"ephemeral_gpu_offload": True}}, "is no plain LoRA adapter: runtime_config="),
-        ({"loftq_config": {"loftq_bits": 4}}, "is no plain LoRA adapter: loftq_config="),
-        ({"alora_invocation_tokens": [1]}, r"is no plain LoRA adapter: alora_invocation_tokens=\[1\]"),
-        ({"rank_pattern": {"q_proj": 8}}, "is no plain LoRA adapter: rank_pattern="),
-        ({"not_yet_invented": "os"}, 'is no plain LoRA adapter: not_yet_invented="os"'),
+        ({"peft_type": "PROMPT_TUNING"}, "is not a plain LoRA adapter: it has no peft_type LORA"),
+        ({"peft_type": None}, "is not a plain LoRA adapter: it has no peft_type LORA"),
+        ({"megatron_config": {}, "megatron_core": "os"}, 'is not a plain LoRA adapter: megatron_core="os"'),
+        ({"megatron_config": {"a": 1}}, 'is not a plain LoRA adapter: megatron_config={"a": 1}'),
+        ({"auto_mapping": {"parent_library": "os"}}, "is not a plain LoRA adapter: auto_mapping="),
+        ({"eva_config": {"rho": 2.0}}, "is not a plain LoRA adapter: eva_config="),
+        ({"corda_config": {"cache_file": "/tmp/x"}}, "is not a plain LoRA adapter: corda_config="),
+        ({"runtime_config": {"ephemeral_gpu_offload": True}}, "is not a plain LoRA adapter: runtime_config="),
+        ({"loftq_config": {"loftq_bits": 4}}, "is not a plain LoRA adapter: loftq_config="),
+        ({"alora_invocation_tokens": [1]}, r"is not a plain LoRA adapter: alora_invocation_tokens=\[1\]"),
+        ({"rank_pattern": {"q_proj": 8}}, "is not a plain LoRA adapter: rank_pattern="),
+        ({"not_yet_invented": "os"}, 'is not a plain LoRA adapter: not_yet_invented="os"'),
         ({"r": "x"}, 'r="x" is not a value that a LoRA adapter can have'),
         ({"r": 0}, "r=0 is not a value"),
         ({"r": True}, "r=true is not a value"),
@@ -233,7 +233,7 @@ def test_what_is_no_plain_adapter_is_refused_by_its_file(
 def test_a_config_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     settings = tmp_path / "adapter_config.json"
     settings.write_text(content)
-    with pytest.raises(LoraError, match=rf"^{settings}: is no plain LoRA adapter: it has no peft_type LORA$"):
+    with pytest.raises(LoraError, match=rf"^{settings}: is not a plain LoRA adapter: it has no peft_type LORA$"):
         load_adapter(small_model(), tmp_path, trainable=True)
 
 

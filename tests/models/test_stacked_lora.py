@@ -54,7 +54,7 @@ def shift(stacked: StackedLora, slot: int, seed: int, size: float = 0.1) -> None
 def make_stacked(
     make: Callable[[], peft.PeftModel] = lambda: adapted(architecture("llama"), TRAIN_MODULES), slots: int = 3
 ) -> StackedLora:
-    """Slot i moved from START by random numbers of seed i; the last one left at START."""
+    """Slot i shifted from the initial adapter by random numbers of seed i; the last one is the initial adapter."""
     stacked = StackedLora(make(), slots)
     for slot in range(slots - 1):
         shift(stacked, slot, seed=slot)
@@ -184,7 +184,9 @@ def test_a_layer_that_is_given_some_tokens_only_is_named(count: int) -> None:
     expert = stacked.model.model.layers[1].mlp.up_proj
     # As a mixture of experts would: six tokens of those that the rows hold.
     expert.register_forward_pre_hook(lambda module, inputs: (inputs[0].flatten(0, 1)[:6],))
-    message = r"model\.layers\.1\.mlp\.up_proj: its input of shape \(6, 32\) is not made of the 6 rows.*ttft\.slots=1"
+    message = (
+        r"model\.layers\.1\.mlp\.up_proj: its input of shape \(6, 32\) does not consist of the 6 rows.*ttft\.slots=1"
+    )
     with pytest.raises(LoraError, match=message), stacked.training(0, count):
         stacked.model(input_ids=IDS)
 
@@ -474,7 +476,7 @@ def test_an_adapter_of_another_base_is_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(LoraError, match=r"does not fit this base model: .*k_proj.lora_B.weight has shape \(32, 4\)"):
         stacked.load(0, tmp_path / "other")
     make_stacked(lambda: adapted(architecture("llama"), TRAIN_MODULES)).save(0, tmp_path / "whole")
-    with pytest.raises(LoraError, match=r"holds beside what this model has base_model\.model\.lm_head\.weight"):
+    with pytest.raises(LoraError, match=r"has the extra weight base_model\.model\.lm_head\.weight"):
         stacked.load(0, tmp_path / "whole")
     with pytest.raises(LoraError, match="can't be read"):
         stacked.load(0, tmp_path)
@@ -488,7 +490,7 @@ def test_an_adapter_of_another_base_is_not_loaded(tmp_path: Path) -> None:
         ({"target_modules": ["embed_tokens"]}, r"model\.embed_tokens: an adapter on Embedding.*lora\.target_modules"),
         ({"target_modules": ["q_proj"], "rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"target_modules": ["q_proj"], "lora_bias": True}, r"q_proj: an adapter on Linear can't be stacked"),
-        ({"target_modules": ["q_proj"], "trainable_token_indices": [3]}, "is no weight of a plain LoRA adapter"),
+        ({"target_modules": ["q_proj"], "trainable_token_indices": [3]}, "is not a weight of a plain LoRA adapter"),
     ],
 )
 def test_what_can_not_be_stacked_is_refused_and_left_as_it_was(config: dict[str, Any], message: str) -> None:

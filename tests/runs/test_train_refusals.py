@@ -69,7 +69,7 @@ NESTED_WRONGLY = f"{{_target_: ReplaceNumberEncoder, base: {ROWS}}}".replace(": 
         (["data=folder", "data.path=/no/tasks"], ["/no/tasks: no such folder"]),
         (["data.task_ids=/no/ids.txt"], ["/no/ids.txt"]),
         (["model.path=/no/model"], ["model.path=/no/model: there is no such file or folder"]),
-        (["model.path=bundled:small"], ["model.path=bundled:small: bundled are bundled:tiny"]),
+        (["model.path=bundled:small"], ["model.path=bundled:small: the bundled models are bundled:tiny"]),
         (["model=local", f"model.path={ROOT / 'tests'}"], [f"model.path={ROOT / 'tests'}"]),
         (["lora.target_modules=[q_proj,w_proj]"], ["lora.target_modules", "w_proj", "q_proj"]),
         (["model.train_modules=[lm_heads]"], ["model.train_modules", "lm_heads", "lm_head"]),

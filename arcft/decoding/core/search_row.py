@@ -118,6 +118,7 @@ class BranchingRow(WrittenRow):
 
     @property
     def has_draft(self) -> bool:
+        """Whether there is a draft for the present completion."""
         return self._draft is not None
 
     @property
