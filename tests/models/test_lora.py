@@ -155,7 +155,7 @@ def test_unknown_modules_are_named() -> None:
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
     save_adapter(adapted_model(), tmp_path)
     for changes, message in [
-        ({"num_hidden_layers": 3}, "misses .*layers.2|does not fit"),
+        ({"num_hidden_layers": 3}, "lacks .*layers.2|does not fit"),
         ({"num_hidden_layers": 1}, "does not fit this base model"),
         ({"intermediate_size": 96}, r"has shape \(4, 64\), this model needs \(4, 96\)"),
     ]:
@@ -178,7 +178,7 @@ def test_damaged_adapters_are_refused(tmp_path: Path) -> None:
     content, text = load_file(file), settings.read_text()
     name = sorted(content)[0]
     save_file({key: value for key, value in content.items() if key != name}, file)
-    with pytest.raises(LoraError, match=f"misses {name}"):
+    with pytest.raises(LoraError, match=f"lacks {name}"):
         load_adapter(small_model(), tmp_path, trainable=True)
     file.write_bytes(b"\x00" * 40)
     with pytest.raises(LoraError, match=r"adapter_model\.safetensors: can't be read"):
