@@ -1,1 +1,1 @@
-"""What people look at: the report of an evaluation, curves over training, and previews in the terminal."""
+"""Output for people: reports of evaluations, training curves, and previews in the terminal."""

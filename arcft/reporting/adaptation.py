@@ -1,4 +1,4 @@
-"""What test-time fine-tuning did: a row for each task, and the scores before and after."""
+"""The results of test-time fine-tuning: a row per task, and scores before and after."""
 
 from __future__ import annotations
 
@@ -20,71 +20,71 @@ MOST_VOTES = 8
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskRow:
-    """How the adaptation to one task went."""
+    """The result of adapting to one task."""
 
     task_id: str
     state: Literal["done", "failed", "left out"]
     reason: str = ""
-    """Why it failed or was left out; its un-adapted predictions stand then."""
+    """Why it failed or was left out; then its predictions before adapting count."""
 
     solved: bool | None = None
-    """Every test, by one of the attempts; None where an answer is not known."""
+    """Whether every test is solved by one of the attempts; None if an answer is unknown."""
 
     votes: str = ""
     """How often each answer was predicted, e.g. `5, 2, 1`; see `votes_in_words`."""
 
     loss_first: float | None = None
     loss_last: float | None = None
-    """Mean of the first and of the last few steps, in nats per supervised token; None without any step."""
+    """Mean loss over the last few steps (`loss_first`: the first), in nats per supervised token; None without steps."""
 
     steps: int = 0
     attempts: int = 0
-    """Tries that failed: 0 where the first one went well."""
+    """Failed attempts; 0 if the first one succeeded."""
 
     adapt_seconds: float | None = None
     predict_seconds: float | None = None
     finished_at: float | None = None
-    """Seconds that the run had worked when the task was done or given up, over all its processes."""
+    """Seconds of the run, over all its processes, when the task finished or failed for good."""
 
     notes: tuple[str, ...] = ()
     unit: str = ""
-    """Name of the adapter where several tasks share one: their losses, steps and seconds are those of the adapter."""
+    """Name of the adapter if several tasks share one; losses, steps and seconds are then the adapter's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adaptation:
-    """What an evaluation with test-time fine-tuning knows beyond its predictions."""
+    """The results of test-time fine-tuning besides the predictions."""
 
     rows: Sequence[TaskRow]
-    """One for each task."""
+    """One row per task."""
 
     metric_set: MetricSet
     before: Scores | None
     after: Scores | None
-    """Scores before adapting, and of what is submitted; None where no answer is known, or nothing was predicted
-    before."""
+    """Scores before adapting (`before`) and of the submitted answers; None if no answer is known, or if nothing was
+    predicted before."""
 
     predictions_before: int
     predictions_after: int
-    """Predictions a test, for those that have most."""
+    """The largest number of predictions per test."""
 
     log: Sequence[str] = ()
-    """What the user should know about the run as a whole, in order: a lowered recipe, the slots that were chosen."""
+    """Remarks on the run as a whole, in order, such as reduced memory settings or the chosen number of slots."""
 
     @property
     def solved_before(self) -> Mapping[str, bool]:
-        """Whether the model as it was solved a task, for each whose answers and un-adapted predictions are known."""
+        """Whether the unadapted model solved a task; for tasks with known answers and predictions before adapting."""
         if self.before is None:
             return {}
         return self.before.solved(self.metric_set)
 
     @property
     def adapters(self) -> list[TaskRow]:
-        """The rows of tasks that are done, one for each adapter."""
+        """The rows of finished tasks, one per adapter."""
         return list({row.unit or row.task_id: row for row in self.rows if row.state == "done"}.values())
 
     def not_adapted(self) -> str:
-        """For example `2 failed, 1 left out`; empty where all were adapted to."""
+        """For example `2 failed, 1 left out`; empty if all tasks were adapted to."""
         numbers = [(sum(row.state == state for row in self.rows), state) for state in ("failed", "left out")]
         return ", ".join(f"{number:,} {state}" for number, state in numbers if number)
 
@@ -104,11 +104,11 @@ class Change:
     after_error: float
     difference: float
     difference_error: float
-    """Of the differences task by task, which is much smaller than the two errors suggest: both saw the same tasks."""
+    """Standard error of the per-task differences; smaller than the two errors suggest, as the tasks are the same."""
 
 
 def changes(adaptation: Adaptation) -> list[Change]:
-    """Every metric, over the tasks that have both scores; empty if one of the two is missing."""
+    """Every metric, over the tasks that have both scores; empty if either is missing."""
     before, after = adaptation.before, adaptation.after
     common = [task_id for task_id in after.problems if task_id in before.problems] if before and after else []
     if before is None or after is None or not common:
@@ -128,9 +128,9 @@ def changes(adaptation: Adaptation) -> list[Change]:
 
 
 def solved_course(adaptation: Adaptation) -> list[tuple[float, int]]:
-    """Points (seconds, tasks solved by what counted then), by time, from 0 seconds on; empty if no answer is known.
+    """Points (seconds, tasks solved by the current answers) over time, from 0 seconds; empty if no answer is known.
 
-    Until a task is done, its un-adapted predictions count, where there are any.
+    Until a task is finished, its predictions before adapting count, if there are any.
     """
     known = [row for row in adaptation.rows if row.solved is not None]
     if not known:
@@ -145,13 +145,13 @@ def solved_course(adaptation: Adaptation) -> list[tuple[float, int]]:
 
 
 def done_course(adaptation: Adaptation) -> list[tuple[float, int]]:
-    """Points (seconds, tasks done), by time, from 0 seconds on; empty if no task was done at a known time."""
+    """Points (seconds, tasks finished) over time, from 0 seconds; empty if no finishing time is known."""
     finished = _by_time([row for row in adaptation.rows if row.state == "done"])
     return [(0.0, 0), *((seconds, number) for number, (seconds, _) in enumerate(finished, 1))] if finished else []
 
 
 def gained_and_lost(adaptation: Adaptation) -> tuple[list[str], list[str]]:
-    """Ids of the tasks that are solved now and were not before, and of those that were and are not."""
+    """Ids of the tasks that adapting gained (solved only after), and of those that it lost."""
     before = adaptation.solved_before
     known = [row for row in adaptation.rows if row.solved is not None and row.task_id in before]
     gained = [row.task_id for row in known if row.solved and not before[row.task_id]]
@@ -170,7 +170,7 @@ def votes_in_words(groups: Sequence[Sequence[Prediction]]) -> str:
 def before_after_table(adaptation: Adaptation, *, title: str | None = None) -> Table:
     """Metrics before and after, side by side in percent with their change, for a rich console of 80 columns.
 
-    Raises ValueError where one of the two is not known.
+    Raises ValueError if either is unknown.
     """
     found = changes(adaptation)
     if not found:
@@ -195,7 +195,7 @@ def before_after_table(adaptation: Adaptation, *, title: str | None = None) -> T
 
 
 def number_note(adaptation: Adaptation) -> str:
-    """What to keep in mind where the two had different numbers of predictions; empty where they had not."""
+    """A caveat if the two have different numbers of predictions, else empty."""
     before, after = adaptation.predictions_before, adaptation.predictions_after
     if before == after:
         return ""
@@ -208,7 +208,7 @@ def number_note(adaptation: Adaptation) -> str:
 
 
 def rows_table(adaptation: Adaptation) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows for `Tracker.table`; each cell of a column is of one kind, or None."""
+    """Columns and rows for `Tracker.table`; the cells of a column have one type, or are None."""
     before = adaptation.solved_before
     names = ["task", "state", "solved before", "solved", "votes", "loss first", "loss last", "steps", "failed tries"]
     names += ["adapt seconds", "predict seconds", "finished at seconds", "reason", "notes", "adapter"]
@@ -224,13 +224,13 @@ def rows_table(adaptation: Adaptation) -> tuple[list[str], list[list[Any]]]:
 
 
 def median(values: Sequence[float | None]) -> float | None:
-    """The median of the values that are known; None if none is."""
+    """The median of the known values; None if there are none."""
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
 
 
 def _by_time(rows: Sequence[TaskRow]) -> list[tuple[float, TaskRow]]:
-    """Rows whose time is known, with it, in order."""
+    """(finishing time, row) for rows with a known time, in order of time."""
     timed = [(row.finished_at, row) for row in rows if row.finished_at is not None]
     return sorted(timed, key=lambda pair: pair[0])
 

@@ -1,4 +1,4 @@
-"""What is asked of an engine, and what it tells: plain data that travels between processes. Knows no torch."""
+"""The assignments and events of an engine: plain data that travels between processes. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from arcft.scoring.predictions import Prediction
 
 BASELINE_ROUND = 0
 ADAPT_ROUND = 1
-"""Rounds: BEFORE predicts with the model as it was, MAIN adapts and predicts; later ones adapt again, with another
-seed, and add predictions."""
+"""Rounds: BASELINE_ROUND predicts with the unadapted model, ADAPT_ROUND adapts and predicts; extra rounds after it
+adapt again with another seed, and add predictions."""
 
 Key = tuple[int, str]
-"""What names a piece of work: the round, and the unit's name."""
+"""Identifies a piece of work: the round, and the unit's name."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,12 +26,12 @@ class Unit:
 
     problems: tuple[Problem, ...]
     length: int
-    """Tokens of its longest test, prompt and answer, by which units of similar length are put together."""
+    """Tokens of its longest test, prompt and answer; units of similar length are trained together."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Assignment:
-    """A unit with all that decides its outcome."""
+    """A unit with everything that determines its result."""
 
     unit: Unit
     round: int
@@ -40,23 +40,23 @@ class Assignment:
 
     first_prediction: int
     predictions: int
-    """Which of a test's augmented prompts are asked: so many, from that number on."""
+    """The test's augmented prompts to complete: `predictions` of them, starting at number `first_prediction`."""
 
     seed: int
-    """Of the examples; the unit's name is mixed in by the engine."""
+    """Seed of the examples; the engine combines it with the unit's name."""
 
     attempt: int = 0
-    """0, or 1 for the second try of a unit that failed: alone, at half the learning rate, and with examples that take
-    three quarters of its length."""
+    """0, or 1 for the retry of a failed unit: alone, at half the learning rate, and with examples of at most three
+    quarters of its length."""
 
     deadline: float | None = None
-    """When to hand in what there is, in seconds since the epoch."""
+    """When to stop and return what is finished, in seconds since the epoch."""
 
     done: frozenset[TestKey] = frozenset()
-    """Tests whose predictions are known already."""
+    """Tests that already have their predictions."""
 
     adapter: str | None = None
-    """Folder of its finished adapter, if an earlier process saved it: only predictions are missing."""
+    """Folder of its finished adapter, if an earlier process saved it, so that only predictions are missing."""
 
     @property
     def key(self) -> Key:
@@ -65,34 +65,34 @@ class Assignment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Event:
-    """Something that happened to one piece of work."""
+    """An event of one piece of work."""
 
     key: Key
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Started(Event):
-    """The engine has taken the unit into a slot."""
+    """The engine has put the unit into a slot."""
 
     recipe: dict[str, Any]
-    """What of the engine's settings could differ from unit to unit, see arcft/ttft/engine/memory_ladder.py."""
+    """The engine settings that can differ between units, see arcft/ttft/engine/memory_ladder.py."""
 
     notes: tuple[str, ...] = ()
-    """What the user should know, e.g. that the task has one demonstration only."""
+    """Remarks for the user, such as that the task has a single demonstration."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stepped(Event):
-    """An optimizer step; for the progress line and the budget, not kept in the ledger."""
+    """An optimizer step, for the progress line and the budget; not stored in the ledger."""
 
     step: int
     steps: int
     loss: float
-    """Nats per supervised token."""
+    """Mean loss, in nats per supervised token."""
 
     tokens: int
     seconds: float
-    """Tokens of this unit's examples (padding left out), and its share of the time of the pass."""
+    """This unit's share of the time of the pass; `tokens` are those of its examples, without padding."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,42 +101,42 @@ class Adapted(Event):
     tokens: int
     seconds: float
     losses: tuple[float, ...]
-    """Of every step, nats per supervised token."""
+    """Loss of every step, in nats per supervised token."""
 
     ended: Literal["steps", "patience", "deadline"]
     adapter: str | None
-    """Where it was saved, if it was."""
+    """Folder of the adapter, if it was saved."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predicted(Event):
-    """The predictions of one test, all that were asked for, or fewer if the deadline came."""
+    """The predictions of one test; fewer than assigned if the deadline passed."""
 
     predictions: tuple[Prediction, ...]
     prompts: int
-    """That they answer: as many, or fewer where a search found several for one."""
+    """Number of prompts that they complete: fewer than predictions if a search found several for one prompt."""
 
     tokens: int
-    """Tokens read and produced."""
+    """Tokens read and generated."""
 
     seconds: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finished(Event):
-    """All tests of the unit are predicted."""
+    """All tests of the unit have their predictions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Failed(Event):
     reason: str
     retry: bool
-    """Whether a second try, at a lower setting, may help."""
+    """Whether a retry with reduced settings may help."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lowered(Event):
-    """Memory ran out, and the engine goes on with a smaller recipe; or slots=auto has chosen."""
+    """The engine continues with reduced settings after running out of memory; or ttft.slots=auto has chosen."""
 
     recipe: dict[str, Any]
     reason: str

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 LEVEL = "#8c8c8c"
 UNITS = ((7200.0, 3600.0, "hours"), (120.0, 60.0, "minutes"), (0.0, 1.0, "seconds"))
-"""From how many seconds on a time is shown in a unit, how many make one, and its name."""
+"""(from how many seconds on, seconds per unit, name of the unit) for the time axis."""
 
 
 def adaptation_panels(adaptation: Adaptation) -> list[Panel]:
-    """What there is to draw: nothing, the course over time, the losses, or both."""
+    """The panels that have data: tasks over time, losses, both or none."""
     panels = []
     course, title, label, color = solved_course(adaptation), "Tasks solved", "adapted", SOLVED.color
     if not course:
@@ -49,7 +49,7 @@ def adaptation_svg(adaptation: Adaptation) -> str:
 
 
 def adaptation_png(path: Path | str, adaptation: Adaptation) -> None:
-    """Write the charts as a PNG: tasks solved (done, where no answer is known) against time, and losses."""
+    """Write the charts as a PNG: tasks solved (finished, if no answer is known) over time, and losses."""
     panels = adaptation_panels(adaptation)
     if not panels:
         raise ValueError("no task was adapted to, so there is nothing to draw")

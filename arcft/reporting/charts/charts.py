@@ -1,4 +1,4 @@
-"""Panels beside or below each other, as SVG for a page or PNG for a slide; what is in them is drawn by others."""
+"""Arrange panels side by side or stacked, as SVG for a page or PNG for a slide; callers draw their contents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# A colour that nothing else uses, replaced by CSS's currentColor in SVG.
+# A colour that nothing else uses; SVG output replaces it by CSS's currentColor.
 _SENTINEL = "#010203"
 _DOTS_PER_INCH = 120
 _STYLE: dict[str, Any] = {
@@ -42,7 +42,7 @@ class Panel:
 def charts_svg(panels: Sequence[Panel], *, share_x: bool = False) -> str:
     """The panels beside each other as an <svg> element to put into HTML, in the text colour of its surroundings."""
     svg = _render(panels, "svg", size=(4.6 * len(panels), 3.0), ink=_SENTINEL, stacked=False, share_x=share_x).decode()
-    # Who drew it and when is of no use here, and its addresses look as if something were fetched.
+    # Author and date are useless here, and the URLs look like fetched resources.
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     return svg.replace(_SENTINEL, "currentColor").replace("'DejaVu Sans'", "system-ui, sans-serif")
 
@@ -54,7 +54,7 @@ def charts_png(
     stacked: bool = False,
     share_x: bool = False,
 ) -> bytes:
-    """The panels as a PNG on white, by default as wide as they need; `stacked` puts them below each other."""
+    """The panels as a PNG on white, by default as wide as needed; `stacked` puts them below each other."""
     width, height = pixel_size or (560 * len(panels), 400)
     size = (width / _DOTS_PER_INCH, height / _DOTS_PER_INCH)
     return _render(panels, "png", size=size, ink="#333333", stacked=stacked, share_x=share_x)
@@ -70,7 +70,7 @@ def _render(
     rows, columns = (len(panels), 1) if stacked else (1, len(panels))
     style: Any = _STYLE | dict.fromkeys(_INKED, ink)
     buffer = io.BytesIO()
-    # Some settings are looked up when an axis is made, others when the file is written.
+    # Some settings are read when an axis is created, others when the file is written.
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
         for axes, panel in zip(figure.subplots(rows, columns, squeeze=False, sharex=share_x).flat, panels, strict=True):

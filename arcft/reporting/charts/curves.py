@@ -1,4 +1,4 @@
-"""Losses and generation metrics against training step, read from a run and drawn."""
+"""Losses and generation metrics over training steps: read from a run, and drawn."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Curves:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Every step at which metrics are known."""
+        """All steps with metrics."""
         return tuple(sorted({step for line in self.metrics.values() for step, _ in line}))
 
     @property
@@ -46,7 +46,7 @@ class Curves:
         return not (self.train_loss or self.eval_loss or any(self.metrics.values()))
 
     def with_metrics(self, metrics_at: Mapping[int, Mapping[str, float]], metric_set: MetricSet) -> Curves:
-        """The same losses beside other metrics: those of each checkpoint's own evaluation, by training step."""
+        """The same losses with other metrics: those of each checkpoint's evaluation, by training step."""
         lines = {
             name: tuple((step, metrics_at[step][name]) for step in sorted(metrics_at) if name in metrics_at[step])
             for name in metric_set.names
@@ -55,10 +55,10 @@ class Curves:
 
 
 def read_history(run_folder: Path | str, metric_set: MetricSet) -> Curves:
-    """Read RUN/history.jsonl; empty curves where there is none.
+    """Read RUN/history.jsonl; empty curves if there is none.
 
-    A resumed run repeats the steps after its checkpoint: the later line holds. A line that a crash cut off and values
-    that are not finite numbers are passed over.
+    A resumed run repeats the steps after its checkpoint; the later line wins. Lines cut off by a crash and non-finite
+    values are ignored.
     """
     values: dict[str, dict[int, float]] = {}
     for line in _lines(Path(run_folder) / HISTORY_FILE):
@@ -102,7 +102,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def panel_titles(curves: Curves, metric_set: MetricSet) -> list[str]:
-    """Titles of the panels that have something to show."""
+    """Titles of the panels that have data."""
     return [panel.title for panel in _panels(curves, metric_set)]
 
 

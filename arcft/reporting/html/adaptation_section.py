@@ -19,7 +19,7 @@ from arcft.reporting.words import count, duration, percent, plus_minus, points
 from arcft.scoring.metrics import Scores
 
 MOST_OPEN_ROWS = 20
-"""A longer table of tasks is folded, so that what comes after it is not far away."""
+"""A longer table of tasks is collapsed, so that the rest of the page stays in reach."""
 
 MOST_OPEN_LINKS = 12
 
@@ -27,7 +27,7 @@ NUMERIC = {"loss", "steps", "adapting", "predicting", "done after"}
 
 
 def adaptation_section(adaptation: Adaptation, results: Sequence[Result], anchors: Mapping[str, str]) -> str:
-    """The section. Tasks stand in the order of `results` and link to their cards, whose ids `anchors` holds by task."""
+    """The section. Tasks are in the order of `results` and link to their cards, whose ids are in `anchors` by task."""
     rows = {row.task_id: row for row in adaptation.rows}
     ordered = [(rows[result.problem.id], result) for result in results if result.problem.id in rows]
     parts = [
@@ -44,7 +44,7 @@ def adaptation_section(adaptation: Adaptation, results: Sequence[Result], anchor
 
 
 def before_words(before: Scores | None, metric: str) -> str:
-    """For a headline, e.g. `before 12.5% ± 3.1`; empty where it is not known."""
+    """For a headline, e.g. `before 12.5% ± 3.1`; empty if unknown."""
     if before is None or metric not in before.metrics:
         return ""
     error = before.standard_errors()[metric] if len(before.problems) > 1 else float("nan")
@@ -52,7 +52,7 @@ def before_words(before: Scores | None, metric: str) -> str:
 
 
 def _outcome(adaptation: Adaptation, anchors: Mapping[str, str]) -> str:
-    """How many tasks were adapted to, and which of them it changed."""
+    """How many tasks were adapted to, and which ones adapting gained or lost."""
     done = sum(row.state == "done" for row in adaptation.rows)
     missing = adaptation.not_adapted()
     words = f"Adapted to {done:,} of {count(len(adaptation.rows), 'task')}"

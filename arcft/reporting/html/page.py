@@ -1,4 +1,4 @@
-"""The HTML of a report: one file without scripts and without anything to fetch."""
+"""The HTML of a report: a single file without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from arcft.scoring.metrics import Scores
 from arcft.scoring.resampling import SubsampledMetrics
 
 MOST_BYTES = 10_000_000
-"""Beyond this size tasks are listed without being drawn, and the page says so."""
+"""Above this size further tasks are listed without drawings, and the page says so."""
 
-# A report may be opened by someone else: even if some text got through as markup, nothing would run or be fetched.
+# Reports are shared: even if some text were taken for markup, nothing would run or be fetched.
 _SECURITY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
@@ -40,7 +40,7 @@ def page(
     adaptation: Adaptation | None = None,
     numbers: Sequence[SubsampledMetrics] = (),
 ) -> str:
-    """The whole document. `results` are all problems, sorted; `curves_svg` is empty where there are no curves."""
+    """The whole document. `results` are all problems, sorted; `curves_svg` is empty if there are no curves."""
     before = adaptation.before if adaptation else None
     anchors = {result.problem.id: _anchor(number) for number, result in enumerate(results)}
     sections = [
@@ -116,7 +116,7 @@ def _curves(svg: str) -> str:
 
 
 def _tasks(results: Sequence[Result], metric_set: MetricSet, card: Card) -> Iterator[str]:
-    """A section for each outcome with a card for each task; without drawings once the page has become too large."""
+    """A section per outcome with a card per task; without drawings once the page is too large."""
     size, left_out = 0, 0
     heading: Outcome | None = None
     for number, result in enumerate(results):
@@ -150,7 +150,7 @@ def _order(outcome: Outcome) -> str:
 
 
 def _errors(results: Sequence[Result], noun: str) -> str:
-    """Why predictions have no valid answer; numbers in the reasons are replaced, so that like reasons are counted
+    """Why predictions have no valid answer; numbers in the reasons are masked, so that similar reasons are counted
     together."""
     reasons = Counter(
         re.sub(r"\d+", "#", prediction.error or "no reason given")

@@ -1,6 +1,6 @@
-"""What became of every unit of a run, on disk before the next thing is done.
+"""The state of every unit of a run, written to disk before anything else happens.
 
-SQLite with a write-ahead log: a transaction is whole or not there, whenever the process is killed.
+SQLite with a write-ahead log: transactions are atomic, whenever the process is killed.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND, Adapted, Event, Failed
 __all__ = ["Ledger", "LedgerError", "Note", "Record", "UnitRow"]
 
 MAX_ATTEMPTS = 2
-"""A unit that failed is tried once more, at a lower setting."""
+"""Attempts per unit: a failed unit is retried once, with reduced settings."""
 
 DEATHS = 5
-"""So many processes may die with a unit in hand before that counts as a failure of the unit: one that needs more
-memory than there is kills each process that takes it. Fewer could be chance where a machine is taken away often."""
+"""Deaths of processes working on a unit that count as a failure of the unit: a unit that needs more memory than there
+is kills every process that tries it. On preemptible machines, fewer deaths can be a coincidence."""
 
-# Which process wrote: a run that closes its ledger and opens it again is still the same one.
+# Identifies the writing process, also if it closes and reopens its ledger.
 _PROCESS = uuid.uuid4().hex
 
 
 class Ledger:
-    """One file. The process that works on a run holds the run's lock and one Ledger; threads may share it."""
+    """The ledger file of a run. The process that holds the run's lock has one Ledger, which threads may share."""
 
     def __init__(
         self,
@@ -63,14 +63,14 @@ class Ledger:
         *,
         clock: Callable[[], float] = time.time,
     ) -> Ledger:
-        """Begin a ledger, or open the one that is there.
+        """Create a ledger, or open the existing one.
 
-        `config`: nested plain data, all that decides the outcome; `answers` reads and writes answers. Raises
-        LedgerError if the ledger that is there belongs to another config (the message names the keys that differ), if
-        the file is no ledger, or if it can't be written.
+        `config`: nested plain data, everything that determines the results; `answers` reads and writes answers. Raises
+        LedgerError if the existing ledger belongs to another config (the message names the differing keys), if the file
+        is not a ledger, or if it can't be written.
         """
         ledger = cls(path, answers, config, clock, True)
-        # From now on the time counts.
+        # Elapsed time counts from here.
         ledger.heartbeat()
         return ledger
 
@@ -83,11 +83,11 @@ class Ledger:
         *,
         clock: Callable[[], float] = time.time,
     ) -> Ledger:
-        """Open a ledger, raising LedgerError as `create` does, and if there is none; None takes it as it is."""
+        """Open a ledger; raises LedgerError like `create`, and if it is missing. Config None accepts any ledger."""
         return cls(path, answers, config, clock, False)
 
     def close(self) -> None:
-        """What is in hand stays so, and is queued again by the next process."""
+        """Close the file. Running units stay marked as running, and the next process requeues them."""
         with self._lock:
             self._connection.close()
 
@@ -98,9 +98,9 @@ class Ledger:
         self.close()
 
     def fill(self, units: Sequence[UnitRow]) -> None:
-        """Enter all units of the rounds before and of adapting; those that are there already stay as they are.
+        """Add all units of the baseline and adapting rounds; existing ones stay unchanged.
 
-        Raises LedgerError where the ledger holds a unit that is not among `units`, or one of other tasks.
+        Raises LedgerError if the ledger holds a unit that is not among `units`, or one with other tasks.
         """
         with self._writing():
             self._add(units)
@@ -113,14 +113,14 @@ class Ledger:
                     )
 
     def add(self, unit: UnitRow) -> None:
-        """Enter a unit of a further round."""
+        """Add a unit of an extra round."""
         with self._writing():
             self._add([unit])
 
     def recover(self) -> None:
-        """Queue again what earlier processes had in hand. Only for the process that holds the run's lock.
+        """Requeue the running units of earlier processes. Call it only while holding the run's lock.
 
-        A process that was not told to stop (`stopping`) has died, which counts, see DEATHS.
+        A process that was not asked to stop (`stopping`) died, which counts towards DEATHS.
         """
         with self._writing():
             taken = self._rows(
@@ -131,7 +131,7 @@ class Ledger:
                 self._queue_again(row, died=row["process"] != _PROCESS and not row["stopping"])
 
     def claim(self, key: Key, worker: str, *, steps: int, first_prediction: int, predictions: int, seed: int) -> bool:
-        """Take a queued unit for `worker`; False if it is not queued (any more). One transaction: only one can."""
+        """Assign a queued unit to `worker`, atomically; False if it is not, or no longer, queued."""
         with self._writing():
             changed = self._connection.execute(
                 "UPDATE units SET state = CASE WHEN ? AND adapter IS NULL THEN 'adapting' ELSE 'predicting' END, "
@@ -143,9 +143,9 @@ class Ledger:
             return changed.rowcount == 1
 
     def record(self, event: Event, worker: str, *, again: bool = False) -> bool:
-        """Write down what became of a unit that `worker` has in hand; `again`: a failed one is queued once more.
+        """Record an event of a unit that `worker` is working on; with `again` a failed unit is requeued.
 
-        False, and nothing is written, if `worker` has it not, or not any more: it was taken for dead.
+        Returns False, and writes nothing, if the unit is not assigned to `worker`, or no longer: it was assumed dead.
         """
         with self._writing():
             rows = self._rows(
@@ -159,7 +159,7 @@ class Ledger:
                 return False
             match event:
                 case Started():
-                    # What was said when it was taken before, by a process that died or in its first try, still holds.
+                    # Notes of earlier starts still hold, by a process that died or in the first attempt.
                     notes = dict.fromkeys([*json.loads(rows[0]["notes"]), *event.notes])
                     self._set(event.key, recipe=json.dumps(event.recipe), notes=json.dumps(list(notes)))
                 case Adapted():
@@ -173,7 +173,7 @@ class Ledger:
             return True
 
     def requeue(self, worker: str, *, died: bool) -> None:
-        """Queue again what `worker` had in hand; if it died, that counts, see DEATHS."""
+        """Requeue the running units of `worker`; if it died, that counts towards DEATHS."""
         with self._writing():
             taken = self._rows(
                 "SELECT * FROM units WHERE worker = ? AND session = ? AND state IN ('adapting', 'predicting')",
@@ -184,12 +184,12 @@ class Ledger:
                 self._queue_again(row, died=died)
 
     def stopping(self) -> None:
-        """Note that this process was told to stop: what it leaves in hand is not what ended it."""
+        """Record that this process was asked to stop, so that its running units are not blamed for its end."""
         with self._writing():
             self._connection.execute("UPDATE sessions SET stopping = 1 WHERE id = ?", (self._session,))
 
     def note(self, kind: str, text: str, data: Mapping[str, Any] | None = None) -> None:
-        """Keep something that concerns the engine and no unit alone, e.g. a smaller recipe."""
+        """Store a remark about the engine, such as reduced settings."""
         with self._writing():
             self._connection.execute(
                 "INSERT INTO notes (at, kind, text, data) VALUES (?, ?, ?, ?)",
@@ -197,12 +197,12 @@ class Ledger:
             )
 
     def notes(self) -> list[Note]:
-        """In the order in which they were made."""
+        """All notes, oldest first."""
         rows = self._rows("SELECT * FROM notes ORDER BY id")
         return [Note(at=row["at"], kind=row["kind"], text=row["text"], data=json.loads(row["data"])) for row in rows]
 
     def records(self, round: int | None = None) -> list[Record]:
-        """In the order in which they were entered."""
+        """The records, of one round or of all, in the order in which they were added."""
         rows = self._rows("SELECT * FROM units WHERE ?1 IS NULL OR round = ?1 ORDER BY place", round)
         return [read_record(row) for row in rows]
 
@@ -214,7 +214,7 @@ class Ledger:
         return read_record(rows[0])
 
     def predictions(self, round: int | None = None, task_id: str | None = None) -> list[Prediction]:
-        """In the order of tasks, tests, rounds and prompts."""
+        """Predictions, of a round and task if given, in the order of tasks, tests, rounds and prompts."""
         rows = self._rows(
             "SELECT line FROM predictions JOIN tasks ON task_id = id WHERE (?1 IS NULL OR round = ?1) "
             "AND (?2 IS NULL OR task_id = ?2) ORDER BY place, test_index, round, number",
@@ -224,7 +224,7 @@ class Ledger:
         return [prediction_from_json(json.loads(row["line"]), str(self.path), self._answers) for row in rows]
 
     def current_predictions(self, task_id: str | None = None) -> list[Prediction]:
-        """Of each test the predictions made after adapting, or else those before; in the same order."""
+        """For each test, the predictions after adapting, or else those before; in the same order."""
         rows = self._rows(
             "SELECT line FROM predictions AS mine JOIN tasks ON task_id = id WHERE (?1 IS NULL OR task_id = ?1) "
             "AND (round > ?2 OR NOT EXISTS (SELECT 1 FROM predictions AS other WHERE other.task_id = mine.task_id "
@@ -235,24 +235,24 @@ class Ledger:
         return [prediction_from_json(json.loads(row["line"]), str(self.path), self._answers) for row in rows]
 
     def predicted(self, key: Key) -> frozenset[TestKey]:
-        """Tests that have predictions of this unit."""
+        """The tests that have predictions of this unit."""
         rows = self._rows("SELECT DISTINCT task_id, test_index FROM predictions WHERE round = ? AND name = ?", *key)
         return frozenset((row["task_id"], row["test_index"]) for row in rows)
 
     def elapsed(self) -> float:
-        """Seconds that this run has taken over all its processes, up to now, or to the last that they wrote."""
+        """Seconds that this run took in all its processes, each up to its last write, this one up to now."""
         rows = self._rows("SELECT * FROM sessions")
         mine = [row["started_at"] for row in rows if row["process"] == _PROCESS]
         others = sum(row["seen_at"] - row["started_at"] for row in rows if row["process"] != _PROCESS)
         return others + max(0.0, self._clock() - min([self._opened_at, *mine]))
 
     def elapsed_at(self, at: float) -> float:
-        """Seconds that this run had taken, over all its processes, at the moment `at`, in seconds since the epoch."""
+        """Seconds that this run had taken, in all its processes, at time `at` (seconds since the epoch)."""
         rows = self._rows("SELECT * FROM sessions")
         return sum(max(0.0, min(row["seen_at"], at) - row["started_at"]) for row in rows)
 
     def heartbeat(self) -> None:
-        """Note that this process is still at it, as every write does; on it `elapsed` depends after a crash."""
+        """Record a sign of life, as every write does; `elapsed` relies on it after a crash."""
         with self._writing():
             pass
 
@@ -274,7 +274,7 @@ class Ledger:
                 )
 
     def _adapted(self, event: Adapted) -> None:
-        # What an earlier try predicted came from another adapter.
+        # Predictions of an earlier attempt came from another adapter.
         self._connection.execute("DELETE FROM predictions WHERE round = ? AND name = ?", event.key)
         self._set(
             event.key,
@@ -307,7 +307,7 @@ class Ledger:
     def _failed(self, row: sqlite3.Row, reason: str, again: bool) -> None:
         changes: dict[str, Any] = {"attempts": row["attempts"] + 1, "reason": reason, "deaths": 0}
         if again:
-            # The next try learns anew, so that what went wrong is not predicted from once more.
+            # The next attempt trains from scratch instead of reusing the adapter that failed.
             changes |= {"state": "queued", "worker": None, "adapter": None}
         else:
             changes |= {"state": "failed", "finished_at": self._clock()}
@@ -331,7 +331,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """A transaction: all of what is done inside, or nothing."""
+        """A transaction: everything inside is committed, or nothing."""
         with self._lock, explained(self.path):
             self._connection.execute("BEGIN IMMEDIATE")
             try:
@@ -339,7 +339,7 @@ class Ledger:
                 yield
                 self._connection.execute("COMMIT")
             except BaseException:
-                # SQLite has done so already after some errors, e.g. a full disk.
+                # After some errors, such as a full disk, SQLite has already rolled back.
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise

@@ -1,11 +1,10 @@
-"""Which unit is next, and what it is given.
+"""Decide which unit is next, and its steps and predictions.
 
-First all units are predicted with the model as it was, the short ones first: soon there is an answer to most tests.
-Then the units are adapted to, the long ones first: memory runs out at the beginning if it does at all, and with several
-workers no long unit is left for the end. Units that failed come last. With a budget, the time that is left goes to
-further rounds.
+First all units are predicted with the unadapted model, short ones first, so that most tests soon have an answer. Then
+they are adapted to, long ones first: if memory runs out, it does so early, and no worker is left with a long unit at
+the end. Failed units come last. With a budget, the remaining time goes to extra rounds.
 
-Without a budget, what a unit is given follows from the config alone, and not from time or from other units.
+Without a budget, a unit's steps and predictions depend on the config only, not on time or on other units.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from arcft.ttft.scheduling.vote_margin import closeness
 from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND, Assignment, Key, Unit
 
 EXTRA_ROUNDS = 3
-"""Most that a unit gets with time that is left over: more of the same changes less each time."""
+"""Limit on a unit's extra rounds, whose benefit diminishes."""
 
 _LIKE = 2.0
-"""Lengths that differ by no more than this factor share a pass without much padding."""
+"""Units whose lengths differ by at most this factor can share a pass without much padding."""
 
 _KNOWN = 1.5
-"""The cost of a unit is known well enough once one has been trained that is shorter by no more than this factor."""
+"""The cost of a unit is considered known once a unit that is at most this factor shorter was trained."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnitDefaults:
-    """What a unit is given where nothing else decides."""
+    """What a unit gets without a budget."""
 
     steps: int
     predictions: int
@@ -45,24 +44,24 @@ class UnitDefaults:
 
 @dataclasses.dataclass
 class RunningUnit:
-    """A unit that a worker has in hand."""
+    """A unit that a worker is working on."""
 
     worker: str
     assignment: Assignment
     cost: float
-    """Seconds of work that it is expected to take."""
+    """Expected seconds of work."""
 
     spent: float = 0.0
-    """Seconds of work that it has taken."""
+    """Seconds of work so far."""
 
     @property
     def left(self) -> float:
-        """Seconds of work that it will still take."""
+        """Expected seconds of work left."""
         return max(0.0, self.cost - self.spent)
 
 
 class RunState:
-    """The units of a run, and how each stands."""
+    """The units of a run and their states."""
 
     def __init__(self, ledger: Ledger, units: Sequence[Unit]) -> None:
         self.units = {unit.name: unit for unit in units}
@@ -71,35 +70,35 @@ class RunState:
         self._ledger = ledger
 
     def refresh(self, key: Key) -> Record:
-        """Read a unit's record again."""
+        """Reload a unit's record."""
         self.records[key] = self._ledger.find(key)
         return self.records[key]
 
     def queued(self, round: int, *, failed: bool | None = None) -> list[Record]:
-        """What waits in a round; `failed`: only what has failed once, or only what has not."""
+        """The queued units of a round: with `failed` those that failed before, else the others."""
         records = (self.records.get((round, name)) for name in self.units)
         waiting = [record for record in records if record is not None and record.state == "queued"]
         return [record for record in waiting if failed is None or (record.attempts > 0) == failed]
 
     def state(self, round: int, name: str) -> str | None:
-        """How a unit stands in a round; None if it has no part in it."""
+        """A unit's record in a round; None if it is not part of it."""
         record = self.records.get((round, name))
         return record.state if record else None
 
     def is_answered(self, name: str) -> bool:
-        """Whether the model as it was has predicted all tests of a unit."""
+        """Whether all tests of a unit have predictions of the unadapted model."""
         return self.state(BASELINE_ROUND, name) == "done"
 
     def promised(self) -> float:
-        """Seconds of work that the units in hand will still take."""
+        """Expected seconds of work left in the running units."""
         return sum(hand.left for hand in self.hands.values())
 
     def beside(self, worker: str) -> list[float]:
-        """The same for each unit that `worker` has."""
+        """The same for each unit of `worker`."""
         return [hand.left for hand in self.hands.values() if hand.worker == worker]
 
     def spent_before(self) -> float:
-        """Seconds of work that predictions with the model as it was have taken, by all processes."""
+        """Seconds of work spent on predictions of the unadapted model, in all processes."""
         hands = [hand.spent for key, hand in self.hands.items() if key[0] == BASELINE_ROUND]
         records = [
             each for each in self.records.values() if each.round == BASELINE_ROUND and each.key not in self.hands
@@ -108,7 +107,7 @@ class RunState:
 
 
 class Chooser:
-    """Chooses from a board; remembers nothing but how close votes were."""
+    """Chooses the next unit; its only state is a cache of vote margins."""
 
     def __init__(
         self, ledger: Ledger, board: RunState, wanted: UnitDefaults, budget: Budget | None, costs: Costs
@@ -117,9 +116,9 @@ class Chooser:
         self._closeness: dict[str, tuple[float, float] | None] = {}
 
     def choose(self, near: int | None, worker: str = "") -> tuple[Assignment, float] | None:
-        """The next assignment, of a length (tokens) like `near`, and its expected seconds; None if there is none.
+        """The next assignment, of a length (tokens) close to `near` if possible, and its expected seconds; or None.
 
-        `worker` is who gets it.
+        `worker` is the worker that it is for.
         """
         board = self._board
         before = sorted(board.queued(BASELINE_ROUND, failed=False), key=lambda record: record.length)
@@ -132,11 +131,11 @@ class Chooser:
             return self._assignment(*waiting[0].key, None) if waiting else None
         probe = self._probe(main)
         if probe is not None:
-            # What the first steps cost decides what the others get: they wait for it.
+            # The cost of the first steps decides the others' plans, so they wait for it.
             lengths = [hand.assignment.unit.length for key, hand in board.hands.items() if key[0] == ADAPT_ROUND]
             main = [] if any(length > self._costs.longest_step for length in lengths) else [probe]
         candidates = [*before[:1], *main[:1]]
-        # What can't be given to the first may be due to one without any answer, or do for the shortest.
+        # If the first does not fit, a unit without any answer may still get one, or the shortest may fit.
         candidates += [record for record in main if not board.is_answered(record.name)][:1]
         candidates += sorted(main, key=lambda record: record.length)[:1]
         candidates += retries
@@ -148,11 +147,11 @@ class Chooser:
         return None if board.queued(ADAPT_ROUND) else self._further(self._budget, near, worker)
 
     def votes_changed(self, name: str) -> None:
-        """There are other predictions of a unit than before."""
+        """Forget the cached vote margin of a unit, whose predictions changed."""
         self._closeness.pop(name, None)
 
     def seconds_left(self, workers: int) -> float | None:
-        """Till all units are adapted to, or till the budget ends; None before anything is known."""
+        """Seconds until all units are adapted to, or until the budget ends; None while costs are unknown."""
         fit, left = fitted(self._costs), None
         if fit is not None:
             needs = [self._need(record.name) for record in self._board.queued(ADAPT_ROUND)]
@@ -162,7 +161,7 @@ class Chooser:
         return min(self._budget.left(1), left if left is not None else math.inf)
 
     def _probe(self, main: Sequence[Record]) -> Record | None:
-        """A unit whose cost tells what others will cost: first a short one, then one of middling length."""
+        """A unit whose cost is measured to predict the others': first a short one, then one of medium length."""
         ordered = sorted(main, key=lambda record: record.length)
         if not ordered or not self._costs.longest_step:
             return ordered[0] if ordered else None
@@ -193,9 +192,9 @@ class Chooser:
         )
 
     def _further(self, budget: Budget, near: int | None, worker: str) -> tuple[Assignment, float] | None:
-        """A further round for the unit whose votes are closest; each gets its second before one gets its third.
+        """An extra round for the unit with the closest votes; every unit gets its second round before any gets a third.
 
-        Beside others in a pass come those of a length like theirs first: padding would take the time that is left.
+        Units of a length similar to the running ones come first, because padding would waste the remaining time.
         """
         found = []
         for place, name in enumerate(self._board.units):
@@ -221,7 +220,7 @@ class Chooser:
         return None
 
     def _next_round(self, name: str) -> int | None:
-        """The further round that a unit could have now."""
+        """The next extra round of a unit."""
         if self._board.state(ADAPT_ROUND, name) != "done":
             return None
         for round in range(ADAPT_ROUND + 1, ADAPT_ROUND + 1 + EXTRA_ROUNDS):
@@ -248,7 +247,7 @@ class Chooser:
         earlier = [board.records.get((each, name)) for each in range(ADAPT_ROUND, round)]
         first = max((each.first_prediction + each.num_predictions for each in earlier if each), default=0)
         adapter = record.adapter if record and record.adapter and Path(record.adapter).is_dir() else None
-        # Without its adapter a unit is adapted to anew, and what it predicted is predicted again with that.
+        # Without its adapter a unit is adapted again, and its predictions are made again with the new adapter.
         keeps = adapter is not None or (steps == 0 and record is not None and record.planned_steps == 0)
         assignment = Assignment(
             unit=board.units[name],
@@ -256,7 +255,7 @@ class Chooser:
             steps=steps,
             first_prediction=first,
             predictions=predictions,
-            # Other examples in each further round.
+            # Each extra round has other examples.
             seed=wanted.seed + max(0, round - ADAPT_ROUND),
             attempt=record.attempts if record else 0,
             deadline=plan.deadline if plan else None,
@@ -270,5 +269,5 @@ class Chooser:
 
 
 def row_of(round: int, unit: Unit) -> UnitRow:
-    """A unit as the ledger takes it."""
+    """A unit as a row for the ledger."""
     return round, unit.name, [task.id for task in unit.problems], unit.length

@@ -1,4 +1,4 @@
-"""Hands out units and takes in what becomes of them. All of it is in the ledger before the next thing is done."""
+"""Assigns units and records their events, each in the ledger before anything else happens."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ _HEARTBEAT_SECONDS = 5.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """For the progress line: units of the main round."""
+    """Counts for the progress line; units of the adapting round unless stated otherwise."""
 
     done: int
     failed: int
     total: int
     predicted_before: int
-    """Units that have predictions of the model as it was."""
+    """Units that have predictions of the unadapted model."""
 
     extra: int
-    """Units of further rounds that are done."""
+    """Finished units of extra rounds."""
 
     tokens_per_second: float
-    """Read, trained and produced, over the last minute."""
+    """Tokens read, trained on and generated, averaged over the last minute."""
 
     seconds_left: float | None
-    """Till the end of the main round, or of the budget if that comes first; None before anything is known."""
+    """Until the end of the adapting round, or of the budget if that is sooner; None while costs are unknown."""
 
 
 class Queue:
-    """Hands out units and takes in events, from any thread. One a run, in the process that holds the run's lock."""
+    """Assigns units and records events; thread-safe. There is one per run, in the process that holds the run's lock."""
 
     changed: bool
-    """Whether there are predictions that no submission has yet; set to False by who writes one."""
+    """Whether there are predictions that are not in the submission yet; whoever writes one sets it to False."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class Queue:
         """`steps`: ttft.max_steps; `predictions`: inference.predictions_per_test; `seed`: ttft.seed;
         `attempts`: answers submitted for a test.
 
-        Enters the units into the ledger, or finds them there, and queues again what a dead process had in hand. Raises
+        Adds the units to the ledger, unless they are there, and requeues the running units of a dead process. Raises
         LedgerError, see Ledger.fill.
         """
         self._ledger, self._budget, self._clock = ledger, budget, clock
@@ -90,9 +90,9 @@ class Queue:
         self.changed = any(record.starts for record in self._board.records.values())
 
     def pull(self, worker: str, near: int | None = None) -> Assignment | None:
-        """The next unit for `worker`, of a length (tokens) like `near`; None if there is none for now.
+        """The next unit for `worker`, preferably of a length (tokens) close to `near`; None if there is none for now.
 
-        There may be one again after the next event: a unit that failed, or time that was not needed.
+        There may be one after the next event, because a unit failed or took less time than planned.
         """
         with self._lock:
             while not self._stopped:
@@ -119,7 +119,7 @@ class Queue:
             return None
 
     def record(self, event: Event, worker: str) -> None:
-        """Take in what `worker` reports; nothing comes of a unit that it has not in hand (any more)."""
+        """Record an event of `worker`; ignored if the unit is not, or no longer, assigned to it."""
         with self._lock:
             if isinstance(event, Lowered):
                 self._ledger.note("recipe", event.reason, {"recipe": event.recipe})
@@ -131,7 +131,7 @@ class Queue:
             if isinstance(event, Stepped | Predicted):
                 hand.spent += event.seconds
             if isinstance(event, Stepped):
-                # A step is not worth a write to the disk; that the process lives is, now and then.
+                # Steps are not written to disk; a sign of life is, from time to time.
                 if self._clock() - self._last_write >= _HEARTBEAT_SECONDS:
                     self._ledger.heartbeat()
                     self._last_write = self._clock()
@@ -146,7 +146,7 @@ class Queue:
                 self._chooser.votes_changed(event.key[1])
 
     def requeue(self, worker: str) -> None:
-        """Queue again what `worker`, which is no more, had in hand. After `stop` that is no death."""
+        """Requeue the running units of `worker`, which has ended. After `stop` that does not count as a death."""
         with self._lock:
             self._ledger.requeue(worker, died=not self._stopped)
             self._costs.pause(worker)
@@ -155,17 +155,17 @@ class Queue:
                 self._board.refresh(key)
 
     def note(self, kind: str, text: str) -> None:
-        """Keep in the ledger what happened to the engine or its workers, and to no unit alone."""
+        """Record a remark about the engine or its workers in the ledger."""
         self._ledger.note(kind, text)
 
     def expect_workers(self, count: int) -> None:
-        """So many will work at the same time, which is what a budget counts with."""
+        """Tell the budget how many workers run in parallel."""
         with self._lock:
             if self._budget is not None:
                 self._budget.workers = count
 
     def stop(self) -> None:
-        """Hand out nothing more, in this process."""
+        """Assign no more units in this process."""
         with self._lock:
             if not self._stopped:
                 self._stopped = True
@@ -173,12 +173,12 @@ class Queue:
 
     @property
     def done(self) -> bool:
-        """Nothing is in hand, and nothing waits that there is time for; so not after a `stop` that left units."""
+        """Whether nothing is running, and no queued unit fits the budget. False after a `stop` that left units."""
         with self._lock:
             return not self._board.hands and self._chooser.choose(None) is None
 
     def progress(self) -> Progress:
-        """How far the run is."""
+        """The progress of the run."""
         with self._lock:
             records = list(self._board.records.values())
             main = [record.state for record in records if record.round == ADAPT_ROUND]
@@ -193,16 +193,16 @@ class Queue:
             )
 
     def predictions(self) -> list[Prediction]:
-        """What counts now: of each test those after adapting, or else those before; in the order of tasks."""
+        """The current predictions: for each test those after adapting, or else those before; in the order of tasks."""
         return self._ledger.current_predictions()
 
     def before(self) -> list[Prediction]:
-        """Those of the model as it was."""
+        """The predictions of the unadapted model."""
         return self._ledger.predictions(BASELINE_ROUND)
 
     @staticmethod
     def _has_another_try(assignment: Assignment) -> bool:
-        # A further round only adds to predictions that are there.
+        # An extra round only adds to existing predictions.
         return assignment.round <= ADAPT_ROUND and assignment.attempt + 1 < MAX_ATTEMPTS
 
     def _count_workers(self) -> int:
