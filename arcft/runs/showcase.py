@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from arcft.cli.hydra_app import Stopped
 from arcft.config.data import DataConfig
 from arcft.config.run import TrainConfig, showcase_evaluation
 from arcft.config.showcase import ShowcaseConfig
@@ -20,7 +19,9 @@ from arcft.reporting.showcase import showcase_table
 from arcft.reporting.words import count
 from arcft.runs.adaptation.evaluate import Show
 from arcft.runs.adaptation.outcome import AdaptationOutcome, lines_of
+from arcft.runs.common.command import command
 from arcft.runs.common.paths import override
+from arcft.runs.common.signals import Stopped
 from arcft.runs.evaluate import evaluate
 from arcft.runs.evaluation.targets import EvaluationTarget
 from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
@@ -63,9 +64,9 @@ def show_showcase(config: TrainConfig, folder: Path, num_tokens: CountTokens, tr
         evaluation = showcase_evaluation(config, chosen, str(run.checkpoint.path))
         evaluate(evaluation, folder / FOLDER, show=_teller(tracker))
     except Stopped as stopped:
-        way = f"python train.py {override('resume', folder)}"
-        message = f"the training is finished and saved; the showcase was stopped, go on with: {way}"
-        raise Stopped(stopped.exit_code - 128, message) from stopped
+        way = f"{command('train')} {override('resume', folder)}"
+        message = f"the training is finished and saved; the showcase was stopped, resume with: {way}"
+        raise Stopped(stopped.number, message) from stopped
     except ArcftError as error:
         raise ShowcaseError(
             f"the training is finished and saved in {folder}; its showcase failed: {error}. "

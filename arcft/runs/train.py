@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from arcft import __version__
 from arcft.checkpoints import Origin, find_checkpoints, lock_run, remove_leftovers, write_run_yaml
-from arcft.cli.hydra_app import Stopped, stop_on_signals
 from arcft.config.duration import parse_duration
 from arcft.config.inference import InferenceConfig
 from arcft.config.lora import LoraConfig
 from arcft.config.run import TrainConfig
-from arcft.config.schema import to_dict
+from arcft.config.schema import ConfigError, to_dict
 from arcft.console import note, say
 from arcft.errors import ArcftError
 from arcft.models.fingerprint import base_fingerprint
@@ -28,8 +27,11 @@ from arcft.models.limits import embedding_rows, position_limit, refuse_beyond
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
 from arcft.protocols import DealViews, Problem, QuestionSampler
+from arcft.runs.common.command import command
+from arcft.runs.common.optimized_metric import check_name
 from arcft.runs.common.paths import override
 from arcft.runs.common.progress import progress_bar
+from arcft.runs.common.signals import Stopped, stop_on_signals
 from arcft.runs.common.tracking import tracked
 from arcft.runs.setup.build import check_answers, choose_device, example_builder, view_dealer
 from arcft.runs.setup.checkpoint_config import check_base, open_checkpoint
@@ -38,7 +40,7 @@ from arcft.runs.setup.leaks import warn_trained_on
 from arcft.runs.setup.tasks import CountTokens, TaskSets, task_sets
 from arcft.runs.showcase import show_showcase
 from arcft.runs.training.callbacks import GenerationMetrics, ProgressBar, Recorder
-from arcft.runs.training.closing import close_run, say_next
+from arcft.runs.training.closing import Closing, close_run, say_next
 from arcft.runs.training.messages import say_model, say_skipped, say_tasks, show_estimate, show_first_example
 from arcft.text.builder import ExampleBuilder
 from arcft.text.item_sampler import ItemSampler
@@ -81,11 +83,17 @@ class Prepared:
         }
 
 
-def train(config: TrainConfig, folder: Path) -> None:
-    """Train as `config` says, everything in `folder`; goes on from its last checkpoint where config.resume is set."""
-    prepared = prepare(config)
-    say_tasks(prepared.sets, _max_tokens(config))
+def train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
+    """Train as `config` says, with everything in `folder`; with config.resume, continue from its last checkpoint.
+
+    Returns the last losses and metrics as trackers name them (`train/loss`, `eval/accuracy`); nothing after a dry run
+    or where training.max_time ended the run early. Raises ArcftError, and Stopped after a signal.
+    """
     kind = kind_of(config.data)
+    check_name(config.optimized_metric, ["train/loss", "eval/loss", *(f"eval/{name}" for name in kind.metrics.names)])
+    prepared = prepare(config)
+    _check_optimized_metric(config, prepared)
+    say_tasks(prepared.sets, _max_tokens(config))
     warn_trained_on(kind, config.model, prepared.sets.held_out, "held-out tasks")
     say_skipped(prepared.trial, prepared.held_out_skipped, config.training.max_seq_length)
     if config.preview:
@@ -105,7 +113,7 @@ def train(config: TrainConfig, folder: Path) -> None:
     say_model(config, model, device)
     if config.dry_run:
         show_estimate(config, model)
-        return
+        return {}
     values = to_dict(dataclasses.replace(config, resume=None))
     stored = {"arcft": __version__, "job": "train", "config": values, "tasks": prepared.tasks}
     with lock_run(folder), tracked(config.tracking, values, folder, job="train") as tracker:
@@ -123,17 +131,29 @@ def train(config: TrainConfig, folder: Path) -> None:
             origin=origin,
             save_total_limit=config.training.save_total_limit,
         )
-        kept = _train_and_close(config, folder, prepared, model, arguments, saving, tracker)
-        if kept is not None:
+        closing = _train_and_close(config, folder, prepared, model, arguments, saving, tracker)
+        if closing is not None:
             # The showcase loads the checkpoint, and a large model does not fit twice.
             del model
             try:
                 show_showcase(config, folder, prepared.builder.num_tokens, tracker)
             except ArcftError:
                 # The training itself is done, and its checkpoint there.
-                say_next(folder, kept)
+                say_next(folder, closing.kept)
                 raise
-            say_next(folder, kept)
+            say_next(folder, closing.kept)
+    return closing.metrics if closing is not None else {}
+
+
+def _check_optimized_metric(config: TrainConfig, prepared: Prepared) -> None:
+    """Raise ConfigError where the run would end without the metric that `optimized_metric` names."""
+    name = config.optimized_metric
+    if name is None or name == "train/loss":
+        return
+    if not prepared.held_out_examples:
+        raise ConfigError([f"optimized_metric={name}: no task is held out; add data.held_out=8, or use train/loss"])
+    if name != "eval/loss" and not config.training.generation_tasks:
+        raise ConfigError([f"optimized_metric={name} needs predictions, and training.generation_tasks=0; raise it"])
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -258,8 +278,8 @@ def _train_and_close(
     arguments: TrainingArguments,
     saving: Saving,
     tracker: Tracker,
-) -> str | None:
-    """Train to the end; returns which checkpoints were kept, in words, or None where it was stopped before."""
+) -> Closing | None:
+    """Train to the end; None where training.max_time ended it early. Raises Stopped after a signal."""
     checkpoints = find_checkpoints(folder) if config.resume is not None else []
     start = int(checkpoints[-1].name.rpartition("-")[2]) if checkpoints else 0
     max_steps = config.training.max_steps
@@ -305,8 +325,8 @@ def _train_and_close(
             trainer.evaluate()
     if trainer.state.global_step < max_steps or trainer.evaluation_due:
         message = (
-            f"stopped at step {trainer.state.global_step} of {max_steps} ({stop.reason}) and saved; go on with: "
-            f"python train.py {override('resume', folder)}"
+            f"stopped at step {trainer.state.global_step} of {max_steps} ({stop.reason}) and saved; resume with: "
+            f"{command('train')} {override('resume', folder)}"
         )
         if received:
             raise Stopped(received[0], message)

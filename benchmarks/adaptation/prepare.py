@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from adaptation.workload import TaskWork, Workload
-from arcft.cli.hydra_app import config_folder
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import from_dict
 from arcft.models.load import load_model, load_tokenizer
@@ -31,6 +30,7 @@ from arcft.runs.adaptation.base_model import (
     start_model,
     start_tokenizer,
 )
+from arcft.runs.common.config_folder import config_folder
 from arcft.runs.setup.build import choose_device, view_dealer
 from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.ttft_settings import TtftSettings, resolve_ttft

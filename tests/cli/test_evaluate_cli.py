@@ -145,7 +145,7 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_result(
     assert kept < (undisturbed / "predictions.jsonl").read_bytes().count(b"\n")
     assert not (folder / "metrics.json").exists()
     if number != signal.SIGKILL:
-        assert f"stopped; go on with: python evaluate.py resume={folder}" in err
+        assert f"stopped; resume with: python evaluate.py resume={folder}" in err
         assert kept % 4 == 0
     # From anywhere, with nothing but the folder.
     (tmp_path / "elsewhere").mkdir()
@@ -203,7 +203,7 @@ def test_what_cannot_be_gone_on_with(run: Path, tmp_path: Path) -> None:
         return err
 
     before = sorted(run.iterdir())
-    assert "holds no evaluate run; if it is the other kind, use train.py" in refused_resume(run)
+    assert "holds no evaluate run; if it is the other kind, use python train.py" in refused_resume(run)
     assert "is a checkpoint" in refused_resume(run / "checkpoint-6")
     assert "there is no such folder" in refused_resume(tmp_path / "nothing")
     assert "data.limit=3 has no effect with resume=" in refused_resume(run, "data.limit=3")

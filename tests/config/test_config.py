@@ -9,11 +9,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from arcft.cli.hydra_app import config_folder, let_unknown_keys_in
+from arcft.cli.hydra_app import let_unknown_keys_in
 from arcft.config import schema
 from arcft.config.duration import DurationError, parse_duration
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.training import CurriculumStage
+from arcft.runs.common.config_folder import config_folder
 
 GROUPS = sorted(path.name for path in config_folder().iterdir() if path.is_dir() and path.name != "local")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((config_folder() / group).glob("*.yaml"))]
@@ -272,7 +273,7 @@ def test_a_wrong_value_is_refused_with_its_remedy(overrides: list[str], message:
         (["model=tiny", "adapters=x"], "adapters= needs checkpoint=: the run that the adapters were started from"),
         (
             ["predictions=b", "data=arc1", "ttft=per_task"],
-            "ttft=per_task has no effect with predictions=, which no model makes here; use ttft=none",
+            "ttft=per_task has no effect with predictions=, which are made already; use ttft=none",
         ),
         (
             ["checkpoint=a", "adapters=b", "ttft=whole_set"],

@@ -81,7 +81,7 @@ def test_a_run_of_then_is_evaluated_and_its_evaluation_selected_from_again(tmp_p
     with pytest.raises(CheckpointError) as caught:
         evaluated(tmp_path / "gone", f"predictions={first}/predictions.jsonl")
     assert str(caught.value).startswith(f"{checkpoint}: can't be read: ")
-    assert str(caught.value).endswith(f"{first} has its tasks from there; name them with data=...")
+    assert str(caught.value).endswith(f"{first} took its tasks from there; name them with data=...")
     assert not (tmp_path / "gone").exists()
 
 

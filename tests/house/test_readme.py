@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from arcft.cli import commands
+from arcft.cli import evaluate, train
 from arcft.config.model import ModelConfig
 from arcft.models.load import draw_random_model, load_tokenizer
 from arcft.models.source import resolve_path
@@ -72,7 +72,7 @@ def command(program: str, words: list[str]) -> int:
         patch.setattr(sys, "argv", [f"{program}.py", *words])
         patch.setenv("HYDRA_FULL_ERROR", "0")
         try:
-            getattr(commands, program)()
+            {"train": train, "evaluate": evaluate}[program].main()
         except SystemExit as end:
             return end.code if isinstance(end.code, int) else 1
     return 0

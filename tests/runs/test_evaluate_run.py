@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from arcft.checkpoints import CheckpointError, read_run_yaml
-from arcft.cli.hydra_app import Stopped
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError, from_dict
 from arcft.prediction.predict import TOO_LONG
 from arcft.problems.arc.scoring.metrics import METRICS
 from arcft.problems.arc.scoring.submission import check_submission
+from arcft.runs.common.signals import Stopped
 from arcft.runs.evaluate import evaluate
 from arcft.runs.evaluation import predict as predict_module
 from arcft.scoring.predictions import Prediction, PredictionError, prediction_from_json, read_predictions
@@ -411,7 +411,7 @@ def test_a_folder_of_another_evaluation_is_not_gone_on_with(run: Path, tmp_path:
     folder = evaluated(tmp_path / "evaluation", f"checkpoint={run}/checkpoint-4")
     before = state_of(folder)
     for overrides in ([f"checkpoint={run}/checkpoint-6"], [f"checkpoint={run}/checkpoint-4", "inference.seed=1"]):
-        with pytest.raises(CheckpointError, match="was begun with another checkpoint, other tasks"):
+        with pytest.raises(CheckpointError, match="was started with another checkpoint, other tasks"):
             evaluated(folder, *overrides)
     with pytest.raises(CheckpointError, match="holds another run"):
         evaluated(run, f"checkpoint={run}")

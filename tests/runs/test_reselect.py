@@ -134,7 +134,7 @@ def test_scores_that_are_not_there_are_asked_for(scored: Path, tmp_path: Path) -
     lines = map(json.loads, (scored / "predictions.jsonl").read_text(encoding="utf-8").splitlines())
     path.write_text("".join(json.dumps(line | {"scores": None}) + "\n" for line in lines), encoding="utf-8")
     folder = tmp_path / "evaluation"
-    with pytest.raises(ConfigError, match=r"^selection=score: no prediction of predictions.jsonl has scores to go by"):
+    with pytest.raises(ConfigError, match=r"^selection=score: no prediction of predictions.jsonl has scores; predict"):
         evaluated(folder, f"predictions={path}", *SCORE, *evaluation_tasks())
     with pytest.raises(
         ConfigError, match=r"^selection.num_augmentations=16: the predictions of predictions.jsonl were scored under"
@@ -151,7 +151,7 @@ def test_how_to_predict_has_no_effect_without_a_model(scored: Path, tmp_path: Pa
     with pytest.raises(ConfigError) as caught:
         evaluated(folder, f"predictions={scored}/predictions.jsonl", "inference=search", "inference.max_new_tokens=9")
     assert caught.value.problems == [
-        f"{key}= has no effect with predictions=, which no model makes here; drop it"
+        f"{key}= has no effect with predictions=, which are made already; drop it"
         for key in ("inference", "inference.max_new_tokens")
     ]
     assert not folder.exists()
@@ -196,9 +196,7 @@ def test_predictions_of_no_finished_evaluation_need_their_tasks(scored: Path, tm
     with pytest.raises(ConfigError, match=r"^predictions= needs the tasks they answer: add data=arc1, data=kaggle"):
         evaluated(folder, f"predictions={tmp_path}/predictions.jsonl")
     shutil.copyfile(scored / "run.yaml", tmp_path / "run.yaml")
-    with pytest.raises(
-        CheckpointError, match=r"submission.json: can't be read .* go on with it by resume=, or name the"
-    ):
+    with pytest.raises(CheckpointError, match=r"submission.json: can't be read .* resume it with resume=, or name the"):
         evaluated(folder, f"predictions={tmp_path}/predictions.jsonl")
     assert not folder.exists()
 

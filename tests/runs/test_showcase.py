@@ -171,7 +171,7 @@ def test_stopped_in_the_middle_the_training_is_finished(tmp_path: Path) -> None:
     code, _, err = finish(process)
     assert code == 128 + signal.SIGTERM, err
     way = f"python train.py {override('resume', folder)}"
-    assert f"the training is finished and saved; the showcase was stopped, go on with: {way}\n" in err
+    assert f"the training is finished and saved; the showcase was stopped, resume with: {way}\n" in err
     assert last_checkpoint(folder).name == "checkpoint-6"
     assert json.loads((folder / "metrics.json").read_text())["step"] == 6
     code, out, err = finish(start_train(*shlex.split(way)[2:], cwd=tmp_path))

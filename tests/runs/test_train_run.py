@@ -531,7 +531,7 @@ def test_a_whole_model_is_no_start(tmp_path: Path, capsys: pytest.CaptureFixture
     options = [*QUIET, "data=leave_one_out", ids("25ff71a9")]
     assert run_train(tmp_path / "run", *options, f"lora.start={tmp_path / 'start'}") == 1
     model = tmp_path / "start" / "checkpoint-1"
-    assert f"that run trained the whole model (lora=none); go on from it with model=local model.path={model}" in (
+    assert f"that run trained the whole model (lora=none); continue from it with model=local model.path={model}" in (
         capsys.readouterr().err
     )
     # And so it goes.
@@ -560,7 +560,7 @@ def test_a_time_limit_stops_saves_and_says_how_to_go_on(
     limited = [*RESUMED, "training.save_total_limit=9", "training.max_time=0.001s"]
     assert run_train(folder, *limited) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f"stopped at step 1 of 9 (training.max_time (0 s) has passed) and saved; go on with: "
+        f"stopped at step 1 of 9 (training.max_time (0 s) has passed) and saved; resume with: "
         f"python train.py resume={folder}"
     )
     assert [path.name for path in find_checkpoints(folder)] == ["checkpoint-1"]
@@ -633,14 +633,14 @@ def test_resume_needs_the_folder_of_a_run(
     for folder, message in {
         checkpoint: f"is a checkpoint; give its run: resume={quick_run}",
         tmp_path / "nothing": "there is no such folder; give the folder of a run, e.g. outputs/train/...",
-        tmp_path: "holds no run.yaml, so no run was begun there; give the folder of a run, e.g. outputs/train/...",
+        tmp_path: "holds no run.yaml, so no run was started there; give the folder of a run, e.g. outputs/train/...",
     }.items():
         assert run_train(folder, f"resume={folder}") == 1
         assert capsys.readouterr().err == f"error: resume={folder}: {message}\n"
     assert tree(checkpoint) == before
     (tmp_path / "run.yaml").write_text("job: evaluate\n")
     assert run_train(tmp_path, f"resume={tmp_path}") == 1
-    assert "holds no train run; if it is the other kind, use evaluate.py" in capsys.readouterr().err
+    assert "holds no train run; if it is the other kind, use python evaluate.py" in capsys.readouterr().err
 
 
 def test_a_run_has_one_owner(quick_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

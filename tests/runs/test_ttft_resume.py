@@ -103,7 +103,7 @@ def test_it_goes_on_to_the_same_result(
     assert "Traceback" not in out + err
     assert not (folder / "metrics.json").exists()
     if number != signal.SIGKILL:
-        assert f"stopped; go on with: python evaluate.py resume={folder}" in err
+        assert f"stopped; resume with: python evaluate.py resume={folder}" in err
         # In good order: nothing counts as having died.
         with Ledger.open(folder / LEDGER_FILE) as ledger:
             assert {record.deaths for record in ledger.records()} == {0}

@@ -124,7 +124,7 @@ def test_without_time_tasks_are_left_out_and_nothing_failed(
 ) -> None:
     """Loading alone takes longer than the budget, so all that can be done is to say so."""
     folder = tmp_path / "evaluation"
-    with pytest.raises(AdaptError, match="no time was left; go on with resume=, and a larger"):
+    with pytest.raises(AdaptError, match="no time was left; resume with resume= and a larger"):
         evaluated(folder, f"checkpoint={run}", *evaluation_tasks(), *FEW, "ttft.budget=0.01s")
     assert "4 of 4 tasks left out; there are no predictions for them:" in capsys.readouterr().out
     check_submission(
@@ -195,7 +195,7 @@ def test_a_model_as_it_is_gets_fresh_adapters(tmp_path: Path, capsys: pytest.Cap
     folder = evaluated(
         tmp_path / "evaluation", *model, *evaluation_tasks(), *FEW, "lora.r=4", "ttft.keep_adapters=true"
     )
-    assert "model=tiny has no adapter to go on from: each begins as a fresh one" in capsys.readouterr().out
+    assert "model=tiny has no adapter to continue: each starts as a fresh one" in capsys.readouterr().out
     assert read_run_yaml(folder)["config"]["ttft"]["start"] == "fresh"
     kept = folder / "adapters" / SMALL_EVALUATION_TASKS[0]
     assert {path.name for path in kept.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
@@ -315,7 +315,7 @@ def test_dry_run_loads_and_counts(run: Path, tmp_path: Path, capsys: pytest.Capt
         (["augmentation=none"], "augmentation= has no effect with ttft=none; use ttft=per_task, or drop it"),
         (
             ["ttft=per_task", "lora.r=4"],
-            "lora.r=4 contradicts the checkpoint's 16; drop it, or begin a new adapter with ttft.start=fresh",
+            "lora.r=4 contradicts the checkpoint's 16; drop it, or start a new adapter with ttft.start=fresh",
         ),
         (
             ["ttft=per_task", "lora.start=elsewhere"],
@@ -340,7 +340,7 @@ def test_refusals(overrides: list[str], message: str, run: Path, tmp_path: Path)
 def test_a_pattern_is_refused_with_the_way_out(run: Path, tmp_path: Path) -> None:
     message = refusal(tmp_path / "evaluation", f"checkpoint={run}/checkpoint-*", *FEW)
     assert message == (
-        f"checkpoint={run}/checkpoint-*: ttft=per_task goes on from one checkpoint; for several name them: "
+        f"checkpoint={run}/checkpoint-*: ttft=per_task starts from one checkpoint; for several, list them: "
         "-m checkpoint=A,B"
     )
 

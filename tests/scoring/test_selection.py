@@ -153,7 +153,7 @@ def test_predictions_without_scores_are_not_selected_by_scores() -> None:
     with pytest.raises(ConfigError) as caught:
         checked([answer(A), answer(B), answer(C, test_index=1)])
     assert str(caught.value) == (
-        "selection=score: no prediction of made.jsonl has scores to go by; predict with checkpoint=RUN "
+        "selection=score: no prediction of made.jsonl has scores; predict with checkpoint=RUN "
         "selection=score, which keeps them, or use selection=vote or selection=verify"
     )
     checked([answer(A), answer(A), answer(C, test_index=1)])  # nothing to choose

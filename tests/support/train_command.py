@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from arcft.checkpoints import last_checkpoint, read_checkpoint
-from arcft.cli import commands
+from arcft.cli.train import main
 from tests.support.paths import ARCHITECTURES, ROOT
 
 # Ten small tasks of ARC-1's training set, at most 141 tokens in the minimal encoding.
@@ -76,7 +76,7 @@ def run_train(folder: Path, *overrides: str) -> int:
         # The command sets it for Hydra, which must not count as the user's wish in what runs after it.
         patch.setenv("HYDRA_FULL_ERROR", "0")
         try:
-            commands.train()
+            main()
         except SystemExit as end:
             return end.code if isinstance(end.code, int) else 1
     return 0

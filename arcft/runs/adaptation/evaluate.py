@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from arcft.cli.hydra_app import Stopped, stop_on_signals
 from arcft.config.duration import parse_duration
 from arcft.console import note, say
 from arcft.console import show as show_table
@@ -23,8 +22,10 @@ from arcft.runs.adaptation.engine import engine_factory, make_units, slots_here
 from arcft.runs.adaptation.outcome import NO_TIME, AdaptationOutcome, lines_of, outcome_of
 from arcft.runs.adaptation.progress import LiveProgress
 from arcft.runs.adaptation.run_folder import LEDGER_FILE, open_ledger
+from arcft.runs.common.command import command
 from arcft.runs.common.paths import override
 from arcft.runs.common.progress import progress_bar
+from arcft.runs.common.signals import Stopped, stop_on_signals
 from arcft.runs.evaluation import results
 from arcft.runs.evaluation.messages import show_files, show_metrics, show_reused
 from arcft.runs.evaluation.predict import count_prompts
@@ -66,8 +67,8 @@ def show_plan(settings: TtftSettings, target: EvaluationTarget, folder: Path) ->
 
 def adapt_and_score(
     settings: TtftSettings, target: EvaluationTarget, folder: Path, tracker: Tracker, show: Show
-) -> None:
-    """Adapt and predict what the ledger in `folder` does not hold yet, write the results and `show` them.
+) -> Scores:
+    """Adapt and predict what the ledger in `folder` does not hold yet, write the results, `show` and return them.
 
     Raises Stopped after SIGTERM or SIGINT, and AdaptError where every task failed.
     """
@@ -81,7 +82,7 @@ def adapt_and_score(
         scores = results.reuse_evaluation(earlier, folder)
         show(target, scores, outcome, folder)
         _track(target, scores, outcome, folder, tracker, step)
-        return
+        return scores
     outcome = _adapt(settings, target, folder, tracker)
     seconds = sum(prediction.seconds or 0.0 for prediction in outcome.predictions)
     scores = results.write_results(
@@ -103,6 +104,7 @@ def adapt_and_score(
         raise AdaptError(
             f"not one of {count(len(target.tasks), 'task')} could be adapted to: {next(iter(outcome.failed))}"
         )
+    return scores
 
 
 def _found(settings: TtftSettings, target: EvaluationTarget) -> tuple[Path, AdaptationOutcome] | None:
@@ -165,7 +167,7 @@ def _adapt(settings: TtftSettings, target: EvaluationTarget, folder: Path, track
         if received and not queue.done:
             queue.stop()
             queue.requeue("local")
-            raise Stopped(received[0], f"stopped; go on with: python evaluate.py {override('resume', folder)}")
+            raise Stopped(received[0], f"stopped; resume with: {command('evaluate')} {override('resume', folder)}")
         return outcome_of(target.tasks, ledger, selector, target.kind.metrics)
 
 

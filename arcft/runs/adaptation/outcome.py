@@ -16,7 +16,7 @@ from arcft.scoring.voting import Attempts
 from arcft.ttft.ledger.ledger import Ledger, Record
 from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND
 
-NO_TIME = "no time was left; go on with resume=, and a larger ttft.budget="
+NO_TIME = "no time was left; resume with resume= and a larger ttft.budget="
 FEW = 5
 """The first and the last loss are means over at most this many steps; they share none."""
 SHOWN = 5

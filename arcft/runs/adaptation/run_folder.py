@@ -1,6 +1,6 @@
-"""The folder of an evaluation that adapts, begun before any model library is loaded.
+"""The folder of an evaluation with test-time fine-tuning, started before any model library is loaded.
 
-With run.yaml and ledger in it, an evaluation that is killed while torch is still being imported can be resumed.
+It then holds run.yaml and ledger, so that an evaluation killed while torch is being imported can be resumed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from arcft.ttft.ledger.ledger import Ledger
 
 LEDGER_FILE = "ledger.sqlite"
 
-# Not part of what comes out: may change on resuming.
-_FREE = ("resume", "dry_run", "tracking")
+# Keys that don't change the outcome, and may change on resuming.
+_FREE = ("resume", "dry_run", "tracking", "optimized_metric")
 
 
 def open_ledger(settings: TtftSettings, folder: Path) -> Ledger:
@@ -40,53 +40,53 @@ def open_ledger(settings: TtftSettings, folder: Path) -> Ledger:
 
 @contextlib.contextmanager
 def start_evaluation_folder(settings: TtftSettings, folder: Path) -> Iterator[None]:
-    """Write run.yaml and ledger into `folder`, unless they are there; refuse those of another evaluation.
+    """Lock `folder` until leaving, and write run.yaml and ledger into it unless they are there.
 
-    They are taken away again where the evaluation is refused inside, before it had anything to do: nothing remains
-    that could be resumed.
+    Raises CheckpointError or LedgerError where the folder is in use, can't be written to, or belongs to another
+    evaluation. An ArcftError inside, before any unit was started, removes the new files again: an evaluation that was
+    refused leaves nothing to resume.
     """
-    with _owned(folder):
+    with _locked(folder):
         is_new = not (folder / RUN_FILE).exists()
         if not is_new and read_run_yaml(folder).get("job") != "evaluate":
             raise CheckpointError(f"{folder}: holds another run; choose another folder")
         if is_new:
-            write_run_yaml(
-                folder, {"arcft": __version__, "job": "evaluate", "config": to_dict(settings.config), "keys": {}}
-            )
+            config = to_dict(settings.config)
+            write_run_yaml(folder, {"arcft": __version__, "job": "evaluate", "config": config, "keys": {}})
         try:
             open_ledger(settings, folder).close()
         except ArcftError:
             if is_new:
                 (folder / RUN_FILE).unlink()
             raise
-    try:
-        yield
-    except ArcftError:
-        if is_new:
-            _take_away(settings, folder)
-        raise
+        try:
+            yield
+        except ArcftError:
+            if is_new:
+                _remove_unused(settings, folder)
+            raise
 
 
 @contextlib.contextmanager
-def _owned(folder: Path) -> Iterator[None]:
-    try:
-        with lock_run(folder):
-            yield
-    except OSError as error:
-        raise CheckpointError(f"{folder}: can't be written to ({error.strerror}); choose another folder") from error
+def _locked(folder: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(lock_run(folder))
+        except OSError as error:
+            raise CheckpointError(f"{folder}: can't be written to ({error.strerror}); choose another folder") from error
+        yield
 
 
-def _take_away(settings: TtftSettings, folder: Path) -> None:
-    # Only now, for it brings along what takes a second to import.
+def _remove_unused(settings: TtftSettings, folder: Path) -> None:
+    # Imported only here, since it loads torch.
     from arcft.runs.evaluation.results import METRICS_FILE, SUBMISSION_FILE
 
-    with lock_run(folder):
-        with open_ledger(settings, folder) as ledger:
-            if any(record.starts for record in ledger.records()) or (folder / METRICS_FILE).exists():
-                return
-        for name in (RUN_FILE, f"{LEDGER_FILE}*", SUBMISSION_FILE, LOCK_FILE):
-            for path in folder.glob(name):
-                path.unlink(missing_ok=True)
-    # Of the command line, Hydra's own files remain.
+    with open_ledger(settings, folder) as ledger:
+        if any(record.starts for record in ledger.records()) or (folder / METRICS_FILE).exists():
+            return
+    for name in (RUN_FILE, f"{LEDGER_FILE}*", SUBMISSION_FILE, LOCK_FILE):
+        for path in folder.glob(name):
+            path.unlink(missing_ok=True)
+    # Hydra's own files and folders of a command line stay.
     with contextlib.suppress(OSError):
         folder.rmdir()

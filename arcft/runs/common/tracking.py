@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from arcft.cli.hydra_app import Stopped
 from arcft.config.tracking import TrackingConfig
+from arcft.runs.common.signals import Stopped
 from arcft.tracking import Tracker, start_tracker
 
 

@@ -10,15 +10,16 @@ from pathlib import Path
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from arcft.cli.hydra_app import Stopped, stop_on_signals
 from arcft.config.inference import InferenceConfig, SearchConfig, VllmConfig
 from arcft.config.selection import SelectionConfig
 from arcft.console import note
 from arcft.prediction.predict_vllm import VllmJob, VllmModel
 from arcft.prediction.score_candidates import predict_and_score
 from arcft.protocols import AnswerCodec, DealViews, Kind, Problem, TestKey
+from arcft.runs.common.command import command
 from arcft.runs.common.paths import override
 from arcft.runs.common.progress import progress_bar
+from arcft.runs.common.signals import Stopped, stop_on_signals
 from arcft.runs.evaluation.results import write_predictions
 from arcft.runs.evaluation.vllm import predict_with_vllm
 from arcft.scoring.predictions import Prediction, append_prediction, open_for_append, read_predictions
@@ -82,7 +83,8 @@ def predict_shares(
             tally.add(group)
             advance(tally.tests * config.predictions_per_test, tally.words())
             if received:
-                raise Stopped(received[0], f"stopped; go on with: python evaluate.py {override('resume', resume)}")
+                way = f"{command('evaluate')} {override('resume', resume)}"
+                raise Stopped(received[0], f"stopped; resume with: {way}")
     return predictions
 
 

@@ -1,4 +1,4 @@
-"""Predictions that were made before, and the tasks that they answer; where an evaluation has made them, its own."""
+"""predictions=FILES: predictions made before, and the tasks that they answer."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ class LoadedPredictions:
 
 def given_predictions(config: EvaluateConfig, explicit: Collection[str]) -> LoadedPredictions:
     """Read `config.predictions`, several files as one, and the tasks that `config.data` names: by default those of the
-    evaluation that has written the first file.
+    evaluation that wrote the first file.
 
-    Raises ArcftError where a file is broken, tasks and predictions don't belong together, or a selection has not what
-    it goes by; `explicit` are the keys that the user set by hand.
+    `explicit` are the keys that the user set by hand. Raises ArcftError where a file is broken, where tasks and
+    predictions don't belong together, or where predictions lack the scores that the selection needs.
     """
     without_effect = [key for key in explicit if key.partition(".")[0] == "inference"]
     if without_effect:
         raise ConfigError(
-            [f"{key}= has no effect with predictions=, which no model makes here; drop it" for key in without_effect]
+            [f"{key}= has no effect with predictions=, which are made already; drop it" for key in without_effect]
         )
     files = [config.predictions] if isinstance(config.predictions, str) else config.predictions or []
     kind = kind_of(config.data)
@@ -69,9 +69,9 @@ def given_predictions(config: EvaluateConfig, explicit: Collection[str]) -> Load
 
 
 def evaluated_tasks(file: Path) -> list[Problem]:
-    """The tasks of the finished evaluation that has written `file`, in its order, from where it had them.
+    """The tasks of the finished evaluation that wrote `file`, in its order, from their own source.
 
-    Raises ConfigError where the file is no evaluation's, TaskError or CheckpointError where its data are gone.
+    Raises ConfigError where no evaluation wrote the file, TaskError or CheckpointError where its data is gone.
     """
     data = _data_of(file)
     ids = list(_stored(file.parent / SUBMISSION_FILE))
@@ -80,7 +80,7 @@ def evaluated_tasks(file: Path) -> list[Problem]:
 
 
 def _data_of(file: Path) -> DataConfig:
-    # A checkpoint of a sweep has a folder of its own in that of the evaluation.
+    # In a checkpoint sweep, each checkpoint has a sub-folder of the evaluation's folder.
     folder = next((place for place in file.parents[:2] if (place / RUN_FILE).is_file()), None)
     stored = read_run_yaml(folder) if folder is not None else {}
     if folder is None or stored.get("job") != "evaluate":
@@ -101,7 +101,7 @@ def _data_of(file: Path) -> DataConfig:
     try:
         return from_stored(TrainConfig, read_run_yaml(checkpoint).get("config", {}), checkpoint / RUN_FILE).data
     except ArcftError as error:
-        raise CheckpointError(f"{error}. {folder} has its tasks from there; name them with data=...") from error
+        raise CheckpointError(f"{error}. {folder} took its tasks from there; name them with data=...") from error
 
 
 def _stored(path: Path) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _stored(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(
-            f"{path}: can't be read ({reason}), so the evaluation is not finished; go on with it by resume=, or name "
+            f"{path}: can't be read ({reason}), so the evaluation is not finished; resume it with resume=, or name "
             "the tasks with data=..."
         ) from error
 
@@ -123,7 +123,7 @@ def check_scores(
     name: str,
     noun: str,
 ) -> None:
-    """Raise ConfigError where selection=score would have nothing to go by, or less than `explicit` keys ask for.
+    """Raise ConfigError where selection=score has no scores, or fewer than the keys in `explicit` ask for.
 
     `groups` are the predictions of each test, `name` is where they come from, `noun` is what an answer is called.
     Prints how many tests have answers without scores, where others have some.
@@ -133,7 +133,7 @@ def check_scores(
     if open_groups and not any(scored):
         raise ConfigError(
             [
-                f"selection=score: no prediction of {name} has scores to go by; predict with checkpoint=RUN "
+                f"selection=score: no prediction of {name} has scores; predict with checkpoint=RUN "
                 "selection=score, which keeps them, or use selection=vote or selection=verify"
             ]
         )

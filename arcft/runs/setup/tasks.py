@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from arcft.cli.hydra_app import config_folder
 from arcft.config.data import DataConfig
 from arcft.config.schema import from_dict
 from arcft.protocols import Item, Kind, Problem, ProblemError, ProblemPool, Sources
+from arcft.runs.common.config_folder import config_folder
 from arcft.runs.setup.checkpoint_config import TrainedRun
 from arcft.runs.setup.disjoint import refuse_shared
 from arcft.runs.setup.kinds import kind_of

@@ -1,4 +1,4 @@
-"""What test-time fine-tuning is asked to do, checked and written out before any model library is loaded."""
+"""The settings of test-time fine-tuning, resolved and checked before any model library is loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GROUPS = ("ttft", "lora", "augmentation")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TtftSettings:
-    """A config in which what the checkpoint decides is written out."""
+    """An evaluation's config, completed with what its checkpoint decides."""
 
     config: EvaluateConfig
     """Its checkpoint is one checkpoint's folder; `ttft` and `lora` are those below."""
@@ -30,22 +30,22 @@ class TtftSettings:
     """Of the adapters: the checkpoint's own unless they are fresh."""
 
     max_steps: int
-    """Of an adapter."""
+    """Steps of an adapter at most."""
 
     run: TrainedRun | None
     """None with model=."""
 
     notes: tuple[str, ...]
-    """What is done otherwise than one may think."""
+    """Where the run deviates from the request."""
 
     @property
     def identity(self) -> str:
-        """Of the checkpoint, byte by byte; empty with model=."""
+        """sha256 of the checkpoint; empty with model=."""
         return self.run.checkpoint.digest if self.run else ""
 
 
 def refuse_without_effect(config: EvaluateConfig, explicit: Sequence[str]) -> None:
-    """Raise ConfigError for keys set by hand (`explicit`) that nothing would read; all of them at once."""
+    """Raise ConfigError for every key set by hand (`explicit`) that nothing would read."""
     problems = []
     if not isinstance(config.ttft, TtftConfig):
         mine = [key for key in explicit if key.partition(".")[0] in GROUPS and key != "ttft"]
@@ -54,8 +54,8 @@ def refuse_without_effect(config: EvaluateConfig, explicit: Sequence[str]) -> No
         problems = ["lora.start= has no effect with ttft: checkpoint= names what the adapters start from; drop it"]
     if isinstance(config.ttft, TtftConfig) and config.checkpoint is not None and is_pattern(config.checkpoint):
         problems.append(
-            f"checkpoint={config.checkpoint}: ttft={config.ttft.name} goes on from one checkpoint; "
-            "for several name them: -m checkpoint=A,B"
+            f"checkpoint={config.checkpoint}: ttft={config.ttft.name} starts from one checkpoint; "
+            "for several, list them: -m checkpoint=A,B"
         )
     if problems:
         raise ConfigError(problems)
@@ -66,7 +66,6 @@ def resolve_ttft(config: EvaluateConfig, explicit: Sequence[str]) -> TtftSetting
 
     Raises ConfigError where keys set by hand (`explicit`) contradict it, CheckpointError where it can't be read.
     """
-    refuse_without_effect(config, explicit)
     notes = []
     run = open_checkpoint(Path(config.checkpoint), config.base_model) if config.checkpoint is not None else None
     model = run.config.model if run else config.model
@@ -78,14 +77,14 @@ def resolve_ttft(config: EvaluateConfig, explicit: Sequence[str]) -> TtftSetting
     if run is not None and isinstance(run.config.lora, LoraConfig) and start == "trained":
         problems = contradictions(explicit, config, run.config, ("lora",))
         if problems:
-            raise ConfigError([f"{problem}, or begin a new adapter with ttft.start=fresh" for problem in problems])
+            raise ConfigError([f"{problem}, or start a new adapter with ttft.start=fresh" for problem in problems])
         lora = dataclasses.replace(run.config.lora, start=None)
     elif start == "trained":
         what = f"{run.checkpoint.path} is a whole model with" if run else f"model={model.name} has"
-        notes.append(f"{what} no adapter to go on from: each begins as a fresh one")
+        notes.append(f"{what} no adapter to continue: each starts as a fresh one")
         start = "fresh"
     if model.backend == "unsloth":
-        notes.append("model.backend=unsloth: ttft has layers of its own, and loads the model through transformers")
+        notes.append("model.backend=unsloth: ttft stacks adapters itself, so the model is loaded through transformers")
     max_steps = config.ttft.max_steps or model.ttft_max_steps
     ttft = dataclasses.replace(config.ttft, start=start, max_steps=max_steps)
     config = dataclasses.replace(config, checkpoint=str(run.checkpoint.path) if run else None, lora=lora, ttft=ttft)
@@ -93,7 +92,7 @@ def resolve_ttft(config: EvaluateConfig, explicit: Sequence[str]) -> TtftSetting
 
 
 def ttft_identity(config: EvaluateConfig) -> dict[str, Any]:
-    """What of ttft decides the outcome: not where it is done, nor in what time."""
+    """The keys of ttft that decide the outcome: not where it runs, nor its time budget."""
     written = version_0_1.evaluation_written(config)
     ttft = written["ttft"]
     for name in ("budget", "workers", "num_workers"):

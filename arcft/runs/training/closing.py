@@ -1,7 +1,9 @@
-"""What train.py leaves and says when all steps are done."""
+"""The end of a training run: metrics.json, a picture, the table of metrics, and what to type next."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 from arcft.config.run import TrainConfig
@@ -10,6 +12,7 @@ from arcft.files import write_json
 from arcft.reporting.pictures.problems import predictions_picture
 from arcft.reporting.previews import metrics_table
 from arcft.reporting.words import count
+from arcft.runs.common.command import command
 from arcft.runs.common.paths import override
 from arcft.runs.evaluation.results import METRICS_FILE
 from arcft.runs.training.callbacks import GenerationMetrics
@@ -19,15 +22,24 @@ from arcft.training.trainer import ArcftTrainer
 PICTURE = "preview.png"
 SHOWN_TESTS = 8
 SHOWN_TASKS = 2
+CHARTS_OF_LOSSES = {"loss": "train/loss", "eval_loss": "eval/loss"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Closing:
+    """The end of a run that made all its steps."""
+
+    kept: str
+    """Which checkpoints hold the last and the best weights, for `say_next`."""
+
+    metrics: Mapping[str, float]
+    """The last losses and metrics, named as in W&B's charts."""
 
 
 def close_run(
     config: TrainConfig, folder: Path, generation: GenerationMetrics, trainer: ArcftTrainer, tracker: Tracker
-) -> str:
-    """Write metrics.json and a picture of predicted against true answers, and show the table.
-
-    Returns what was kept, in words, for `say_next`.
-    """
+) -> Closing:
+    """Write metrics.json and a picture of predicted against true answers, and show the table of metrics."""
     step, best = trainer.state.global_step, trainer.best_step
     history = trainer.state.log_history
     losses = {name: entry[name] for entry in history for name in ("loss", "eval_loss") if name in entry}
@@ -40,13 +52,15 @@ def close_run(
     if tracker.where:
         say(f"W&B: {tracker.where}")
     best_words = f"best {config.training.best_metric}" if metrics else "lowest eval_loss"
-    return f"checkpoint-{step}" + (f", {best_words} in checkpoint-{best}" if best else "")
+    kept = f"checkpoint-{step}" + (f", {best_words} in checkpoint-{best}" if best else "")
+    charts = {CHARTS_OF_LOSSES[name]: value for name, value in losses.items()}
+    return Closing(kept=kept, metrics=charts | {f"eval/{name}": value for name, value in metrics.items()})
 
 
 def say_next(folder: Path, kept: str) -> None:
-    """The last words: where the checkpoints are, and what to type next."""
+    """Print where the checkpoints are and what to type next."""
     say(f"checkpoints in {folder} ({kept}). Next:")
-    say(f"  python evaluate.py {override('checkpoint', folder)}", style="bold")
+    say(f"  {command('evaluate')} {override('checkpoint', folder)}", style="bold")
 
 
 def _show_generation(folder: Path, generation: GenerationMetrics, title: str, tracker: Tracker) -> None:

@@ -1,0 +1,70 @@
+"""The program `arcft`, also `python -m arcft`: one subcommand for each file of this room that does something."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import sys
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A subcommand."""
+
+    module: str
+    """Whose `main` runs it; imported only then, so that `arcft --help` is quick."""
+
+    summary: str
+
+
+COMMANDS = {
+    "train": Command("arcft.cli.train", "fine-tune a model"),
+    "evaluate": Command("arcft.cli.evaluate", "predict, select, score, write a submission and a report"),
+    "contamination": Command("arcft.cli.contamination", "find the problems that two sets share"),
+}
+
+
+def main() -> None:
+    """Run the subcommand that the command line names; it sees its own arguments only."""
+    program = "python -m arcft" if Path(sys.argv[0]).name == "__main__.py" else "arcft"
+    name, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    if name in ("--help", "-h"):
+        print(usage(program))
+    elif name == "--version":
+        _run("arcft.cli.version", f"{program} --version", arguments)
+    elif name in COMMANDS:
+        _run(COMMANDS[name].module, f"{program} {name}", arguments)
+    else:
+        print(f"error: {refusal(program, name)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def usage(program: str) -> str:
+    """The help text."""
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        [
+            f"usage: {program} COMMAND ...",
+            "",
+            *(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items()),
+            "",
+            f"{program} COMMAND --help shows the options of a command, {program} --version what is installed.",
+        ]
+    )
+
+
+def refusal(program: str, name: str) -> str:
+    """Why `name` is not run, and what to type instead."""
+    if "=" in name:
+        return f"{name} comes before a command; type: {program} train {name}"
+    nearest = difflib.get_close_matches(name, COMMANDS, n=2)
+    hint = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+    return f"{program} {name}: there is no such command; {hint}the commands are {', '.join(COMMANDS)}"
+
+
+def _run(module: str, started_as: str, arguments: list[str]) -> None:
+    # arcft.runs.common.command reads the first of them for hints, Hydra and argparse for their help.
+    sys.argv = [started_as, *arguments]
+    importlib.import_module(module).main()

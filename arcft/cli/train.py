@@ -1,0 +1,90 @@
+"""`arcft train`, `python train.py`: a checked config, then the run. Loads no model library itself.
+
+So a wrong key is reported at once, --help is quick, and unsloth can be imported before transformers, as it requires.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from arcft.checkpoints import last_checkpoint
+from arcft.cli.hydra_app import explicit_keys, plain_config, run_from_command_line
+from arcft.cli.resume import resumed_config
+from arcft.config.lora import LoraConfig
+from arcft.config.run import TrainConfig
+from arcft.config.schema import ConfigError, from_dict
+from arcft.models.backend import import_backend
+from arcft.runs.common.command import command
+from arcft.runs.common.optimized_metric import value_of
+from arcft.runs.common.paths import absolute, override, with_absolute_paths
+from arcft.runs.setup.checkpoint_config import contradictions, open_checkpoint
+
+
+def main() -> None:
+    """Train as the command line says."""
+    run_from_command_line(_train, "train", TrainConfig)
+
+
+def _train(cfg: DictConfig) -> float | None:
+    values = plain_config(cfg)
+    explicit = explicit_keys()
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if values["resume"] is not None:
+        folder = Path(absolute(str(values["resume"])))
+        config = resumed_config(TrainConfig, "train", folder, values, explicit)
+    else:
+        config = with_absolute_paths(from_dict(TrainConfig, values))
+        if isinstance(config.lora, LoraConfig) and config.lora.start is not None:
+            config = _started(config, config.lora.start, explicit)
+    import_backend(config.model)
+    from arcft.runs.train import train
+
+    metrics = train(config, folder)
+    if config.dry_run:
+        return None
+    return value_of(config.optimized_metric, metrics, f"resume with: {command('train')} {override('resume', folder)}")
+
+
+def _started(config: TrainConfig, start: str, explicit: dict[str, str]) -> TrainConfig:
+    """`config` with model, encoder, prompt and adapter of the run at `start`; explicit keys may not contradict them."""
+    run = open_checkpoint(Path(start))
+    if not isinstance(run.config.lora, LoraConfig):
+        raise ConfigError(
+            [
+                f"lora.start={start}: that run trained the whole model (lora=none); continue from it with "
+                f"model=local model.path={last_checkpoint(Path(start))}"
+            ]
+        )
+    stored = dataclasses.replace(run.config, lora=dataclasses.replace(run.config.lora, start=start))
+    if "model.path" in explicit:
+        # The same base model may lie elsewhere now; its fingerprint is checked when it is loaded.
+        stored = dataclasses.replace(stored, model=dataclasses.replace(stored.model, path=config.model.path))
+    problems = contradictions(explicit, config, stored, ("model", "encoder", "prompt", "lora"))
+    if problems:
+        raise ConfigError(problems)
+    # Where training took the model's recommendation, the model of `start` now recommends.
+    recommended = {
+        name: getattr(stored.model, name)
+        for name in ("learning_rate", "max_seq_length", "loss_on")
+        if f"training.{name}" not in explicit and getattr(config.training, name) == getattr(config.model, name)
+    }
+    data = config.data
+    if "data.max_tokens" not in explicit and data.max_tokens == config.model.max_task_tokens:
+        data = dataclasses.replace(data, max_tokens=stored.model.max_task_tokens)
+    showcase = config.showcase
+    if showcase is not None and "showcase.tasks" not in explicit and showcase.tasks == config.model.showcase_tasks:
+        showcase = dataclasses.replace(showcase, tasks=stored.model.showcase_tasks)
+    return dataclasses.replace(
+        config,
+        data=data,
+        model=stored.model,
+        encoder=stored.encoder,
+        prompt=stored.prompt,
+        lora=stored.lora,
+        training=dataclasses.replace(config.training, **recommended),
+        showcase=showcase,
+    )
