@@ -25,7 +25,7 @@ log.addHandler(logging.NullHandler())
 def log_to(handlers: Sequence[logging.Handler]) -> None:
     """Copy what is printed from now on to `handlers`, in place of earlier ones."""
     log.handlers[:] = [*handlers, logging.NullHandler()]
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if handlers else logging.WARNING)
 
 
 def say(text: str, style: str | None = None) -> None:

@@ -79,14 +79,14 @@ def test_a_sweeper_sees_a_failed_job_as_failed(
 ) -> None:
     words = ["optimized_metric=eval/loss", "lora.r=0,2", *QUICK, f"hydra.sweep.dir='{tmp_path}'"]
     assert multirun(train, *words) == 1
-    failed, done = returned
-    with pytest.raises(ArcftError, match=r"job 0: lora\.r=0"):
-        failed.return_value  # noqa: B018
-    assert isinstance(done.return_value, float)
     # After a line of Hydra's own.
     assert capsys.readouterr().err.splitlines()[-1] == (
         "error: job 0: lora.r=0: the rank must be at least 1; to train without an adapter use lora=none"
     )
+    failed, done = returned
+    with pytest.raises(ArcftError, match=r"job 0: lora\.r=0"):
+        failed.return_value  # noqa: B018
+    assert isinstance(done.return_value, float)
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_a_whole_model_gets_fresh_adapters(tmp_path: Path, capsys: pytest.Captur
     whole = trained(tmp_path / "whole", "lora=none", "training.learning_rate=0.001")
     folder = evaluated(tmp_path / "evaluation", f"checkpoint={whole}", *evaluation_tasks(), *FEW, "lora.r=4")
     out = capsys.readouterr().out
-    assert f"{whole / 'checkpoint-6'} is a whole model with no adapter to go on from" in out.replace("\n", " ")
+    assert f"{whole / 'checkpoint-6'} is a whole model with no adapter to continue" in out.replace("\n", " ")
     assert {record.state for record in records(folder, ADAPT_ROUND)} == {"done"}
 
 
@@ -394,7 +394,7 @@ def test_a_ledger_that_is_none_is_refused(run: Path, tmp_path: Path) -> None:
 def test_the_folder_of_a_plain_evaluation_is_refused(run: Path, tmp_path: Path) -> None:
     folder = evaluated(tmp_path / "evaluation", f"checkpoint={run}")
     before = (folder / "run.yaml").read_bytes()
-    with pytest.raises((CheckpointError, ConfigError), match="was begun with"):
+    with pytest.raises((CheckpointError, ConfigError), match="was started with"):
         evaluated(folder, f"checkpoint={run}", *FEW)
     assert (folder / "run.yaml").read_bytes() == before
 
