@@ -151,7 +151,7 @@ def test_a_sweep_takes_over_what_was_evaluated_singly_and_knows_itself(
         asked.append(title)
         return predict_shares(*arguments, title=title, **options)
 
-    monkeypatch.setattr("arcft.runs.evaluate.predict_shares", counted)
+    monkeypatch.setattr("arcft.runs.evaluation.run.predict_shares", counted)
     capsys.readouterr()
     sweep = evaluated(tmp_path / "sweep", f"checkpoint={run}/checkpoint-*")
     assert asked == ["checkpoint-6"]
@@ -349,7 +349,7 @@ def test_a_stopped_evaluation_goes_on_to_the_same_bytes(
     evaluated(undisturbed, *overrides)
     (run / "evaluations.jsonl").unlink()
     lines = (undisturbed / "predictions.jsonl").read_bytes().splitlines(keepends=True)
-    monkeypatch.setattr("arcft.runs.evaluate.predict_shares", _stopped)
+    monkeypatch.setattr("arcft.runs.evaluation.run.predict_shares", _stopped)
     with pytest.raises(Stopped):
         evaluated(folder, *overrides)
     monkeypatch.undo()
