@@ -139,7 +139,10 @@ def test_the_main_job_leaves_these_files(main_job: Path) -> None:
     expected |= {f"{path.name}/{name}" for path in checkpoints for name in CHECKPOINT_FILES}
     assert tree(main_job) == expected
     # No library had anything to complain about.
-    assert (main_job / "train.log").read_text() == ""
+    log = (main_job / "train.log").read_text()
+    assert "[INFO] - 8 tasks to train on, 2 held out\n" in log
+    assert log.endswith(f"[INFO] -   python evaluate.py checkpoint={main_job}\n")
+    assert not re.search(r"training \d+/\d+", log)  # no progress bar
     with Image.open(main_job / "preview.png") as picture:
         assert min(picture.size) > 100
 
