@@ -138,8 +138,11 @@ def test_the_main_job_leaves_these_files(main_job: Path) -> None:
     expected |= {f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides")}
     expected |= {f"{path.name}/{name}" for path in checkpoints for name in CHECKPOINT_FILES}
     assert tree(main_job) == expected
-    # No library had anything to complain about.
     log = (main_job / "train.log").read_text()
+    # No library logged anything.
+    assert {name for name, _ in re.findall(r"^\[[^\]]+\]\[([^\]]+)\]\[([A-Z]+)\]", log, re.MULTILINE)} == {
+        "arcft.console"
+    }
     assert "[INFO] - 8 tasks to train on, 2 held out\n" in log
     assert log.endswith(f"[INFO] -   python evaluate.py checkpoint={main_job}\n")
     assert not re.search(r"training \d+/\d+", log)  # no progress bar
