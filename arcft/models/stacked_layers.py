@@ -40,6 +40,21 @@ class Routing:
         self.groups, self.is_merged = 0, False
         self.order = self.inverse = self.anchor = None
 
+    def assign(self, groups_of_rows: Sequence[int], device: torch.device) -> None:
+        """Route each row of the batches to come to one of the groups, numbered from 0."""
+        self.groups = max(groups_of_rows) + 1
+        groups = [[row for row, own in enumerate(groups_of_rows) if own == group] for group in range(self.groups)]
+        size = max(map(len, groups))
+        # Shorter groups are padded with row 0, whose repeated results are dropped.
+        order = [row for group in groups for row in group + (size - len(group)) * [0]]
+        self.order = self.inverse = None
+        if order != list(range(len(groups_of_rows))):
+            places: dict[int, int] = {}
+            for number, group in enumerate(groups):
+                places |= {row: number * size + place for place, row in enumerate(group)}
+            self.order = torch.tensor(order, device=device)
+            self.inverse = torch.tensor([places[row] for row in range(len(groups_of_rows))], device=device)
+
     def record_shape(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Record the shape of the batch: a pre-hook of the model's forward pass.
 

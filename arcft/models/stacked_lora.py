@@ -7,8 +7,6 @@ serves K tasks. All weights of an adapter are one row of a [K, P] tensor, and so
 from __future__ import annotations
 
 import copy
-import dataclasses
-import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +20,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from arcft.models.lora import WEIGHTS_FILE, LoraError, read_adapter_config, read_adapter_weights
-from arcft.models.stacked_layers import Factors, Routing
+from arcft.models.stacked_layers import Routing
 from arcft.models.stacked_parts import Layout, lower_factors, merged_weight, take_apart
+from arcft.models.stacked_views import SlotWeights, slot_leaves, slot_views
 
 Route = Callable[[Sequence[int]], None]
 """Assigns a slot to each row of the batches to come."""
@@ -141,8 +140,8 @@ class StackedLora:
 
     def _forget_views(self) -> None:
         """Drop cached views, which keep replaced tensors alive."""
-        self._leaves: dict[tuple[int, int], _Leaves] = {}
-        self._hold(self._views(0, 1))
+        self._leaves: dict[tuple[int, int], SlotWeights] = {}
+        self._hold(slot_views(self._parts, self._layout, self._compute, 0, 1))
 
     # Files
 
@@ -201,7 +200,9 @@ class StackedLora:
         if leaves is None:
             # They are cached, so they must not be created under inference mode or no_grad.
             with torch.inference_mode(False), torch.enable_grad():
-                leaves = self._leaves[first, count] = self._make_leaves(first, count)
+                leaves = self._leaves[first, count] = slot_leaves(
+                    self._parts, self._layout, self._compute, self._gradient, first, count
+                )
         self._hold(leaves)
         self._routing.groups = count
         self._routing.anchor = self._anchor if torch.is_grad_enabled() else None
@@ -231,7 +232,7 @@ class StackedLora:
             for layer, factor_a, factor_b in self._parts.linears:
                 factors = (self._layout.view(self._master[slot], piece) for piece in (factor_a, factor_b))
                 layer.base_layer.weight = nn.Parameter(merged_weight(layer, *factors), requires_grad=False)
-            self._hold(self._views(slot, slot + 1))
+            self._hold(slot_views(self._parts, self._layout, self._compute, slot, slot + 1))
             self._routing.groups, self._routing.is_merged = 1, True
             yield
         finally:
@@ -241,59 +242,14 @@ class StackedLora:
 
     def _route(self, slots_of_rows: Sequence[int]) -> None:
         low, high = min(slots_of_rows), max(slots_of_rows) + 1
-        groups = [[row for row, slot in enumerate(slots_of_rows) if slot == own] for own in range(low, high)]
-        most = max(map(len, groups))
-        # Shorter groups are padded with row 0, whose repeated results are dropped.
-        order = [row for group in groups for row in group + (most - len(group)) * [0]]
-        self._routing.groups = high - low
-        self._routing.order = self._routing.inverse = None
-        if order != list(range(len(slots_of_rows))):
-            inverse: dict[int, int] = {}
-            for number, group in enumerate(groups):
-                inverse |= {row: number * most + place for place, row in enumerate(group)}
-            places = [inverse[row] for row in range(len(slots_of_rows))]
-            self._routing.order = torch.tensor(order, device=self.device)
-            self._routing.inverse = torch.tensor(places, device=self.device)
-        self._hold(self._views(low, high))
+        self._routing.assign([slot - low for slot in slots_of_rows], self.device)
+        self._hold(slot_views(self._parts, self._layout, self._compute, low, high))
 
-    def _hold(self, leaves: _Leaves) -> None:
+    def _hold(self, leaves: SlotWeights) -> None:
         for (layer, _, _), factors in zip(self._parts.linears, leaves.factors, strict=True):
             layer.factors = factors
         for (whole, _), copies in zip(self._parts.wholes, leaves.copies, strict=True):
             whole.hold(copies)
-
-    def _views(self, low: int, high: int) -> _Leaves:
-        """Views of the compute copy of slots `low` to `high - 1`."""
-        rows = low if high - low == 1 else slice(low, high)
-        view, compute = self._layout.view, self._compute
-        factors = [Factors(view(compute[rows], a), view(compute[rows], b)) for _, a, b in self._parts.linears]
-        copies = [
-            [[view(compute[slot], piece) for piece in pieces] for slot in range(low, high)]
-            for _, pieces in self._parts.wholes
-        ]
-        return _Leaves(factors, copies)
-
-    def _make_leaves(self, first: int, count: int) -> _Leaves:
-        """Views of the compute copy whose gradients are accumulated in place, in the gradient buffer."""
-        rows = first if count == 1 else slice(first, first + count)
-        view, compute, gradient = self._layout.view, self._compute[rows], self._gradient[rows]
-        factors = [
-            Factors(view(compute, a), view(compute, b), view(gradient, a), view(gradient, b))
-            for _, a, b in self._parts.linears
-        ]
-
-        @functools.cache
-        def leaf(piece: int, slot: int) -> torch.Tensor:
-            # Tied weights share a leaf.
-            weight = view(self._compute[slot], piece).requires_grad_()
-            weight.grad = view(self._gradient[slot], piece)
-            return weight
-
-        copies = [
-            [[leaf(piece, slot) for piece in pieces] for slot in range(first, first + count)]
-            for _, pieces in self._parts.wholes
-        ]
-        return _Leaves(factors, copies)
 
     # Rank
 
@@ -330,17 +286,6 @@ class StackedLora:
     def _lower(self, weights: list[torch.Tensor], rank: int) -> None:
         for _, factor_a, factor_b in self._parts.linears:
             weights[factor_a], weights[factor_b] = lower_factors(weights[factor_a], weights[factor_b], rank)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Leaves:
-    """The weights of some slots, as our layers take them."""
-
-    factors: list[Factors]
-    """One for each adapted linear layer."""
-
-    copies: list[list[list[torch.Tensor]]]
-    """For each module that is trained whole, and each slot, its parameters."""
 
 
 def _scale(config: peft.LoraConfig) -> float:

@@ -117,7 +117,7 @@ class SlotTrainer:
         If memory runs out, the error is passed on, and weights and optimizers are as before the step.
         """
         slots = range(first, first + len(examples))
-        batch = _Batch(examples, self.pad_id, self.positions, self.stacked.device)
+        batch = _SlotBatch(examples, self.pad_id, self.positions, self.stacked.device)
         self._allocate(slots)
         losses, norms = self._gradients(batch, slots)
         results = []
@@ -133,7 +133,7 @@ class SlotTrainer:
         total, count = 0.0, 0
         with torch.no_grad(), self.stacked.training(slot, 1):
             for example in examples:
-                batch = _Batch([[example]], self.pad_id, self.positions, self.stacked.device)
+                batch = _SlotBatch([[example]], self.pad_id, self.positions, self.stacked.device)
                 total += batch.losses(self.stacked.model).item() * batch.counts[0]
                 count += batch.counts[0]
         return total / count
@@ -165,7 +165,7 @@ class SlotTrainer:
                 # Moments of weights of another rank are meaningless; the schedule continues.
                 _begin_moments(progress, size, None)
 
-    def _gradients(self, batch: _Batch, slots: range) -> tuple[list[float], list[float]]:
+    def _gradients(self, batch: _SlotBatch, slots: range) -> tuple[list[float], list[float]]:
         """Compute the slots' gradients, times their loss scales; return losses and gradient norms without those."""
         model, count = self.stacked.model, len(slots)
         gradients = [self.stacked.gradient(slot) for slot in slots]
@@ -222,7 +222,7 @@ class SlotTrainer:
                 layer.training = False
 
 
-class _Batch:
+class _SlotBatch:
     """Examples of several slots as tensors on the model's device, with the places of their supervised tokens."""
 
     def __init__(

@@ -9,7 +9,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 from tests.decoding.test_decoder import make_model
-from tests.decoding.test_decoder_grammar import PROMPTS, assert_equal, guesses_of, plainly, write
+from tests.decoding.test_decoder_grammar import PROMPTS, assert_equal, drafts_of, plainly, write
 from tests.models.test_stacked_lora import make_stacked
 from tests.support.decoding import decode, score
 from tests.support.plain_adaptation import PAD, adapted
@@ -49,9 +49,9 @@ def test_side_by_side_and_alone_are_the_same(variant: str, has_grammar: bool) ->
             route([SLOTS[row] for row in live])
 
         shared: dict[str, Any] = {"grammar": grammars, "on_rows_changed": follow}
-        for guesses in (None, guesses_of(alone)["every fourth wrong"], guesses_of(alone)["mixed"]):
+        for drafts in (None, drafts_of(alone)["every fourth wrong"], drafts_of(alone)["mixed"]):
             for own in ({}, {"adapters": SLOTS}, {"adapters": SLOTS, "batch_size": 3}):
-                assert_equal(decode(stacked.model, TEXTS, **written, **shared, **own, draft_tokens=guesses), alone)
+                assert_equal(decode(stacked.model, TEXTS, **written, **shared, **own, draft_tokens=drafts), alone)
         texts = [[*one.token_ids, END] if one.finished else one.token_ids for one in alone]
         found = score(stacked.model, TEXTS, [[text] for text in texts], pad_id=PAD, **shared, adapters=SLOTS)
         assert [one for (one,) in found] == pytest.approx([one.logprob for one in alone], abs=1e-4)
@@ -63,5 +63,5 @@ def test_an_adapter_on_the_head_counts_under_a_grammar() -> None:
     grammar = random_automaton(3)
     expected = [plainly(model, prompt, grammar, 20) for prompt in PROMPTS]  # type: ignore[arg-type]
     assert_equal(write(model, PROMPTS, 20, grammar=grammar), expected)  # type: ignore[arg-type]
-    guesses = guesses_of(expected)["right"]
-    assert_equal(write(model, PROMPTS, 20, grammar=grammar, draft_tokens=guesses), expected)  # type: ignore[arg-type]
+    drafts = drafts_of(expected)["right"]
+    assert_equal(write(model, PROMPTS, 20, grammar=grammar, draft_tokens=drafts), expected)  # type: ignore[arg-type]

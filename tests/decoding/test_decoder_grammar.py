@@ -1,4 +1,4 @@
-"""Decoding with a grammar and with guesses, against a loop of plain forward passes."""
+"""Decoding with a grammar and with drafts, against a loop of plain forward passes."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_where_all_is_forced_the_model_is_not_asked(model: PreTrainedModel) -> N
     assert completions == [expected] * len(PROMPTS)
 
 
-def guesses_of(rows: Sequence[Completion]) -> dict[str, list[list[int] | None]]:
+def drafts_of(rows: Sequence[Completion]) -> dict[str, list[list[int] | None]]:
     """Good and bad ones for what will be written."""
     right = [list(row.token_ids) for row in rows]
     generator = torch.Generator().manual_seed(3)
@@ -215,48 +215,48 @@ def guesses_of(rows: Sequence[Completion]) -> dict[str, list[list[int] | None]]:
     }
 
 
-GUESSES = list(guesses_of([]))
+DRAFTS = list(drafts_of([]))
 
 
 @pytest.mark.parametrize("kind", ["qwen2_tied", "llama_eager", "eager_some_sliding", "mistral_sliding"])
-@pytest.mark.parametrize("guess", GUESSES)
-def test_guesses_change_nothing(kind: str, guess: str) -> None:
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_drafts_change_nothing(kind: str, draft: str) -> None:
     model, prompts = make_model(kind), many_prompts()
     plain = decode(model, prompts, max_new_tokens=40, end_ids=[], pad_id=PAD)
-    guesses = guesses_of(plain)[guess]
-    assert_equal(decode(model, prompts, max_new_tokens=40, end_ids=[], pad_id=PAD, draft_tokens=guesses), plain)
-    some = decode(model, prompts, max_new_tokens=[7] * 11, end_ids=[], pad_id=PAD, draft_tokens=guesses, batch_size=3)
+    drafts = drafts_of(plain)[draft]
+    assert_equal(decode(model, prompts, max_new_tokens=40, end_ids=[], pad_id=PAD, draft_tokens=drafts), plain)
+    some = decode(model, prompts, max_new_tokens=[7] * 11, end_ids=[], pad_id=PAD, draft_tokens=drafts, batch_size=3)
     assert [completion.token_ids for completion in some] == [completion.token_ids[:7] for completion in plain]
 
 
-@pytest.mark.parametrize("guess", GUESSES)
-def test_guesses_change_nothing_under_a_grammar(model: PreTrainedModel, guess: str) -> None:
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_drafts_change_nothing_under_a_grammar(model: PreTrainedModel, draft: str) -> None:
     prompts = many_prompts()
     grammars = [table(5, 4) if number % 2 else random_automaton(number) for number in range(len(prompts))]
     plain = write(model, prompts, grammar=grammars)
     assert_equal(plain, [plainly(model, prompt, own, 40) for prompt, own in zip(prompts, grammars, strict=True)])
-    guesses = guesses_of(plain)[guess]
-    assert_equal(write(model, prompts, grammar=grammars, draft_tokens=guesses), plain)
-    assert_equal(write(model, prompts, grammar=grammars, draft_tokens=guesses, batch_size=4), plain)
+    drafts = drafts_of(plain)[draft]
+    assert_equal(write(model, prompts, grammar=grammars, draft_tokens=drafts), plain)
+    assert_equal(write(model, prompts, grammar=grammars, draft_tokens=drafts, batch_size=4), plain)
 
 
-def test_guesses_and_grammars_go_with_positions_that_jump(model: PreTrainedModel) -> None:
+def test_drafts_and_grammars_go_with_positions_that_jump(model: PreTrainedModel) -> None:
     expected = [plainly(model, prompt, table(5, 4), 40, rows_of_four) for prompt in PROMPTS]
     plain = write(model, PROMPTS, grammar=table(5, 4), positions=rows_of_four)
     assert_equal(plain, expected)
-    for guesses in guesses_of(plain).values():
-        assert_equal(write(model, PROMPTS, grammar=table(5, 4), positions=rows_of_four, draft_tokens=guesses), expected)
+    for drafts in drafts_of(plain).values():
+        assert_equal(write(model, PROMPTS, grammar=table(5, 4), positions=rows_of_four, draft_tokens=drafts), expected)
 
 
-def test_a_good_guess_saves_passes_and_a_bad_one_is_given_up(model: PreTrainedModel) -> None:
+def test_a_good_draft_saves_passes_and_a_bad_one_is_given_up(model: PreTrainedModel) -> None:
     prompt = many_prompts()[6:7]
     (plain,) = decode(model, prompt, max_new_tokens=100, end_ids=[], pad_id=PAD)
     options: dict[str, Any] = {"max_new_tokens": 100, "end_ids": [], "pad_id": PAD}
     passes = {
         name: count_passes(model, lambda own=own: decode(model, prompt, **options, draft_tokens=own))  # type: ignore[misc]
-        for name, own in guesses_of([plain]).items()
+        for name, own in drafts_of([plain]).items()
     }
-    # Chunks of 8, 16, and then 24 guessed tokens, each with the token that follows them.
+    # Chunks of 8, 16, and then 24 drafted tokens, each with the token that follows them.
     assert passes["right"] == 5
     assert passes["one wrong"] <= 8
     assert passes["cut"] <= 54
@@ -266,13 +266,13 @@ def test_a_good_guess_saves_passes_and_a_bad_one_is_given_up(model: PreTrainedMo
         lambda _, args, inputs: tokens.append(inputs["input_ids"].shape[1]), with_kwargs=True
     )
     try:
-        decode(model, prompt, **options, draft_tokens=guesses_of([plain])["garbage"])
+        decode(model, prompt, **options, draft_tokens=drafts_of([plain])["garbage"])
     finally:
         hook.remove()
     assert [count for count in tokens[1:] if count > 1] == [9, 9]
 
 
-def test_a_guess_is_not_followed_beyond_the_limit() -> None:
+def test_a_draft_is_not_followed_beyond_the_limit() -> None:
     """Where a model has no more positions, that would be an error."""
     config = GPT2Config(vocab_size=61, n_positions=24, n_embd=32, n_layer=1, n_head=4, initializer_range=0.3)
     with torch.random.fork_rng():
@@ -280,19 +280,19 @@ def test_a_guess_is_not_followed_beyond_the_limit() -> None:
         model = GPT2LMHeadModel(config).eval()
     limit = 24 - len(PROMPTS[0])
     (plain,) = decode(model, PROMPTS[:1], max_new_tokens=limit, end_ids=[], pad_id=PAD)
-    for guess in (plain.token_ids * 2, plain.token_ids[:-1] + [1] * 20):
-        (found,) = decode(model, PROMPTS[:1], max_new_tokens=limit, end_ids=[], pad_id=PAD, draft_tokens=[guess])
+    for draft in (plain.token_ids * 2, plain.token_ids[:-1] + [1] * 20):
+        (found,) = decode(model, PROMPTS[:1], max_new_tokens=limit, end_ids=[], pad_id=PAD, draft_tokens=[draft])
         assert found.token_ids == plain.token_ids
 
 
-def test_an_end_that_was_guessed_too_early_does_not_end(model: PreTrainedModel) -> None:
+def test_an_end_that_was_drafted_too_early_does_not_end(model: PreTrainedModel) -> None:
     expected = generated(model, PROMPTS, 20, [])
-    guesses = [[*row[:5], END, *row[6:]] for row in expected]
-    completions = write(model, PROMPTS, 20, draft_tokens=guesses)
+    drafts = [[*row[:5], END, *row[6:]] for row in expected]
+    completions = write(model, PROMPTS, 20, draft_tokens=drafts)
     assert [produced(completion, [END]) for completion in completions] == generated(model, PROMPTS, 20, [END])
 
 
-def test_an_end_comes_where_the_guess_goes_on(model: PreTrainedModel) -> None:
+def test_an_end_comes_where_the_draft_goes_on(model: PreTrainedModel) -> None:
     (row,) = generated(model, PROMPTS[:1], 20, [])
     end = row.index(list(dict.fromkeys(row))[4])
     assert end > 3

@@ -11,7 +11,7 @@ from arcft.decoding.core.completion import Completion
 from arcft.decoding.core.completion import Completion as Written
 from arcft.problems.arc.questions import ask_output
 from arcft.protocols import Grammar
-from tests.decoding.test_decoder_grammar import assert_equal, guesses_of, plainly
+from tests.decoding.test_decoder_grammar import assert_equal, drafts_of, plainly
 from tests.problems.arc.format.test_grid_positions import model, rule, tasks, tiny
 from tests.support.decoding import decode, score
 
@@ -49,9 +49,9 @@ def test_a_grid_is_written_as_one_token_at_a_time_would(batch_size: int | None, 
     assert_equal(found, expected(), abs=1e-3)
 
 
-@pytest.mark.parametrize("guess", ["right", "every fourth wrong", "shifted", "garbage", "mixed"])
-def test_guessed_cells_change_nothing(guess: str) -> None:
-    found = decode(model(), prompts(), **options(), grammar=grammar(), draft_tokens=guesses_of(expected())[guess])
+@pytest.mark.parametrize("draft", ["right", "every fourth wrong", "shifted", "garbage", "mixed"])
+def test_drafted_cells_change_nothing(draft: str) -> None:
+    found = decode(model(), prompts(), **options(), grammar=grammar(), draft_tokens=drafts_of(expected())[draft])
     assert_equal(found, expected(), abs=1e-3)
 
 

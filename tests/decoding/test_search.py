@@ -261,14 +261,14 @@ def test_branches_of_one_prompt_are_written_side_by_side() -> None:
     assert one_by_one <= 0.5 * (found.nodes - 36)
 
 
-def test_a_good_guess_saves_passes() -> None:
+def test_a_good_draft_saves_passes() -> None:
     options: dict[str, Any] = {"threshold": 0.9, "grammar": table(5, 5)}
     found = find(**options)
     plain = count_passes(model(), lambda: find(**options))
-    guesses = [own.greedy.token_ids for own in found]
+    drafts = [own.greedy.token_ids for own in found]
     again: list[SearchResult] = []
-    assert count_passes(model(), lambda: again.extend(find(**options, draft_tokens=guesses))) <= 0.3 * plain
-    assert [own.greedy.token_ids for own in again] == guesses
+    assert count_passes(model(), lambda: again.extend(find(**options, draft_tokens=drafts))) <= 0.3 * plain
+    assert [own.greedy.token_ids for own in again] == drafts
 
 
 def test_what_is_cut_off_is_not_found() -> None:

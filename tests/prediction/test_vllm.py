@@ -1,5 +1,5 @@
-"""vLLM, which runs on no machine of the tests: what it is told and what is read from it, in its own words; and whole
-evaluations by what stands in for it."""
+"""vLLM, tested against a stub (tests/support/stand_in_vllm), not yet run on a GPU: the arguments that it gets, how its
+output is read, and whole evaluations."""
 
 from __future__ import annotations
 
