@@ -15,6 +15,7 @@ import pytest
 from arcft.runs.adaptation.run_folder import LEDGER_FILE
 from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND
+from tests.support.arc import ARC
 from tests.support.evaluate_command import (
     FILES,
     SMALL_EVALUATION_TASKS,
@@ -94,7 +95,7 @@ def test_per_task(run: Path, tmp_path: Path) -> None:
 def test_workers_come_to_the_same_predictions(run: Path, local: Path, tmp_path: Path) -> None:
     evaluate(tmp_path, f"checkpoint={run}", *FEW, "ttft.workers=processes", "ttft.num_workers=2")
     assert answers(only_folder(tmp_path)) == answers(local)
-    with Ledger.open(only_folder(tmp_path) / LEDGER_FILE) as ledger:
+    with Ledger.open(only_folder(tmp_path) / LEDGER_FILE, ARC) as ledger:
         # One of them may have been quicker to start than the other, and done it all.
         assert {record.worker for record in ledger.records()} <= {"process-0", "process-1"}
 
@@ -108,14 +109,14 @@ def test_a_ray_cluster_comes_to_the_same_predictions(run: Path, local: Path, tmp
 def test_slots_side_by_side(run: Path, local: Path, tmp_path: Path) -> None:
     """The same losses but for the rounding of sums in another order."""
     evaluate(tmp_path, f"checkpoint={run}", *FEW, "ttft.slots=4")
-    with Ledger.open(only_folder(tmp_path) / LEDGER_FILE) as several, Ledger.open(local / LEDGER_FILE) as one:
+    with Ledger.open(only_folder(tmp_path) / LEDGER_FILE, ARC) as several, Ledger.open(local / LEDGER_FILE, ARC) as one:
         for mine, theirs in zip(several.records(ADAPT_ROUND), one.records(ADAPT_ROUND), strict=True):
             assert mine.losses == pytest.approx(theirs.losses, abs=1e-4)
 
 
 def test_slots_are_measured_and_kept(run: Path, tmp_path: Path) -> None:
     out = evaluate(tmp_path, f"checkpoint={run}", *FEW, "ttft.slots=auto", "ttft.max_steps=12")
-    with Ledger.open(only_folder(tmp_path) / LEDGER_FILE) as ledger:
+    with Ledger.open(only_folder(tmp_path) / LEDGER_FILE, ARC) as ledger:
         (note,) = ledger.notes()
     assert note.data["recipe"]["slots"] in (1, 2, 4, 8)
     assert note.text in out
@@ -126,7 +127,7 @@ def test_a_budget_is_kept(run: Path, tmp_path: Path) -> None:
     plenty = ["ttft.max_steps=100000", "ttft.budget=30s"]
     evaluate(tmp_path, f"checkpoint={run}", *(word for word in FEW if "max_steps" not in word), *plenty)
     folder = only_folder(tmp_path)
-    with Ledger.open(folder / LEDGER_FILE) as ledger:
+    with Ledger.open(folder / LEDGER_FILE, ARC) as ledger:
         assert ledger.elapsed_at(time.time()) <= 30
         assert {record.state for record in ledger.records(ADAPT_ROUND)} == {"done"}
         assert all(0 < record.steps < 100000 for record in ledger.records(ADAPT_ROUND))

@@ -74,7 +74,7 @@ def test_a_run_of_then_is_evaluated_and_its_evaluation_selected_from_again(tmp_p
     first = evaluated(tmp_path / "first", f"checkpoint={run}")
     age(first)
     again = evaluated(tmp_path / "again", f"predictions={first}/predictions.jsonl", "selection=verify")
-    assert [one.grid is None for one in predicted(again)] == [one.grid is None for one in predicted(first)]
+    assert [one.answer is None for one in predicted(again)] == [one.answer is None for one in predicted(first)]
     assert run_json(again)["tasks"].keys() == run_json(first)["tasks"].keys()
     # Its tasks are those of the run, which is gone by now.
     shutil.rmtree(run)

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from arcft.scoring.predictions import Prediction
 from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.units import ADAPT_ROUND, Adapted, Finished, Predicted
+from tests.support.arc import ARC, prediction
 from tests.support.train_command import ROOT
 
 
@@ -269,15 +269,15 @@ def done_ledger(folder: Path, text: str, *, again: bool = False) -> Path:
     """A run with one task that is done, or was taken up again after that."""
     folder.mkdir()
     key = (ADAPT_ROUND, "A")
-    prediction = Prediction(task_id="A", test_index=0, grid=np.zeros((1, 1), dtype=np.int8), text=text, logprob=-1.0)
-    with Ledger.create(folder / "ledger.sqlite", {}, clock=lambda: 5.0) as ledger:
+    made = prediction(np.zeros((1, 1), dtype=np.int8), "A", text=text, logprob=-1.0)
+    with Ledger.create(folder / "ledger.sqlite", ARC, {}, clock=lambda: 5.0) as ledger:
         ledger.fill([(ADAPT_ROUND, "A", ["A"], 10)])
         for _ in range(1 + again):
             ledger.claim(key, "w", steps=1, first_prediction=0, predictions=1, seed=0)
             ledger.record(
                 Adapted(key=key, steps=1, tokens=9, seconds=1.0, losses=(1.0,), ended="steps", adapter=None), "w"
             )
-            ledger.record(Predicted(key=key, predictions=(prediction,), prompts=1, tokens=9, seconds=1.0), "w")
+            ledger.record(Predicted(key=key, predictions=(made,), prompts=1, tokens=9, seconds=1.0), "w")
             if again:
                 ledger.requeue("w", died=False)
                 again = False
@@ -299,6 +299,6 @@ def test_kills_finds_what_was_lost_and_what_was_repeated(kills: ModuleType, tmp_
     assert compared(done_ledger(tmp_path / "other", "1")) == (["A in round 1"], [])
     assert compared(done_ledger(tmp_path / "twice", "0", again=True)) == ([], ["A in round 1"])
     (tmp_path / "empty").mkdir()
-    with Ledger.create(tmp_path / "empty" / "ledger.sqlite", {}) as ledger:
+    with Ledger.create(tmp_path / "empty" / "ledger.sqlite", ARC, {}) as ledger:
         ledger.fill([(ADAPT_ROUND, "A", ["A"], 10)])
     assert compared(tmp_path / "empty") == (["A in round 1"], ["A in round 1"])

@@ -32,6 +32,7 @@ from arcft.scoring.voting import vote
 from arcft.text.builder import ExampleBuilder
 from arcft.text.tokens import Tokenization
 from arcft.training.batches import collate
+from tests.support.arc import ARC
 from tests.support.paths import ROOT
 
 TINY = ModelConfig(name="tiny", path="bundled:tiny", init="random")
@@ -116,7 +117,7 @@ def test_every_test_of_every_task_gets_its_predictions(
         assert group[0].transform == Identity().to_dict()
         assert all(prediction.seed == 0 and prediction.num_tokens is not None for prediction in group)
         for prediction in group:
-            assert prediction_from_json(prediction.to_json(), "line 1") == prediction
+            assert prediction_from_json(prediction.to_json("grid"), "line 1", ARC) == prediction
 
 
 @pytest.mark.parametrize("config", [GREEDY, SAMPLE], ids=["greedy", "sample"])
@@ -249,7 +250,12 @@ def test_the_inference_limit_may_be_below_the_builders() -> None:
 def test_what_does_not_fit_is_unanswered_and_says_so(model: PreTrainedModel, tasks: list[Task]) -> None:
     found = predict(model, make_builder(300), [wide_task(), tasks[1]], GREEDY)
     for prediction in found["wide", 0]:
-        assert (prediction.grid, prediction.text, prediction.num_tokens, prediction.error) == (None, "", None, TOO_LONG)
+        assert (prediction.answer, prediction.text, prediction.num_tokens, prediction.error) == (
+            None,
+            "",
+            None,
+            TOO_LONG,
+        )
     assert len(found["wide", 0]) == 5
     assert [prediction.num_tokens for prediction in found[tasks[1].id, 0]] == [12] * 5
 
@@ -259,7 +265,7 @@ def test_what_is_cut_off_is_no_answer(model: PreTrainedModel, builder: ExampleBu
     assert [prediction.error for prediction in group] == [
         "cut off after 4 tokens, all that inference.max_new_tokens allows"
     ] * 5
-    assert all(prediction.grid is None and prediction.text and prediction.num_tokens == 4 for prediction in group)
+    assert all(prediction.answer is None and prediction.text and prediction.num_tokens == 4 for prediction in group)
 
 
 def test_logits_that_are_no_numbers_are_no_answer(builder: ExampleBuilder, tasks: list[Task]) -> None:
@@ -315,8 +321,8 @@ def test_answers_are_turned_back_into_the_tests_own_orientation_and_colours(
     assert truth is not None
     for prediction, prompt in zip(predictions, asked, strict=True):
         assert prediction.error is None
-        assert prediction.grid is not None
-        assert prediction.grid.tolist() == truth.tolist()
+        assert prediction.answer is not None
+        assert prediction.answer.to_json() == truth.tolist()
         # The text is what the model wrote: the answer of the transformed task.
         assert prediction.transform == prompt.view.to_dict()
         (turned,) = prompt.view.apply(task).answers
@@ -325,7 +331,7 @@ def test_answers_are_turned_back_into_the_tests_own_orientation_and_colours(
         assert prediction.logprob == pytest.approx(0, abs=0.5)
         assert prediction.num_tokens == builder.tokenization.completion_length(prediction.text)
     assert len({prediction.text for prediction in predictions}) >= 6
-    assert [candidate.grid.tolist() for candidate in vote(predictions)] == [truth.tolist()]
+    assert [candidate.answer.to_json() for candidate in vote(predictions)] == [truth.tolist()]
 
 
 def test_predicting_puts_the_training_mode_back(
@@ -353,11 +359,11 @@ def test_under_the_grammar_every_answer_is_a_grid(
         for group in predict(model, builder, tasks[1:2], config).values():
             for prediction in group:
                 assert prediction.error is None
-                assert prediction.grid is not None
+                assert prediction.answer is not None
                 assert prediction.num_tokens == builder.tokenization.completion_length(prediction.text)
                 assert prediction.logprob is not None
                 assert prediction.logprob <= 0
-    assert all(p.grid is None for group in predict(model, builder, tasks[1:2], free).values() for p in group)
+    assert all(p.answer is None for group in predict(model, builder, tasks[1:2], free).values() for p in group)
     (prompt,) = augmented_prompts(builder, DEAL_VIEWS, tasks[1], 0, dataclasses.replace(some, predictions_per_test=1))
     assert prompt.max_new_tokens == min(builder.grammar.longest, 1024 - len(prompt.token_ids))
 
@@ -367,7 +373,7 @@ def test_what_the_context_cuts_off_says_so(model: PreTrainedModel, tasks: list[T
     narrow = make_builder(max(len(prompt.token_ids) for prompt in asked) + 20)
     prompts = augmented_prompts(narrow, DEAL_VIEWS, tasks[1], 0, GRAMMAR)
     for prediction, prompt in zip(predict_prompts(model, narrow, prompts, GRAMMAR), prompts, strict=True):
-        if prediction.num_tokens == prompt.max_new_tokens and prediction.grid is None:
+        if prediction.num_tokens == prompt.max_new_tokens and prediction.answer is None:
             assert prediction.error == f"cut off after {prompt.max_new_tokens} tokens, all that the context leaves"
             return
     pytest.fail("nothing was cut off")
@@ -430,7 +436,7 @@ def test_speculation_changes_nothing_where_drafts_are_wrong(
     assert [prediction.text for prediction in found] == [prediction.text for prediction in plain]
     assert [prediction.logprob for prediction in found] == pytest.approx([p.logprob for p in plain], rel=1e-5)
     # Otherwise drafts would have been right.
-    assert len({str(prediction.grid) for prediction in plain}) > 2
+    assert len({prediction.answer for prediction in plain}) > 2
 
 
 def test_a_draft_is_the_most_frequent_earlier_answer(builder: ExampleBuilder, tasks: list[Task]) -> None:
@@ -439,8 +445,8 @@ def test_a_draft_is_the_most_frequent_earlier_answer(builder: ExampleBuilder, ta
     drafts = DraftSource(builder)
     assert drafts.draft(asked[1]) is None
     for grid in ([[1, 2]], [[3], [4]], [[3], [4]]):
-        drafts.add([Prediction(task_id=task.id, test_index=1, grid=as_grid(grid))])
-    drafts.add([Prediction(task_id=task.id, test_index=1, grid=None)])
+        drafts.add([Prediction(task_id=task.id, test_index=1, answer=GridAnswer(as_grid(grid)))])
+    drafts.add([Prediction(task_id=task.id, test_index=1, answer=None)])
     for prompt in asked:
         draft = drafts.draft(prompt)
         assert draft is not None
@@ -473,7 +479,7 @@ def test_the_input_is_the_first_draft_where_demonstrations_change_little(
             answer = builder.format.parse(builder.tokenization.decode(draft))
             assert prompt.view.invert(answer).to_json() == grids[2].tolist()
     # An answer is a better draft.
-    drafts.add([Prediction(task_id="kept", test_index=0, grid=as_grid([[7]]))])
+    drafts.add([Prediction(task_id="kept", test_index=0, answer=GridAnswer(as_grid([[7]])))])
     draft = drafts.draft(prompt)
     assert draft is not None
     answer = builder.format.parse(builder.tokenization.decode(draft))
@@ -558,4 +564,4 @@ def test_a_search_that_finds_nothing_gives_the_greedy_answer(
     (found,) = predict(model, builder, tasks[1:2], config).values()
     (greedy,) = predict(model, builder, tasks[1:2], expected).values()
     assert [prediction.text for prediction in found] == [prediction.text for prediction in greedy]
-    assert all(prediction.grid is not None for prediction in found)
+    assert all(prediction.answer is not None for prediction in found)

@@ -31,6 +31,7 @@ from arcft.text.builder import ExampleBuilder
 from arcft.text.tokens import Tokenization
 from arcft.training.batches import collate
 from arcft.training.loss import summed_cross_entropy
+from tests.support.arc import grid_of, prediction
 from tests.support.paths import ROOT
 
 TINY = ModelConfig(name="tiny", path="bundled:tiny", init="random")
@@ -78,7 +79,7 @@ def task() -> Task:
 
 
 def answer(task: Task, grid: Grid | None, test_index: int = 1) -> Prediction:
-    return Prediction(task_id=task.id, test_index=test_index, grid=grid, logprob=-2.5, num_tokens=9, seconds=0.5)
+    return prediction(grid, task.id, test_index, logprob=-2.5, num_tokens=9, seconds=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +113,8 @@ def test_scores_are_those_of_a_plain_forward_pass(
     scored = score_answers(model, builder, DEAL_VIEWS, task, predictions, CONFIG, VIEWS)
     assert [one.scores is not None for one in scored] == [True, False, True, False, True]
     for one in scored:
-        if one.scores is not None and one.grid is not None:
-            assert one.scores == pytest.approx(by_plain_pass(model, builder, task, one.grid, VIEWS), rel=1e-4)
+        if one.scores is not None and one.answer is not None:
+            assert one.scores == pytest.approx(by_plain_pass(model, builder, task, grid_of(one), VIEWS), rel=1e-4)
             assert len(set(one.scores)) == VIEWS
     # Nothing else is touched, but what it took is told.
     assert [dataclasses.replace(one, scores=None, seconds=0.5) for one in scored] == predictions
@@ -134,7 +135,7 @@ def test_fewer_views_are_the_first_of_more_whatever_the_batch(
 
 
 def by_grid(predictions: Sequence[Prediction]) -> dict[str, tuple[float, ...]]:
-    return {str(one.grid): one.scores for one in predictions if one.scores is not None}
+    return {str(grid_of(one)): one.scores for one in predictions if one.scores is not None}
 
 
 def scores_of(predictions: Sequence[Prediction]) -> list[tuple[float, ...]]:

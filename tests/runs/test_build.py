@@ -39,6 +39,7 @@ from arcft.training.optimizers import MuonWithAdamW, build_optimizer
 from tests.config.test_config import GROUPS, OPTIONS, train_config
 from tests.problems.arc.format.test_grammar import bpe
 from tests.runs.test_train_run import real_tasks, write_kaggle
+from tests.support.arc import ARC
 from tests.support.re_arc_script import make
 from tests.support.train_command import ARCHITECTURES, SMALL_MODEL, TASK_IDS, ids
 
@@ -269,7 +270,7 @@ def test_inference_and_selection(option: str) -> None:
     assert all(len(group) >= 3 if option == "search" else len(group) == 3 for group in groups)
     assert all(prediction.num_tokens <= 3 for group in groups for prediction in group)
     found = [prediction for group in groups for prediction in group]
-    assert set(make_selector(config.selection).attempts(tasks, found)) == {
+    assert set(make_selector(config.selection, ARC).attempts(tasks, found, 2)) == {
         (task.id, index) for task in tasks for index in range(len(task.test))
     }
 

@@ -18,6 +18,7 @@ from arcft.errors import ArcftError
 from arcft.files import manifest_sha256
 from arcft.models.load import draw_random_model
 from arcft.scoring.predictions import read_predictions
+from tests.support.arc import ARC
 from tests.support.evaluate_command import answers, change_byte, evaluated, trained
 from tests.support.train_command import ARCHITECTURES
 
@@ -142,7 +143,7 @@ def test_a_base_model_that_is_gone_is_named(copy: Path, base: Path, tmp_path: Pa
         assert message.endswith("If it lies elsewhere now: base_model=DIR")
         # Found where it was moved to, it is the same model.
         evaluated(tmp_path / "after", f"checkpoint={copy}", f"base_model={moved}")
-        before, after = (read_predictions(tmp_path / name / "predictions.jsonl") for name in ("before", "after"))
+        before, after = (read_predictions(tmp_path / name / "predictions.jsonl", ARC) for name in ("before", "after"))
         assert [prediction.logprob for prediction in after] == [prediction.logprob for prediction in before]
         original = (moved / "model.safetensors").read_bytes()
         change_byte(moved / "model.safetensors")

@@ -27,6 +27,7 @@ from arcft.runs.evaluation import predict as predict_module
 from arcft.scoring.predictions import Prediction, PredictionError, prediction_from_json, read_predictions
 from arcft.scoring.selection import Vote
 from tests.config.test_config import evaluate_config, train_config
+from tests.support.arc import ARC
 from tests.support.evaluate_command import (
     FILES,
     KNOWN_FILES,
@@ -319,7 +320,7 @@ def test_predictions_made_elsewhere_are_scored_and_several_are_voted_over(tmp_pa
     both = evaluated(tmp_path / "both", f"predictions=[{wrong},{right},{wrong}]", *evaluation_tasks())
     metrics = run_json(both)["metrics"]
     assert (metrics["vote_1"], metrics["vote_2"], metrics["accuracy"]) == (0, 0.75, 0.25)
-    assert [p.grid is not None for p in predicted(both)] == [True] * 12
+    assert [p.answer is not None for p in predicted(both)] == [True] * 12
     assert {path.name for path in both.iterdir()} == KNOWN_FILES | {"run.yaml", ".lock"}
     submission = json.loads((both / "submission.json").read_text(encoding="utf-8"))
     truth = as_list(arc_tasks("evaluation", "be03b35f")[0].test[0].output)
@@ -380,8 +381,8 @@ def test_what_a_search_had_of_its_last_test_is_not_taken_for_all(tmp_path: Path,
     path = tmp_path / "predictions.jsonl"
     write_answers(path, {("be03b35f", 0): [[[1]], [[2]], [[3]]], ("6ea4a07e", 0): [[[1]], [[2]]]})
     inference = evaluate_config("model=tiny", f"inference={config}", "inference.predictions_per_test=2").inference
-    assert len(predict_module._kept(path, inference)) == kept
-    assert len(read_predictions(path)) == kept
+    assert len(predict_module._kept(path, inference, ARC)) == kept
+    assert len(read_predictions(path, ARC)) == kept
 
 
 def test_a_search_is_evaluated_by_all_that_it_finds(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,7 +399,7 @@ def test_a_search_is_evaluated_by_all_that_it_finds(run: Path, tmp_path: Path, m
     found = predicted(folder)
     assert len(found) > 10
     assert [number for number, _ in moved] == [2, 4, 6, 8, 10]
-    assert all(p.grid is not None or p.error is not None for p in found)
+    assert all(p.answer is not None or p.error is not None for p in found)
     assert len(run_json(folder)["tasks"]) == 4
 
 
@@ -533,7 +534,7 @@ def test_a_task_too_long_for_the_context_is_unanswered(run: Path, tmp_path: Path
     asked = ["data=arc1", "data.split=evaluation", ids("66e6c45b", long.id)]
     folder = evaluated(tmp_path / "evaluation", f"checkpoint={run}", *asked)
     unanswered = [p for p in predicted(folder) if p.task_id == long.id]
-    assert [(p.grid, p.error, p.num_tokens) for p in unanswered] == [(None, TOO_LONG, None)] * 2
+    assert [(p.answer, p.error, p.num_tokens) for p in unanswered] == [(None, TOO_LONG, None)] * 2
     assert run_json(folder)["tasks"][long.id]["unanswered"] == 1
     # Left out when it is asked for, counted otherwise.
     short = evaluated(tmp_path / "short", f"checkpoint={run}", *asked, "data.max_tokens=256")
@@ -543,7 +544,7 @@ def test_a_task_too_long_for_the_context_is_unanswered(run: Path, tmp_path: Path
 def test_what_is_beside_the_bar_counts_tests_solved_in_two_attempts() -> None:
     tasks = arc_tasks("evaluation", "be03b35f", "6ea4a07e")
     hidden = dataclasses.replace(tasks[0], id="unknown", test=(dataclasses.replace(tasks[0].test[0], output=None),))
-    tally = predict_module.Tally([*tasks, hidden], Vote())
+    tally = predict_module.Tally([*tasks, hidden], Vote(), ARC)
     assert tally.words() == "0% grids"
     tally.add(made("be03b35f", 0, [[9]], [[8]], as_list(tasks[0].test[0].output), as_list(tasks[0].test[0].output)))
     tally.add(made("6ea4a07e", 0, [[9]], [[8]], as_list(tasks[1].test[0].output)))
@@ -553,4 +554,4 @@ def test_what_is_beside_the_bar_counts_tests_solved_in_two_attempts() -> None:
 
 def made(task_id: str, test_index: int, *grids: list[list[int]] | None) -> list[Prediction]:
     values: dict[str, Any] = {"task_id": task_id, "test_index": test_index, "num_tokens": 5, "seconds": 0.5}
-    return [prediction_from_json(values | {"grid": grid}, "here") for grid in grids]
+    return [prediction_from_json(values | {"grid": grid}, "here", ARC) for grid in grids]

@@ -11,14 +11,14 @@ import torch
 
 from arcft.checkpoints import CheckpointError
 from arcft.config.schema import ConfigError
-from arcft.problems.arc.scoring.metrics import score_tasks
 from arcft.runs.train import build_model, prepare
 from arcft.runs.training.callbacks import GenerationMetrics
 from arcft.scoring.predictions import Prediction
 from arcft.scoring.selection import Score
-from arcft.scoring.voting import grid_key
 from arcft.training.stopping import StopRequest
 from tests.config.test_config import evaluate_config, train_config
+from tests.support.arc import ARC, selected
+from tests.support.arc import scored as scored_as
 from tests.support.evaluate_command import (
     KNOWN_FILES,
     SMALL_EVALUATION_TASKS,
@@ -58,9 +58,9 @@ def check_scores(folder: Path, views: int) -> None:
     handed_in = json.loads(submission(folder))
     several = 0
     for (task_id, index), group in by_test(predicted(folder)).items():
-        grids = {grid_key(one.grid): one.grid for one in group if one.grid is not None}
+        grids = {one.answer.key: one.answer for one in group if one.answer is not None}
         explained = [one for one in group if one.selection is not None]
-        assert [grid_key(one.grid) for one in explained if one.grid is not None] == list(grids)
+        assert [one.answer.key for one in explained if one.answer is not None] == list(grids)
         assert all((one.scores is not None) == (one.selection is not None) for one in group)
         if len(grids) > 1:
             several += 1
@@ -71,8 +71,8 @@ def check_scores(folder: Path, views: int) -> None:
         assert [one.selection["score"] for one in ranked if one.selection] == pytest.approx(means)
         answers = list(handed_in[task_id][index].values())
         for one, answer in zip(ranked, answers, strict=False):
-            assert one.grid is not None
-            assert answer == one.grid.tolist()
+            assert one.answer is not None
+            assert answer == one.answer.to_json()
     assert several >= 2
 
 
@@ -233,11 +233,11 @@ def test_generation_metrics_while_training_select_in_the_same_way() -> None:
     prepared = prepare(config)
     model, _ = build_model(config, torch.device("cpu"))
     metrics = GenerationMetrics(
-        prepared.builder, prepared.sets.held_out, config.inference, config.selection, lambda step, words: None,
-        StopRequest(None),
+        prepared.builder, prepared.deal_views, prepared.sets.held_out, config.inference, config.selection, ARC,
+        lambda step, words: None, StopRequest(None),
     )  # fmt: skip
     values = metrics(model, 0)
     assert any(one.scores is not None and len(one.scores) == 3 for one in metrics.predictions)
-    expected = Score(views=3).attempts(metrics.tasks, metrics.predictions)
-    assert str(metrics.attempts) == str(expected)
-    assert values == score_tasks(metrics.tasks, metrics.predictions, expected).metrics
+    expected = Score(views=3)
+    assert metrics.attempts == selected(metrics.tasks, metrics.predictions, expected)
+    assert values == scored_as(metrics.tasks, metrics.predictions, expected).metrics

@@ -26,6 +26,7 @@ from arcft.runs.setup.checkpoint_config import open_checkpoint
 from arcft.runs.showcase import shortest_new_tasks
 from arcft.ttft.ledger.ledger import Ledger, LedgerError
 from tests.config.test_config import refusal, train_config
+from tests.support.arc import ARC
 from tests.support.evaluate_command import arc_tasks, predicted
 from tests.support.train_command import QUICK, finish, ids, run_train, start_train, tree
 
@@ -71,7 +72,7 @@ def test_a_run_closes_with_the_shortest_tasks(tmp_path: Path, capsys: pytest.Cap
     stored = read_run_yaml(folder / "showcase")["config"]
     assert stored["checkpoint"] == str(last_checkpoint(folder))
     assert sorted(stored["data"]["task_ids"]) == sorted(SHORTEST)
-    with Ledger.open(folder / "showcase" / "ledger.sqlite") as ledger:
+    with Ledger.open(folder / "showcase" / "ledger.sqlite", ARC) as ledger:
         assert {record.name: record.steps for record in ledger.records()} == dict.fromkeys(SHORTEST, 2)
     assert sorted({p.task_id for p in predicted(folder / "showcase")}) == sorted(SHORTEST)
 
@@ -184,7 +185,7 @@ def _begun(folder: Path) -> bool:
     if not (folder / "ledger.sqlite").is_file():
         return False
     try:
-        with Ledger.open(folder / "ledger.sqlite") as ledger:
+        with Ledger.open(folder / "ledger.sqlite", ARC) as ledger:
             return any(record.starts for record in ledger.records())
     except LedgerError:
         return False  # about to be begun

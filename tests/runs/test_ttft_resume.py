@@ -20,6 +20,7 @@ from arcft.problems.arc.scoring.submission import check_submission
 from arcft.runs.adaptation.run_folder import LEDGER_FILE
 from arcft.ttft.ledger.ledger import Ledger, LedgerError
 from arcft.ttft.units import ADAPT_ROUND
+from tests.support.arc import ARC
 from tests.support.evaluate_command import arc_tasks, evaluation_tasks, predicted, run_json, start_evaluate, trained
 from tests.support.train_command import ROOT
 
@@ -63,7 +64,7 @@ def resumed(folder: Path, cwd: Path, *overrides: str) -> str:
 def states(folder: Path) -> list[str]:
     """Of the main round, read as a stranger may while the evaluation is running."""
     try:
-        with Ledger.open(folder / LEDGER_FILE) as ledger:
+        with Ledger.open(folder / LEDGER_FILE, ARC) as ledger:
             return [record.state for record in ledger.records(ADAPT_ROUND)]
     except (LedgerError, sqlite3.OperationalError):
         return []  # it is just being made
@@ -83,7 +84,7 @@ def wait_for(cwd: Path, done: int, process: subprocess.Popen[str]) -> Path:
 
 def outcome(folder: Path) -> tuple[list[Any], dict[str, Any], bytes]:
     """Predictions, metrics and submission, without what they cost."""
-    lines = [prediction.to_json() | {"seconds": 0} for prediction in predicted(folder)]
+    lines = [prediction.to_json("grid") | {"seconds": 0} for prediction in predicted(folder)]
     metrics = run_json(folder)
     return lines, metrics | {"run": metrics["run"] | {"seconds": 0}}, (folder / "submission.json").read_bytes()
 
@@ -105,7 +106,7 @@ def test_it_goes_on_to_the_same_result(
     if number != signal.SIGKILL:
         assert f"stopped; resume with: python evaluate.py resume={folder}" in err
         # In good order: nothing counts as having died.
-        with Ledger.open(folder / LEDGER_FILE) as ledger:
+        with Ledger.open(folder / LEDGER_FILE, ARC) as ledger:
             assert {record.deaths for record in ledger.records()} == {0}
     finished = states(folder).count("done")
     assert done <= finished < len(states(undisturbed))
@@ -113,7 +114,7 @@ def test_it_goes_on_to_the_same_result(
     resumed(folder, tmp_path / "elsewhere")
     assert not (tmp_path / "elsewhere" / "outputs").exists()
     assert outcome(folder) == outcome(undisturbed)
-    with Ledger.open(folder / LEDGER_FILE) as ledger:
+    with Ledger.open(folder / LEDGER_FILE, ARC) as ledger:
         # What was done was not done again, and one unit at most was begun twice.
         starts = [record.starts for record in ledger.records(ADAPT_ROUND)]
     assert sum(starts) <= len(starts) + 1
@@ -151,7 +152,7 @@ def test_a_valid_submission_lies_there_while_it_runs(run: Path, tmp_path: Path) 
     submission = json.loads((folder / "submission.json").read_text(encoding="utf-8"))
     process.kill()
     process.communicate()
-    with Ledger.open(folder / LEDGER_FILE) as ledger:
+    with Ledger.open(folder / LEDGER_FILE, ARC) as ledger:
         ids = [task_id for record in ledger.records(ADAPT_ROUND) for task_id in record.task_ids]
     check_submission(submission, arc_tasks("evaluation", *ids))
 

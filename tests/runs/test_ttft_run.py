@@ -27,6 +27,7 @@ from arcft.runs.adaptation.run_folder import LEDGER_FILE
 from arcft.scoring.selection import Vote
 from arcft.ttft.ledger.ledger import Ledger, LedgerError
 from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND
+from tests.support.arc import ARC
 from tests.support.evaluate_command import (
     FILES,
     KNOWN_FILES,
@@ -75,7 +76,7 @@ def refusal(folder: Path, *overrides: str) -> str:
 
 
 def records(folder: Path, round: int) -> list[Any]:
-    with Ledger.open(folder / LEDGER_FILE) as ledger:
+    with Ledger.open(folder / LEDGER_FILE, ARC) as ledger:
         return ledger.records(round)
 
 
@@ -106,13 +107,13 @@ def test_the_ledger_knows_every_task(adapted: Path) -> None:
     assert all(len(record.losses) == 3 for record in main)
     assert all(loss > 0 for record in main for loss in record.losses)
     assert {record.state for record in records(adapted, BASELINE_ROUND)} == {"done"}
-    with Ledger.open(adapted / LEDGER_FILE) as ledger:
+    with Ledger.open(adapted / LEDGER_FILE, ARC) as ledger:
         before = [(p.task_id, p.test_index) for p in ledger.predictions(BASELINE_ROUND)]
     assert before == TESTS
 
 
 def test_first_and_last_losses_have_no_step_in_common(adapted: Path) -> None:
-    with Ledger.open(adapted / LEDGER_FILE) as ledger:
+    with Ledger.open(adapted / LEDGER_FILE, ARC) as ledger:
         outcome = outcome_of(arc_tasks("evaluation", *SMALL_EVALUATION_TASKS), ledger, Vote())
     losses = {record.name: record.losses for record in records(adapted, ADAPT_ROUND)}
     for row in outcome.adaptation.rows:
@@ -135,7 +136,7 @@ def test_without_time_tasks_are_left_out_and_nothing_failed(
 
 def test_before_adapting_it_predicts_as_without_ttft(adapted: Path, run: Path, tmp_path: Path) -> None:
     plain = evaluated(tmp_path / "plain", f"checkpoint={run}", *evaluation_tasks(), "inference.predictions_per_test=1")
-    with Ledger.open(adapted / LEDGER_FILE) as ledger:
+    with Ledger.open(adapted / LEDGER_FILE, ARC) as ledger:
         before = {(p.task_id, p.test_index): (p.text, p.num_tokens) for p in ledger.predictions(BASELINE_ROUND)}
     assert before == {(p.task_id, p.test_index): (p.text, p.num_tokens) for p in predicted(plain)}
     assert run_json(plain)["metrics"] == run_json(adapted)["before"]

@@ -17,6 +17,7 @@ from arcft.runs.evaluate import evaluate
 from arcft.runs.train import train
 from arcft.scoring.predictions import Prediction, read_predictions
 from tests.config.test_config import evaluate_config, train_config
+from tests.support.arc import ARC
 from tests.support.paths import ROOT
 from tests.support.train_command import QUICK, ids
 
@@ -59,7 +60,7 @@ def run_json(folder: Path) -> dict[str, Any]:
 
 
 def predicted(folder: Path) -> list[Prediction]:
-    return read_predictions(folder / "predictions.jsonl")
+    return read_predictions(folder / "predictions.jsonl", ARC)
 
 
 def answers(folder: Path) -> list[tuple[str, int, str, float | None]]:

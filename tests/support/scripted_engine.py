@@ -19,6 +19,7 @@ from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.scheduling.budget import Budget
 from arcft.ttft.scheduling.queue import Queue
 from arcft.ttft.units import ADAPT_ROUND, Assignment, Event, Failed, Finished, Predicted, Started, Unit
+from tests.support.arc import ARC
 from tests.support.paths import ROOT
 
 
@@ -76,7 +77,7 @@ class ScriptedEngine:
                 yield Failed(key=assignment.key, reason="non-finite loss", retry=True)
                 return
         for task in assignment.unit.problems:
-            prediction = Prediction(task_id=task.id, test_index=0, grid=None, text=f"round {assignment.round}")
+            prediction = Prediction(task_id=task.id, test_index=0, answer=None, text=f"round {assignment.round}")
             yield Predicted(key=assignment.key, predictions=(prediction,), prompts=1, tokens=10, seconds=0.01)
         yield Finished(key=assignment.key)
 
@@ -125,8 +126,10 @@ def scripted_queue(
         Unit(name=name, problems=(Task(name, (Pair(grid, grid),), (Pair(grid, grid),)),), length=10 + number)
         for number, name in enumerate(names)
     ]
-    ledger = Ledger.create(folder / "ledger.sqlite", {"names": list(names)})
-    queue = Queue(ledger, units, steps=4, predictions=1, predict_before=predict_before, seed=0, budget=budget)
+    ledger = Ledger.create(folder / "ledger.sqlite", ARC, {"names": list(names)})
+    queue = Queue(
+        ledger, units, steps=4, predictions=1, predict_before=predict_before, seed=0, attempts=2, budget=budget
+    )
     return queue, ledger
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from arcft.problems.arc.task import Pair, Task
 from arcft.scoring.predictions import Prediction
 from arcft.ttft.units import Adapted, Event, Finished, Key, Predicted, Started, Unit
+from tests.support.arc import prediction
 
 
 def make_unit(name: str, length: int = 100, tests: int = 1, tasks: Sequence[str] = ()) -> Unit:
@@ -21,7 +22,7 @@ def make_unit(name: str, length: int = 100, tests: int = 1, tasks: Sequence[str]
 
 def make_prediction(task_id: str, test_index: int = 0, value: int = 1, **outcome: object) -> Prediction:
     """A grid of one cell, `value`."""
-    return Prediction(task_id=task_id, test_index=test_index, grid=np.full((1, 1), value, dtype=np.int8), **outcome)
+    return prediction(np.full((1, 1), value, dtype=np.int8), task_id, test_index, **outcome)
 
 
 def adapted(key: Key, steps: int = 2, adapter: str | None = None) -> Adapted:

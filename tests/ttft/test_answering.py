@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from arcft.prediction import predict
-from arcft.problems.arc.task import Task, as_grid
+from arcft.problems.arc.task import GridAnswer, Task, as_grid
 from arcft.scoring.predictions import Prediction
 from arcft.ttft.engine.engine import Engine
 from arcft.ttft.engine.predict_slots import side_by_side
@@ -163,7 +163,7 @@ def grids_of_one_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     def as_grids(*arguments: Any, **options: Any) -> dict[int, list[Prediction]]:
         found = places(*arguments, **options)
         return {
-            place: [dataclasses.replace(prediction, grid=as_grid([[place % 2]]))]
+            place: [dataclasses.replace(prediction, answer=GridAnswer(as_grid([[place % 2]])))]
             for place, (prediction,) in found.items()
         }
 

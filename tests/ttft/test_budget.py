@@ -16,6 +16,7 @@ from arcft.ttft.scheduling.budget import Budget, Fit, PendingUnit
 from arcft.ttft.scheduling.cost_model import Costs, Line
 from arcft.ttft.scheduling.queue import Queue
 from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND, Event, Finished, Predicted, Started, Stepped, Unit
+from tests.support.arc import ARC
 from tests.support.simulated_engine import Speed, simulate
 from tests.support.small_units import Clock, make_prediction, make_unit
 
@@ -294,7 +295,7 @@ def run(
     mean = lengths / 50 / train
     speed = Speed(train / (1 - even), train / 2, overhead=overhead * STEPS * mean, loading=5, step=even * mean)
     clock = Clock()
-    ledger = Ledger.create(folder / "ledger.sqlite", {}, clock=clock)
+    ledger = Ledger.create(folder / "ledger.sqlite", ARC, {}, clock=clock)
     ledger._connection.execute("PRAGMA synchronous = OFF")
     budget = Budget(TOTAL, clock=clock, workers=workers, slots=slots)
     queue = Queue(
@@ -304,6 +305,7 @@ def run(
         predictions=PREDICTIONS,
         predict_before=predict_before,
         seed=0,
+        attempts=2,
         budget=budget,
         clock=clock,
     )

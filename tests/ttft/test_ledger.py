@@ -18,6 +18,7 @@ from arcft.scoring.predictions import Prediction
 from arcft.ttft.ledger import ledger as ledger_module
 from arcft.ttft.ledger.ledger import DEATHS, Ledger, LedgerError, Record
 from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND, Failed, Finished, Started, Stepped
+from tests.support.arc import ARC, grid_of
 from tests.support.small_units import Clock, adapted, make_prediction, predicted
 
 CONFIG = {"ttft": {"max_steps": 64, "slots": None}, "lora": {"target_modules": ("q", "v")}, "tasks": ["a", "b"]}
@@ -27,7 +28,7 @@ UNITS = [(ADAPT_ROUND, "a", ["a"], 120), (ADAPT_ROUND, "b", ["b"], 80)]
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    ledger = Ledger.create(tmp_path / "ledger.sqlite", CONFIG)
+    ledger = Ledger.create(tmp_path / "ledger.sqlite", ARC, CONFIG)
     ledger.fill(UNITS)
     return ledger
 
@@ -39,7 +40,7 @@ def take(ledger: Ledger, key: tuple[int, str], worker: str = "local", steps: int
 def another_process(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Ledger:
     """The ledger as a process finds it that begins after this one was killed."""
     monkeypatch.setattr(ledger_module, "_PROCESS", f"{ledger_module._PROCESS}-next")
-    again = Ledger.open(ledger.path, CONFIG, clock=ledger._clock)
+    again = Ledger.open(ledger.path, ARC, CONFIG, clock=ledger._clock)
     again.recover()
     return again
 
@@ -50,7 +51,7 @@ def states(ledger: Ledger) -> dict[str, str]:
 
 def test_a_unit_from_queued_to_done(tmp_path: Path) -> None:
     clock = Clock()
-    ledger = Ledger.create(tmp_path / "ledger.sqlite", CONFIG, clock=clock)
+    ledger = Ledger.create(tmp_path / "ledger.sqlite", ARC, CONFIG, clock=clock)
     ledger.fill(UNITS)
     assert take(ledger, A)
     assert states(ledger) == {"a": "adapting", "b": "queued"}
@@ -98,7 +99,7 @@ def test_every_field_of_a_prediction_comes_back(ledger: Ledger) -> None:
     full = Prediction(
         task_id="a",
         test_index=0,
-        grid=None,
+        answer=None,
         text="0 1\n",
         logprob=-1.25,
         num_tokens=4,
@@ -122,7 +123,7 @@ def test_losses_that_are_no_numbers_are_kept(ledger: Ledger) -> None:
 
 
 def test_predictions_are_in_the_order_of_tasks_tests_rounds_and_prompts(tmp_path: Path) -> None:
-    ledger = Ledger.create(tmp_path / "ledger.sqlite", CONFIG)
+    ledger = Ledger.create(tmp_path / "ledger.sqlite", ARC, CONFIG)
     ledger.fill(
         [
             (BASELINE_ROUND, "z", ["z"], 1),
@@ -137,12 +138,12 @@ def test_predictions_are_in_the_order_of_tasks_tests_rounds_and_prompts(tmp_path
         for test_index in (1, 0):
             value = key[0] + 3 * test_index
             ledger.record(predicted(key, key[1], test_index, (value, value)), "local")
-    order = [(each.task_id, each.test_index, int(each.grid[0, 0])) for each in ledger.predictions()]
+    order = [(each.task_id, each.test_index, int(grid_of(each)[0, 0])) for each in ledger.predictions()]
     z = [("z", 0, 0)] * 2 + [("z", 0, 1)] * 2 + [("z", 0, 2)] * 2 + [("z", 1, 3)] * 2 + [("z", 1, 4)] * 2
     assert order == [*z, ("z", 1, 5), ("z", 1, 5), ("a", 0, 1), ("a", 0, 1), ("a", 1, 4), ("a", 1, 4)]
-    assert [int(each.grid[0, 0]) for each in ledger.predictions(BASELINE_ROUND)] == [0, 0, 3, 3]
+    assert [int(grid_of(each)[0, 0]) for each in ledger.predictions(BASELINE_ROUND)] == [0, 0, 3, 3]
     assert {each.task_id for each in ledger.predictions(ADAPT_ROUND, "a")} == {"a"}
-    current_predictions = [(each.task_id, int(each.grid[0, 0])) for each in ledger.current_predictions()]
+    current_predictions = [(each.task_id, int(grid_of(each)[0, 0])) for each in ledger.current_predictions()]
     assert ("z", 0) not in current_predictions
     assert current_predictions.count(("z", 2)) == 2
 
@@ -152,7 +153,7 @@ def test_predictions_before_adapting_count_for_tests_without_others(ledger: Ledg
     for key, test_index in [((BASELINE_ROUND, "a"), 0), ((BASELINE_ROUND, "a"), 1), (A, 1)]:
         take(ledger, key)
         ledger.record(predicted(key, "a", test_index, (key[0] + 5,)), "local")
-    assert [(each.test_index, int(each.grid[0, 0])) for each in ledger.current_predictions()] == [(0, 5), (1, 6)]
+    assert [(each.test_index, int(grid_of(each)[0, 0])) for each in ledger.current_predictions()] == [(0, 5), (1, 6)]
 
 
 def test_filling_twice_changes_nothing(ledger: Ledger) -> None:
@@ -173,46 +174,46 @@ def test_other_units_are_refused(ledger: Ledger) -> None:
 def test_another_config_is_refused_with_what_differs(ledger: Ledger) -> None:
     other = {"ttft": {"max_steps": 32, "slots": None}, "lora": {"target_modules": ["q"]}, "tasks": ["a", "b"], "x": 1}
     with pytest.raises(LedgerError) as caught:
-        Ledger.create(ledger.path, other)
+        Ledger.create(ledger.path, ARC, other)
     assert str(caught.value) == (
         f"{ledger.path}: belongs to a run of another configuration: ttft.max_steps is 64 there and 32 here; "
         'lora.target_modules is ["q", "v"] there and ["q"] here; x is nothing there and 1 here. '
         "Use the values it was started with, or start a new run in another folder"
     )
     with pytest.raises(LedgerError, match=r"ttft\.max_steps is 64 there and 32 here"):
-        Ledger.open(ledger.path, other)
-    assert Ledger.open(ledger.path).config == Ledger.create(ledger.path, CONFIG).config
-    assert Ledger.open(ledger.path).config["lora"] == {"target_modules": ["q", "v"]}
+        Ledger.open(ledger.path, ARC, other)
+    assert Ledger.open(ledger.path, ARC).config == Ledger.create(ledger.path, ARC, CONFIG).config
+    assert Ledger.open(ledger.path, ARC).config["lora"] == {"target_modules": ["q", "v"]}
 
 
 def test_long_differences_are_cut(ledger: Ledger) -> None:
     other = CONFIG | {"tasks": [f"task{number}" for number in range(100)], **{f"key{n}": n for n in range(20)}}
     with pytest.raises(LedgerError, match=r'tasks is \["a", "b"\] there and \["task0".*\.\.\. here.*; 13 more keys\.'):
-        Ledger.open(ledger.path, other)
+        Ledger.open(ledger.path, ARC, other)
 
 
 def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
     missing = tmp_path / "missing.sqlite"
     with pytest.raises(LedgerError, match=r"missing\.sqlite: no ledger; is this the folder"):
-        Ledger.open(missing, CONFIG)
+        Ledger.open(missing, ARC, CONFIG)
     assert not missing.exists()
     text = tmp_path / "text.sqlite"
     text.write_text("predictions, in the order of tasks\n" * 100)
     with pytest.raises(LedgerError, match=r"file is not a database: this is not a ledger, or it is damaged"):
-        Ledger.create(text, CONFIG)
+        Ledger.create(text, ARC, CONFIG)
     foreign = tmp_path / "foreign.sqlite"
     with sqlite3.connect(foreign) as connection:
         connection.execute("CREATE TABLE cookies (name TEXT)")
     content = foreign.read_bytes()
     with pytest.raises(LedgerError, match=r"belongs to another program and is not a ledger; choose another folder"):
-        Ledger.create(foreign, CONFIG)
+        Ledger.create(foreign, ARC, CONFIG)
     assert foreign.read_bytes() == content
     later = tmp_path / "later.sqlite"
-    Ledger.create(later, CONFIG).close()
+    Ledger.create(later, ARC, CONFIG).close()
     with sqlite3.connect(later) as connection:
         connection.execute("PRAGMA user_version = 9")
     with pytest.raises(LedgerError, match=r"is a ledger of format 9, and this version of arcft reads format 1"):
-        Ledger.open(later, CONFIG)
+        Ledger.open(later, ARC, CONFIG)
 
 
 def test_a_damaged_ledger_is_refused(ledger: Ledger) -> None:
@@ -221,30 +222,30 @@ def test_a_damaged_ledger_is_refused(ledger: Ledger) -> None:
     content[100:] = b"\x07" * (len(content) - 100)
     ledger.path.write_bytes(content)
     with pytest.raises(LedgerError, match=r"this is not a ledger, or it is damaged; start a new run in another folder"):
-        Ledger.open(ledger.path, CONFIG)
+        Ledger.open(ledger.path, ARC, CONFIG)
 
 
 def test_an_empty_file_is_begun(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     path.touch()
     with pytest.raises(LedgerError, match=r"is empty, because its run was stopped before it started"):
-        Ledger.open(path)
-    with Ledger.open(path, CONFIG) as ledger:
+        Ledger.open(path, ARC)
+    with Ledger.open(path, ARC, CONFIG) as ledger:
         ledger.fill(UNITS)
-    with Ledger.create(path, CONFIG) as ledger:
+    with Ledger.create(path, ARC, CONFIG) as ledger:
         assert states(ledger) == {"a": "queued", "b": "queued"}
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match=r"unable to open database file: the folder must exist and be writable"):
-        Ledger.create(tmp_path / "none" / "ledger.sqlite", CONFIG)
+        Ledger.create(tmp_path / "none" / "ledger.sqlite", ARC, CONFIG)
 
 
 def test_a_read_only_folder(tmp_path: Path) -> None:
     # Tests may run as root, whom permissions don't stop; /proc takes files from nobody.
     with pytest.raises(LedgerError, match=r"the folder must exist and be writable"):
-        Ledger.create("/proc/ledger.sqlite", CONFIG)
-    ledger = Ledger.create(tmp_path / "ledger.sqlite", CONFIG)
+        Ledger.create("/proc/ledger.sqlite", ARC, CONFIG)
+    ledger = Ledger.create(tmp_path / "ledger.sqlite", ARC, CONFIG)
     ledger.fill(UNITS)
     # The same error as where the disk was mounted anew as read-only.
     ledger._connection.execute("PRAGMA query_only = 1")
@@ -356,11 +357,11 @@ def test_finishing_forgets_deaths(ledger: Ledger, monkeypatch: pytest.MonkeyPatc
 
 def test_elapsed_adds_up_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    ledger = Ledger.create(tmp_path / "ledger.sqlite", CONFIG, clock=clock)
+    ledger = Ledger.create(tmp_path / "ledger.sqlite", ARC, CONFIG, clock=clock)
     assert ledger.elapsed() == 0
     clock.now += 10
     ledger.close()
-    ledger = Ledger.create(tmp_path / "ledger.sqlite", CONFIG, clock=clock)
+    ledger = Ledger.create(tmp_path / "ledger.sqlite", ARC, CONFIG, clock=clock)
     assert ledger.elapsed() == 10
     clock.now += 20
     ledger.heartbeat()
@@ -378,7 +379,7 @@ def test_elapsed_adds_up_the_processes(tmp_path: Path, monkeypatch: pytest.Monke
     assert {moment: ledger.elapsed_at(moment) for moment in moments} == moments
     # Who only reads is no part of the run.
     monkeypatch.setattr(ledger_module, "_PROCESS", "reader")
-    assert Ledger.open(ledger.path, clock=clock).elapsed() == 37
+    assert Ledger.open(ledger.path, ARC, clock=clock).elapsed() == 37
     clock.now -= 10_000
     assert ledger.elapsed() >= 0
 
@@ -418,8 +419,9 @@ def test_events_that_are_not_kept_change_nothing(ledger: Ledger) -> None:
 
 CLAIMER = """
 import sys
+from arcft.problems.arc.kind import ArcKind
 from arcft.ttft.ledger.ledger import Ledger
-with Ledger.open(sys.argv[1]) as ledger:
+with Ledger.open(sys.argv[1], ArcKind()) as ledger:
     print("ready", flush=True)
     sys.stdin.readline()
     for number in range(40):
@@ -431,7 +433,7 @@ with Ledger.open(sys.argv[1]) as ledger:
 
 def test_two_processes_never_take_the_same_unit(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
-    with Ledger.create(path, CONFIG) as ledger:
+    with Ledger.create(path, ARC, CONFIG) as ledger:
         ledger.fill([(ADAPT_ROUND, f"unit-{number}", [f"unit-{number}"], 10) for number in range(40)])
         workers = [
             subprocess.Popen(
@@ -458,10 +460,11 @@ def test_two_processes_never_take_the_same_unit(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
+from arcft.problems.arc.kind import ArcKind
 from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.units import Finished, ADAPT_ROUND
 from tests.support.small_units import adapted, predicted
-with Ledger.create(sys.argv[1], {"x": 1}) as ledger:
+with Ledger.create(sys.argv[1], ArcKind(), {"x": 1}) as ledger:
     ledger.fill([(ADAPT_ROUND, f"unit-{n}", [f"unit-{n}"], 10) for n in range(2000)])
     ledger.recover()
     for record in ledger.records():
@@ -489,7 +492,7 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_reported(tmp_path: Path) ->
             reported.append(writer.stdout.readline().strip())
         os.kill(writer.pid, signal.SIGKILL)
         reported += writer.communicate()[0].split()
-    with Ledger.open(path, {"x": 1}) as ledger:
+    with Ledger.open(path, ARC, {"x": 1}) as ledger:
         ledger.recover()
         records = ledger.records()
         done = [record for record in records if record.state == "done"]

@@ -27,14 +27,15 @@ from arcft.ttft.units import (
     Stepped,
     Unit,
 )
+from tests.support.arc import ARC
 from tests.support.small_units import Clock, adapted, make_prediction, make_unit, predicted, whole
 
 UNITS = [make_unit("middle", 200), make_unit("long", 400), make_unit("short", 100)]
 
 
 def make_queue(path: Path, units: Sequence[Unit] = UNITS, **changes: object) -> Queue:
-    values = {"steps": 8, "predictions": 4, "predict_before": 1, "seed": 3} | changes
-    return Queue(Ledger.create(path / "ledger.sqlite", {}), units, **values)
+    values = {"steps": 8, "predictions": 4, "predict_before": 1, "seed": 3, "attempts": 2} | changes
+    return Queue(Ledger.create(path / "ledger.sqlite", ARC, {}), units, **values)
 
 
 def next_process(path: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> Queue:
@@ -287,8 +288,8 @@ def test_progress_counts_tokens_and_the_time_left(tmp_path: Path) -> None:
 
 def test_the_time_is_noted_while_a_long_unit_is_trained(tmp_path: Path) -> None:
     clock = Clock()
-    ledger = Ledger.create(tmp_path / "ledger.sqlite", {}, clock=clock)
-    queue = Queue(ledger, UNITS, steps=8, predictions=4, predict_before=0, seed=0, clock=clock)
+    ledger = Ledger.create(tmp_path / "ledger.sqlite", ARC, {}, clock=clock)
+    queue = Queue(ledger, UNITS, steps=8, predictions=4, predict_before=0, seed=0, attempts=2, clock=clock)
     key = queue.pull("local").key
     seen = []
     for step in range(1, 9):
@@ -334,7 +335,7 @@ def test_whatever_happens_every_unit_is_done_or_has_failed(
 def votes(*values: int | None, test_index: int = 0) -> list:
     made = [make_prediction("a", test_index, value or 0) for value in values]
     return [
-        dataclasses.replace(each, grid=None) if value is None else each
+        dataclasses.replace(each, answer=None) if value is None else each
         for each, value in zip(made, values, strict=True)
     ]
 
@@ -347,7 +348,7 @@ def test_votes_are_closest_where_the_third_could_be_second() -> None:
         votes(1, 1, 1, 1, 1, 2),
         votes(1, 1, 1, 2, 2, 2),
     ]
-    found = [closeness(each) for each in ordered]
+    found = [closeness(each, 2) for each in ordered]
     assert found[0] == (0 / 8, 2 / 8)
     assert found[1] == (0 / 8, 3 / 8)
     assert found[3] == (1 / 8, 5 / 8)
@@ -356,16 +357,16 @@ def test_votes_are_closest_where_the_third_could_be_second() -> None:
 
 
 def test_what_all_agree_on_is_settled_unless_they_are_few() -> None:
-    assert closeness(votes(1, 1, 1, 1)) is None
-    assert closeness(votes(1, 1)) == (2 / 4, 2 / 4)
-    assert closeness(votes(1)) == (1 / 3, 1 / 3)
-    assert closeness(votes(1, 1, 1, None)) == (0 / 6, 3 / 6)
-    assert closeness(votes(None, None, None, None)) == (0, 0)
-    assert closeness([]) is None
+    assert closeness(votes(1, 1, 1, 1), 2) is None
+    assert closeness(votes(1, 1), 2) == (2 / 4, 2 / 4)
+    assert closeness(votes(1), 2) == (1 / 3, 1 / 3)
+    assert closeness(votes(1, 1, 1, None), 2) == (0 / 6, 3 / 6)
+    assert closeness(votes(None, None, None, None), 2) == (0, 0)
+    assert closeness([], 2) is None
 
 
 def test_a_unit_is_as_close_as_its_closest_test() -> None:
-    assert closeness([*votes(1, 1, 1, 1), *votes(1, 2, 3, test_index=1)]) == closeness(votes(1, 2, 3))
+    assert closeness([*votes(1, 1, 1, 1), *votes(1, 2, 3, test_index=1)], 2) == closeness(votes(1, 2, 3), 2)
 
 
 def test_time_left_goes_to_the_closest_votes(tmp_path: Path) -> None:

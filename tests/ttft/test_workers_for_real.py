@@ -23,6 +23,7 @@ from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND, Event, Finished
 from arcft.ttft.workers.ray_actors import nodes_of
 from arcft.ttft.workers.resources import Node
 from arcft.ttft.workers.run import WorkerError, drain_on_ray
+from tests.support.arc import ARC
 from tests.support.evaluate_command import answers, evaluated, evaluation_tasks, run_json, trained
 from tests.support.scripted_engine import TESTS_PATH, Scripted, assert_all_gone, never, pids, scripted_queue, states
 
@@ -240,7 +241,7 @@ def test_workers_predict_what_one_process_does_also_when_they_are_killed(
     assert killed
     assert answers(folder) == answers(adapted_here)
     assert run_json(folder)["metrics"] == run_json(adapted_here)["metrics"]
-    with Ledger.open(folder / LEDGER_FILE) as ledger:
+    with Ledger.open(folder / LEDGER_FILE, ARC) as ledger:
         assert {record.state for record in ledger.records()} == {"done"}
         assert all(record.worker.startswith(kind.removesuffix("es")) for record in ledger.records())
         # More starts than units: those that the killed workers had in hand.
