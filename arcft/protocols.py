@@ -1,6 +1,6 @@
 """What a kind of problem provides: the only things that the rest of arcft knows about it.
 
-A kind (ARC, say) is a folder under arcft/problems and one row of the table in arcft/runs/setup/build.py. Training and
+A kind (ARC, say) is a folder under arcft/problems and one row of the table in arcft/runs/setup/kinds.py. Training and
 decoding see token ids, voting sees keys, reports see drawings; a `Kind` holds what translates between those and the
 problems themselves. The way of the data:
 

@@ -1,1 +1,1 @@
-"""One folder for each kind of problem. Nothing outside runs/setup/build imports from here."""
+"""One folder for each kind of problem. Only the table of runs/setup/kinds.py imports from here."""
