@@ -1,1 +1,1 @@
-"""What one run does, start to end. The only room that knows Hydra."""
+"""A single run from start to end."""

@@ -1,4 +1,4 @@
-"""What two sets of problems share: `arcft contamination A B`."""
+"""`arcft contamination A B`: list what two sets of problems share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from arcft.protocols import Overlap
 from arcft.runs.setup.kinds import KINDS
 
 SHOWN = 8
-"""Pairs of ids listed for each comparison."""
+"""Pairs of ids that are listed per comparison."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def _table(overlap: Overlap) -> Iterable[str]:
     last: object = ()
     for comparison in overlap.comparisons():
         found = comparison.found
-        # Few sets hold pools: without any shared type, the row would only raise questions.
+        # Few sets contain pools; without a shared type, the row would only confuse.
         if comparison.key == "types" and not found:
             continue
         yield f"{comparison.title:50}{len({a_id for a_id, _ in found}):6}{len({b_id for _, b_id in found}):6}"

@@ -22,12 +22,12 @@ from arcft.ttft.ledger.ledger import Ledger
 
 LEDGER_FILE = "ledger.sqlite"
 
-# Keys that don't change the outcome, and may change on resuming.
+# Keys that don't affect the results and may change on resuming.
 _FREE = ("resume", "dry_run", "tracking", "optimized_metric")
 
 
 def open_ledger(settings: TtftSettings, folder: Path) -> Ledger:
-    """The ledger in `folder`, a new one if there is none; LedgerError where it belongs to another evaluation."""
+    """The ledger in `folder`, created if missing; raises LedgerError if it belongs to another evaluation."""
     values: dict[str, Any] = {**version_0_1.evaluation_written(settings.config), **ttft_identity(settings.config)}
     for name in _FREE:
         del values[name]
@@ -40,11 +40,11 @@ def open_ledger(settings: TtftSettings, folder: Path) -> Ledger:
 
 @contextlib.contextmanager
 def start_evaluation_folder(settings: TtftSettings, folder: Path) -> Iterator[None]:
-    """Lock `folder` until leaving, and write run.yaml and ledger into it unless they are there.
+    """Lock `folder` until leaving, and create run.yaml and ledger in it unless they exist.
 
-    Raises CheckpointError or LedgerError where the folder is in use, can't be written to, or belongs to another
-    evaluation. An ArcftError inside, before any unit was started, removes the new files again: an evaluation that was
-    refused leaves nothing to resume.
+    Raises CheckpointError or LedgerError if the folder is in use, can't be written to, or belongs to another
+    evaluation. An ArcftError inside, before any unit was started, removes the new files again, so that a refused
+    evaluation leaves nothing to resume.
     """
     with _locked(folder):
         is_new = not (folder / RUN_FILE).exists()
@@ -78,7 +78,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _remove_unused(settings: TtftSettings, folder: Path) -> None:
-    # Imported only here, since it loads torch.
+    # Imported only here, because it loads torch.
     from arcft.runs.evaluation.results import METRICS_FILE, SUBMISSION_FILE
 
     with open_ledger(settings, folder) as ledger:
@@ -87,6 +87,6 @@ def _remove_unused(settings: TtftSettings, folder: Path) -> None:
     for name in (RUN_FILE, f"{LEDGER_FILE}*", SUBMISSION_FILE, LOCK_FILE):
         for path in folder.glob(name):
             path.unlink(missing_ok=True)
-    # Hydra's own files and folders of a command line stay.
+    # Keep Hydra's own files and folders.
     with contextlib.suppress(OSError):
         folder.rmdir()

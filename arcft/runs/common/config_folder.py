@@ -1,4 +1,4 @@
-"""Where the YAML files lie."""
+"""Locate the YAML files."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def check_name(name: str | None, known: Sequence[str]) -> None:
 def value_of(name: str | None, metrics: Mapping[str, float], way: str) -> float | None:
     """The value to return to the sweeper, None without a `name`.
 
-    Raises ArcftError where the run ended without it; `way` says how to get it.
+    Raises ArcftError if the run ended without it; `way` says how to get it.
     """
     if name is None:
         return None

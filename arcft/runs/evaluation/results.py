@@ -1,4 +1,4 @@
-"""From predictions to an evaluation's files: metrics, submission, report; and the index of what was evaluated."""
+"""Write an evaluation's files: metrics, submission, report; and the index of finished evaluations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ INDEX_FILE = "evaluations.jsonl"
 SWEEP_FILE = "sweep.json"
 SWEEP_PICTURE = "sweep.png"
 
-# metrics.json comes last when they are written or copied: with it an evaluation is complete.
+# metrics.json is written and copied last: it marks an evaluation as complete.
 FILES = (PREDICTIONS_FILE, SUBMISSION_FILE, REPORT_FILE, SUMMARY_FILE, METRICS_FILE)
 
 
@@ -44,12 +44,12 @@ def write_results(
     curves: Curves | None = None,
     adaptation: Adaptation | None = None,
 ) -> Scores:
-    """Select, score, and write metrics.json (last, as the sign of completion), predictions.jsonl with the reasons of
-    the selection, submission.json and the report.
+    """Select, score, and write predictions.jsonl with the reasons of the selection, submission.json, the report, and
+    metrics.json, which comes last and marks the evaluation as complete.
 
-    Metrics are empty where no answer is known; the other files are written all the same. `run` is written into
-    metrics.json and the report; where it counts tasks under `trained_on`, report and picture open with that.
-    `adaptation` is what test-time fine-tuning did; its scores before are in metrics.json beside those after.
+    Metrics are empty if no answer is known; the other files are written anyway. `run` is stored in metrics.json and in
+    the report; if it counts tasks under `trained_on`, report and picture start with that warning. `adaptation` holds
+    the results of test-time fine-tuning; its scores before adapting are added to metrics.json.
     """
     seen = run.get("trained_on", 0)
     candidates = selector.candidates(problems, predictions)
@@ -83,14 +83,14 @@ def write_results(
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction], answers: AnswerCodec) -> None:
-    """Write a predictions file whole or not at all."""
+    """Write a predictions file atomically."""
     with open_atomic(path) as file:
         for prediction in predictions:
             append_prediction(file, prediction, answers)
 
 
 def find_evaluation(run_folder: Path, key: str) -> Path | None:
-    """The folder of a finished evaluation under the same `key`, if the index of `run_folder` knows one."""
+    """The folder of a finished evaluation with the same `key`, if the index of `run_folder` has one."""
     index = run_folder / INDEX_FILE
     if not index.is_file():
         return None
@@ -108,7 +108,8 @@ def find_evaluation(run_folder: Path, key: str) -> Path | None:
 def record_evaluation(run_folder: Path, key: str, checkpoint: str, folder: Path) -> None:
     """Add a finished evaluation to the index of `run_folder`.
 
-    A run that can't be written to is left alone, and so is a folder that is no run: where a checkpoint was copied to.
+    Does nothing if the run can't be written to, or if the folder is not a run but, say, the parent of a copied
+    checkpoint.
     """
     if not (run_folder / RUN_FILE).is_file():
         return
@@ -118,7 +119,7 @@ def record_evaluation(run_folder: Path, key: str, checkpoint: str, folder: Path)
 
 
 def reuse_evaluation(found: Path, folder: Path) -> Scores:
-    """Copy a finished evaluation's files into `folder`, if it is another one; return its scores."""
+    """Copy a finished evaluation's files into `folder`, unless they are there; return its scores."""
     folder.mkdir(parents=True, exist_ok=True)
     numbers = [NUMBERS_FILE] if (found / NUMBERS_FILE).is_file() else []
     for name in [*numbers, *FILES]:
@@ -131,7 +132,7 @@ def reuse_evaluation(found: Path, folder: Path) -> Scores:
 def write_sweep(
     folder: Path, curves: Curves, metrics: Mapping[str, Mapping[str, float]], metric_set: MetricSet, *, by_step: bool
 ) -> Path | None:
-    """Write the table of a checkpoint sweep (sweep.json), and its plot where the checkpoints are steps of one run.
+    """Write the table of a checkpoint sweep (sweep.json), and its plot if the checkpoints belong to one run.
 
     `metrics` are by checkpoint, in order of step. Returns the plot's path.
     """

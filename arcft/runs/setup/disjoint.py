@@ -1,4 +1,4 @@
-"""Sets that training must share nothing with: data.disjoint_from."""
+"""Refuse training data that overlaps with given sets: data.disjoint_from."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ MAX_NAMED = 20
 
 
 def refuse_shared(kind: Kind, items: Items, names: Sequence[str]) -> dict[str, Items]:
-    """The sets called `names`, with which `items` share nothing.
+    """The sets called `names`, after checking that `items` don't overlap with them.
 
-    Raises ProblemError where an item has the id of one of their problems, equals it, shares a part with it, or is a
-    pool of its type: it names the items, what they share, and how to leave them out.
+    Raises ProblemError if an item has the id of one of their problems, equals it, shares a part with it, or is a pool
+    of its type. The error names the items, what they share, and how to exclude them.
     """
     sets = {name: _load(kind, name) for name in names}
-    # Nothing is shared in most runs, and to compare with all sets together takes as long as with one.
+    # Usually nothing is shared, and comparing with all sets together takes as long as with one.
     everything = [item for of_set in sets.values() for item in of_set]
     if not everything or not (kind.overlap(items, everything).found or _same_ids(items, everything)):
         return sets
@@ -49,7 +49,7 @@ def _same_ids(items: Items, others: Items) -> set[str]:
 
 
 def _shared(kind: Kind, items: Items, others: Items) -> dict[str, str]:
-    """By id of an item, what it shares with which tasks of the other set."""
+    """By item id, what the item shares with which tasks of the other set."""
     found = kind.overlap(items, others)
     reasons = {
         "equals": found.same,

@@ -1,4 +1,4 @@
-"""Which of the tasks to be scored a model was trained on: by id, and by content under another id."""
+"""Find scored tasks that a model was trained on: by id, and by content under another id."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from arcft.runs.setup.tasks import items_named
 
 
 def trained_on(kind: Kind, of: TrainedRun | ModelConfig, tasks: Sequence[Problem]) -> list[str]:
-    """Ids of those of `tasks` that a run, one that it was started from, or the model under them has seen with their
-    answers, or practised on pairs generated for their type.
+    """Ids of those of `tasks` whose answers, or generated pairs of whose type, were trained on by one of the runs, by a
+    run that it started from, or by their base model.
 
-    Tasks of a run that learned from demonstrations alone don't count. The training data of third-party models is
-    unknown. Where earlier tasks or runs can't be read any more, a note says what was not compared.
+    Tasks of a run that only learned from demonstrations don't count. The training data of third-party models is
+    unknown. If earlier tasks or runs can't be read any more, a note says what was not compared.
     """
     seen: set[str] = set()
     for learned in _lineage(kind, of):
@@ -35,7 +35,7 @@ def trained_on(kind: Kind, of: TrainedRun | ModelConfig, tasks: Sequence[Problem
 def warn_trained_on(
     kind: Kind, of: TrainedRun | ModelConfig, tasks: Sequence[Problem], what: str = "tasks"
 ) -> list[str]:
-    """`trained_on`, with a note on the console: a score on such tasks is no score."""
+    """`trained_on`, with a warning on the console, because a score on such tasks means nothing."""
     seen = trained_on(kind, of, tasks)
     if seen:
         note(
@@ -47,14 +47,14 @@ def warn_trained_on(
 
 @dataclasses.dataclass(frozen=True)
 class _Learned:
-    """What a model saw in one of its trainings."""
+    """The training data of one run in a model's history."""
 
     ids: list[str]
     items: Sequence[Item]
 
 
 def _lineage(kind: Kind, of: TrainedRun | ModelConfig) -> Iterator[_Learned]:
-    """What the run learned, what the run that it started from learned, and so on, down to the model."""
+    """The training data of a run, of the run that it started from, and so on, down to the base model."""
     visited = set()
     while True:
         if isinstance(of, TrainedRun):
@@ -94,6 +94,6 @@ def _of_run(run: TrainedRun) -> _Learned:
 
 
 def _pretraining(kind: Kind, path: str) -> _Learned:
-    """Of a bundled model: the tasks that it was trained on, and those that its generated pairs are named after."""
+    """For a bundled model, the tasks that it was trained on, and those that its generated pairs are named after."""
     ids = pretrained_on(path)
     return _Learned(ids, kind.bundled_items(ids))

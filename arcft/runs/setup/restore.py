@@ -1,4 +1,4 @@
-"""From a checkpoint folder back to the model and the text format that it was trained with."""
+"""Restore the model and the text format from a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from arcft.text.builder import ExampleBuilder
 
 
 def restored_tokenizer(run: TrainedRun) -> PreTrainedTokenizerBase:
-    """The tokenizer that lies in the checkpoint."""
+    """The tokenizer stored in the checkpoint."""
     return load_tokenizer(ModelConfig(name=run.config.model.name, path=str(run.checkpoint.path)))
 
 
@@ -42,14 +42,14 @@ def restored_builder(run: TrainedRun, tokenizer: PreTrainedTokenizerBase, max_se
 
 
 def base_model(run: TrainedRun) -> ModelConfig:
-    """What is loaded to restore `run`: its base model, or the checkpoint itself where it holds a whole one."""
+    """The model to load for restoring `run`: its base model, or the checkpoint itself if it holds a whole model."""
     if isinstance(run.config.lora, LoraConfig):
         return run.config.model
     return ModelConfig(name=run.config.model.name, path=str(run.checkpoint.path))
 
 
 class ModelHost:
-    """Holds one base model and puts a checkpoint's adapter on it; the base is loaded again only when it differs."""
+    """Holds one base model and applies a checkpoint's adapter to it; reloads the base only if it differs."""
 
     def __init__(self, inference: InferenceConfig) -> None:
         self._dtype_name = inference.dtype
@@ -59,13 +59,13 @@ class ModelHost:
         self._model: PreTrainedModel | PeftModel | None = None
 
     def base(self, config: ModelConfig) -> PreTrainedModel:
-        """The model of `config` as it is."""
-        # Only now, for a process that leaves the work to others must not take up a GPU.
+        """The model of `config` without an adapter."""
+        # Only now, because a process that delegates the work must not occupy a GPU.
         device = choose_device()
         return load_model(config, dtype=resolve_dtype(self._dtype_name, device), device=device)
 
     def restored(self, run: TrainedRun) -> PreTrainedModel | PeftModel:
-        """The model as `run` left it, for inference; CheckpointError when the base is another one than it was."""
+        """The trained model of `run`, for inference. Raises CheckpointError if its base model has changed."""
         folder = run.checkpoint.path
         if not isinstance(run.config.lora, LoraConfig):
             self._forget()
@@ -87,8 +87,8 @@ class ModelHost:
             load_adapter_weights(self._model, folder)
             return self._model
         if isinstance(self._model, PeftModel):
-            # An adapter of another shape: its wrappers can't be taken off exactly, so the base is loaded anew. The old
-            # one goes first, for a large model does not fit twice.
+            # An adapter of another shape: its wrappers can't be removed exactly, so the base is reloaded. The old
+            # one is freed first, because a large model does not fit twice.
             self._forget()
             self._model, self._base = self.base(run.config.model), identity
         self._model = load_adapter(self._model, folder, trainable=False)

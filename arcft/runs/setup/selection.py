@@ -1,4 +1,4 @@
-"""Which items of a set are used: by id, by number, and the held-out part."""
+"""Select items of a set by id and number, and split off the held-out part."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def select_tasks(
 ) -> list[ItemT]:
     """The tasks named by `task_ids` (a list, or a text file of one id a line), in that order, then at most `limit`.
 
-    `limit` keeps the first of a seeded shuffle, so that a larger limit with the same seed keeps those and adds to them;
-    they stay in the order in which they came. Raises ProblemError for an id that no task has, with the nearest ones.
+    `limit` keeps the first of a seeded shuffle, so that a larger limit with the same seed only adds tasks; their order
+    does not change. Raises ProblemError for an unknown id, with the nearest ones.
     """
     chosen = list(tasks)
     if task_ids is not None:
@@ -43,9 +43,9 @@ def select_tasks(
 
 
 def excluded_ids(exclude: list[str] | str, known: Iterable[str]) -> set[str]:
-    """The ids that `exclude` names, a list or a text file of one id a line; those that no task has are allowed.
+    """The ids that `exclude` names, a list or a text file with one id per line; unknown ids are allowed.
 
-    Raises ProblemError for what YAML may have made of one of `known`: it would stay.
+    Raises ProblemError for a value that YAML may have made of one of the `known` ids, which would otherwise stay.
     """
     known = set(known)
     ids = set(read_ids("data.exclude", exclude, known))
@@ -58,8 +58,8 @@ def excluded_ids(exclude: list[str] | str, known: Iterable[str]) -> set[str]:
 def split_held_out(tasks: Sequence[ItemT], held_out: float, seed: int) -> tuple[list[ItemT], list[ItemT]]:
     """Split into (train, held out); `held_out` is a share below 1 or a number of tasks, chosen by a seeded shuffle.
 
-    A share above 0 keeps at least one task. Both lists stay in the order of `tasks`. Raises ProblemError where nothing
-    would be left to train on.
+    A share above 0 keeps at least one task. Both lists keep the order of `tasks`. Raises ProblemError if nothing would
+    be left to train on.
     """
     count = max(1, round(held_out * len(tasks))) if 0 < held_out < 1 else int(held_out)
     if count < 0 or count >= len(tasks):
@@ -73,7 +73,7 @@ def split_held_out(tasks: Sequence[ItemT], held_out: float, seed: int) -> tuple[
 
 
 def read_ids(key: str, ids: list[str] | str, known: Iterable[str]) -> list[str]:
-    """The list itself, or the lines of the text file that it names; `key` opens the ProblemError."""
+    """The list itself, or the lines of the text file that it names; errors start with `key`."""
     if not isinstance(ids, str):
         return ids
     try:
@@ -97,7 +97,7 @@ def _unknown_id(key: str, task_id: str, known: Iterable[str]) -> str:
 
 
 def _meant(task_id: str, known: Iterable[str]) -> list[str]:
-    """The ids that YAML may have read as the number that `task_id` is the text of."""
+    """The ids that YAML may have read as the number whose text is `task_id`."""
     number = _number(task_id)
     if number is None:
         return []
@@ -105,7 +105,7 @@ def _meant(task_id: str, known: Iterable[str]) -> list[str]:
 
 
 def _number(text: str) -> float | None:
-    """What YAML may have made of an id: 5117e062 is 5.117e+65."""
+    """The number that YAML may make of an id: 5117e062 is 5.117e+65."""
     try:
         return float(text)
     except ValueError:
@@ -113,7 +113,7 @@ def _number(text: str) -> float | None:
 
 
 def _octal(text: str) -> float | None:
-    """What YAML 1.1 makes of digits after a zero: 00576224 is 195732."""
+    """The number that YAML 1.1 makes of digits after a zero: 00576224 is 195732."""
     try:
         return float(int(text, 8)) if text.startswith("0") else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""Runs that were adapted to single tasks, as adapters= names them, and the tasks that they answer."""
+"""Runs adapted to single tasks, as named by adapters=, and their tasks."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from arcft.runs.setup.tasks import tasks_named
 
 
 def adapted_runs(pattern: str, start: TrainedRun, base_model: str | None) -> dict[str, TrainedRun]:
-    """By task id, the run among those of the absolute `pattern` that was adapted to it.
+    """By task id, the run that was adapted to it, among those that match the absolute `pattern`.
 
-    `base_model` as for `open_checkpoint`. CheckpointError where two have one task, where one does not belong to
-    `start`, or where there is none.
+    `base_model` is as in `open_checkpoint`. Raises CheckpointError if two runs have the same task, if one does not
+    belong to `start`, or if there is none.
     """
     adapted: dict[str, TrainedRun] = {}
     for adapter in _adapters(pattern, start, base_model):
@@ -33,7 +33,7 @@ def adapted_runs(pattern: str, start: TrainedRun, base_model: str | None) -> dic
 
 
 def tasks_adapted_to(adapted: Mapping[str, TrainedRun]) -> list[Problem]:
-    """The tasks that runs were adapted to, in their order; each set of tasks is read once, not for every run."""
+    """The tasks that the runs were adapted to, in their order; each data set is read only once."""
     groups: dict[str, tuple[TrainedRun, list[str]]] = {}
     for task_id, run in adapted.items():
         data = dataclasses.replace(run.config.data, task_ids=None)

