@@ -35,14 +35,14 @@ def print_example(console: Console, tokens: Sequence[str], labels_mask: Sequence
             if not labels_mask[first]:
                 text.append(part, style=NOT_LEARNED)
             elif colored:
-                # A newline has no width: without a sign, whether it is learned could not be seen.
+                # A newline has no width; the sign shows whether it is supervised.
                 text.append(part.replace("\n", "↵\n"), style=LEARNED)
             else:
                 text.append(f">>>{part}<<<")
     learned = sum(labels_mask)
-    how = "the green ones" if colored else "those between >>> and <<<"
+    how = "green" if colored else "between >>> and <<<"
     console.print(
-        f"[bold]The first training example[/]: {count(len(tokens), 'token')}; learned are {how}, {learned:,}",
+        f"[bold]The first training example[/]: {count(len(tokens), 'token')}, {learned:,} of them supervised ({how})",
         highlight=False,
         soft_wrap=True,
     )

@@ -58,8 +58,8 @@ def show_showcase(config: TrainConfig, folder: Path, num_tokens: CountTokens, tr
         tasks = shortest_new_tasks(showcase, run, num_tokens)
         chosen = dataclasses.replace(showcase, data=_only(showcase.data, tasks))
         say(
-            f"\nShowcase: the model is adapted to the {_which(showcase, tasks)}, each by its own demonstrations. They "
-            "are chosen by length alone, and short tasks are easier than most: this is no score of the set."
+            f"\nShowcase: adapting the model to the {_which(showcase, tasks)}, each by its own demonstrations. They "
+            "are chosen for length alone, and short tasks are easier than most: this is not a score on the set."
         )
         evaluation = showcase_evaluation(config, chosen, str(run.checkpoint.path))
         evaluate(evaluation, folder / FOLDER, show=_teller(tracker))
@@ -126,9 +126,9 @@ def _teller(tracker: Tracker) -> Show:
             tracker.summary({"showcase/solved": len(solved), "showcase/tasks": known})
         if solved:
             showcase_picture(folder / PICTURE, solved, outcome.attempts, target.kind.card)
-            say(f"the solved ones: {folder / PICTURE}")
+            say(f"solved tasks: {folder / PICTURE}")
             tracker.picture("showcase", folder / PICTURE)
-        say(f"all of them: {folder / REPORT_FILE}")
+        say(f"report: {folder / REPORT_FILE}")
 
     return show
 

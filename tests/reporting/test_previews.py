@@ -42,7 +42,7 @@ def test_an_example_without_colours_is_marked() -> None:
     target = console()
     print_example(target, TOKENS, MASK)
     assert printed(target) == (
-        "The first training example: 6 tokens; learned are those between >>> and <<<, 3\nSay [bold]\n>>>1\n<end><<<\n"
+        "The first training example: 6 tokens, 3 of them supervised (between >>> and <<<)\nSay [bold]\n>>>1\n<end><<<\n"
     )
 
 
@@ -65,7 +65,7 @@ def test_the_middle_of_a_long_example_is_left_out() -> None:
     target = console(width=10_000)
     print_example(target, ["a"] * 2000 + ["b"], [False] * 2000 + [True])
     lines = printed(target).splitlines()
-    assert lines[0].startswith("The first training example: 2,001 tokens;")
+    assert lines[0].startswith("The first training example: 2,001 tokens, 1 of them supervised")
     assert lines[1:] == ["a" * 750, "... 501 tokens not shown ...", "a" * 749 + ">>>b<<<"]
 
 

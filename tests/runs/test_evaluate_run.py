@@ -448,7 +448,7 @@ def test_scoring_what_was_trained_on_says_so(run: Path, tmp_path: Path, capsys: 
     learned = [task_id for task_id in TASK_IDS if task_id not in held_out(run)]
     chosen = ["data=arc1", ids(learned[0], held_out(run)[0], learned[1])]
     folder = evaluated(tmp_path / "evaluation", f"checkpoint={run}", *chosen)
-    note = f"note: 2 of 3 tasks were trained on ({learned[0]}, {learned[1]}): their scores say how well"
+    note = f"note: 2 of 3 tasks were trained on ({learned[0]}, {learned[1]}): their scores only show how well"
     assert note in " ".join(capsys.readouterr().out.split())
     assert run_json(folder)["run"]["trained_on"] == 2
     assert "<p><b>2 of 3 tasks were trained on</b></p>" in (folder / "report.html").read_text(encoding="utf-8")

@@ -57,15 +57,15 @@ def test_a_run_closes_with_the_shortest_tasks(tmp_path: Path, capsys: pytest.Cap
     assert run_train(folder, *SHOWN) == 0
     out = capsys.readouterr().out
     said = (
-        "Showcase: the model is adapted to the 2 shortest tasks of arcagi's evaluation set that it was not trained on, "
-        "each by its own demonstrations. They are chosen by length alone, and short tasks are easier than most: this "
-        "is no score of the set.\n"
+        "Showcase: adapting the model to the 2 shortest tasks of arcagi's evaluation set that it was not trained on, "
+        "each by its own demonstrations. They are chosen for length alone, and short tasks are easier than most: this "
+        "is not a score on the set.\n"
     )
     assert said in out
     for name in SHORTEST:
         assert re.search(rf"^{name}\s+not solved\s+\S.*\s\d+\.\d{{3}}\s+\d+\.\d{{3}}\s+[\d.]+ s$", out, re.MULTILINE)
     assert "\nsolved in two attempts: 0 of 2 tasks\n" in out
-    assert f"\nall of them: {folder}/showcase/report.html\n" in out
+    assert f"\nreport: {folder}/showcase/report.html\n" in out
     assert out.index("checkpoints in ") > out.index("solved in two attempts")
     assert out.endswith(f"  python evaluate.py checkpoint={folder}\n")
     assert not (folder / "showcase" / "showcase.png").exists(), "nothing was solved"

@@ -40,7 +40,7 @@ def warn_trained_on(
     if seen:
         note(
             f"{len(seen)} of {len(tasks)} {what} were trained on ({', '.join(seen[:5])}"
-            f"{', ...' if len(seen) > 5 else ''}): their scores say how well they are remembered"
+            f"{', ...' if len(seen) > 5 else ''}): their scores only show how well they were memorised"
         )
     return seen
 
