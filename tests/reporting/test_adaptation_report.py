@@ -163,7 +163,7 @@ def test_long_tables_are_folded(tmp_path: Path) -> None:
         predictions = [prediction(TRUTH, task.id) for task in tasks[:number]]
         part = section(write(tmp_path, described, tasks[:number], predictions=predictions))
         assert part.count("<details><summary>") == folded
-        assert part.count("<details class='links'><summary>") == 1  # more than 12 newly solved
+        assert part.count('<details class="links"><summary>') == 1  # more than 12 newly solved
 
 
 def test_charts_have_the_panels_that_are_known() -> None:

@@ -1,4 +1,4 @@
-"""How scores grow with the number of predictions a test: a table and a chart."""
+"""How scores grow with the number of predictions a test, as a chart."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from arcft.protocols import MetricSet
 from arcft.reporting.charts.charts import Panel, charts_png, charts_svg
-from arcft.reporting.words import percent, plus_minus
 from arcft.scoring.resampling import DRAWS, SubsampledMetrics
 
 if TYPE_CHECKING:
@@ -21,28 +20,14 @@ EXPLAINED = (
 )
 
 
-def numbers_section(numbers: Sequence[SubsampledMetrics], metric_set: MetricSet) -> str:
-    """HTML with the table and the chart; "" where there are no `numbers`."""
-    if not numbers:
-        return ""
-    names = "".join(f'<th class="number"><code>{name}</code></th>' for name in metric_set.by_rank)
-    rows = "".join(f'<tr><td class="number">{at.predictions:,}</td>{_cells(at)}</tr>' for at in numbers)
-    return (
-        f'<h2>Numbers of predictions</h2><p class="faint">{EXPLAINED}</p>'
-        f'<table><tr><th class="number">predictions a test</th>{names}</tr>{rows}</table>'
-        f'<div class="curves">{charts_svg(_panels(numbers, metric_set))}</div>'
-    )
+def numbers_svg(numbers: Sequence[SubsampledMetrics], metric_set: MetricSet) -> str:
+    """The chart as an <svg> element to put into HTML."""
+    return charts_svg(_panels(numbers, metric_set))
 
 
 def numbers_png(numbers: Sequence[SubsampledMetrics], metric_set: MetricSet) -> bytes:
     """The chart as a PNG."""
     return charts_png(_panels(numbers, metric_set))
-
-
-def _cells(at: SubsampledMetrics) -> str:
-    return "".join(
-        f'<td class="number">{percent(at.mean[name])} {plus_minus(at.deviation[name])}</td>' for name in at.mean
-    )
 
 
 def _panels(numbers: Sequence[SubsampledMetrics], metric_set: MetricSet) -> list[Panel]:

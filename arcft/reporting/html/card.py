@@ -1,11 +1,15 @@
-"""One task in the report: its demonstrations, and for each test the attempts beside the true output."""
+"""One problem in the report: its demonstrations, and for each test the attempts beside the true output."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from html import escape
+from typing import Any
+
+from markupsafe import Markup
 
 from arcft.protocols import Answer, Card, MetricSet, Problem
+from arcft.reporting.html.templating import render
 from arcft.reporting.outcomes import Result, is_right
 from arcft.reporting.words import count
 from arcft.scoring.predictions import Prediction
@@ -19,60 +23,70 @@ MOST_LISTED = 8
 TEXT_LIMIT = 400
 
 
-def problem_card(result: Result, anchor: str, metric_set: MetricSet, card: Card, *, drawn: bool = True) -> str:
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A drawing with its caption."""
+
+    caption: str
+    drawing: Markup
+    is_right: bool | None = None
+    """For an attempt: whether it is the true output; None where that is not known."""
+
+    difference: str = ""
+    """What is wrong with a wrong attempt."""
+
+
+def problem_card(result: Result, anchor: str, metric_set: MetricSet, card: Card, *, drawn: bool = True) -> Markup:
     """An <article> with the id `anchor`; `drawn=False` leaves out all drawings."""
     problem = result.problem
-    figures = metric_set.in_words(result.metrics) if result.metrics else result.outcome.name
-    parts = [f'<header><h3>{escape(problem.id)}</h3><span class="faint">{escape(figures)}</span></header>']
-    if drawn:
-        parts.append(_demonstrations(problem, card))
-    parts += [_test(result, index, card, drawn=drawn) for index in range(len(problem.answers))]
-    style = f"--outcome:{result.outcome.color}"
-    return f'<article class="task" id="{anchor}" style="{style}">{"".join(parts)}</article>'
+    return render(
+        "problem.html.j2",
+        anchor=anchor,
+        color=result.outcome.color,
+        id=problem.id,
+        figures=metric_set.in_words(result.metrics) if result.metrics else result.outcome.name,
+        demonstrations=_demonstrations(problem, card) if drawn else [],
+        tests=[_test(result, index, card, drawn=drawn) for index in range(len(problem.answers))],
+    )
 
 
-def _demonstrations(problem: Problem, card: Card) -> str:
-    demonstrations = card.demonstrations(problem)
-    drawn = card.html([(part, None) for pair in demonstrations for part in pair], room=DEMONSTRATION_ROOM)
-    pairs = [
-        f'<div class="pair" data-number="{number}">{given} → {output}</div>'
-        for number, (given, output) in enumerate(zip(drawn[::2], drawn[1::2], strict=True), 1)
-    ]
-    return f'<div class="row">{"".join(pairs)}</div>'
+def _demonstrations(problem: Problem, card: Card) -> list[tuple[Markup, Markup]]:
+    parts = [(part, None) for pair in card.demonstrations(problem) for part in pair]
+    drawings = [Markup(html) for html in card.html(parts, room=DEMONSTRATION_ROOM)]
+    return list(zip(drawings[::2], drawings[1::2], strict=True))
 
 
-def _test(result: Result, index: int, card: Card, *, drawn: bool) -> str:
-    problem, truth = result.problem, result.problem.answers[index]
-    attempts, predictions, candidates = result.attempts[index], result.predictions[index], result.candidates[index]
-    parts = []
-    if drawn:
-        captions = ["test input"] + ["true output"] * (truth is not None)
-        captions += [_verdict(number, attempt, truth, card) for number, attempt in enumerate(attempts, 1)]
-        shown = [(card.question(problem, index), None)] + [(truth, None)] * (truth is not None)
-        drawings = card.html([*shown, *((attempt, truth) for attempt in attempts)], room=TEST_ROOM)
-        figures = [_figure(caption, drawing) for caption, drawing in zip(captions, drawings, strict=True)]
-        if not attempts:
-            figures.append(_figure("attempt 1", '<span class="none">none</span>'))
-        parts.append(f'<div class="row">{"".join(figures)}</div>')
-    number = f"Test {index + 1} of {len(problem.answers)}. " if len(problem.answers) > 1 else ""
-    votes = _votes(predictions, candidates, truth, result.num_attempts, card)
-    parts.append(f'<p class="note">{number}{votes}</p>')
-    if not attempts and predictions:
-        parts.append(_unanswered(predictions[0]))
-    return f'<section class="test">{"".join(parts)}</section>'
+def _test(result: Result, index: int, card: Card, *, drawn: bool) -> dict[str, Any]:
+    """The values of one test for the template."""
+    truth, predictions, candidates = result.problem.answers[index], result.predictions[index], result.candidates[index]
+    num_tests = len(result.problem.answers)
+    number = f"Test {index + 1} of {num_tests}. " if num_tests > 1 else ""
+    reason = text = ""
+    if predictions and not result.attempts[index]:
+        reason = (predictions[0].error or "no reason given").rstrip(".")
+        text = predictions[0].text
+    return {
+        "drawn": drawn,
+        "figures": _figures(result, index, card) if drawn else [],
+        "note": number + _votes(predictions, candidates, truth, result.num_attempts, card),
+        "reason": reason,
+        "text": text if len(text) <= TEXT_LIMIT else text[:TEXT_LIMIT] + " …",
+    }
 
 
-def _figure(caption: str, content: str) -> str:
-    return f"<figure>{content}<figcaption>{caption}</figcaption></figure>"
-
-
-def _verdict(number: int, attempt: Answer, truth: Answer | None, card: Card) -> str:
-    right = is_right(attempt, truth)
-    if right is None or truth is None:
-        return f"attempt {number}"
-    if right:
-        return f'attempt {number} <span class="good">✓ right</span>'
-    return f'attempt {number} <span class="bad">✗ {escape(card.difference(attempt, truth))}</span>'
+def _figures(result: Result, index: int, card: Card) -> list[Figure]:
+    problem, attempts = result.problem, result.attempts[index]
+    truth = problem.answers[index]
+    known = [("test input", card.question(problem, index))] + [("true output", truth)] * (truth is not None)
+    drawings = card.html([*((part, None) for _, part in known), *((each, truth) for each in attempts)], room=TEST_ROOM)
+    figures = [Figure(caption, Markup(html)) for (caption, _), html in zip(known, drawings, strict=False)]
+    for number, (attempt, html) in enumerate(zip(attempts, drawings[len(known) :], strict=True), 1):
+        right = is_right(attempt, truth)
+        difference = card.difference(attempt, truth) if truth is not None and not right else ""
+        figures.append(Figure(f"attempt {number}", Markup(html), right, difference))
+    if not attempts:
+        figures.append(Figure("attempt 1", Markup('<span class="none">none</span>')))
+    return figures
 
 
 def _votes(
@@ -110,14 +124,7 @@ def _listed(words: Sequence[str]) -> str:
 def _fails(attempts: Sequence[Candidate]) -> str:
     """What the demonstrations have in common, and an attempt lacks."""
     return "".join(
-        f" Attempt {number} breaks what the demonstrations share: {escape(', '.join(candidate.reasons['fails']))}."
+        f" Attempt {number} breaks what the demonstrations share: {', '.join(candidate.reasons['fails'])}."
         for number, candidate in enumerate(attempts, 1)
         if candidate.reasons.get("fails")
     )
-
-
-def _unanswered(prediction: Prediction) -> str:
-    reason = escape((prediction.error or "no reason given").rstrip("."))
-    text = prediction.text if len(prediction.text) <= TEXT_LIMIT else prediction.text[:TEXT_LIMIT] + " …"
-    shown = f"<pre>{escape(text)}</pre>" if text.strip() else ""
-    return f'<div class="note">The first prediction: {reason}.{shown}</div>'

@@ -1,0 +1,31 @@
+"""The templates of the report. Whatever is put into one is escaped, unless it is Markup."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from arcft.reporting.words import count, duration, percent, plus_minus, points
+
+
+def render(template: str, **values: Any) -> Markup:
+    """`template` (a file of reporting/html/templates) with `values`, as safe HTML."""
+    return Markup(_environment().get_template(template).render(values))
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("arcft.reporting.html"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "count": count, "duration": duration, "percent": percent, "plus_minus": plus_minus, "points": points,
+    }  # fmt: skip
+    return environment
