@@ -64,11 +64,12 @@ def test_the_wheel_holds_configs_and_assets(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {
         "arcft/" + str(path.relative_to(root))
-        for root, folder in ((ROOT, "conf"), (ROOT / "arcft", "assets"))
+        for root, folder in ((ROOT, "conf"), (ROOT / "arcft", "assets"), (ROOT / "arcft", "reporting/html/templates"))
         for path in (root / folder).rglob("*")
         if path.is_file() and "local" not in path.relative_to(root).parts
     }
     assert {"arcft/conf/train.yaml", "arcft/conf/evaluate.yaml", "arcft/assets/tiny/tokenizer.json"} <= wanted
+    assert {"arcft/reporting/html/templates/page.html.j2", "arcft/reporting/html/templates/style.css"} <= wanted
     assert wanted <= names
     assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"arcft"}
     assert not [name for name in names if name.startswith("arcft/conf/local/")]

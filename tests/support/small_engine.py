@@ -13,7 +13,7 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from arcft.config.augmentation import AugmentationConfig
-from arcft.config.inference import GreedyConfig, InferenceConfig
+from arcft.config.inference import InferenceConfig
 from arcft.config.lora import LoraConfig
 from arcft.config.model import ModelConfig
 from arcft.config.prompt import PromptConfig
@@ -97,10 +97,10 @@ def ttft_config(**changes: Any) -> PerTaskConfig:
     return PerTaskConfig(**{**values, "max_steps": 4, "learning_rate": 1e-2, "slots": 1, **changes})
 
 
-def inference_config(**changes: Any) -> InferenceConfig:
-    values = yaml.safe_load((CONF / "inference" / "greedy.yaml").read_text(encoding="utf-8"))
+def inference_config(*, name: str = "greedy", **changes: Any) -> InferenceConfig:
+    values = yaml.safe_load((CONF / "inference" / f"{name}.yaml").read_text(encoding="utf-8"))
     changes = {"predictions_per_test": 3, "batch_size": 3, "max_new_tokens": 10, **changes}
-    return from_dict(GreedyConfig, {**values, **changes})
+    return from_dict(InferenceConfig, {**values, **changes})
 
 
 def questions() -> GridQuestionSampler:

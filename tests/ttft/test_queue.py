@@ -356,6 +356,12 @@ def test_votes_are_closest_where_the_third_could_be_second() -> None:
     assert found == sorted(found)
 
 
+def test_with_a_single_attempt_votes_are_closest_where_the_second_could_be_first() -> None:
+    assert closeness(votes(1, 1, 1, 2, 2, 3), 1) == (1 / 8, 3 / 8)
+    assert closeness(votes(1, 1, 2, 2), 1) == (0 / 6, 2 / 6)
+    assert closeness(votes(1, 1, 1, 1), 1) is None
+
+
 def test_what_all_agree_on_is_settled_unless_they_are_few() -> None:
     assert closeness(votes(1, 1, 1, 1), 2) is None
     assert closeness(votes(1, 1), 2) == (2 / 4, 2 / 4)

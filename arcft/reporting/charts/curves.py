@@ -20,7 +20,7 @@ HISTORY_FILE = "history.jsonl"
 TRAIN_LOSS = "loss"
 EVAL_LOSS = "eval_loss"
 METRIC_PREFIX = "eval_"
-"""A line of the history holds `step` and any of `loss`, `eval_loss` and `eval_accuracy`, `eval_vote_2`, ..."""
+"""A line of the history holds `step` and any of `loss`, `eval_loss` and, by metric, `eval_METRIC`."""
 
 Line = tuple[tuple[int, float], ...]
 """Points (training step, value), by step."""

@@ -61,10 +61,10 @@ def predict_shares(
 ) -> list[Prediction]:
     """Predict what `path` does not hold yet, append it there test by test, and return everything.
 
-    With selection=score, grids are scored as they are predicted, while their model is there.
+    With selection=score, answers are scored as they are predicted, while their model is loaded.
 
-    Raises Stopped after SIGTERM or SIGINT, with the current test finished; its message
-    names `resume`, the evaluation's folder.
+    Raises Stopped after SIGTERM or SIGINT, with the current test finished; its message names `resume`, the
+    evaluation's folder.
     """
     predictions = _kept(path, config, kind)
     done = {(prediction.task_id, prediction.test_index) for prediction in predictions}
