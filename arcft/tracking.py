@@ -23,7 +23,7 @@ class TrackingError(ArcftError):
 
 
 class Tracker(Protocol):
-    """What a job tells about itself. Exactly one of them is open at a time; `finish` is always called."""
+    """Records a job. Exactly one tracker is open at a time; `finish` is always called."""
 
     where: str
     """For people: the run's page, or how to send an offline run later; empty without tracking."""
@@ -104,7 +104,7 @@ class WandbTracker:
                 job_type=job,
                 config=dict(run_config),
                 dir=folder,
-                # The default hands back the run that is still open, which would merge the jobs of a multirun.
+                # The default returns the run that is still open, which would merge the jobs of a multirun.
                 reinit="finish_previous",
                 settings=wandb.Settings(silent=True),
             )

@@ -1,4 +1,4 @@
-"""The end of train.py: the trained model adapted to a few new tasks, and what became of them."""
+"""The showcase at the end of training: adapt the model to a few new tasks and show which it solves."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ from arcft.scoring.metrics import Scores
 from arcft.tracking import Tracker
 
 FOLDER = "showcase"
-"""The evaluation's, in the run's."""
+"""The folder of the evaluation inside that of the run."""
 
 PICTURE = "showcase.png"
 SHOWN = 3
-"""Solved tasks that are drawn in the terminal; the picture has them all."""
+"""Solved tasks drawn in the terminal; the picture shows all of them."""
 
 
 class ShowcaseError(ArcftError):
-    """The training is finished, and what was to be shown after it failed."""
+    """The showcase failed; the training itself is finished."""
 
 
 def show_showcase(config: TrainConfig, folder: Path, num_tokens: CountTokens, tracker: Tracker) -> None:
     """Adapt the last checkpoint of the finished run in `folder` to new tasks, and show which it solves then.
 
-    It is an evaluation in a folder of its own, which goes on where it was stopped. Does nothing without tasks to show,
-    and for a run that was itself adapted to tasks. Raises Stopped after a signal and ShowcaseError; both say that the
-    training is finished.
+    This is an evaluation in a sub-folder, which can be resumed. Does nothing if there are no tasks to show, or if the
+    run was itself adapted to tasks. Raises Stopped after a signal, and ShowcaseError; both say that the training is
+    finished.
     """
     showcase = config.showcase
     if showcase is None or showcase.tasks == 0 or config.data.view == "leave_one_out":
@@ -62,15 +62,14 @@ def show_showcase(config: TrainConfig, folder: Path, num_tokens: CountTokens, tr
             "are chosen for length alone, and short tasks are easier than most: this is not a score on the set."
         )
         evaluation = showcase_evaluation(config, chosen, str(run.checkpoint.path))
-        evaluate(evaluation, folder / FOLDER, show=_teller(tracker))
+        evaluate(evaluation, folder / FOLDER, show=_printer(tracker))
     except Stopped as stopped:
         way = f"{command('train')} {override('resume', folder)}"
         message = f"the training is finished and saved; the showcase was stopped, resume with: {way}"
         raise Stopped(stopped.number, message) from stopped
     except ArcftError as error:
         raise ShowcaseError(
-            f"the training is finished and saved in {folder}; its showcase failed: {error}. "
-            "To do without: showcase=none"
+            f"the training is finished and saved in {folder}; its showcase failed: {error}. To skip it: showcase=none"
         ) from error
 
 
@@ -97,8 +96,8 @@ def _which(showcase: ShowcaseConfig, tasks: Sequence[Problem]) -> str:
     return f"{number} of {place} that it was not trained on"
 
 
-def _teller(tracker: Tracker) -> Show:
-    """What tells the outcome of the evaluation, and hands it to the tracker of the training run."""
+def _printer(tracker: Tracker) -> Show:
+    """A function that prints the outcome of the evaluation and logs it to the tracker of the training run."""
 
     def show(target: EvaluationTarget, scores: Scores, outcome: AdaptationOutcome, folder: Path) -> None:
         rows = outcome.adaptation.rows

@@ -1,4 +1,4 @@
-"""What one training run does: choose tasks, build model and stream, train, and show what was learned."""
+"""One training run: choose tasks, build model and stream, train, evaluate, and show the results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
 from arcft import __version__
@@ -40,8 +40,15 @@ from arcft.runs.setup.leaks import warn_trained_on
 from arcft.runs.setup.tasks import CountTokens, TaskSets, task_sets
 from arcft.runs.showcase import show_showcase
 from arcft.runs.training.callbacks import GenerationMetrics, ProgressBar, Recorder
-from arcft.runs.training.closing import Closing, close_run, say_next
-from arcft.runs.training.messages import say_model, say_skipped, say_tasks, show_estimate, show_first_example
+from arcft.runs.training.messages import (
+    say_model,
+    say_next,
+    say_skipped,
+    say_tasks,
+    show_estimate,
+    show_first_example,
+)
+from arcft.runs.training.results import TrainingResults, write_results
 from arcft.text.builder import ExampleBuilder
 from arcft.text.item_sampler import ItemSampler
 from arcft.text.padding import choose_pad_token
@@ -56,7 +63,7 @@ from arcft.training.trainer import ArcftTrainer
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """Everything a run needs but the model."""
+    """Everything that a run needs except the model."""
 
     tokenizer: PreTrainedTokenizerBase
     builder: ExampleBuilder
@@ -68,13 +75,13 @@ class Prepared:
     stream: ExampleStream
     held_out_examples: list[Example]
     held_out_skipped: int
-    """Held-out tests that do not fit, and give no loss."""
+    """Held-out tests that do not fit the context, and so have no loss."""
 
     trial: Trial
 
     @property
     def tasks(self) -> dict[str, Any]:
-        """Task ids by use, and the sets that they were found to have nothing in common with, as run.yaml keeps them."""
+        """Task ids by use, and the sets that share nothing with them, as run.yaml stores them."""
         return {
             "train": self.sets.train_ids,
             "held_out": [task.id for task in self.sets.held_out],
@@ -115,34 +122,40 @@ def train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
         show_estimate(config, model)
         return {}
     values = to_dict(dataclasses.replace(config, resume=None))
-    stored = {"arcft": __version__, "job": "train", "config": values, "tasks": prepared.tasks}
+    saving = _saving(config, values, prepared, fingerprint)
     with lock_run(folder), tracked(config.tracking, values, folder, job="train") as tracker:
         remove_leftovers(folder)
-        write_run_yaml(folder, stored)
-        origin = Origin(
+        write_run_yaml(folder, saving.run_config)
+        results = _train(config, folder, prepared, model, arguments, saving, tracker)
+        if results is None:
+            return {}
+        # The showcase loads the checkpoint, and a large model does not fit into memory twice.
+        del model
+        try:
+            show_showcase(config, folder, prepared.builder.num_tokens, tracker)
+        except ArcftError:
+            # The training itself is complete, and its checkpoint saved.
+            say_next(folder, results.kept)
+            raise
+        say_next(folder, results.kept)
+    return results.metrics
+
+
+def _saving(config: TrainConfig, values: Mapping[str, Any], prepared: Prepared, fingerprint: str) -> Saving:
+    """What checkpoints hold beside the weights; `values` is the config as plain data."""
+    return Saving(
+        tokenizer=prepared.tokenizer,
+        run_config={"arcft": __version__, "job": "train", "config": values, "tasks": prepared.tasks},
+        origin=Origin(
             base_model=str(config.model.path),
             base_fingerprint=fingerprint,
-            data_fingerprint=kind.fingerprint(item for _, items in prepared.sets.train for item in items),
+            data_fingerprint=kind_of(config.data).fingerprint(
+                item for _, items in prepared.sets.train for item in items
+            ),
             seed=config.training.seed,
-        )
-        saving = Saving(
-            tokenizer=prepared.tokenizer,
-            run_config=stored,
-            origin=origin,
-            save_total_limit=config.training.save_total_limit,
-        )
-        closing = _train_and_close(config, folder, prepared, model, arguments, saving, tracker)
-        if closing is not None:
-            # The showcase loads the checkpoint, and a large model does not fit twice.
-            del model
-            try:
-                show_showcase(config, folder, prepared.builder.num_tokens, tracker)
-            except ArcftError:
-                # The training itself is done, and its checkpoint there.
-                say_next(folder, closing.kept)
-                raise
-            say_next(folder, closing.kept)
-    return closing.metrics if closing is not None else {}
+        ),
+        save_total_limit=config.training.save_total_limit,
+    )
 
 
 def _check_optimized_metric(config: TrainConfig, prepared: Prepared) -> None:
@@ -200,13 +213,14 @@ def prepare(config: TrainConfig) -> Prepared:
 
 
 def _max_tokens(config: TrainConfig) -> int | None:
-    """How long a task may be."""
+    """The limit on a task's length, in tokens."""
     limits = [config.data.max_tokens, None if config.training.drop_demonstrations else config.training.max_seq_length]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def _generation_config(config: TrainConfig) -> InferenceConfig:
-    """Held-out tasks are no longer than `data.max_tokens`, and a young model would fill any room."""
+    """The inference config, its context capped at data.max_tokens: held-out tasks are no longer, and an untrained model
+    would fill any larger one."""
     room = config.inference.max_seq_length or config.data.max_tokens
     return dataclasses.replace(config.inference, max_seq_length=room)
 
@@ -234,7 +248,7 @@ def _held_out_examples(builder: ExampleBuilder, problems: Sequence[Problem]) -> 
 
 def build_model(config: TrainConfig, device: torch.device) -> tuple[PreTrainedModel | PeftModel, str]:
     """The model to train, and the fingerprint of its base weights."""
-    # All weights that are trained are float32; frozen ones may have the dtype of the arithmetic.
+    # Trained weights are float32; frozen ones have the dtype of the arithmetic.
     arithmetic = resolve_dtype(config.training.dtype, device)
     base = load_model(
         config.model,
@@ -257,9 +271,9 @@ def build_model(config: TrainConfig, device: torch.device) -> tuple[PreTrainedMo
 
 
 def _check_vocabulary(config: TrainConfig, prepared: Prepared, model: PreTrainedModel | PeftModel) -> None:
-    """Raise ModelError where the tokenizer is not the model's: it writes tokens that the model has no embedding for.
+    """Raise ModelError where the tokenizer belongs to another model: it writes tokens without an embedding.
 
-    Looks at what is used: some models' tokenizers have tokens more, for pictures, than the model has embeddings.
+    Checks only the tokens in use: some tokenizers have more tokens, for images, than their model has embeddings.
     """
     rows = embedding_rows(model)
     highest = max(*prepared.stream[0].input_ids, *prepared.builder.tokenization.end_ids)
@@ -270,7 +284,7 @@ def _check_vocabulary(config: TrainConfig, prepared: Prepared, model: PreTrained
         )
 
 
-def _train_and_close(
+def _train(
     config: TrainConfig,
     folder: Path,
     prepared: Prepared,
@@ -278,22 +292,21 @@ def _train_and_close(
     arguments: TrainingArguments,
     saving: Saving,
     tracker: Tracker,
-) -> Closing | None:
+) -> TrainingResults | None:
     """Train to the end; None where training.max_time ended it early. Raises Stopped after a signal."""
     checkpoints = find_checkpoints(folder) if config.resume is not None else []
     start = int(checkpoints[-1].name.rpartition("-")[2]) if checkpoints else 0
     max_steps = config.training.max_steps
     if checkpoints:
         say(f"resuming from {checkpoints[-1]}")
-    tasks = prepared.sets.held_out[: config.training.generation_tasks]
     stop = StopRequest(None if config.training.max_time is None else parse_duration(config.training.max_time))
-    # transformers would draw a bar of its own into ours for every whole model that is saved.
+    # transformers would draw a bar into ours whenever it saves a whole model.
     disable_progress_bar()
     with progress_bar("training", max_steps, start) as advance, stop_on_signals(stop.request) as received:
         generation = GenerationMetrics(
             prepared.builder,
             prepared.deal_views,
-            tasks,
+            prepared.sets.held_out[: config.training.generation_tasks],
             _generation_config(config),
             config.selection,
             kind_of(config.data),
@@ -301,26 +314,11 @@ def _train_and_close(
             stop,
         )
         recorder = Recorder(folder, tracker)
-        trainer = ArcftTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=prepared.stream,  # type: ignore[arg-type]
-            eval_dataset=prepared.held_out_examples,
-            pad_id=choose_pad_token(prepared.tokenizer, embedding_rows(model)),
-            optimizer_config=config.optimizer,
-            scheduler_config=config.scheduler,
-            eval_steps=config.training.eval_steps,
-            saving=saving,
-            max_batch_tokens=config.training.max_batch_tokens,
-            more_metrics=generation if tasks else None,
-            best_metric=config.training.best_metric if tasks else None,
-            callbacks=[recorder, ProgressBar(advance)],
-            stop=stop,
-            positions=prepared.builder.tokenization.positions,
-        )
+        callbacks = [recorder, ProgressBar(advance)]
+        trainer = _trainer(config, prepared, model, arguments, saving, generation, callbacks, stop)
         trainer.train(checkpoints[-1] if checkpoints else None)
-        if start == max_steps and tasks and not generation.predictions:
-            # Nothing was left to train: predicted again for the closing, but recorded already.
+        if start == max_steps and generation.tasks and not generation.predictions:
+            # Nothing was left to train: predict again for the final table, without recording it twice.
             trainer.remove_callback(recorder)
             trainer.evaluate()
     if trainer.state.global_step < max_steps or trainer.evaluation_due:
@@ -332,4 +330,34 @@ def _train_and_close(
             raise Stopped(received[0], message)
         say(message)
         return None
-    return close_run(config, folder, generation, trainer, tracker)
+    return write_results(config, folder, generation, trainer, tracker)
+
+
+def _trainer(
+    config: TrainConfig,
+    prepared: Prepared,
+    model: PreTrainedModel | PeftModel,
+    arguments: TrainingArguments,
+    saving: Saving,
+    generation: GenerationMetrics,
+    callbacks: Sequence[TrainerCallback],
+    stop: StopRequest,
+) -> ArcftTrainer:
+    predicts = bool(generation.tasks)
+    return ArcftTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=prepared.stream,  # type: ignore[arg-type]
+        eval_dataset=prepared.held_out_examples,
+        pad_id=choose_pad_token(prepared.tokenizer, embedding_rows(model)),
+        optimizer_config=config.optimizer,
+        scheduler_config=config.scheduler,
+        eval_steps=config.training.eval_steps,
+        saving=saving,
+        max_batch_tokens=config.training.max_batch_tokens,
+        more_metrics=generation if predicts else None,
+        best_metric=config.training.best_metric if predicts else None,
+        callbacks=list(callbacks),
+        stop=stop,
+        positions=prepared.builder.tokenization.positions,
+    )

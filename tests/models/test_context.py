@@ -115,8 +115,8 @@ def test_what_does_not_fit_even_when_shortened_is_said(tmp_path: Path, capsys: p
     (note,) = [line for line in lines if line.startswith("note: training.max_seq_length=256")]
     words, _, named = note.rpartition(": ")
     assert words == (
-        "note: training.max_seq_length=256: 3 of 13 tasks tried do not fit, even with one demonstration; others are "
-        "learned in their place"
+        "note: training.max_seq_length=256: 3 of 13 tasks tried do not fit, even with one demonstration; others "
+        "replace them"
     )
     assert sorted(named.split(", ")) == sorted(large)
 

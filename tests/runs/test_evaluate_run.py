@@ -292,7 +292,7 @@ def test_a_base_model_is_measured_on_what_train_would_hold_out(tmp_path: Path, m
     def no_training(*arguments: Any) -> Any:
         held_out.append([task.id for task in arguments[2].sets.held_out])
 
-    monkeypatch.setattr("arcft.runs.train._train_and_close", no_training)
+    monkeypatch.setattr("arcft.runs.train._train", no_training)
     from arcft.runs.train import train
 
     train(train_config("tracking=none", "preview=false"), tmp_path / "train")

@@ -152,7 +152,7 @@ def test_what_cannot_be_shown_is_refused_at_once(tmp_path: Path, capsys: pytest.
     assert run_train(tmp_path / "run", *SHOWN, "showcase.data.max_tokens=3") == 1
     err = capsys.readouterr().err
     assert err.startswith(f"error: the training is finished and saved in {tmp_path / 'run'}; its showcase failed: ")
-    assert "data.max_tokens=3: every task is longer; raise it. To do without: showcase=none" in err
+    assert "data.max_tokens=3: every task is longer; raise it. To skip it: showcase=none" in err
     assert last_checkpoint(tmp_path / "run").name == "checkpoint-6"
     assert not (tmp_path / "run" / "showcase").exists()
 

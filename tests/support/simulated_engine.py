@@ -29,7 +29,7 @@ class Speed:
 
 
 @dataclasses.dataclass(eq=False)
-class _Occupant:
+class _Training:
     assignment: Assignment
     train_until: float
     step: int = 0
@@ -44,11 +44,11 @@ class SimulatedEngine:
     def work(self) -> Iterator[float]:
         """Yield the seconds that each thing takes; what comes of it is recorded when they have passed."""
         yield self.speed.loading
-        occupants: list[_Occupant] = []
+        in_training: list[_Training] = []
         asks = True
         while True:
-            while asks and len(occupants) < self.slots:
-                near = occupants[0].assignment.unit.length if occupants else None
+            while asks and len(in_training) < self.slots:
+                near = in_training[0].assignment.unit.length if in_training else None
                 assignment = self.queue.pull(self.name, near)
                 if assignment is None:
                     # As the engine does: asked again after the next pass.
@@ -60,41 +60,41 @@ class SimulatedEngine:
                     yield from self._answer(assignment)
                     continue
                 deadline = float("inf") if assignment.deadline is None else assignment.deadline
-                occupants.append(_Occupant(assignment, (self.clock.now + deadline) / 2))
-            if not occupants:
+                in_training.append(_Training(assignment, (self.clock.now + deadline) / 2))
+            if not in_training:
                 if self.queue.done:
                     return
                 asks = True
                 yield 0.5
                 continue
-            yield from self._pass(occupants)
+            yield from self._pass(in_training)
             asks = True
-            for occupant in list(occupants):
-                if occupant.step >= occupant.assignment.steps or self.clock.now >= occupant.train_until:
-                    yield from self._hand_over(occupant)
-                    occupants.remove(occupant)
+            for state in list(in_training):
+                if state.step >= state.assignment.steps or self.clock.now >= state.train_until:
+                    yield from self._finish(state)
+                    in_training.remove(state)
 
-    def _pass(self, occupants: list[_Occupant]) -> Iterator[float]:
-        yield self.speed.step + sum(occupant.assignment.unit.length for occupant in occupants) / self.speed.train
-        for occupant in occupants:
-            occupant.step += 1
-            tokens = occupant.assignment.unit.length
+    def _pass(self, in_training: list[_Training]) -> Iterator[float]:
+        yield self.speed.step + sum(state.assignment.unit.length for state in in_training) / self.speed.train
+        for state in in_training:
+            state.step += 1
+            tokens = state.assignment.unit.length
             event = Stepped(
-                key=occupant.assignment.key,
-                step=occupant.step,
-                steps=occupant.assignment.steps,
+                key=state.assignment.key,
+                step=state.step,
+                steps=state.assignment.steps,
                 loss=1.0,
                 tokens=tokens,
-                seconds=self.speed.step / len(occupants) + tokens / self.speed.train,
+                seconds=self.speed.step / len(in_training) + tokens / self.speed.train,
             )
             self.queue.record(event, self.name)
 
-    def _hand_over(self, occupant: _Occupant) -> Iterator[float]:
-        key, steps = occupant.assignment.key, occupant.step
-        ended = "steps" if steps >= occupant.assignment.steps else "deadline"
+    def _finish(self, state: _Training) -> Iterator[float]:
+        key, steps = state.assignment.key, state.step
+        ended = "steps" if steps >= state.assignment.steps else "deadline"
         event = Adapted(key=key, steps=steps, tokens=0, seconds=0.0, losses=(1.0,) * steps, ended=ended, adapter=None)
         self.queue.record(event, self.name)
-        yield from self._answer(occupant.assignment)
+        yield from self._answer(state.assignment)
 
     def _answer(self, assignment: Assignment) -> Iterator[float]:
         deadline = float("inf") if assignment.deadline is None else assignment.deadline

@@ -478,9 +478,9 @@ def test_measuring_the_slots_wastes_nothing_and_tells_its_choice(tasks: list[Tas
     engine = make_engine(slots="auto")
     events = run(engine, wanted)
     (chosen,) = [event for event in events if isinstance(event, Lowered)]
-    assert chosen.recipe["slots"] == engine.recipe.slots
-    assert engine.recipe.slots in (1, 2, 4, 8)
-    assert chosen.reason.startswith(f"ttft.slots=auto: {engine.recipe.slots} (2 are ")
+    assert chosen.recipe["slots"] == engine.memory.slots
+    assert engine.memory.slots in (1, 2, 4, 8)
+    assert chosen.reason.startswith(f"ttft.slots=auto: {engine.memory.slots} (2 are ")
     assert list(kinds(events)).count("Stepped") == 9 * len(wanted)
     one = run(make_engine(), wanted[:4])
     for assignment in wanted[:4]:
@@ -488,7 +488,7 @@ def test_measuring_the_slots_wastes_nothing_and_tells_its_choice(tasks: list[Tas
         (measured,), (alone,) = events_of(main, assignment, Adapted), events_of(one, assignment, Adapted)
         assert measured.losses == pytest.approx(alone.losses, rel=1e-3)
     # A later engine of the same run begins with the choice.
-    later = run(make_engine(slots="auto", options={"recipe": engine.recipe}), wanted[:2])
+    later = run(make_engine(slots="auto", options={"memory": engine.memory}), wanted[:2])
     assert not [event for event in later if isinstance(event, Lowered)]
 
 
@@ -526,12 +526,12 @@ def test_slots_that_were_not_chosen_are_given_back(tasks: list[Task]) -> None:
 
 def test_slots_are_measured_also_where_memory_ran_out_before(tasks: list[Task]) -> None:
     # An earlier process came no further than predictions before adapting, in smaller batches.
-    earlier = make_engine(slots="auto").recipe
-    engine = make_engine(slots="auto", options={"recipe": dataclasses.replace(earlier, batch_size=1)})
+    earlier = make_engine(slots="auto").memory
+    engine = make_engine(slots="auto", options={"memory": dataclasses.replace(earlier, batch_size=1)})
     events = run(engine, [assignment_of(task, steps=9, round=number) for number in (1, 2) for task in tasks])
     (chosen,) = [event for event in events if isinstance(event, Lowered)]
-    assert chosen.reason.startswith(f"ttft.slots=auto: {engine.recipe.slots} (2 are ")
-    assert engine.recipe.batch_size == 1
+    assert chosen.reason.startswith(f"ttft.slots=auto: {engine.memory.slots} (2 are ")
+    assert engine.memory.batch_size == 1
 
 
 def test_a_full_disk_is_no_units_fault(tasks: list[Task], tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_fewer_slots_first_and_what_was_learned_is_kept(tasks: list[Task], limit
     engine = make_engine(slots=4)
     events = run(engine, wanted)
     assert lowered(events) == ["out of memory: slots 4 -> 2", "out of memory: slots 2 -> 1"]
-    assert engine.recipe.slots == 1
+    assert engine.memory.slots == 1
     for assignment in wanted:
         (own,), (other,) = events_of(events, assignment, Adapted), events_of(expected, assignment, Adapted)
         assert own.losses == pytest.approx(other.losses, rel=1e-4)
@@ -88,7 +88,7 @@ def test_a_step_that_ran_out_of_memory_is_repeated_not_lost(tasks: list[Task], l
     assert len(seen) == 6
 
 
-def test_then_activations_then_the_context_and_the_recipe_stays_lowered(tasks: list[Task], limit_memory: Any) -> None:
+def test_then_activations_then_the_context_and_the_settings_stay_lowered(tasks: list[Task], limit_memory: Any) -> None:
     limit_memory(lambda trainer, count, longest: not trainer.gradient_checkpointing or longest > 90)
     engine = make_engine(max_seq_length=200)
     events = run(engine, [assignment_of(tasks[0]), assignment_of(tasks[2])])
@@ -119,7 +119,7 @@ def test_when_nothing_is_left_to_give_up_the_unit_fails(tasks: list[Task], limit
     assert events[-1].reason == f"out of memory, and no setting is left to reduce: {NO_MEMORY}"
 
 
-def test_units_that_wait_give_way_before_the_recipe_does(tasks: list[Task], limit_memory: Any) -> None:
+def test_units_that_wait_give_way_before_the_settings_do(tasks: list[Task], limit_memory: Any) -> None:
     wanted = [assignment_of(task, steps=5) for task in tasks]
     passes: list[int] = []
 
@@ -131,7 +131,7 @@ def test_units_that_wait_give_way_before_the_recipe_does(tasks: list[Task], limi
     engine = make_engine(slots=4)
     events = run(engine, wanted)
     assert lowered(events) == ["out of memory: slots 4 -> 2", "out of memory: 2 units restart later: " + NO_MEMORY]
-    assert engine.recipe.slots == 2
+    assert engine.memory.slots == 2
     for assignment in wanted:
         assert len(events_of(events, assignment, Adapted)[0].losses) == 5
         assert isinstance(events_of(events, assignment)[-1], Finished)
@@ -230,7 +230,7 @@ def test_prediction_goes_on_in_smaller_batches(tasks: list[Task], limit_decoding
     engine = make_engine(inference=inference_config(batch_size=4))
     events = run(engine, [assignment_of(tasks[0])])
     assert lowered(events) == ["out of memory: batch_size 4 -> 2", "out of memory: batch_size 2 -> 1"]
-    assert engine.recipe.batch_size == 1
+    assert engine.memory.batch_size == 1
     assert outcome(events, tasks[0].id) == outcome(expected, tasks[0].id)
 
 
@@ -285,7 +285,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]) * 2**20,) * 2)
 for event in run(engine, wanted):
     if isinstance(event, Lowered):
         print("lowered", event.reason.partition(" (")[0])
-print("finished", engine.recipe)
+print("finished", engine.memory)
 """
 
 

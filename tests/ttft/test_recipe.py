@@ -13,10 +13,10 @@ TOP = MemorySettings(slots=4, gradient_checkpointing=False, max_seq_length=4096,
 
 
 def test_the_ladder_gives_up_speed_first_then_context_then_rank() -> None:
-    steps, previous, recipe = [], TOP, lower(TOP, longest=5000, shortest=1024)
-    while recipe is not None:
-        steps.append(difference(previous, recipe))
-        previous, recipe = recipe, lower(recipe, longest=5000, shortest=1024)
+    steps, previous, memory = [], TOP, lower(TOP, longest=5000, shortest=1024)
+    while memory is not None:
+        steps.append(difference(previous, memory))
+        previous, memory = memory, lower(memory, longest=5000, shortest=1024)
     assert steps == [
         "slots 4 -> 2",
         "slots 2 -> 1",
@@ -31,13 +31,13 @@ def test_the_ladder_gives_up_speed_first_then_context_then_rank() -> None:
 
 
 def test_every_number_of_slots_comes_down_to_one_and_a_low_rank_stays() -> None:
-    recipe: MemorySettings | None = dataclasses.replace(
+    memory: MemorySettings | None = dataclasses.replace(
         TOP, slots=7, gradient_checkpointing=True, max_seq_length=100, rank=8
     )
     slots = []
-    while recipe is not None:
-        slots.append(recipe.slots)
-        recipe = lower(recipe, longest=100, shortest=100)
+    while memory is not None:
+        slots.append(memory.slots)
+        memory = lower(memory, longest=100, shortest=100)
     assert slots == [7, 3, 1]
 
 

@@ -12,7 +12,7 @@ def search_on(seconds: dict[int, float], noise: list[float] | None = None) -> tu
     search, passes = SlotSearch(), []
     while search.choice is None:
         first, count = search.next()
-        assert first + count <= search.wanted
+        assert first + count <= search.units_needed
         slow = noise[len(passes) % len(noise)] if noise else 1.0
         passes.append((first, count))
         search.record(100 * count, seconds[count] * slow)
@@ -80,7 +80,7 @@ def test_the_search_waits_for_units_but_not_for_long() -> None:
 
 def test_a_search_may_begin_where_another_ended() -> None:
     search = SlotSearch(2)
-    assert (search.next(), search.wanted) == ((0, 4), 4)
+    assert (search.next(), search.units_needed) == ((0, 4), 4)
     search.stop()
     assert search.choice == 2
 
@@ -89,4 +89,4 @@ def test_the_search_ends_at_the_most() -> None:
     search, passes = search_on(dict.fromkeys((1, 2, 4, 8), 1.0))
     assert search.choice == MOST == max(count for _, count in passes)
     # No more units are asked for than that.
-    assert search.wanted == MOST
+    assert search.units_needed == MOST

@@ -1,4 +1,4 @@
-"""Adapters of test-time fine-tuning on disk: each in a run folder of its own, as train.py would have left it."""
+"""Save the adapters of test-time fine-tuning, each in a run folder like those of train.py."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Write = Callable[[Path], None]
 
 @dataclasses.dataclass(frozen=True)
 class AdapterSaver:
-    """Saves the adapters of an evaluation, so that `evaluate.py checkpoint=... adapters='FOLDER/adapters/*'` finds
-    them; those of a model without a run as PEFT's two files alone."""
+    """Saves the adapters of an evaluation for `evaluate.py checkpoint=... adapters='FOLDER/adapters/*'`; adapters of a
+    base model (model=) become PEFT's two files alone."""
 
     settings: TtftSettings
     start: AdaptationBase
     folder: Path
-    """The evaluation's."""
+    """The folder of the evaluation."""
 
     def __call__(self, unit: Unit, steps: int, write: Write) -> str:
         """Save the adapter of `unit` after `steps` steps in place of an earlier one; returns its folder."""
@@ -58,7 +58,7 @@ class AdapterSaver:
         return str(kept)
 
     def _run(self, unit: Unit, steps: int) -> TrainConfig | None:
-        """The config of a training run that would have come to this adapter; None where there is none to go by."""
+        """The config of a training run that would give this adapter; None for a base model."""
         run, config, ttft = self.settings.run, self.settings.config, self.settings.ttft
         if run is None or not isinstance(run.config.lora, LoraConfig):
             return None
@@ -86,13 +86,13 @@ class AdapterSaver:
 
 
 def folder_name(name: str) -> str:
-    """A unit's name as that of a folder: a task's id is a JSON key, and may be `a/b`, or `..`."""
+    """The folder of a unit: a task's id may be any JSON key, also `a/b` or `..`, so it is quoted."""
     quoted = quote(name, safe="")
     return quoted if quoted.strip(".") else quoted.replace(".", "%2E")
 
 
 def _write_plain(place: Path, write: Write) -> Path:
-    """An adapter whole or not at all."""
+    """Write an adapter, whole or not at all."""
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

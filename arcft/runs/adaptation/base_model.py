@@ -1,4 +1,4 @@
-"""What test-time fine-tuning starts from: the base model with the adapter that each unit of work goes on from."""
+"""The starting point of test-time fine-tuning: the base model with the adapter that every unit starts from."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class AdaptationBase:
     tokenizer: PreTrainedTokenizerBase
     base: ModelConfig
     fingerprint: str
-    """Of the base model."""
+    """Fingerprint of the base model."""
 
     def origin(self, data_fingerprint: str, seed: int) -> Origin:
-        """What the manifest of an adapter says that was trained from here."""
+        """The origin that the manifest of an adapter trained from here records."""
         return Origin(
             base_model=str(self.base.path),
             base_fingerprint=self.fingerprint,
@@ -71,12 +71,12 @@ def load_start(settings: TtftSettings) -> AdaptationBase:
 
 
 def start_model(settings: TtftSettings) -> ModelConfig:
-    """The base model under the adapters, as transformers loads it; a whole-model checkpoint is one itself."""
+    """The base model under the adapters, loaded by transformers; a whole-model checkpoint is one itself."""
     run, model = settings.run, settings.config.model
     if run is None:
         assert model is not None  # EvaluateConfig.problems
         return dataclasses.replace(model, backend="transformers")
-    # What the run's model recommends to train beside an adapter goes for a fresh one too.
+    # Modules that the run's model recommends to train beside an adapter are trained beside a fresh one too.
     return dataclasses.replace(base_model(run), backend="transformers", train_modules=run.config.model.train_modules)
 
 
@@ -86,23 +86,23 @@ def start_tokenizer(settings: TtftSettings) -> PreTrainedTokenizerBase:
 
 
 def learning_rate(settings: TtftSettings) -> float:
-    """The peak rate: what was asked for, or what the model recommends."""
+    """The peak learning rate: ttft.learning_rate, or the model's recommendation."""
     model = settings.run.config.model if settings.run else settings.config.model
     assert model is not None  # EvaluateConfig.problems
     return settings.ttft.learning_rate or model.ttft_learning_rate or model.learning_rate
 
 
 def learn_builder(settings: TtftSettings, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:
-    """How examples are written: as in training, with demonstrations dropped where they don't fit.
+    """The builder of training examples: as in training, but demonstrations are dropped to fit.
 
-    They may be longer than those of the training if inference.max_seq_length is.
+    Examples may be longer than in training if inference.max_seq_length is.
     """
     length, loss_on = _training_format(settings)
     return builder(settings, tokenizer, max(length, settings.config.inference.max_seq_length or 0), loss_on)
 
 
 def ask_builder(settings: TtftSettings, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:
-    """How prompts are written, as an evaluation without ttft writes them."""
+    """The builder of prompts, the same as in an evaluation without ttft."""
     length, loss_on = _training_format(settings)
     return builder(settings, tokenizer, settings.config.inference.max_seq_length or length, loss_on)
 
@@ -110,9 +110,9 @@ def ask_builder(settings: TtftSettings, tokenizer: PreTrainedTokenizerBase) -> E
 def builder(
     settings: TtftSettings, tokenizer: PreTrainedTokenizerBase, max_seq_length: int, loss_on: LossOn
 ) -> ExampleBuilder:
-    """How texts are written, with demonstrations dropped where they don't fit."""
+    """A builder in the format of the checkpoint or model that drops demonstrations to fit."""
     form: EvaluateConfig | TrainConfig = settings.run.config if settings.run else settings.config
-    # Found out when the tasks were chosen.
+    # Checked when the tasks were chosen.
     assert form.encoder is not None
     assert form.prompt is not None
     assert form.model is not None

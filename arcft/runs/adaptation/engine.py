@@ -24,26 +24,26 @@ from arcft.ttft.engine.slot_autotune import resolve_slots
 from arcft.ttft.units import Unit
 
 
-def engine_factory(settings: TtftSettings, folder: Path, recipe: MemorySettings | None = None) -> Callable[[], Engine]:
-    """What builds an engine, in this process or in a worker that it is sent to; see `build_engine`."""
-    return partial(build_engine, settings, folder, recipe)
+def engine_factory(settings: TtftSettings, folder: Path, memory: MemorySettings | None = None) -> Callable[[], Engine]:
+    """A picklable function that builds an engine, here or in a worker; see `build_engine`."""
+    return partial(build_engine, settings, folder, memory)
 
 
-def build_engine(settings: TtftSettings, folder: Path, recipe: MemorySettings | None = None) -> Engine:
+def build_engine(settings: TtftSettings, folder: Path, memory: MemorySettings | None = None) -> Engine:
     """Load base model, adapter and text format; `folder` is the evaluation's, for adapters that are kept.
 
-    `recipe` is what an earlier engine of the same evaluation came to. Raises ArcftError where the checkpoint, its base
-    model or the adapter are not as they should be.
+    `memory` holds the settings that an earlier engine of the same evaluation ended with. Raises ArcftError where the
+    checkpoint, its base model or the adapter is missing or damaged.
     """
     start = load_start(settings)
     ttft = settings.ttft
-    slots = recipe.slots if recipe is not None else slots_here(ttft)
+    slots = memory.slots if memory is not None else slots_here(ttft)
     return engine_on(
         settings,
         start,
         StackedLora(start.adapted, slots if isinstance(slots, int) else 1),
         save=AdapterSaver(settings, start, folder) if ttft.keep_adapters else None,
-        recipe=recipe,
+        memory=memory,
     )
 
 
@@ -53,7 +53,7 @@ def engine_on(
     stacked: StackedLora,
     *,
     save: Save | None,
-    recipe: MemorySettings | None = None,
+    memory: MemorySettings | None = None,
 ) -> Engine:
     """An engine on a model that is loaded; `save` is given each adapted unit."""
     config = settings.config
@@ -72,12 +72,12 @@ def engine_on(
         learning_rate=learning_rate(settings),
         pad_id=start.pad_id,
         save=save,
-        recipe=recipe,
+        memory=memory,
     )
 
 
 def slots_here(config: TtftConfig) -> int | Literal["auto"]:
-    """What ttft.slots stands for on this machine."""
+    """ttft.slots on this machine."""
     return resolve_slots(config.slots, choose_device().type)
 
 

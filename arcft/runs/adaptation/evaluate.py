@@ -108,7 +108,7 @@ def adapt_and_score(
 
 
 def _found(settings: TtftSettings, target: EvaluationTarget) -> tuple[Path, AdaptationOutcome] | None:
-    """The folder of an evaluation that came to what this one would, and its outcome."""
+    """The folder and the outcome of an earlier evaluation with the same models, tasks and settings."""
     # What was done under a budget depends on how fast the machine was.
     if target.run is None or settings.ttft.budget is not None:
         return None
@@ -136,7 +136,7 @@ def _adapt(settings: TtftSettings, target: EvaluationTarget, folder: Path, track
         engine = None
         if settings.ttft.workers == "local" and not ledger.records():
             # Before there is anything in the ledger: what is refused here leaves nothing behind.
-            engine = engine_factory(settings, folder, _recipe(ledger))()
+            engine = engine_factory(settings, folder, _memory_settings(ledger))()
         queue = Queue(
             ledger,
             units,
@@ -149,7 +149,7 @@ def _adapt(settings: TtftSettings, target: EvaluationTarget, folder: Path, track
         )
         progress = queue.progress()
         with progress_bar(target.name, len(units), progress.done + progress.failed, beats=True) as advance:
-            standing = LiveProgress(
+            progress_line = LiveProgress(
                 target.kind,
                 target.tasks,
                 queue,
@@ -162,8 +162,8 @@ def _adapt(settings: TtftSettings, target: EvaluationTarget, folder: Path, track
             )
             if not queue.done:
                 drainer = _drainer(settings, folder, ledger, engine)
-                drainer(queue, stopped=lambda: bool(received), on_event=standing)
-            standing.look()
+                drainer(queue, stopped=lambda: bool(received), on_event=progress_line)
+            progress_line.look()
         if received and not queue.done:
             queue.stop()
             queue.requeue("local")
@@ -173,7 +173,7 @@ def _adapt(settings: TtftSettings, target: EvaluationTarget, folder: Path, track
 
 def _drainer(settings: TtftSettings, folder: Path, ledger: Ledger, engine: Engine | None) -> Callable[..., None]:
     """What empties a queue as ttft.workers says; `engine` is one for this process, if it was built already."""
-    factory = engine_factory(settings, folder, _recipe(ledger))
+    factory = engine_factory(settings, folder, _memory_settings(ledger))
     ttft = settings.ttft
     if ttft.workers == "local":
         return partial(drain, engine or factory())
@@ -193,10 +193,10 @@ def _budget(settings: TtftSettings, ledger: Ledger) -> Budget | None:
     )
 
 
-def _recipe(ledger: Ledger) -> MemorySettings | None:
-    """What an earlier process of this evaluation came to, as the ledger has it; None if nothing was changed."""
-    recipes = [note.data["recipe"] for note in ledger.notes() if "recipe" in note.data]
-    return MemorySettings(**recipes[-1]) if recipes else None
+def _memory_settings(ledger: Ledger) -> MemorySettings | None:
+    """The memory settings that an earlier process of this evaluation ended with; None if it changed none."""
+    changes = [note.data["recipe"] for note in ledger.notes() if "recipe" in note.data]
+    return MemorySettings(**changes[-1]) if changes else None
 
 
 def show_outcome(target: EvaluationTarget, scores: Scores, outcome: AdaptationOutcome, folder: Path) -> None:

@@ -84,7 +84,7 @@ class LiveProgress:
 
     def look(self) -> None:
         """Select from the current predictions, write the submission, and log how many tasks are solved."""
-        begun = time.monotonic()
+        start = time.monotonic()
         self._queue.changed = False
         predictions = self._queue.predictions()
         metric_set = self._kind.metrics
@@ -99,7 +99,7 @@ class LiveProgress:
             # There is no training step, so the elapsed seconds serve as the step, and as the charts' axis.
             self._tracker.log({**values, "ttft/seconds": seconds}, int(seconds))
         end = time.monotonic()
-        self._next_look = end + max(_SECONDS, (end - begun) / _SHARE)
+        self._next_look = end + max(_SECONDS, (end - start) / _SHARE)
 
     def words(self, progress: Progress) -> str:
         """For example `3 solved, 12m left, 3,412 tokens/s, 1.2 GB`."""

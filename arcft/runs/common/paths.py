@@ -78,7 +78,7 @@ def _source_paths(source: Source) -> Source:
 
 def _model_paths(model: ModelConfig) -> ModelConfig:
     named = {name: getattr(model, name) for name in ("path", "tokenizer")}
-    # What does not exist may be a hub id; if it is not, the error had better name it as it was given.
+    # A path that does not exist may be a hub id; otherwise the error should name it as the user wrote it.
     local = {name: path for name, path in named.items() if path and Path(path).expanduser().exists()}
     paths: dict[str, Any] = {name: absolute(path) for name, path in local.items()}
     return dataclasses.replace(model, **paths)

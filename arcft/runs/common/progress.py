@@ -22,10 +22,10 @@ from rich.table import Column
 from arcft.console import console
 
 BEAT = 60.0
-"""Seconds between two lines at most, with `beats`."""
+"""Longest time between two lines with `beats`, in seconds."""
 
 Advance = Callable[[int, str], None]
-"""Called with how many are done, and a few words to show beside the bar. The number may stay as it was."""
+"""Called with the number done and a few words to show beside the bar; the number may repeat."""
 
 
 @contextlib.contextmanager
@@ -41,7 +41,7 @@ def progress_bar(title: str, total: int, done: int = 0, *, beats: bool = False) 
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TimeElapsedColumn(table_column=Column(min_width=7)),  # where it is narrow, the bar gives way
+        TimeElapsedColumn(table_column=Column(min_width=7)),  # on a narrow terminal, the bar shrinks
     ]
     if not beats:
         columns += [TextColumn("<"), TimeRemainingColumn(table_column=Column(min_width=7))]

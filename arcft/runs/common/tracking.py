@@ -1,4 +1,4 @@
-"""A tracker that is always finished, with the exit code that the job had."""
+"""A tracker that is always finished, with the exit code of the job."""
 
 from __future__ import annotations
 

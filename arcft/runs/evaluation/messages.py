@@ -1,4 +1,4 @@
-"""What an evaluation says on the console in the end."""
+"""What an evaluation prints at its end."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from arcft.scoring.metrics import Scores
 
 
 def show_reused(target: EvaluationTarget, found: Path, folder: Path) -> None:
-    """That the evaluation in `found` is taken over into `folder`."""
+    """Print that the finished evaluation in `found` is used for `folder`."""
     where = "here" if found.resolve() == folder.resolve() else f"in {found}; copied from there"
     say(f"{target.name}: already evaluated {where}")
 
 
 def show_metrics(target: EvaluationTarget, scores: Scores) -> None:
-    """The table of metrics, or why there is none."""
+    """Print the table of metrics, or why there is none."""
     title = count(len(target.tasks), "task")
     if scores.metrics:
         errors = {target.name: scores.standard_errors()} if len(scores.problems) > 1 else None
@@ -30,6 +30,6 @@ def show_metrics(target: EvaluationTarget, scores: Scores) -> None:
 
 
 def show_files(folder: Path) -> None:
-    """Where the report lies, and what to submit."""
+    """Print the paths of the report and of the submission."""
     say_path("report", folder / REPORT_FILE)
     say_path("submission", folder / SUBMISSION_FILE)

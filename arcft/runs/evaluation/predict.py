@@ -1,4 +1,4 @@
-"""Predictions into a file, a test at a time, so that a stopped evaluation goes on where it was."""
+"""Write predictions to a file, one test at a time, so that a stopped evaluation can be resumed."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from arcft.text.builder import ExampleBuilder
 
 @dataclasses.dataclass(frozen=True)
 class ModelAssignment:
-    """Tasks that one model answers."""
+    """A model and the tasks that it answers."""
 
     tasks: Sequence[Problem]
     model: Callable[[], PreTrainedModel | PeftModel]
-    """Called when its turn has come, so that one base model can serve several shares."""
+    """Loads the model; called only when its tasks are due, so that several assignments can share a base model."""
 
     builder: ExampleBuilder
     deal_views: DealViews
     identity: str
-    """What the model is: a checkpoint's digest, or the digest of a base model's config."""
+    """A checkpoint's digest, or the digest of a base model's config."""
 
     served: VllmModel | None = None
     """With inference=vllm: where the engine finds the model."""
 
 
 def count_prompts(tasks: Sequence[Problem], config: InferenceConfig) -> int:
-    """Prompts that an evaluation of `tasks` takes."""
+    """The number of prompts in an evaluation of `tasks`."""
     return sum(len(task.answers) for task in tasks) * config.predictions_per_test
 
 
@@ -59,7 +59,7 @@ def predict_shares(
     title: str,
     resume: Path,
 ) -> list[Prediction]:
-    """Predict what `path` does not hold yet, append it there test by test, and return everything.
+    """Predict the tests that `path` lacks, append them there one by one, and return all predictions.
 
     With selection=score, answers are scored as they are predicted, while their model is loaded.
 
@@ -91,7 +91,7 @@ def predict_shares(
 def _groups(
     shares: Sequence[ModelAssignment], config: InferenceConfig, selection: SelectionConfig, done: Collection[TestKey]
 ) -> Iterator[list[Prediction]]:
-    """The predictions of one test after the other, without those of tests that are `done`."""
+    """The predictions of one test after another, except those of the tests in `done`."""
     if isinstance(config, VllmConfig):
         jobs = [
             VllmJob(share.served, share.builder, share.deal_views, share.tasks)
@@ -114,7 +114,7 @@ def _groups(
 
 
 class Tally:
-    """What to show beside the bar: tests solved so far, where answers are known, and the share of valid answers."""
+    """The text beside the progress bar: tests solved so far, if answers are known, and the share of valid answers."""
 
     def __init__(self, tasks: Sequence[Problem], selector: Selector, kind: Kind) -> None:
         self._selector = selector
@@ -128,7 +128,7 @@ class Tally:
         }
         self._known = self._solved = self._predictions = self._valid = 0
         self.tests = 0
-        """That have predictions."""
+        """Tests with predictions."""
 
     def add(self, predictions: Sequence[Prediction]) -> None:
         """Count the predictions of whole tests."""
@@ -152,14 +152,14 @@ class Tally:
 
 
 def _kept(path: Path, config: InferenceConfig, answers: AnswerCodec) -> list[Prediction]:
-    """What an earlier, stopped evaluation finished; tests that it left half-done are taken out of the file."""
+    """The finished tests of an earlier, stopped evaluation; half-finished ones are removed from the file."""
     if not path.exists():
         return []
     found = read_predictions(path, answers, allow_torn=True)
     counts: Counter[TestKey] = Counter((prediction.task_id, prediction.test_index) for prediction in found)
     whole = {test for test, count in counts.items() if count >= config.predictions_per_test}
     if found and isinstance(config, SearchConfig):
-        # How many there are to be is not known: of the last test some may be missing.
+        # A search yields any number of predictions, so the last test may lack some.
         whole.discard((found[-1].task_id, found[-1].test_index))
     kept = [prediction for prediction in found if (prediction.task_id, prediction.test_index) in whole]
     write_predictions(path, kept, answers)

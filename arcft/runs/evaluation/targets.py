@@ -1,6 +1,6 @@
-"""From an evaluation's config to what it evaluates: models with the tasks that each answers, read and checked.
+"""Resolve an evaluation's config to its targets: models with the tasks that each answers, read and checked.
 
-Nothing is written here, so what is wrong is told before a file exists.
+Nothing is written here, so mistakes are reported before any file exists.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from arcft.text.builder import ExampleBuilder
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationTarget:
-    """One thing that is evaluated: it gets one score, one submission and one report."""
+    """One checkpoint, model or set of predictions; it gets one score, one submission and one report."""
 
     kind: Kind
     name: str
@@ -58,20 +58,20 @@ class EvaluationTarget:
     tasks: list[Problem]
     shares: list[ModelAssignment]
     predictions: list[Prediction] | None = None
-    """Made elsewhere; there are no shares then."""
+    """Predictions read from files; `shares` is empty then."""
 
     key: str
-    """Equal for two evaluations that come to the same: of the same models, tasks and choices."""
+    """sha256 of models, tasks and settings: equal for evaluations with equal results."""
 
     about: dict[str, Any]
-    """Where it comes from, for metrics.json and the report."""
+    """The origin of the predictions, for metrics.json and the report."""
 
     run: TrainedRun | None = None
-    """Set where one checkpoint answers everything: its history is shown, and its index knows this evaluation."""
+    """The run of the single checkpoint that answers all tasks: its history is shown, its index lists the evaluation."""
 
 
 def resolve_targets(config: EvaluateConfig, explicit: Sequence[str]) -> list[EvaluationTarget]:
-    """What `config`, its paths absolute, names: one subject, or for a pattern of checkpoints one each.
+    """The targets of `config`, whose paths are absolute: one, or for a pattern of checkpoints one each.
 
     `explicit` are the keys that the user set by hand: they may not contradict a checkpoint.
     """
@@ -96,7 +96,7 @@ class _Finder:
         self._said: set[str] = set()
 
     def predictions(self) -> EvaluationTarget:
-        """Files made before; several are selected from together."""
+        """Prediction files; attempts are selected from all of them together."""
         given = given_predictions(self.config, self.explicit)
         return self._subject(
             given.name,
@@ -109,7 +109,7 @@ class _Finder:
         )
 
     def base_model(self) -> EvaluationTarget:
-        """A model as it is."""
+        """A base model without any adapter."""
         config, model = self.config, self.config.model
         assert model is not None
         if config.encoder is None or config.prompt is None:
@@ -177,7 +177,7 @@ class _Finder:
         for task in tasks:
             run = adapted.get(task.id, start)
             answering.setdefault(run.checkpoint.path, (run, []))[1].append(task)
-        # The checkpoint last, for then the base model takes up one adapter after the other.
+        # The checkpoint comes last, so that adapters replace each other on one base model.
         rest = answering.pop(start.checkpoint.path, (start, []))
         if rest[1]:
             say(f"{len(rest[1])} of {len(tasks)} tasks have no adapter: the checkpoint answers them")
@@ -214,7 +214,7 @@ class _Finder:
         )
 
     def _builder(self, run: TrainedRun) -> ExampleBuilder:
-        """Made once for all runs that write alike: hundreds of adapters have the same tokenizer."""
+        """The builder of a run, cached by its format: hundreds of adapters share one tokenizer."""
         length = self.config.inference.max_seq_length or run.config.training.max_seq_length
         files: Mapping[str, Any] = run.checkpoint.manifest["files"]
         tokenizer = {name: entry["sha256"] for name, entry in files.items() if "token" in name or "template" in name}

@@ -1,4 +1,4 @@
-"""Checkpoints and base models as an engine outside of this process reads them: inference=vllm."""
+"""inference=vllm: checkpoints and base models as vLLM, in another process, reads them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from arcft.scoring.predictions import Prediction
 
 
 def served_model(model: ModelConfig) -> VllmModel:
-    """A base model as it is; ConfigError where vLLM would not read what transformers does."""
+    """A base model for vLLM; ConfigError where vLLM can't load what transformers would."""
     path = resolve_path(str(model.path))
     problems = []
     if path.endswith(".gguf"):
@@ -41,7 +41,7 @@ def served_model(model: ModelConfig) -> VllmModel:
 
 
 def served_run(run: TrainedRun) -> VllmModel:
-    """What `run` left; raises ArcftError where its base model is another one, or vLLM has no such adapters."""
+    """The model of `run` for vLLM; ArcftError where its base model has changed, or vLLM can't serve its adapter."""
     served = served_model(base_model(run))
     lora, model = run.config.lora, run.config.model
     if not isinstance(lora, LoraConfig):
@@ -66,7 +66,7 @@ def predict_with_vllm(
     done: Collection[TestKey],
     say: Callable[[str], None],
 ) -> Iterator[list[Prediction]]:
-    """Yield the predictions of one test after the other; an engine for each base model, started anew if it freezes."""
+    """Yield the predictions of one test after another; each base model gets an engine, restarted if it freezes."""
     for model, group in itertools.groupby(jobs, key=lambda job: job.served.model):
         own = list(group)
         keys = ((problem.id, index) for job in own for problem in job.problems for index in range(len(problem.answers)))

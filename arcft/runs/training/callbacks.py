@@ -1,4 +1,4 @@
-"""What happens beside training: the history file, the tracker, the progress bar, generation metrics."""
+"""Callbacks of training: the history file, the tracker, the progress bar, generation metrics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from arcft.text.builder import ExampleBuilder
 from arcft.tracking import Tracker
 from arcft.training.stopping import StopRequest
 
-# What transformers adds to its logs that is neither a loss nor a metric of ours.
+# Entries of transformers' logs that are neither a loss nor one of our metrics.
 NOT_RECORDED = (
     "epoch",
     "total_flos",
@@ -38,7 +38,7 @@ NOT_RECORDED = (
 
 
 class GenerationMetrics:
-    """Predicts held-out tasks with the model as it is, and keeps the last outcome for the closing of the run."""
+    """Predicts held-out tasks with the current model, and keeps the last results for the end of the run."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class GenerationMetrics:
         advance: Advance,
         stop: StopRequest,
     ) -> None:
-        """`advance` moves the training bar; here it says which task is being predicted."""
+        """`advance` updates the progress bar of training, which names the task being predicted."""
         self.tasks = list(tasks)
         self.predictions: list[Prediction] = []
         self.attempts: Attempts = {}
@@ -66,8 +66,8 @@ class GenerationMetrics:
         self._stop = stop
 
     def __call__(self, model: Any, step: int) -> dict[str, float] | None:
-        """The metrics of the kind by name, for the model after `step` optimizer steps; None when it was asked to
-        stop before all tasks were predicted."""
+        """The kind's metrics of `model` after `step` optimizer steps; None if a stop was requested before all tasks
+        were predicted."""
         self.predictions = []
         for number, task in enumerate(self.tasks, 1):
             if self._stop.reason is not None:
@@ -94,7 +94,7 @@ class Recorder(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Drop what an interrupted run recorded after the step that it now goes on from."""
+        """Drop the lines that an interrupted run wrote after the checkpoint that it resumes from."""
         if not self._path.exists():
             return
         lines = []
@@ -112,7 +112,7 @@ class Recorder(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Record what is a finite number."""
+        """Record the finite numbers."""
         values = {
             name: float(value)
             for name, value in (logs or {}).items()
@@ -131,14 +131,14 @@ def _chart(name: str) -> str:
 
 
 class ProgressBar(TrainerCallback):
-    """Moves the progress bar, with the last loss and learning rate beside it."""
+    """Moves the progress bar and shows the last loss and learning rate beside it."""
 
     def __init__(self, advance: Advance) -> None:
         self._advance = advance
         self._words = ""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """One step more."""
+        """Advance the bar by a step."""
         self._advance(state.global_step, self._words)
 
     def on_log(
@@ -155,5 +155,5 @@ class ProgressBar(TrainerCallback):
             self._advance(state.global_step, self._words)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Show the loss again in place of what was predicted."""
+        """Show the loss again after predicting."""
         self._advance(state.global_step, self._words)

@@ -1,6 +1,8 @@
-"""What train.py says before it trains: tasks, model, the first example, and in a dry run what it would take."""
+"""What a training run prints: its tasks, model and first example, the estimate of a dry run, and what comes next."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -14,6 +16,8 @@ from arcft.models.lora import trainable_parameters
 from arcft.protocols import ProblemPool
 from arcft.reporting.previews import print_example
 from arcft.reporting.words import count
+from arcft.runs.common.command import command
+from arcft.runs.common.paths import override
 from arcft.runs.setup.tasks import TaskSets
 from arcft.runs.training.estimate import estimate
 from arcft.text.stream import ExampleStream, Trial
@@ -23,7 +27,7 @@ SHOWN_IDS = 10
 
 
 def say_tasks(sets: TaskSets, max_tokens: int | None) -> None:
-    """How many tasks are trained on, held out, and left out; `max_tokens` is how long they may be."""
+    """Print how many tasks are trained on, held out and left out; `max_tokens` is the limit on their length."""
     items = [item for _, group in sets.train for item in group]
     pools = sum(isinstance(item, ProblemPool) for item in items)
     words = f"{count(len(items), 'task')} to train on"
@@ -33,7 +37,7 @@ def say_tasks(sets: TaskSets, max_tokens: int | None) -> None:
     if sets.too_long:
         words += f"; {len(sets.too_long)} left out, longer than {max_tokens} tokens"
     if sets.leaked:
-        words += f"; {len(sets.leaked)} left out, for they would give a held-out task away"
+        words += f"; {len(sets.leaked)} left out, because they share content with a held-out task"
     if sets.disjoint_from:
         names = ", ".join(f"{name} ({entry['tasks']} tasks)" for name, entry in sets.disjoint_from.items())
         words += f"; nothing in common with {names}"
@@ -41,13 +45,13 @@ def say_tasks(sets: TaskSets, max_tokens: int | None) -> None:
 
 
 def say_skipped(trial: Trial, held_out_skipped: int, max_seq_length: int) -> None:
-    """Which tasks fit only where an augmentation shortens them, and how many held-out tests give no loss."""
+    """Note which of the tried tasks do not fit, and how many held-out tests have no loss."""
     notes = []
     if trial.too_long:
         ids = ", ".join(trial.too_long[:SHOWN_IDS]) + (", ..." if len(trial.too_long) > SHOWN_IDS else "")
         notes.append(
             f"{len(trial.too_long)} of {count(trial.tried, 'task')} tried do not fit, even with one demonstration; "
-            f"others are learned in their place: {ids}"
+            f"others replace them: {ids}"
         )
     if held_out_skipped:
         notes.append(f"left out of eval_loss, too long: {count(held_out_skipped, 'held-out test')}")
@@ -56,7 +60,7 @@ def say_skipped(trial: Trial, held_out_skipped: int, max_seq_length: int) -> Non
 
 
 def show_first_example(stream: ExampleStream, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The first training example, its learned tokens in colour."""
+    """Print the first training example, its supervised tokens in colour."""
     example = stream[0]
     texts = token_texts(tokenizer, example.input_ids)
     learned = [label != IGNORED for label in example.labels]
@@ -64,7 +68,7 @@ def show_first_example(stream: ExampleStream, tokenizer: PreTrainedTokenizerBase
 
 
 def say_model(config: TrainConfig, model: PreTrainedModel | PeftModel, device: torch.device) -> None:
-    """Name, size, and the arithmetic of its passes."""
+    """Print the model's name and size, and the dtype of its passes."""
     total = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     trained = trainable_parameters(model) / 1e6
     dtype = str(resolve_dtype(config.training.dtype, device)).removeprefix("torch.")
@@ -72,7 +76,7 @@ def say_model(config: TrainConfig, model: PreTrainedModel | PeftModel, device: t
 
 
 def show_estimate(config: TrainConfig, model: PreTrainedModel | PeftModel) -> None:
-    """Memory and steps, as the closing of a dry run."""
+    """Print the memory and the steps that a dry run estimates."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     assert isinstance(base, PreTrainedModel)
     shape = base.config.get_text_config()
@@ -80,3 +84,9 @@ def show_estimate(config: TrainConfig, model: PreTrainedModel | PeftModel) -> No
     for name, value in estimate(model, config, shape.hidden_size, shape.num_hidden_layers).rows():
         table.add_row(name, value)
     show(table)
+
+
+def say_next(folder: Path, kept: str) -> None:
+    """Print where the checkpoints are and what to type next."""
+    say(f"checkpoints in {folder} ({kept}). Next:")
+    say(f"  {command('evaluate')} {override('checkpoint', folder)}", style="bold")

@@ -48,19 +48,19 @@ class Engine:
         learning_rate: float,
         pad_id: int,
         save: Save | None = None,
-        recipe: MemorySettings | None = None,
+        memory: MemorySettings | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`learn` builds training examples and drops demonstrations to fit, `ask` builds prompts. `own` says how a
         problem is learned without its tests, `questions` draws augmented training questions (data.view=leave_one_out),
         and `deal_views` deals the augmentations of prompts. With `num_views`, predicted answers are scored under that
-        many augmentations. `recipe` holds the memory settings of an earlier process, if there was one. `clock` measures
+        many augmentations. `memory` holds the memory settings of an earlier process, if there was one. `clock` measures
         deadlines."""
         on_cpu = stacked.model.device.type == "cpu"
         slots = resolve_slots(config.slots, stacked.model.device.type)
         self._stacked = stacked
         self._current = Current(
-            recipe
+            memory
             or MemorySettings(
                 slots=1 if slots == "auto" else slots,
                 gradient_checkpointing=False,
@@ -71,11 +71,11 @@ class Engine:
                 slots_known=slots != "auto",
             )
         )
-        if self.recipe.rank < stacked.rank:
-            stacked.lower_rank(self.recipe.rank)
+        if self.memory.rank < stacked.rank:
+            stacked.lower_rank(self.memory.rank)
         positions = learn.tokenization.positions
         trainer = SlotTrainer(stacked, pad_id=pad_id, max_grad_norm=config.max_grad_norm, positions=positions)
-        trainer.gradient_checkpointing = self.recipe.gradient_checkpointing
+        trainer.gradient_checkpointing = self.memory.gradient_checkpointing
         settings = UnitSettings(
             learn,
             self._current,
@@ -110,9 +110,9 @@ class Engine:
         self._exhausted = False
 
     @property
-    def recipe(self) -> MemorySettings:
+    def memory(self) -> MemorySettings:
         """The current memory settings."""
-        return self._current.recipe
+        return self._current.memory
 
     def work(self, pull: Pull, stopped: Callable[[], bool]) -> Iterator[Event]:
         """Pull assignments while slots are free, and yield events, until there is nothing left to do.
@@ -128,7 +128,7 @@ class Engine:
                 yield event
         finally:
             # If the generator is closed early, the caller requeues these units unchanged.
-            self._adapting.occupants = []
+            self._adapting.in_training = []
             self._next = None
             self._ready = []
 
@@ -140,7 +140,7 @@ class Engine:
                 continue
             # Some units have no time to train at all.
             yield from self._graduate(stopped)
-            if not self._adapting.occupants:
+            if not self._adapting.in_training:
                 if self._exhausted:
                     return
                 continue
@@ -153,9 +153,9 @@ class Engine:
     def _fill(self, pull: Pull, stopped: Callable[[], bool]) -> Iterator[Event]:
         """Pull until all slots are taken, or until there are units that need no training and can be predicted now."""
         adapting = self._adapting
-        while not stopped() and len(adapting.occupants) < adapting.capacity:
+        while not stopped() and len(adapting.in_training) < adapting.capacity:
             if self._next is not None:
-                if self._next.attempt and adapting.occupants:
+                if self._next.attempt and adapting.in_training:
                     return  # a retry waits until it can run alone
                 assignment, self._next = self._next, None
                 yield from adapting.admit(assignment)
@@ -163,9 +163,9 @@ class Engine:
             if self._exhausted:
                 return
             yield from adapting.make_room()
-            if len(adapting.occupants) >= adapting.capacity:
+            if len(adapting.in_training) >= adapting.capacity:
                 return
-            pulled = pull(adapting.occupants[0].assignment.unit.length if adapting.occupants else None)
+            pulled = pull(adapting.in_training[0].assignment.unit.length if adapting.in_training else None)
             if pulled is None:
                 self._exhausted = True
                 return
@@ -181,12 +181,12 @@ class Engine:
     def _waits_for_more(self, pulled: Assignment) -> bool:
         """Whether more units may join the batch of ready ones: all must use the start adapter."""
         rows = sum(assignment.predictions for assignment in self._ready)
-        fits = rows + pulled.predictions <= self.recipe.batch_size
+        fits = rows + pulled.predictions <= self.memory.batch_size
         return self._answering.together and fits and all(assignment.adapter is None for assignment in self._ready)
 
     def _answer_ready(self, stopped: Callable[[], bool]) -> Iterator[Event]:
         """Predict the units that need no training, using a free slot."""
-        slot = len(self._adapting.occupants)
+        slot = len(self._adapting.in_training)
         ready, self._ready = self._ready, []
         saved = [assignment for assignment in ready if assignment.adapter is not None]
         unadapted = [assignment for assignment in ready if assignment.adapter is None]
@@ -211,16 +211,14 @@ class Engine:
         yield from self._answering.answer([UnitInSlot(assignment, slot)], stopped)
 
     def _started(self, assignment: Assignment) -> Started:
-        return Started(key=assignment.key, recipe=dataclasses.asdict(self.recipe))
+        return Started(key=assignment.key, recipe=dataclasses.asdict(self.memory))
 
     def _graduate(self, stopped: Callable[[], bool]) -> Iterator[Event]:
         """Predict the units whose training has ended, then free their slots."""
         ended = []
-        for occupant, adapted in self._adapting.pop_finished():
-            ended.append(occupant)
+        for state, adapted in self._adapting.pop_finished():
+            ended.append(state)
             yield adapted
         if ended:
-            yield from self._answering.answer(
-                [UnitInSlot(occupant.assignment, occupant.slot) for occupant in ended], stopped
-            )
+            yield from self._answering.answer([UnitInSlot(state.assignment, state.slot) for state in ended], stopped)
             self._adapting.free_slots(ended)

@@ -45,25 +45,25 @@ class MemorySettings:
 class Current:
     """The settings in force, shared by the parts of an engine; replaced as a whole."""
 
-    recipe: MemorySettings
+    memory: MemorySettings
 
 
-def lower(recipe: MemorySettings, *, longest: int, shortest: int) -> MemorySettings | None:
+def lower(memory: MemorySettings, *, longest: int, shortest: int) -> MemorySettings | None:
     """The next settings that need less memory to train; None at the end of the ladder.
 
     First come steps that change only the speed: half the slots, down to one, then gradient checkpointing. Then a
     context of three quarters of `longest`, the longest example (tokens) of the pass that failed, as long as it is not
     below `shortest`; last the rank, halved down to LOWEST_RANK.
     """
-    if recipe.slots > 1:
-        return dataclasses.replace(recipe, slots=recipe.slots // 2)
-    if not recipe.gradient_checkpointing:
-        return dataclasses.replace(recipe, gradient_checkpointing=True)
-    context = min(recipe.max_seq_length, longest) * 3 // 4
+    if memory.slots > 1:
+        return dataclasses.replace(memory, slots=memory.slots // 2)
+    if not memory.gradient_checkpointing:
+        return dataclasses.replace(memory, gradient_checkpointing=True)
+    context = min(memory.max_seq_length, longest) * 3 // 4
     if context >= shortest:
-        return dataclasses.replace(recipe, max_seq_length=context)
-    if recipe.rank // 2 >= LOWEST_RANK:
-        return dataclasses.replace(recipe, rank=recipe.rank // 2)
+        return dataclasses.replace(memory, max_seq_length=context)
+    if memory.rank // 2 >= LOWEST_RANK:
+        return dataclasses.replace(memory, rank=memory.rank // 2)
     return None
 
 

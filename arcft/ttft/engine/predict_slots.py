@@ -91,8 +91,8 @@ class SlotPrediction:
 
     def answer(self, group: Sequence[UnitInSlot], stopped: Callable[[], bool]) -> Iterator[Event]:
         """Predict all tests that are missing; ends early, between batches, once `stopped`."""
-        can_merge = self._stacked.can_merge and self._current.recipe.merge
-        batch_size = self._current.recipe.batch_size
+        can_merge = self._stacked.can_merge and self._current.memory.merge
+        batch_size = self._current.memory.batch_size
         units = [one.assignment for one in group]
         one_slot = len({one.slot for one in group}) == 1
         if (self.together and one_slot) or side_by_side(
@@ -107,7 +107,7 @@ class SlotPrediction:
         with contextlib.ExitStack() as stack:
             route = None
             merged = False
-            if self._stacked.can_merge and self._current.recipe.merge and len({one.slot for one in group}) == 1:
+            if self._stacked.can_merge and self._current.memory.merge and len({one.slot for one in group}) == 1:
                 try:
                     stack.enter_context(self._stacked.merged(group[0].slot))
                     merged = True
@@ -133,7 +133,7 @@ class SlotPrediction:
         alone = False
         while waiting and not stopped():
             chunk = waiting[:1] if alone else self._chunk(waiting)
-            begun = time.perf_counter()
+            start = time.perf_counter()
             try:
                 answers = self._decode(chunk, open_questions, route, stopped)
             except Exception as error:
@@ -141,7 +141,7 @@ class SlotPrediction:
             else:
                 if answers is None:
                     return
-                seconds = time.perf_counter() - begun
+                seconds = time.perf_counter() - start
                 yield from self._tell(answers, seconds, open_questions)
                 waiting = waiting[len(chunk) :]
                 alone = False
@@ -173,7 +173,7 @@ class SlotPrediction:
         rows = waiting[0].owner.assignment.predictions
         for question in waiting[1:]:
             rows += question.owner.assignment.predictions
-            if rows > self._current.recipe.batch_size:
+            if rows > self._current.memory.batch_size:
                 break
             chunk.append(question)
         return chunk
@@ -204,7 +204,7 @@ class SlotPrediction:
             self._stacked.model,
             self._ask,
             asked,
-            dataclasses.replace(self._inference, batch_size=self._current.recipe.batch_size),
+            dataclasses.replace(self._inference, batch_size=self._current.memory.batch_size),
             on_rows_changed=None if route is None else _by_place(route, owners),
             adapters=[owner.owner.slot for owner in owners],
             until=ended,
@@ -223,7 +223,7 @@ class SlotPrediction:
         question = answers.question
         config = dataclasses.replace(
             self._inference,
-            batch_size=self._current.recipe.batch_size,
+            batch_size=self._current.memory.batch_size,
             max_seq_length=question.max_seq_length,
         )
         predictions = score_answers(
@@ -290,7 +290,7 @@ class SlotPrediction:
         if not is_out_of_memory(error):
             return True, [Failed(key=assignment.key, reason=explain(error), retry=True)]
         words = release_memory(error)
-        batch_size = self._current.recipe.batch_size
+        batch_size = self._current.memory.batch_size
         if batch_size > 1:
             return False, [self._lowered(assignment, words, batch_size=batch_size // 2)]
         needed = max(len(prompt.token_ids) + prompt.max_new_tokens for prompt in self._prompts(question))
@@ -298,16 +298,16 @@ class SlotPrediction:
         if shorter >= self._context // 4:
             old, question.max_seq_length = question.max_seq_length, shorter
             reason = f"out of memory: prompts of {question.problem.id} {old} -> {shorter} tokens ({words})"
-            recipe = dataclasses.asdict(self._current.recipe)
-            return False, [Lowered(key=assignment.key, recipe=recipe, reason=reason)]
+            memory = dataclasses.asdict(self._current.memory)
+            return False, [Lowered(key=assignment.key, recipe=memory, reason=reason)]
         reason = f"out of memory, and no setting is left to reduce: {words}"
         return True, [Failed(key=assignment.key, reason=reason, retry=False)]
 
     def _lowered(self, assignment: Assignment, words: str, **changes: Any) -> Lowered:
-        old = self._current.recipe
-        self._current.recipe = dataclasses.replace(old, **changes)
-        reason = f"out of memory: {difference(old, self._current.recipe)} ({words})"
-        return Lowered(key=assignment.key, recipe=dataclasses.asdict(self._current.recipe), reason=reason)
+        old = self._current.memory
+        self._current.memory = dataclasses.replace(old, **changes)
+        reason = f"out of memory: {difference(old, self._current.memory)} ({words})"
+        return Lowered(key=assignment.key, recipe=dataclasses.asdict(self._current.memory), reason=reason)
 
 
 def _by_place(route: Route, owners: Sequence[PendingTest]) -> Callable[[Sequence[int]], None]:

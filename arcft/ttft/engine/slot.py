@@ -26,7 +26,7 @@ class SlotState:
     train_until: float | None
     tokens: int = 0
     seconds: float = 0.0
-    begun: bool = False
+    started: bool = False
     """Whether its weights are in the slot; False while it waits for its first pass."""
 
     losses: list[float] = dataclasses.field(default_factory=list)
@@ -43,7 +43,7 @@ class SlotState:
         return self.assignment.attempt > 0
 
     def start_over(self) -> None:
-        self.begun, self.losses, self.best, self.tokens = False, [], None, 0
+        self.started, self.losses, self.best, self.tokens = False, [], None, 0
 
     def ended(self, patience: int | None, now: float) -> Literal["steps", "patience", "deadline"] | None:
         if self.step >= self.assignment.steps:

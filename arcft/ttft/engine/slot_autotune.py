@@ -43,7 +43,7 @@ class SlotSearch:
         self._waited = 0
 
     @property
-    def wanted(self) -> int:
+    def units_needed(self) -> int:
         """The number of units that the next pass needs."""
         return self.choice or 2 * self.level
 

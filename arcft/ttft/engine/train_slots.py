@@ -49,8 +49,8 @@ class SlotTraining:
         clock: Callable[[], float],
     ) -> None:
         """`measures`: choose the number of slots by timing, and again once units are much shorter."""
-        self.occupants: list[SlotState] = []
-        self.search = None if current.recipe.slots_known else SlotSearch()
+        self.in_training: list[SlotState] = []
+        self.search = None if current.memory.slots_known else SlotSearch()
         self._measures = measures
         self._measured_at: int | None = None
         self._stacked = stacked
@@ -64,13 +64,13 @@ class SlotTraining:
     @property
     def capacity(self) -> int:
         """How many units may be in training, or waiting in a slot."""
-        if any(occupant.alone for occupant in self.occupants):
+        if any(state.alone for state in self.in_training):
             return 1
-        return self._current.recipe.slots if self.search is None else self.search.wanted
+        return self._current.memory.slots if self.search is None else self.search.units_needed
 
     def make_room(self) -> Iterator[Event]:
         """Allocate one more slot; on out of memory keep the current number."""
-        if len(self.occupants) < self._stacked.slots or len(self.occupants) >= self.capacity:
+        if len(self.in_training) < self._stacked.slots or len(self.in_training) >= self.capacity:
             return
         slots = self._stacked.slots
         try:
@@ -83,9 +83,9 @@ class SlotTraining:
         if self.search is not None:
             yield from self._choose(slots, f"no memory for more: {words}")
             return
-        new = dataclasses.replace(self._current.recipe, slots=slots)
-        reason = f"{difference(self._current.recipe, new)} ({words})"
-        yield self._lowered(self.occupants[0].assignment, new, reason)
+        new = dataclasses.replace(self._current.memory, slots=slots)
+        reason = f"{difference(self._current.memory, new)} ({words})"
+        yield self._lowered(self.in_training[0].assignment, new, reason)
 
     def admit(self, assignment: Assignment, notes: Sequence[str] = ()) -> Iterator[Event]:
         """Put the unit into the next free slot, or report why it can't be trained."""
@@ -98,9 +98,9 @@ class SlotTraining:
         if assignment.deadline is not None:
             now = self._clock()
             train_until = now + SHARE_OF_TRAINING * max(0.0, assignment.deadline - now)
-        self.occupants.append(SlotState(assignment, len(self.occupants), examples, train_until))
-        recipe = self._settings.recipe(assignment, examples)
-        yield Started(key=assignment.key, recipe=recipe, notes=(*notes, *examples.notes))
+        self.in_training.append(SlotState(assignment, len(self.in_training), examples, train_until))
+        recorded = self._settings.as_recorded(assignment, examples)
+        yield Started(key=assignment.key, recipe=recorded, notes=(*notes, *examples.notes))
 
     def advance(self) -> Iterator[Event]:
         """One pass: an optimizer step for each unit in the group."""
@@ -108,13 +108,13 @@ class SlotTraining:
         if not group:
             return
         try:
-            for occupant in group:
-                if not occupant.begun:
-                    self._begin(occupant)
-            begun = time.perf_counter()
-            examples = [self._settings.next_examples(occupant) for occupant in group]
+            for state in group:
+                if not state.started:
+                    self._begin(state)
+            start = time.perf_counter()
+            examples = [self._settings.next_examples(state) for state in group]
             steps = self._trainer.step(examples, group[0].slot)
-            seconds = time.perf_counter() - begun
+            seconds = time.perf_counter() - start
         except Exception as error:
             failure = error
         else:
@@ -124,26 +124,26 @@ class SlotTraining:
 
     def pop_finished(self) -> Iterator[tuple[SlotState, Adapted]]:
         """The units that have finished, with their best weights in their slots until `free_slots` is called."""
-        for occupant in list(self.occupants):
-            ended = occupant.ended(self._patience, self._clock())
-            if ended is None or occupant.slot >= self._stacked.slots:
+        for state in list(self.in_training):
+            ended = state.ended(self._patience, self._clock())
+            if ended is None or state.slot >= self._stacked.slots:
                 continue
-            if not occupant.begun:
-                self._stacked.reset(occupant.slot)
-            elif occupant.best is not None and occupant.best[1] != occupant.step:
-                self._trainer.restore(occupant.slot, occupant.best[2])
+            if not state.started:
+                self._stacked.reset(state.slot)
+            elif state.best is not None and state.best[1] != state.step:
+                self._trainer.restore(state.slot, state.best[2])
             adapter = None
-            if self._save is not None and occupant.assignment.round == ADAPT_ROUND:
-                write = partial(self._stacked.save, occupant.slot)
-                adapter = self._save(occupant.assignment.unit, occupant.step, write)
+            if self._save is not None and state.assignment.round == ADAPT_ROUND:
+                write = partial(self._stacked.save, state.slot)
+                adapter = self._save(state.assignment.unit, state.step, write)
             yield (
-                occupant,
+                state,
                 Adapted(
-                    key=occupant.assignment.key,
-                    steps=occupant.step,
-                    tokens=occupant.tokens,
-                    seconds=occupant.seconds,
-                    losses=tuple(occupant.losses),
+                    key=state.assignment.key,
+                    steps=state.step,
+                    tokens=state.tokens,
+                    seconds=state.seconds,
+                    losses=tuple(state.losses),
                     ended=ended,
                     adapter=adapter,
                 ),
@@ -151,61 +151,61 @@ class SlotTraining:
 
     def free_slots(self, gone: Sequence[SlotState]) -> None:
         """Free the slots of `gone` and close the gaps."""
-        self.occupants = [occupant for occupant in self.occupants if occupant not in gone]
-        for slot, occupant in enumerate(self.occupants):
-            if occupant.slot != slot and occupant.begun:
-                self._trainer.move(occupant.slot, slot)
-            occupant.slot = slot
+        self.in_training = [state for state in self.in_training if state not in gone]
+        for slot, state in enumerate(self.in_training):
+            if state.slot != slot and state.started:
+                self._trainer.move(state.slot, slot)
+            state.slot = slot
         self._shrink()
 
     def _shrink(self) -> None:
         """Free the memory of slots that are no longer needed."""
-        used = [occupant.slot + 1 for occupant in self.occupants if occupant.begun]
-        needed = max([self._current.recipe.slots, *used])
+        used = [state.slot + 1 for state in self.in_training if state.started]
+        needed = max([self._current.memory.slots, *used])
         if self.search is None and needed < self._stacked.slots:
             self._stacked.resize(needed)
 
     def decide(self) -> Iterator[Event]:
         """Apply the choice of ttft.slots=auto once it is made, or when there are too few units to go on measuring."""
-        if not self._measures or not self.occupants:
+        if not self._measures or not self.in_training:
             return
-        length = max(occupant.assignment.unit.length for occupant in self.occupants)
+        length = max(state.assignment.unit.length for state in self.in_training)
         search = self.search
         if search is None:
             # A machine that one long task keeps busy may have room for many short ones. (The lengths behind an
             # earlier engine's choice are unknown.)
             self._measured_at = self._measured_at or length
-            slots = self._current.recipe.slots
-            is_full = len(self.occupants) >= slots and not self.occupants[0].alone
+            slots = self._current.memory.slots
+            is_full = len(self.in_training) >= slots and not self.in_training[0].alone
             if self._measured_at >= MUCH_SHORTER * length and is_full and slots < MOST:
                 self.search = SlotSearch(slots)
             return
-        if search.choice is None and len(self.occupants) < search.wanted:
+        if search.choice is None and len(self.in_training) < search.units_needed:
             search.wait()
         if search.choice is not None:
             yield from self._choose(search.choice, search.words() if search.gains else "nothing to compare")
 
     def _choose(self, slots: int, reason: str) -> Iterator[Event]:
         self.search = None
-        self._measured_at = max(occupant.assignment.unit.length for occupant in self.occupants)
-        self._current.recipe = dataclasses.replace(self._current.recipe, slots=slots, slots_known=True)
+        self._measured_at = max(state.assignment.unit.length for state in self.in_training)
+        self._current.memory = dataclasses.replace(self._current.memory, slots=slots, slots_known=True)
         self._shrink()
         yield Lowered(
-            key=self.occupants[0].assignment.key,
-            recipe=dataclasses.asdict(self._current.recipe),
+            key=self.in_training[0].assignment.key,
+            recipe=dataclasses.asdict(self._current.memory),
             reason=f"ttft.slots=auto: {slots} ({reason})",
         )
 
     @property
     def _is_measuring(self) -> bool:
         """Whether the next pass is one that the search requested."""
-        return self.search is not None and len(self.occupants) >= self.search.wanted
+        return self.search is not None and len(self.in_training) >= self.search.units_needed
 
     def _next_group(self) -> list[SlotState]:
         if self.search is not None:
             first, count = self.search.next() if self._is_measuring else (0, self.search.level)
-            return self.occupants[first : first + count]
-        return self.occupants[: max(1, self._current.recipe.slots)]
+            return self.in_training[first : first + count]
+        return self.in_training[: max(1, self._current.memory.slots)]
 
     def _record(
         self,
@@ -217,53 +217,53 @@ class SlotTraining:
         tokens = [sum(len(example.input_ids) for example in own) for own in examples]
         if self.search is not None and self._is_measuring:
             self.search.record(sum(tokens), seconds)
-        for occupant, step, own in zip(group, steps, tokens, strict=True):
-            occupant.tokens += own
-            occupant.seconds += seconds / len(group)
-            occupant.losses.append(step.loss)
-        for occupant, step, own in zip(group, steps, tokens, strict=True):
+        for state, step, own in zip(group, steps, tokens, strict=True):
+            state.tokens += own
+            state.seconds += seconds / len(group)
+            state.losses.append(step.loss)
+        for state, step, own in zip(group, steps, tokens, strict=True):
             if not step.finite:
-                reason = f"loss {step.loss:.4g}, gradient norm {step.gradient_norm:.4g} in step {occupant.step}"
-                yield from self._fail([occupant], f"not finite: {reason}")
+                reason = f"loss {step.loss:.4g}, gradient norm {step.gradient_norm:.4g} in step {state.step}"
+                yield from self._fail([state], f"not finite: {reason}")
                 continue
             yield Stepped(
-                key=occupant.assignment.key,
-                step=occupant.step,
-                steps=occupant.assignment.steps,
+                key=state.assignment.key,
+                step=state.step,
+                steps=state.assignment.steps,
                 loss=step.loss,
                 tokens=own,
                 seconds=seconds / len(group),
             )
-        for occupant in group:
-            if occupant not in self.occupants or not occupant.begun:
+        for state in group:
+            if state not in self.in_training or not state.started:
                 continue  # failed, or lost its slot
             try:
-                self._check(occupant)
+                self._check(state)
             except Exception as error:
                 failure = error
             else:
                 continue
-            yield from self._fail_or_lower([occupant], failure)
+            yield from self._fail_or_lower([state], failure)
 
-    def _check(self, occupant: SlotState) -> None:
+    def _check(self, state: SlotState) -> None:
         """Evaluate the held-back examples, periodically and after the last step."""
         patience = self._patience
-        if patience is None or not occupant.examples.held_back:
+        if patience is None or not state.examples.held_back:
             return
-        if occupant.step % max(1, patience // 4) and occupant.step < occupant.assignment.steps:
+        if state.step % max(1, patience // 4) and state.step < state.assignment.steps:
             return
-        begun = time.perf_counter()
-        loss = self._trainer.loss(occupant.slot, occupant.examples.held_back)
-        occupant.seconds += time.perf_counter() - begun
-        if occupant.best is None or loss < occupant.best[0]:
-            occupant.best = (loss, occupant.step, self._trainer.snapshot(occupant.slot))
+        start = time.perf_counter()
+        loss = self._trainer.loss(state.slot, state.examples.held_back)
+        state.seconds += time.perf_counter() - start
+        if state.best is None or loss < state.best[0]:
+            state.best = (loss, state.step, self._trainer.snapshot(state.slot))
 
-    def _begin(self, occupant: SlotState) -> None:
-        assignment = occupant.assignment
+    def _begin(self, state: SlotState) -> None:
+        assignment = state.assignment
         rate, factor = self._settings.rate(assignment), self._settings.factor(assignment)
-        self._trainer.begin(occupant.slot, learning_rate=rate, factor=factor)
-        occupant.begun = True
-        self._check(occupant)
+        self._trainer.begin(state.slot, learning_rate=rate, factor=factor)
+        state.started = True
+        self._check(state)
 
     def _fail_or_lower(self, group: Sequence[SlotState], error: Exception) -> Iterator[Event]:
         """Handle an error in a pass of `group`: reduce the memory settings on out of memory, else fail the units."""
@@ -286,19 +286,19 @@ class SlotTraining:
         yield from self._lower(group, words)
 
     def _lower(self, group: Sequence[SlotState], words: str) -> Iterator[Event]:
-        old = self._current.recipe
-        surplus = [occupant for occupant in self.occupants if occupant.begun and occupant.slot >= old.slots]
+        old = self._current.memory
+        surplus = [state for state in self.in_training if state.started and state.slot >= old.slots]
         if surplus:
             # They started when there were more slots. Restart them before reducing the settings.
-            for occupant in surplus:
-                occupant.start_over()
+            for state in surplus:
+                state.start_over()
             self._shrink()
             yield self._lowered(group[0].assignment, old, f"{len(surplus)} units restart later: {words}")
             return
         longest = max(
             len(example.input_ids)
-            for occupant in group
-            for example in (*occupant.examples.held_back, *self._settings.next_examples(occupant))
+            for state in group
+            for example in (*state.examples.held_back, *self._settings.next_examples(state))
         )
         # Dropping slots that the pass did not use would free no memory.
         held = dataclasses.replace(old, slots=min(old.slots, max(2, len(group))))
@@ -320,30 +320,30 @@ class SlotTraining:
                 raise
             release_memory(error)
             return False
-        for occupant in self.occupants:
+        for state in self.in_training:
             # The snapshot has another shape now; the next check takes a new one.
-            occupant.best = None
+            state.best = None
         return True
 
     def _lowered(self, assignment: Assignment, new: MemorySettings, words: str) -> Lowered:
-        self._current.recipe = new
+        self._current.memory = new
         return Lowered(key=assignment.key, recipe=dataclasses.asdict(new), reason=f"out of memory: {words}")
 
     def _apply(self, old: MemorySettings, new: MemorySettings) -> Iterator[Event]:
         self._trainer.gradient_checkpointing = new.gradient_checkpointing
-        for occupant in self.occupants:
-            if occupant.slot >= new.slots and not occupant.losses:
-                occupant.start_over()
+        for state in self.in_training:
+            if state.slot >= new.slots and not state.losses:
+                state.start_over()
         self._shrink()
         if new.max_seq_length != old.max_seq_length:
-            for occupant in list(self.occupants):
+            for state in list(self.in_training):
                 try:
-                    occupant.examples = self._settings.unit_examples(occupant.assignment)
+                    state.examples = self._settings.unit_examples(state.assignment)
                 except LengthError as error:
-                    yield Failed(key=occupant.assignment.key, reason=str(error), retry=False)
-                    self.free_slots([occupant])
+                    yield Failed(key=state.assignment.key, reason=str(error), retry=False)
+                    self.free_slots([state])
 
     def _fail(self, group: Sequence[SlotState], reason: str, *, retry: bool = True) -> Iterator[Event]:
-        for occupant in group:
-            yield Failed(key=occupant.assignment.key, reason=reason, retry=retry)
+        for state in group:
+            yield Failed(key=state.assignment.key, reason=reason, retry=retry)
         self.free_slots(group)

@@ -45,7 +45,7 @@ class UnitSettings:
 
     def unit_examples(self, assignment: Assignment) -> UnitExamples:
         """The unit's examples; raises LengthError if none fits."""
-        context = self._current.recipe.max_seq_length
+        context = self._current.memory.max_seq_length
         if not assignment.attempt:
             return self._examples(assignment, context)
         try:
@@ -65,10 +65,10 @@ class UnitSettings:
             hold_back=self._config.patience is not None,
         )
 
-    def next_examples(self, occupant: SlotState) -> list[Example]:
+    def next_examples(self, state: SlotState) -> list[Example]:
         """The examples of its next step; none after the last step."""
-        size, stream = self._config.batch_size, occupant.examples.stream
-        return [stream[k] for k in range(occupant.step * size, min((occupant.step + 1) * size, len(stream)))]
+        size, stream = self._config.batch_size, state.examples.stream
+        return [stream[k] for k in range(state.step * size, min((state.step + 1) * size, len(stream)))]
 
     def rate(self, assignment: Assignment) -> float:
         """The peak learning rate."""
@@ -78,9 +78,9 @@ class UnitSettings:
         """The learning-rate schedule, as a factor of the peak by step."""
         return self._config.schedule().factors(assignment.steps)
 
-    def recipe(self, assignment: Assignment, examples: UnitExamples) -> dict[str, Any]:
+    def as_recorded(self, assignment: Assignment, examples: UnitExamples) -> dict[str, Any]:
         """The settings that this unit is trained with, as recorded in the ledger."""
-        recipe = dataclasses.replace(self._current.recipe, max_seq_length=examples.max_seq_length)
+        memory = dataclasses.replace(self._current.memory, max_seq_length=examples.max_seq_length)
         if assignment.attempt:
-            recipe = dataclasses.replace(recipe, slots=1)
-        return {**dataclasses.asdict(recipe), "learning_rate": self.rate(assignment)}
+            memory = dataclasses.replace(memory, slots=1)
+        return {**dataclasses.asdict(memory), "learning_rate": self.rate(assignment)}

@@ -75,7 +75,7 @@ def _prepared(connection: sqlite3.Connection, path: Path, config: Mapping[str, A
     is_empty = not tables and not application and not version
     if is_empty and config is None:
         raise LedgerError(
-            f"{path}: is empty, because its run was stopped before it started; resume it with evaluate.py resume="
+            f"{path}: is empty, because its run was stopped before it started; resume it with evaluate resume="
         )
     if not is_empty and application != _APPLICATION:
         raise LedgerError(f"{path}: belongs to another program and is not a ledger; choose another folder")

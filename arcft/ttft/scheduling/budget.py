@@ -89,50 +89,50 @@ class Budget:
 
     def plan(
         self,
-        need: PendingUnit,
+        pending: PendingUnit,
         others: Sequence[PendingUnit],
         costs: Costs,
         *,
         steps: int,
         predictions: int,
         promised: float = 0.0,
-        in_hand: int = 0,
+        num_running: int = 0,
         beside: Sequence[float] = (),
         probing: bool = False,
     ) -> Plan | None:
-        """The plan for `need`, with at most `steps` and `predictions`; None if it should not start now.
+        """The plan for `pending`, with at most `steps` and `predictions`; None if it should not start now.
 
-        `others` are queued too. The `in_hand` running units will take `promised` more seconds of work; those on the
+        `others` are queued too. The `num_running` running units will take `promised` more seconds of work; those on the
         same worker take `beside`, in seconds each. Before costs are known, or with `probing`, the unit just gets its
         share of the time.
         """
-        group = [need, *others]
-        available = self.left(len(group) + in_hand) - promised
+        group = [pending, *others]
+        available = self.left(len(group) + num_running) - promised
         if available <= 0:
             return None
         fit = None if probing else fitted(costs)
         # Other units in the worker's slots take wall time meanwhile.
-        side_by_side = min(self.slots, 1 + (len(others) + in_hand) // self.workers)
+        side_by_side = min(self.slots, 1 + (len(others) + num_running) // self.workers)
         if fit is None:
             share = available / len(group)
             if costs.prediction is not None:
-                each = costs.prediction(need.unit.length) * count_tests(need.unit)
+                each = costs.prediction(pending.unit.length) * count_tests(pending.unit)
                 predictions = max(1, _quotient(share / 2, each, predictions))
             return self._due(steps, predictions, share, share * side_by_side)
         chosen = fit.most(group, _PLANNED * available, steps, predictions)
         alone = self.left(1) - sum(beside)
-        if chosen is not None and fit.seconds([need], *chosen) > alone:
+        if chosen is not None and fit.seconds([pending], *chosen) > alone:
             # There is enough time in total, but not on this worker.
-            chosen = fit.most([need], alone, *chosen)
-        if chosen is None and not need.answered:
+            chosen = fit.most([pending], alone, *chosen)
+        if chosen is None and not pending.answered:
             # One prediction: a unit without any is worth more than adapting another.
-            chosen = (0, 1) if fit.seconds([need], 0, 1) <= available else None
+            chosen = (0, 1) if fit.seconds([pending], 0, 1) <= available else None
         elif chosen is None and all(other.answered for other in others):
             # Not enough time for all, so adapt some of them properly.
-            chosen = fit.most([need], min(available, alone), _floor(steps), 1)
+            chosen = fit.most([pending], min(available, alone), _floor(steps), 1)
         if chosen is None:
             return None
-        cost, needed = fit.seconds([need], *chosen), fit.seconds(group, *chosen)
+        cost, needed = fit.seconds([pending], *chosen), fit.seconds(group, *chosen)
         share, mean = available * cost / max(needed, cost, 1e-9), available / len(group)
         to_come = max(0, side_by_side - 1 - len(beside))
         company = sum(beside) + to_come * max(cost, mean)
@@ -147,23 +147,23 @@ class Budget:
         steps: int,
         predictions: int,
         promised: float,
-        in_hand: int,
+        num_running: int,
         beside: Sequence[float],
     ) -> Plan | None:
         """Another round for a finished unit: as much again, or fewer steps; None if there is no time."""
         fit = fitted(costs)
         if fit is None:
             return None
-        available = self.left(1 + in_hand) - promised
-        if in_hand:
+        available = self.left(1 + num_running) - promised
+        if num_running:
             # Running units must not be delayed by it.
             available = min(available / 2, self.left(1) - sum(beside))
-        need = PendingUnit(unit, True)
-        chosen = fit.most([need], _PLANNED * available, steps, predictions)
+        pending = PendingUnit(unit, True)
+        chosen = fit.most([pending], _PLANNED * available, steps, predictions)
         # Fewer predictions than before would hardly change the vote.
         if chosen is None or chosen[1] < predictions:
             return None
-        return self._due(*chosen, fit.seconds([need], *chosen), max(0.0, self.end - self._clock()))
+        return self._due(*chosen, fit.seconds([pending], *chosen), max(0.0, self.end - self._clock()))
 
     def before(
         self, unit: Unit, costs: Costs, *, predictions: int, spent: float, promised: float, capped: bool
@@ -216,10 +216,10 @@ class Fit:
         return self.overhead * len(group)
 
     def _steps(self, group: Sequence[PendingUnit]) -> float:
-        return sum(self.step(need.unit.length) for need in group)
+        return sum(self.step(pending.unit.length) for pending in group)
 
     def _predictions(self, group: Sequence[PendingUnit]) -> float:
-        return sum(self.prediction(need.unit.length) * count_tests(need.unit) for need in group)
+        return sum(self.prediction(pending.unit.length) * count_tests(pending.unit) for pending in group)
 
 
 def fitted(costs: Costs) -> Fit | None:

@@ -66,7 +66,7 @@ class RunState:
     def __init__(self, ledger: Ledger, units: Sequence[Unit]) -> None:
         self.units = {unit.name: unit for unit in units}
         self.records = {record.key: record for record in ledger.records()}
-        self.hands: dict[Key, RunningUnit] = {}
+        self.running: dict[Key, RunningUnit] = {}
         self._ledger = ledger
 
     def refresh(self, key: Key) -> Record:
@@ -91,28 +91,28 @@ class RunState:
 
     def promised(self) -> float:
         """Expected seconds of work left in the running units."""
-        return sum(hand.left for hand in self.hands.values())
+        return sum(running.left for running in self.running.values())
 
     def beside(self, worker: str) -> list[float]:
         """The same for each unit of `worker`."""
-        return [hand.left for hand in self.hands.values() if hand.worker == worker]
+        return [running.left for running in self.running.values() if running.worker == worker]
 
     def spent_before(self) -> float:
         """Seconds of work spent on predictions of the unadapted model, in all processes."""
-        hands = [hand.spent for key, hand in self.hands.items() if key[0] == BASELINE_ROUND]
+        running = [running.spent for key, running in self.running.items() if key[0] == BASELINE_ROUND]
         records = [
-            each for each in self.records.values() if each.round == BASELINE_ROUND and each.key not in self.hands
+            each for each in self.records.values() if each.round == BASELINE_ROUND and each.key not in self.running
         ]
-        return sum(hands) + sum(record.predict_seconds for record in records)
+        return sum(running) + sum(record.predict_seconds for record in records)
 
 
 class Chooser:
     """Chooses the next unit; its only state is a cache of vote margins."""
 
     def __init__(
-        self, ledger: Ledger, board: RunState, wanted: UnitDefaults, budget: Budget | None, costs: Costs
+        self, ledger: Ledger, run: RunState, defaults: UnitDefaults, budget: Budget | None, costs: Costs
     ) -> None:
-        self._ledger, self._board, self._wanted, self._budget, self._costs = ledger, board, wanted, budget, costs
+        self._ledger, self._run, self._defaults, self._budget, self._costs = ledger, run, defaults, budget, costs
         self._closeness: dict[str, tuple[float, float] | None] = {}
 
     def choose(self, near: int | None, worker: str = "") -> tuple[Assignment, float] | None:
@@ -120,31 +120,31 @@ class Chooser:
 
         `worker` is the worker that it is for.
         """
-        board = self._board
-        before = sorted(board.queued(BASELINE_ROUND, failed=False), key=lambda record: record.length)
-        main = sorted(board.queued(ADAPT_ROUND, failed=False), key=lambda record: -record.length)
+        run = self._run
+        before = sorted(run.queued(BASELINE_ROUND, failed=False), key=lambda record: record.length)
+        main = sorted(run.queued(ADAPT_ROUND, failed=False), key=lambda record: -record.length)
         if near is not None:
             main.sort(key=lambda record: abs(math.log(max(record.length, 1) / max(near, 1))))
-        retries = [*board.queued(BASELINE_ROUND, failed=True), *board.queued(ADAPT_ROUND, failed=True)]
+        retries = [*run.queued(BASELINE_ROUND, failed=True), *run.queued(ADAPT_ROUND, failed=True)]
         if self._budget is None:
             waiting = [*before, *main, *retries]
             return self._assignment(*waiting[0].key, None) if waiting else None
         probe = self._probe(main)
         if probe is not None:
             # The cost of the first steps decides the others' plans, so they wait for it.
-            lengths = [hand.assignment.unit.length for key, hand in board.hands.items() if key[0] == ADAPT_ROUND]
+            lengths = [running.assignment.unit.length for key, running in run.running.items() if key[0] == ADAPT_ROUND]
             main = [] if any(length > self._costs.longest_step for length in lengths) else [probe]
         candidates = [*before[:1], *main[:1]]
         # If the first does not fit, a unit without any answer may still get one, or the shortest may fit.
-        candidates += [record for record in main if not board.is_answered(record.name)][:1]
+        candidates += [record for record in main if not run.is_answered(record.name)][:1]
         candidates += sorted(main, key=lambda record: record.length)[:1]
         candidates += retries
-        candidates += [record for record in before if board.state(ADAPT_ROUND, record.name) == "failed"]
+        candidates += [record for record in before if run.state(ADAPT_ROUND, record.name) == "failed"]
         for record in candidates:
             plan = self._plan(self._budget, record, worker, probing=record is probe)
             if plan is not None:
                 return self._assignment(*record.key, plan)
-        return None if board.queued(ADAPT_ROUND) else self._further(self._budget, near, worker)
+        return None if run.queued(ADAPT_ROUND) else self._further(self._budget, near, worker)
 
     def votes_changed(self, name: str) -> None:
         """Forget the cached vote margin of a unit, whose predictions changed."""
@@ -154,8 +154,10 @@ class Chooser:
         """Seconds until all units are adapted to, or until the budget ends; None while costs are unknown."""
         fit, left = fitted(self._costs), None
         if fit is not None:
-            needs = [self._need(record.name) for record in self._board.queued(ADAPT_ROUND)]
-            left = (fit.seconds(needs, self._wanted.steps, self._wanted.predictions) + self._board.promised()) / workers
+            needs = [self._pending(record.name) for record in self._run.queued(ADAPT_ROUND)]
+            left = (
+                fit.seconds(needs, self._defaults.steps, self._defaults.predictions) + self._run.promised()
+            ) / workers
         if self._budget is None:
             return left
         return min(self._budget.left(1), left if left is not None else math.inf)
@@ -169,25 +171,25 @@ class Chooser:
         return middle if middle.length > _KNOWN * self._costs.longest_step else None
 
     def _plan(self, budget: Budget, record: Record, worker: str, *, probing: bool) -> Plan | None:
-        board, wanted = self._board, self._wanted
+        run, defaults = self._run, self._defaults
         if record.round == BASELINE_ROUND:
             return budget.before(
-                board.units[record.name],
+                run.units[record.name],
                 self._costs,
-                predictions=wanted.predict_before,
-                spent=board.spent_before(),
-                promised=board.promised(),
-                capped=board.state(ADAPT_ROUND, record.name) != "failed",
+                predictions=defaults.predict_before,
+                spent=run.spent_before(),
+                promised=run.promised(),
+                capped=run.state(ADAPT_ROUND, record.name) != "failed",
             )
         return budget.plan(
-            self._need(record.name),
-            [self._need(other.name) for other in board.queued(ADAPT_ROUND) if other.name != record.name],
+            self._pending(record.name),
+            [self._pending(other.name) for other in run.queued(ADAPT_ROUND) if other.name != record.name],
             self._costs,
-            steps=wanted.steps,
-            predictions=wanted.predictions,
-            promised=board.promised(),
-            in_hand=len(board.hands),
-            beside=board.beside(worker),
+            steps=defaults.steps,
+            predictions=defaults.predictions,
+            promised=run.promised(),
+            num_running=len(run.running),
+            beside=run.beside(worker),
             probing=probing,
         )
 
@@ -197,23 +199,23 @@ class Chooser:
         Units of a length similar to the running ones come first, because padding would waste the remaining time.
         """
         found = []
-        for place, name in enumerate(self._board.units):
+        for place, name in enumerate(self._run.units):
             round = self._next_round(name)
             close = None if round is None else self._close(name)
             if round is not None and close is not None:
-                length = self._board.units[name].length
+                length = self._run.units[name].length
                 is_unlike = near is not None and max(length, near) > _LIKE * min(length, near)
                 found.append((round, is_unlike, close, place, name))
         for round, _, _, _, name in sorted(found):
-            unit = self._board.units[name]
+            unit = self._run.units[name]
             plan = budget.extra(
                 unit,
                 self._costs,
-                steps=self._wanted.steps,
-                predictions=self._wanted.predictions,
-                promised=self._board.promised(),
-                in_hand=len(self._board.hands),
-                beside=self._board.beside(worker),
+                steps=self._defaults.steps,
+                predictions=self._defaults.predictions,
+                promised=self._run.promised(),
+                num_running=len(self._run.running),
+                beside=self._run.beside(worker),
             )
             if plan is not None:
                 return self._assignment(round, name, plan)
@@ -221,42 +223,42 @@ class Chooser:
 
     def _next_round(self, name: str) -> int | None:
         """The next extra round of a unit."""
-        if self._board.state(ADAPT_ROUND, name) != "done":
+        if self._run.state(ADAPT_ROUND, name) != "done":
             return None
         for round in range(ADAPT_ROUND + 1, ADAPT_ROUND + 1 + EXTRA_ROUNDS):
-            state = self._board.state(round, name)
+            state = self._run.state(round, name)
             if state != "done":
                 return round if state in (None, "queued") else None
         return None
 
     def _close(self, name: str) -> tuple[float, float] | None:
         if name not in self._closeness:
-            tasks = [task.id for task in self._board.units[name].problems]
+            tasks = [task.id for task in self._run.units[name].problems]
             predictions = [each for id in tasks for each in self._ledger.current_predictions(id)]
-            self._closeness[name] = closeness(predictions, self._wanted.attempts)
+            self._closeness[name] = closeness(predictions, self._defaults.attempts)
         return self._closeness[name]
 
     def _assignment(self, round: int, name: str, plan: Plan | None) -> tuple[Assignment, float]:
-        board, wanted = self._board, self._wanted
-        record = board.records.get((round, name))
-        steps, predictions = wanted.steps, wanted.predictions
+        run, defaults = self._run, self._defaults
+        record = run.records.get((round, name))
+        steps, predictions = defaults.steps, defaults.predictions
         if round == BASELINE_ROUND:
-            steps, predictions = 0, wanted.predict_before
+            steps, predictions = 0, defaults.predict_before
         if plan is not None:
             steps, predictions = plan.steps, plan.predictions
-        earlier = [board.records.get((each, name)) for each in range(ADAPT_ROUND, round)]
+        earlier = [run.records.get((each, name)) for each in range(ADAPT_ROUND, round)]
         first = max((each.first_prediction + each.num_predictions for each in earlier if each), default=0)
         adapter = record.adapter if record and record.adapter and Path(record.adapter).is_dir() else None
         # Without its adapter a unit is adapted again, and its predictions are made again with the new adapter.
         keeps = adapter is not None or (steps == 0 and record is not None and record.planned_steps == 0)
         assignment = Assignment(
-            unit=board.units[name],
+            unit=run.units[name],
             round=round,
             steps=steps,
             first_prediction=first,
             predictions=predictions,
             # Each extra round has other examples.
-            seed=wanted.seed + max(0, round - ADAPT_ROUND),
+            seed=defaults.seed + max(0, round - ADAPT_ROUND),
             attempt=record.attempts if record else 0,
             deadline=plan.deadline if plan else None,
             done=self._ledger.predicted((round, name)) if keeps else frozenset(),
@@ -264,8 +266,8 @@ class Chooser:
         )
         return assignment, plan.cost if plan else 0.0
 
-    def _need(self, name: str) -> PendingUnit:
-        return PendingUnit(self._board.units[name], self._board.is_answered(name))
+    def _pending(self, name: str) -> PendingUnit:
+        return PendingUnit(self._run.units[name], self._run.is_answered(name))
 
 
 def row_of(round: int, unit: Unit) -> UnitRow:

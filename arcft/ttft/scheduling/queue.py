@@ -78,16 +78,16 @@ class Queue:
         rounds = [BASELINE_ROUND, ADAPT_ROUND] if predict_before else [ADAPT_ROUND]
         ledger.fill([row_of(round, unit) for round in rounds for unit in units])
         ledger.recover()
-        self._board = RunState(ledger, units)
+        self._run = RunState(ledger, units)
         self._costs = Costs(clock)
-        wanted = UnitDefaults(
+        defaults = UnitDefaults(
             steps=steps, predictions=predictions, predict_before=predict_before, seed=seed, attempts=attempts
         )
-        self._chooser = Chooser(ledger, self._board, wanted, budget, self._costs)
+        self._chooser = Chooser(ledger, self._run, defaults, budget, self._costs)
         self._stopped = False
         self._last_write = clock()
         self._lock = threading.RLock()
-        self.changed = any(record.starts for record in self._board.records.values())
+        self.changed = any(record.starts for record in self._run.records.values())
 
     def pull(self, worker: str, near: int | None = None) -> Assignment | None:
         """The next unit for `worker`, preferably of a length (tokens) close to `near`; None if there is none for now.
@@ -110,11 +110,11 @@ class Queue:
                     predictions=assignment.predictions,
                     seed=assignment.seed,
                 )
-                self._board.refresh(assignment.key)
+                self._run.refresh(assignment.key)
                 if claimed:
-                    self._board.hands[assignment.key] = RunningUnit(worker, assignment, cost)
+                    self._run.running[assignment.key] = RunningUnit(worker, assignment, cost)
                     return assignment
-            if not any(hand.worker == worker for hand in self._board.hands.values()):
+            if not any(running.worker == worker for running in self._run.running.values()):
                 self._costs.pause(worker)
             return None
 
@@ -124,25 +124,25 @@ class Queue:
             if isinstance(event, Lowered):
                 self._ledger.note("recipe", event.reason, {"recipe": event.recipe})
                 return
-            hand = self._board.hands.get(event.key)
-            if hand is None or hand.worker != worker:
+            running = self._run.running.get(event.key)
+            if running is None or running.worker != worker:
                 return
-            self._costs.observe(event, hand.assignment.unit, worker)
+            self._costs.observe(event, running.assignment.unit, worker)
             if isinstance(event, Stepped | Predicted):
-                hand.spent += event.seconds
+                running.spent += event.seconds
             if isinstance(event, Stepped):
                 # Steps are not written to disk; a sign of life is, from time to time.
                 if self._clock() - self._last_write >= _HEARTBEAT_SECONDS:
                     self._ledger.heartbeat()
                     self._last_write = self._clock()
                 return
-            again = isinstance(event, Failed) and event.retry and self._has_another_try(hand.assignment)
+            again = isinstance(event, Failed) and event.retry and self._has_another_try(running.assignment)
             kept = self._ledger.record(event, worker, again=again)
             self._last_write = self._clock()
-            self._board.refresh(event.key)
+            self._run.refresh(event.key)
             self.changed |= isinstance(event, Adapted | Predicted | Failed)
             if isinstance(event, Finished | Failed) or not kept:
-                del self._board.hands[event.key]
+                del self._run.running[event.key]
                 self._chooser.votes_changed(event.key[1])
 
     def requeue(self, worker: str) -> None:
@@ -150,9 +150,9 @@ class Queue:
         with self._lock:
             self._ledger.requeue(worker, died=not self._stopped)
             self._costs.pause(worker)
-            for key in [key for key, hand in self._board.hands.items() if hand.worker == worker]:
-                del self._board.hands[key]
-                self._board.refresh(key)
+            for key in [key for key, running in self._run.running.items() if running.worker == worker]:
+                del self._run.running[key]
+                self._run.refresh(key)
 
     def note(self, kind: str, text: str) -> None:
         """Record a remark about the engine or its workers in the ledger."""
@@ -175,12 +175,12 @@ class Queue:
     def done(self) -> bool:
         """Whether nothing is running, and no queued unit fits the budget. False after a `stop` that left units."""
         with self._lock:
-            return not self._board.hands and self._chooser.choose(None) is None
+            return not self._run.running and self._chooser.choose(None) is None
 
     def progress(self) -> Progress:
         """The progress of the run."""
         with self._lock:
-            records = list(self._board.records.values())
+            records = list(self._run.records.values())
             main = [record.state for record in records if record.round == ADAPT_ROUND]
             return Progress(
                 done=main.count("done"),
@@ -208,4 +208,4 @@ class Queue:
     def _count_workers(self) -> int:
         if self._budget is not None:
             return self._budget.workers
-        return max(1, len({hand.worker for hand in self._board.hands.values()}))
+        return max(1, len({running.worker for running in self._run.running.values()}))

@@ -79,7 +79,7 @@ class WorkerPool(Generic[AnyWorker]):
         self._deaths = 0
         self._last_reason = ""
         # Report a bug once, not once per worker.
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         # Whether the queue had nothing for an idle worker, and nothing was requeued since.
         self._dry = False
 
@@ -130,9 +130,9 @@ class WorkerPool(Generic[AnyWorker]):
                     case Broken(users=True):
                         raise WorkerError(message.reason)
                     case Broken():
-                        if message.traceback not in self._told:
+                        if message.traceback not in self._reported:
                             logger.error("%s: %s", name, message.traceback.rstrip())
-                        self._told.add(message.traceback)
+                        self._reported.add(message.traceback)
                         raise WorkerDied(message.reason)
                     case Ask(idle=True):
                         place.state = "idle"

@@ -36,7 +36,7 @@ class RayWorker:
         actor = ray.remote(num_cpus=cores, num_gpus=share.gpus, max_restarts=0)(WorkerEngine)
         self._actor = actor.remote(dict(environment))
         # Sent separately, not as an argument of the actor: the environment must be set before its imports.
-        self._begun = self._actor.begin.remote(factory)
+        self._started = self._actor.begin.remote(factory)
         self.reference: Any = None
 
     def send(self, answers: Sequence[Assignment | None], stop: bool) -> None:
@@ -44,7 +44,7 @@ class RayWorker:
 
     def receive(self) -> list[Message]:
         try:
-            messages: list[Message] = self._ray.get([self._begun, self.reference])[1]
+            messages: list[Message] = self._ray.get([self._started, self.reference])[1]
         except self._ray.exceptions.RayError as error:
             raise WorkerDied(_cause(error)) from error
         return messages

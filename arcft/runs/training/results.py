@@ -1,4 +1,4 @@
-"""The end of a training run: metrics.json, a picture, the table of metrics, and what to type next."""
+"""The results of a finished training run: metrics.json, a picture and a table of metrics."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from arcft.files import write_json
 from arcft.reporting.pictures.problems import predictions_picture
 from arcft.reporting.previews import metrics_table
 from arcft.reporting.words import count
-from arcft.runs.common.command import command
-from arcft.runs.common.paths import override
 from arcft.runs.evaluation.results import METRICS_FILE
 from arcft.runs.training.callbacks import GenerationMetrics
 from arcft.tracking import Tracker
@@ -26,8 +24,8 @@ CHARTS_OF_LOSSES = {"loss": "train/loss", "eval_loss": "eval/loss"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Closing:
-    """The end of a run that made all its steps."""
+class TrainingResults:
+    """The results of a run that made all its steps."""
 
     kept: str
     """Which checkpoints hold the last and the best weights, for `say_next`."""
@@ -36,9 +34,9 @@ class Closing:
     """The last losses and metrics, named as in W&B's charts."""
 
 
-def close_run(
+def write_results(
     config: TrainConfig, folder: Path, generation: GenerationMetrics, trainer: ArcftTrainer, tracker: Tracker
-) -> Closing:
+) -> TrainingResults:
     """Write metrics.json and a picture of predicted against true answers, and show the table of metrics."""
     step, best = trainer.state.global_step, trainer.best_step
     history = trainer.state.log_history
@@ -54,13 +52,7 @@ def close_run(
     best_words = f"best {config.training.best_metric}" if metrics else "lowest eval_loss"
     kept = f"checkpoint-{step}" + (f", {best_words} in checkpoint-{best}" if best else "")
     charts = {CHARTS_OF_LOSSES[name]: value for name, value in losses.items()}
-    return Closing(kept=kept, metrics=charts | {f"eval/{name}": value for name, value in metrics.items()})
-
-
-def say_next(folder: Path, kept: str) -> None:
-    """Print where the checkpoints are and what to type next."""
-    say(f"checkpoints in {folder} ({kept}). Next:")
-    say(f"  {command('evaluate')} {override('checkpoint', folder)}", style="bold")
+    return TrainingResults(kept=kept, metrics=charts | {f"eval/{name}": value for name, value in metrics.items()})
 
 
 def _show_generation(folder: Path, generation: GenerationMetrics, title: str, tracker: Tracker) -> None:
