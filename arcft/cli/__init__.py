@@ -1,1 +1,1 @@
-"""The console programs: one file a command, and the one place where errors become messages."""
+"""The console programs: one file per command, and the one place where errors become messages."""

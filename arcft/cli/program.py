@@ -1,4 +1,4 @@
-"""The program `arcft`, also `python -m arcft`: one subcommand for each file of this room that does something."""
+"""The program `arcft`, also `python -m arcft`: dispatches to subcommands."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def refusal(program: str, name: str) -> str:
 
 
 def _run(module: str, started_as: str, arguments: list[str]) -> None:
-    # arcft.runs.common.command reads the first of them for hints, Hydra and argparse for their help.
+    # arcft.runs.common.command reads argv[0] for hints; Hydra and argparse read it for their help.
     sys.argv = [started_as, *arguments]
     importlib.import_module(module).main()

@@ -44,7 +44,7 @@ class ShowcaseError(ArcftError):
 
 
 def show_showcase(config: TrainConfig, folder: Path, num_tokens: CountTokens, tracker: Tracker) -> None:
-    """Adapt the last checkpoint of the finished run in `folder` to new tasks, and show which it solves then.
+    """Adapt the last checkpoint of the finished run in `folder` to new tasks, and show which ones it solves.
 
     This is an evaluation in a sub-folder, which can be resumed. Does nothing if there are no tasks to show, or if the
     run was itself adapted to tasks. Raises Stopped after a signal, and ShowcaseError; both say that the training is

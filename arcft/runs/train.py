@@ -70,7 +70,7 @@ class Prepared:
     deal_views: DealViews
     sets: TaskSets
     adapts: bool
-    """With data.view=leave_one_out: the tasks are learned from their demonstrations."""
+    """With data.view=leave_one_out: tasks are learned from their demonstrations only."""
 
     stream: ExampleStream
     held_out_examples: list[Example]
@@ -93,8 +93,8 @@ class Prepared:
 def train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
     """Train as `config` says, with everything in `folder`; with config.resume, continue from its last checkpoint.
 
-    Returns the last losses and metrics as trackers name them (`train/loss`, `eval/accuracy`); nothing after a dry run
-    or where training.max_time ended the run early. Raises ArcftError, and Stopped after a signal.
+    Returns the last losses and metrics by tracker name (`train/loss`, `eval/accuracy`); empty after a dry run or if
+    training.max_time ended the run early. Raises ArcftError, and Stopped after a signal.
     """
     kind = kind_of(config.data)
     check_name(config.optimized_metric, ["train/loss", "eval/loss", *(f"eval/{name}" for name in kind.metrics.names)])
@@ -159,7 +159,7 @@ def _saving(config: TrainConfig, values: Mapping[str, Any], prepared: Prepared, 
 
 
 def _check_optimized_metric(config: TrainConfig, prepared: Prepared) -> None:
-    """Raise ConfigError where the run would end without the metric that `optimized_metric` names."""
+    """Raise ConfigError if the run would end without the metric that `optimized_metric` names."""
     name = config.optimized_metric
     if name is None or name == "train/loss":
         return
@@ -170,7 +170,7 @@ def _check_optimized_metric(config: TrainConfig, prepared: Prepared) -> None:
 
 
 def prepare(config: TrainConfig) -> Prepared:
-    """Tokenizer, text format, task sets and the stream of examples; raises ArcftError for what can't be trained on."""
+    """Tokenizer, text format, task sets and the stream of examples; raises ArcftError if training is impossible."""
     tokenizer = load_tokenizer(config.model)
     training = config.training
     kind = kind_of(config.data)
@@ -226,7 +226,7 @@ def _generation_config(config: TrainConfig) -> InferenceConfig:
 
 
 def _count_tokens(builder: ExampleBuilder, questions: QuestionSampler, view: str) -> CountTokens:
-    """Tokens that a task takes when it is learned: its longest test, or the shortest of its demonstrations in turn."""
+    """Length of a task in training, in tokens: its longest test, or its shortest leave-one-out question."""
     if view == "test":
         return builder.num_tokens
 

@@ -1,4 +1,4 @@
-"""An engine for test-time fine-tuning, built from a config, and the tasks as its units of work."""
+"""Build an engine for test-time fine-tuning from a config, and units of work from tasks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def engine_on(
     save: Save | None,
     memory: MemorySettings | None = None,
 ) -> Engine:
-    """An engine on a model that is loaded; `save` is given each adapted unit."""
+    """An engine on a loaded model; `save` is called for each adapted unit."""
     config = settings.config
     kind = kind_of(config.data)
     learn = learn_builder(settings, start.tokenizer)
@@ -82,7 +82,7 @@ def slots_here(config: TtftConfig) -> int | Literal["auto"]:
 
 
 def make_units(config: TtftConfig, tasks: Sequence[Problem], num_tokens: CountTokens) -> list[Unit]:
-    """The tasks as units of work: each alone, all together, or dealt into `splits` groups; ConfigError if too few."""
+    """Units of work from tasks: each alone, all together, or divided into `splits` groups; ConfigError if too few."""
     if isinstance(config, WholeSetConfig):
         groups = [("whole_set", list(tasks))]
     elif isinstance(config, SplitConfig):

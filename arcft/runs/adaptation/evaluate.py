@@ -1,4 +1,4 @@
-"""An evaluation with test-time fine-tuning: from tasks to a ledger full of predictions, and to its files."""
+"""An evaluation with test-time fine-tuning: from tasks to predictions in a ledger, and to the evaluation's files."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ from arcft.ttft.units import Unit
 from arcft.ttft.workers.run import default_count, drain, drain_in_processes, drain_on_ray
 
 Show = Callable[[EvaluationTarget, Scores, AdaptationOutcome, Path], None]
-"""Tells on the console what came out; the path is the evaluation's folder."""
+"""Prints the results on the console; the path is the evaluation's folder."""
 
 
 class AdaptError(ArcftError):
-    """Nothing could be adapted to."""
+    """No task could be adapted to."""
 
 
 def show_plan(settings: TtftSettings, target: EvaluationTarget, folder: Path) -> None:
-    """Load everything once, so that what does not fit is found, and say how much there is to do."""
+    """A dry run: load everything once to find what does not fit, and print the amount of work."""
     config = settings.config
     units = _units(settings, target)
     engine_factory(settings, folder)()
@@ -68,9 +68,9 @@ def show_plan(settings: TtftSettings, target: EvaluationTarget, folder: Path) ->
 def adapt_and_score(
     settings: TtftSettings, target: EvaluationTarget, folder: Path, tracker: Tracker, show: Show
 ) -> Scores:
-    """Adapt and predict what the ledger in `folder` does not hold yet, write the results, `show` and return them.
+    """Adapt to and predict the tasks that the ledger in `folder` lacks; write, `show` and return the results.
 
-    Raises Stopped after SIGTERM or SIGINT, and AdaptError where every task failed.
+    Raises Stopped after SIGTERM or SIGINT, and AdaptError if every task failed.
     """
     run, step = target.run, target.run.checkpoint.step if target.run else 0
     found = _found(settings, target)
@@ -120,7 +120,7 @@ def _found(settings: TtftSettings, target: EvaluationTarget) -> tuple[Path, Adap
             selector = make_selector(settings.config.selection, target.kind)
             return folder, outcome_of(target.tasks, ledger, selector, target.kind.metrics)
     except LedgerError:
-        return None  # taken away since, or in a folder that can't be written to
+        return None  # deleted since, or in a folder that can't be written to
 
 
 def _units(settings: TtftSettings, target: EvaluationTarget) -> list[Unit]:
@@ -200,7 +200,7 @@ def _memory_settings(ledger: Ledger) -> MemorySettings | None:
 
 
 def show_outcome(target: EvaluationTarget, scores: Scores, outcome: AdaptationOutcome, folder: Path) -> None:
-    """Scores before and after, what was noted, what failed, and where to look."""
+    """Print scores before and after, notes, failures, and the paths of the results."""
     title = count(len(target.tasks), "task")
     adaptation = outcome.adaptation
     if scores.metrics and adaptation.before is not None:
@@ -223,7 +223,7 @@ def show_outcome(target: EvaluationTarget, scores: Scores, outcome: AdaptationOu
 def _track(
     target: EvaluationTarget, scores: Scores, outcome: AdaptationOutcome, folder: Path, tracker: Tracker, step: int
 ) -> None:
-    """The whole evaluation as one W&B run."""
+    """Log the whole evaluation as one W&B run."""
     if isinstance(tracker, NoTracker):
         return
     tracker.log({f"eval/{name}": value for name, value in scores.metrics.items()}, step)

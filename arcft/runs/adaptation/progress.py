@@ -24,15 +24,15 @@ from arcft.ttft.units import Event, Failed, Finished, Lowered, Predicted
 Say = Callable[[str], None]
 
 _SHARE = 0.02
-"""Of the time, that looking at all predictions may take."""
+"""Share of the time that updating the submission may take."""
 _SECONDS = 2.0
-"""At least so long between two looks."""
+"""Minimum seconds between two updates."""
 _LINE_SECONDS = 0.25
-"""At least so long between two progress lines."""
+"""Minimum seconds between two progress lines."""
 
 
 class LiveProgress:
-    """Called with every event once it is in the ledger; `close` writes what is the latest."""
+    """Called with every event once it is in the ledger; `close` writes the latest state."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""One progress bar, the same for everything that can run long."""
+"""The progress bar of everything that can take long."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ Advance = Callable[[int, str], None]
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int, done: int = 0, *, beats: bool = False) -> Iterator[Advance]:
-    """Show a bar of `total`; yields the function that moves it. Where output is no terminal, a line every tenth.
+    """Show a bar with `total` items; yields the function that moves it. Without a terminal, print a line per tenth.
 
-    `beats`: a line every minute too, and the words say themselves how long it will take.
+    `beats`: print a line every minute as well, and rely on the words to say how long it will take.
     """
     if not sys.stdout.isatty():
         yield _line_printer(title, total, done, BEAT if beats else math.inf)

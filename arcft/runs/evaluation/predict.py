@@ -41,7 +41,7 @@ class ModelAssignment:
     """A checkpoint's digest, or the digest of a base model's config."""
 
     served: VllmModel | None = None
-    """With inference=vllm: where the engine finds the model."""
+    """With inference=vllm, where the engine finds the model."""
 
 
 def count_prompts(tasks: Sequence[Problem], config: InferenceConfig) -> int:

@@ -126,7 +126,7 @@ class Recorder(TrainerCallback):
 
 
 def _chart(name: str) -> str:
-    """eval_accuracy as eval/accuracy, loss as train/loss."""
+    """Tracker names: eval_accuracy becomes eval/accuracy, loss becomes train/loss."""
     return "eval/" + name.removeprefix(METRIC_PREFIX) if name.startswith(METRIC_PREFIX) else "train/" + name
 
 

@@ -28,10 +28,10 @@ class TrainingResults:
     """The results of a run that made all its steps."""
 
     kept: str
-    """Which checkpoints hold the last and the best weights, for `say_next`."""
+    """The checkpoints with the last and the best weights, in words."""
 
     metrics: Mapping[str, float]
-    """The last losses and metrics, named as in W&B's charts."""
+    """The last losses and metrics by tracker name."""
 
 
 def write_results(

@@ -1,4 +1,4 @@
-"""Predictions of units whose adapters lie in slots: merged one by one, or several side by side."""
+"""Predict units from their slots: with the adapter merged, one at a time, or several side by side."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from arcft.ttft.units import Assignment, Event, Failed, Finished, Key, Lowered, 
 
 @dataclasses.dataclass(frozen=True)
 class UnitInSlot:
-    """A unit, and the slot with the adapter that answers for it."""
+    """A unit, and the slot that holds its adapter."""
 
     assignment: Assignment
     slot: int
@@ -36,7 +36,7 @@ class PendingTest:
     problem: Problem
     test_index: int
     max_seq_length: int
-    """Of prompt and answer: lowered where there is no memory for more."""
+    """Context in tokens, prompt and answer; reduced on out of memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +44,17 @@ class _Answers:
     question: PendingTest
     predictions: tuple[Prediction, ...]
     prompts: int
-    """That the predictions answer."""
+    """Number of prompts that the predictions complete."""
 
     tokens: int
-    """Read and produced."""
+    """Tokens read and generated."""
 
 
 def side_by_side(assignments: Sequence[Assignment], *, batch_size: int, together: bool, can_merge: bool) -> bool:
     """Whether the tests of several units are decoded in one batch, each row with its own adapter.
 
-    Merged, one unit at a time, a pass has less to compute; but on a GPU (`together`) a larger batch costs next to
-    nothing, so they go together where two tests fit into a batch, or where nothing can be merged.
+    With a merged adapter, one unit at a time, a pass is cheaper; but on a GPU (`together`) a larger batch costs next
+    to nothing, so units are batched together if two tests fit a batch, or if adapters can't be merged.
     """
     if len(assignments) < 2 or not together:
         return False
@@ -62,7 +62,7 @@ def side_by_side(assignments: Sequence[Assignment], *, batch_size: int, together
 
 
 class SlotPrediction:
-    """Asks the tests of units, and tells the predictions test by test."""
+    """Predicts the tests of units, and yields the predictions test by test."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class SlotPrediction:
         for one in group:
             if not open_questions[one.assignment.key]:
                 yield Finished(key=one.assignment.key)
-        # Similar lengths together; a unit's tests stay in their order.
+        # Sort by length; a unit's tests stay in order.
         waiting = [question for one in self._by_length(group) for question in open_questions[one.assignment.key]]
         alone = False
         while waiting and not stopped():
@@ -147,7 +147,7 @@ class SlotPrediction:
                 alone = False
                 continue
             if len(chunk) > 1 and not is_out_of_memory(failure):
-                # One of them is to blame, and is found by asking each for itself.
+                # One of them is the cause; predict each separately to find it.
                 alone = True
                 continue
             gone, events = self._lower_or_fail(chunk[0], failure)
@@ -166,7 +166,7 @@ class SlotPrediction:
         return sorted(group, key=lambda one: one.assignment.unit.length)
 
     def _chunk(self, waiting: Sequence[PendingTest]) -> list[PendingTest]:
-        """The next tests that are asked together: as many as fit into a batch, and one at least."""
+        """The next tests to predict together: as many as fit a batch, at least one."""
         chunk = [waiting[0]]
         if not self.together:
             return chunk
@@ -185,7 +185,7 @@ class SlotPrediction:
         route: Route | None,
         stopped: Callable[[], bool],
     ) -> list[_Answers] | None:
-        """None if it was stopped before all were there."""
+        """The predictions; None if it was stopped before all were made."""
         deadlines = [self._deadline(question, open_questions) for question in chunk]
         until = min((deadline for deadline in deadlines if deadline is not None), default=None)
         asked: list[AugmentedPrompt] = []
@@ -209,7 +209,7 @@ class SlotPrediction:
             adapters=[owner.owner.slot for owner in owners],
             until=ended,
         )
-        # A search that was ended early does not say so.
+        # A search that ended early does not report it.
         if stopped() and (len(found) < len(asked) or isinstance(self._inference, SearchConfig)):
             return None
         answers = [_answers(question, owners, asked, found) for question in chunk]
@@ -219,7 +219,7 @@ class SlotPrediction:
         return None if stopped() else scored
 
     def _scored(self, answers: _Answers, num_views: int, route: Route | None, ended: Callable[[], bool]) -> _Answers:
-        """The predictions with their answers' scores, by the adapter that predicted them."""
+        """The predictions with scores of their answers, by the adapter that predicted them."""
         question = answers.question
         config = dataclasses.replace(
             self._inference,
@@ -240,7 +240,7 @@ class SlotPrediction:
         return dataclasses.replace(answers, predictions=tuple(predictions))
 
     def _deadline(self, question: PendingTest, open_questions: dict[Key, list[PendingTest]]) -> float | None:
-        """An equal share for each of the unit's tests of the time that is left."""
+        """The deadline of a test: the remaining time is divided equally among the unit's tests."""
         assignment = question.owner.assignment
         if assignment.deadline is None:
             return None
@@ -285,7 +285,7 @@ class SlotPrediction:
                 yield Finished(key=key)
 
     def _lower_or_fail(self, question: PendingTest, error: Exception) -> tuple[bool, list[Event]]:
-        """Whether the question's unit is given up, and what there is to tell."""
+        """Handle an error: whether the question's unit is given up, and the event to report."""
         assignment = question.owner.assignment
         if not is_out_of_memory(error):
             return True, [Failed(key=assignment.key, reason=explain(error), retry=True)]
