@@ -12,9 +12,14 @@ os.environ.setdefault("WANDB_SILENT", "true")
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.support.registries import smollm2_gguf_file, tokenizer_files
+
+# On a busy machine an example takes any time; what is asserted must not depend on it.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -114,7 +114,7 @@ def test_the_ledger_knows_every_task(adapted: Path) -> None:
 
 def test_first_and_last_losses_have_no_step_in_common(adapted: Path) -> None:
     with Ledger.open(adapted / LEDGER_FILE, ARC) as ledger:
-        outcome = outcome_of(arc_tasks("evaluation", *SMALL_EVALUATION_TASKS), ledger, Vote())
+        outcome = outcome_of(arc_tasks("evaluation", *SMALL_EVALUATION_TASKS), ledger, Vote(), ARC.metrics)
     losses = {record.name: record.losses for record in records(adapted, ADAPT_ROUND)}
     for row in outcome.adaptation.rows:
         assert (row.loss_first, row.loss_last) == (losses[row.task_id][0], losses[row.task_id][-1])
@@ -311,7 +311,10 @@ def test_dry_run_loads_and_counts(run: Path, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["ttft.max_steps=3"], "ttft.max_steps= has no effect with ttft=none; use ttft=per_task, or drop it"),
+        (
+            ["ttft.max_steps=3"],
+            "ttft.max_steps belongs to ttft=per_task, whole_set or split; drop it, or use one of those",
+        ),
         (["lora.r=4"], "lora.r= has no effect with ttft=none; use ttft=per_task, or drop it"),
         (["augmentation=none"], "augmentation= has no effect with ttft=none; use ttft=per_task, or drop it"),
         (
@@ -470,5 +473,5 @@ def test_what_a_model_recommends_for_adapting_is_taken_unless_set() -> None:
     lora = train_config(*recommended).lora
     assert (lora.r, lora.alpha) == (8, 4.0)
     assert evaluate_config("checkpoint=run", "ttft=split", "ttft.splits=2").ttft.max_steps == 300
-    with pytest.raises(ConfigError, match=r"ttft\.max_steps is null: ttft=whole_set needs a number"):
+    with pytest.raises(ConfigError, match=r"ttft\.max_steps: must not be null; expected a whole number"):
         evaluate_config("checkpoint=run", "ttft=whole_set", "ttft.max_steps=null")
