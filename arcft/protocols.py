@@ -455,8 +455,9 @@ class Kind(AnswerCodec, Protocol):
 
     @property
     def configs(self) -> Mapping[str, type]:
-        """The kind's own config classes by group: data, and what it needs of encoder, prompt and augmentation; a class
-        with subclasses stands for a choice between them. A group that the kind lacks is refused unless it is null."""
+        """The kind's own config classes, by group: data (a DataConfig), encoder, prompt, augmentation. A class with
+        subclasses stands for a choice between them by `name`. A group that is not here is refused unless it is
+        null."""
 
     @property
     def positions(self) -> Sequence[str]:

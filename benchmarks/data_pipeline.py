@@ -27,11 +27,11 @@ from omegaconf import OmegaConf
 from transformers import LlamaConfig
 
 from arcft.config.run import TrainConfig
-from arcft.config.schema import from_dict
 from arcft.models.limits import embedding_rows
 from arcft.problems.arc.task import Task
 from arcft.runs.common.config_folder import config_folder
 from arcft.runs.setup.build import choose_device
+from arcft.runs.setup.kinds import read_config
 from arcft.runs.train import Prepared, build_model, prepare
 from arcft.text.padding import choose_pad_token
 from arcft.training.batches import collate
@@ -113,7 +113,7 @@ def make_config(overrides: Sequence[str]) -> TrainConfig:
         composed: Any = OmegaConf.to_container(
             compose("train", ["tracking=none", "training.max_steps=100000", *overrides]), resolve=True
         )
-    return from_dict(TrainConfig, composed)
+    return read_config(TrainConfig, composed)
 
 
 def measure_data(prepared: Prepared, count: int) -> dict[str, float]:

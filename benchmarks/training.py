@@ -199,7 +199,7 @@ def make_config(way: str, steps: int, arguments: argparse.Namespace) -> Any:
     overrides = [f"model={'local' if arguments.model[0] == 'tiny' else arguments.model[0]}"]
     overrides += [f"model.path='{arguments.base}'", "prompt=grid_only", "encoder=minimal", "showcase=none"]
     overrides += [
-        f"model.max_seq_length={arguments.length}",
+        f"model.recommended.training.max_seq_length={arguments.length}",
         f"lora.r={arguments.rank}",
         f"lora.alpha={arguments.rank}",
     ]

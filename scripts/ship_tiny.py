@@ -31,7 +31,7 @@ from arcft.checkpoints import CheckpointError
 from arcft.cli.hydra_app import plain_config
 from arcft.config.lora import LoraConfig
 from arcft.config.run import TrainConfig
-from arcft.config.schema import from_dict, to_dict
+from arcft.config.schema import to_dict
 from arcft.errors import ArcftError
 from arcft.files import atomic_path
 from arcft.models.bundled import ASSETS, TOKENIZER_FILES, WEIGHTS_FILE, write_bundle
@@ -40,6 +40,7 @@ from arcft.reporting.charts.curves import HISTORY_FILE
 from arcft.reporting.words import count
 from arcft.runs.common.config_folder import config_folder
 from arcft.runs.setup.checkpoint_config import TrainedRun, open_checkpoint
+from arcft.runs.setup.kinds import read_config
 
 MOST_BYTES = 8_000_000
 DISJOINT_FROM = ("arcagi:evaluation", "arcagi2:evaluation")
@@ -105,7 +106,7 @@ def _problems_of_run(run: TrainedRun) -> list[str]:
             f"data.disjoint_from=[{','.join(DISJOINT_FROM)}]"
         )
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        recommended = to_dict(from_dict(TrainConfig, plain_config(compose("train", ["model=tiny"]))))
+        recommended = to_dict(read_config(TrainConfig, plain_config(compose("train", ["model=tiny"]))))
     stored = to_dict(config)
     if stored["model"]["positions"] != recommended["model"]["positions"]:
         problems.append(f"it was trained with model.positions={config.model.positions}, unlike conf/model/tiny.yaml")

@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 from arcft.cli.hydra_app import explicit_keys, plain_config, run_from_command_line
 from arcft.cli.resume import resumed_config
 from arcft.config.run import EvaluateConfig
-from arcft.config.schema import from_dict
 from arcft.runs.common.optimized_metric import value_of
 from arcft.runs.common.paths import absolute
 from arcft.runs.evaluate import evaluate
+from arcft.runs.setup.kinds import read_config
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def _evaluate(cfg: DictConfig) -> float | None:
     explicit = explicit_keys()
     folder = Path(HydraConfig.get().runtime.output_dir)
     if values["resume"] is None:
-        config = from_dict(EvaluateConfig, values)
+        config = read_config(EvaluateConfig, values)
     else:
         folder = Path(absolute(str(values["resume"])))
         config = resumed_config(EvaluateConfig, "evaluate", folder, values, explicit)

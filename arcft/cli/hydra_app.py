@@ -28,7 +28,7 @@ from arcft.runs.common.config_folder import config_folder
 from arcft.runs.common.signals import Stopped
 
 # Switches of hydra.main that take no config keys of ours.
-HYDRA_ONLY = ("hydra.", "hydra/", "experiment", "local")
+HYDRA_ONLY = ("hydra.", "hydra/", "experiment", "hparams_search", "debug", "local")
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 WAY_OUT = "Free some space or get write permission, then resume with resume=, or choose a folder with hydra.run.dir=DIR"

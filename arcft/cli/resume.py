@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from arcft.checkpoints import MANIFEST_FILE, RUN_FILE, CheckpointError, read_run_yaml
 from arcft.config.run import EvaluateConfig, TrainConfig
-from arcft.config.schema import ConfigError, from_dict, to_dict
-from arcft.config.stored import from_stored
+from arcft.config.schema import ConfigError, to_dict
 from arcft.runs.common.command import command
+from arcft.runs.setup.kinds import read_config, read_stored
 
 Config = TypeVar("Config", TrainConfig, EvaluateConfig)
 
@@ -35,7 +35,7 @@ def resumed_config(
         raise ConfigError(
             [f"{key}={explicit[key]} has no effect with resume=, which keeps its config; drop it" for key in fixed]
         )
-    stored = to_dict(from_stored(config_class, _stored_values(job, folder), folder / RUN_FILE))
+    stored = to_dict(read_stored(config_class, _stored_values(job, folder), folder / RUN_FILE))
     for key in set(RESUMABLE[job]) & set(explicit) - {"resume"}:
         group, _, name = key.rpartition(".")
         target, source = (stored[group], asked[group]) if group else (stored, asked)
@@ -43,7 +43,7 @@ def resumed_config(
     if config_class is TrainConfig:
         stored["resume"] = str(folder)
     # Stored and changed keys are each valid by themselves; together they may not be.
-    return from_dict(config_class, stored)
+    return read_config(config_class, stored)
 
 
 def _stored_values(job: str, folder: Path) -> dict[str, Any]:

@@ -15,13 +15,15 @@ from arcft.checkpoints import last_checkpoint
 from arcft.cli.hydra_app import explicit_keys, plain_config, run_from_command_line
 from arcft.cli.resume import resumed_config
 from arcft.config.lora import LoraConfig
+from arcft.config.recommended import with_recommendations
 from arcft.config.run import TrainConfig
-from arcft.config.schema import ConfigError, from_dict
+from arcft.config.schema import ConfigError
 from arcft.models.backend import import_backend
 from arcft.runs.common.command import command
 from arcft.runs.common.optimized_metric import value_of
 from arcft.runs.common.paths import absolute, override, with_absolute_paths
 from arcft.runs.setup.checkpoint_config import contradictions, open_checkpoint
+from arcft.runs.setup.kinds import read_config
 
 
 def main() -> None:
@@ -37,7 +39,7 @@ def _train(cfg: DictConfig) -> float | None:
         folder = Path(absolute(str(values["resume"])))
         config = resumed_config(TrainConfig, "train", folder, values, explicit)
     else:
-        config = with_absolute_paths(from_dict(TrainConfig, values))
+        config = with_absolute_paths(read_config(TrainConfig, values))
         if isinstance(config.lora, LoraConfig) and config.lora.start is not None:
             config = _started(config, config.lora.start, explicit)
     import_backend(config.model)
@@ -66,25 +68,8 @@ def _started(config: TrainConfig, start: str, explicit: dict[str, str]) -> Train
     problems = contradictions(explicit, config, stored, ("model", "encoder", "prompt", "lora"))
     if problems:
         raise ConfigError(problems)
-    # Where training took the model's recommendation, the model of `start` now recommends.
-    recommended = {
-        name: getattr(stored.model, name)
-        for name in ("learning_rate", "max_seq_length", "loss_on")
-        if f"training.{name}" not in explicit and getattr(config.training, name) == getattr(config.model, name)
-    }
-    data = config.data
-    if "data.max_tokens" not in explicit and data.max_tokens == config.model.max_task_tokens:
-        data = dataclasses.replace(data, max_tokens=stored.model.max_task_tokens)
-    showcase = config.showcase
-    if showcase is not None and "showcase.tasks" not in explicit and showcase.tasks == config.model.showcase_tasks:
-        showcase = dataclasses.replace(showcase, tasks=stored.model.showcase_tasks)
+    # Where the config took the model's recommendations, the model of `start` now recommends.
+    config = with_recommendations(config, config.model.recommended, stored.model.recommended, explicit)
     return dataclasses.replace(
-        config,
-        data=data,
-        model=stored.model,
-        encoder=stored.encoder,
-        prompt=stored.prompt,
-        lora=stored.lora,
-        training=dataclasses.replace(config.training, **recommended),
-        showcase=showcase,
+        config, model=stored.model, encoder=stored.encoder, prompt=stored.prompt, lora=stored.lora
     )

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
-LossOn = Literal["completion", "all", "from_second_output"]
-"""What is supervised: the answer, the whole text, or the outputs from the second demonstration on."""
-
-PositionsName = Literal["none", "grid"]
-"""How tokens get their positions: counted, or by grid, row and column."""
+from arcft.config.recommended import RecommendedConfig
 
 
 @dataclasses.dataclass(kw_only=True)
 class ModelConfig:
+    renamed: ClassVar[dict[str, str]] = {
+        "learning_rate": "recommended.training.learning_rate",
+        "max_seq_length": "recommended.training.max_seq_length",
+        "loss_on": "recommended.training.loss_on",
+        "max_task_tokens": "recommended.data.max_tokens",
+        "lora_r": "recommended.lora.r",
+        "lora_alpha": "recommended.lora.alpha",
+        "ttft_learning_rate": "recommended.ttft.learning_rate",
+        "ttft_max_steps": "recommended.ttft.max_steps",
+        "showcase_tasks": "recommended.showcase.tasks",
+    }
+
     name: str
     """What reports call the model."""
 
@@ -36,34 +44,10 @@ class ModelConfig:
     quantization: Literal["none", "nf4", "int8"] = "none"
     """bitsandbytes quantisation of the frozen base weights."""
 
-    learning_rate: float = 1e-4
-    """Recommended peak rate for an adapter; training.learning_rate takes it unless set."""
-
-    max_seq_length: int = 4096
-    """Recommended context in tokens; training.max_seq_length takes it unless set."""
-
-    max_task_tokens: int | None = None
-    """Recommended data.max_tokens for training: longer tasks are left out; null for all that fit the context."""
-
-    loss_on: LossOn = "completion"
-    """Recommended labels; training.loss_on takes it unless set."""
-
-    positions: PositionsName = "none"
-    """`grid` tells the model grid, row and column of each token instead of its number (grid_positions.py); for models
-    made for it, with encoder=minimal prompt=grid_only. It belongs to the model, as its context does."""
-
-    lora_r: int = 16
-    lora_alpha: float = 32.0
-    """Recommended rank and scale of a fresh adapter; lora=default takes them unless set."""
-
-    ttft_learning_rate: float | None = None
-    """Recommended peak rate of test-time fine-tuning; ttft.learning_rate=null takes it, or without it learning_rate."""
-
-    ttft_max_steps: int = 64
-    """Recommended steps for a task; ttft=per_task takes them unless set."""
-
-    showcase_tasks: int = 0
-    """Recommended showcase.tasks: new tasks that train.py adapts to and shows in the end."""
+    positions: str = "none"
+    """How tokens get their positions: `none` counts them, other values are the kind's. `grid`, ARC's, tells the model
+    grid, row and column of each token instead of its number, for models made for it, with encoder=minimal
+    prompt=grid_only. It belongs to the model, as its context does."""
 
     attn_implementation: str = "sdpa"
     """As in transformers: sdpa, eager, flash_attention_2, ..."""
@@ -74,17 +58,14 @@ class ModelConfig:
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Also asks for ARCFT_TRUST_REMOTE_CODE=1 in the environment."""
 
+    recommended: RecommendedConfig = dataclasses.field(default_factory=RecommendedConfig)
+    """What works with this model: other groups take it unless they are set."""
+
     def problems(self) -> Iterator[str]:
         if not self.path:
             yield "model.path is not set: give a hub id, a folder or a .gguf file, e.g. model.path=/models/my-model"
             return
-        for name in ("lora_r", "ttft_max_steps"):
-            if getattr(self, name) < 1:
-                yield f"model.{name}={getattr(self, name)}: at least 1"
-        if self.showcase_tasks < 0:
-            yield f"model.showcase_tasks={self.showcase_tasks}: at least 0, which recommends none"
-        if self.ttft_learning_rate is not None and not self.ttft_learning_rate > 0:
-            yield f"model.ttft_learning_rate={self.ttft_learning_rate}: above 0, or null for model.learning_rate"
+        yield from self.recommended.problems_at("model.recommended")
         if self.init == "random" and self.quantization != "none":
             yield f"model.quantization={self.quantization} has no effect on random weights; use model.quantization=none"
         if self.init == "pretrained" and self.seed != 0:

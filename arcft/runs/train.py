@@ -48,6 +48,7 @@ from arcft.runs.training.messages import (
     show_estimate,
     show_first_example,
 )
+from arcft.runs.training.profiling import StepProfiler
 from arcft.runs.training.results import TrainingResults, write_results
 from arcft.text.builder import ExampleBuilder
 from arcft.text.item_sampler import ItemSampler
@@ -315,6 +316,8 @@ def _train(
         )
         recorder = Recorder(folder, tracker)
         callbacks = [recorder, ProgressBar(advance)]
+        if config.training.profile_steps:
+            callbacks.append(StepProfiler(folder, steps=config.training.profile_steps, max_steps=max_steps))
         trainer = _trainer(config, prepared, model, arguments, saving, generation, callbacks, stop)
         trainer.train(checkpoints[-1] if checkpoints else None)
         if start == max_steps and generation.tasks and not generation.predictions:

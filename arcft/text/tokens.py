@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from arcft.config.model import LossOn
+from arcft.config.recommended import LossOn
 from arcft.errors import ArcftError
 from arcft.protocols import Positions
 

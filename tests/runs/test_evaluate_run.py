@@ -17,13 +17,14 @@ from PIL import Image
 
 from arcft.checkpoints import CheckpointError, read_run_yaml
 from arcft.config.run import EvaluateConfig
-from arcft.config.schema import ConfigError, from_dict
+from arcft.config.schema import ConfigError
 from arcft.prediction.predict import TOO_LONG
 from arcft.problems.arc.scoring.metrics import METRICS
 from arcft.problems.arc.scoring.submission import check_submission
 from arcft.runs.common.signals import Stopped
 from arcft.runs.evaluate import evaluate
 from arcft.runs.evaluation import predict as predict_module
+from arcft.runs.setup.kinds import read_config
 from arcft.scoring.predictions import Prediction, PredictionError, prediction_from_json, read_predictions
 from arcft.scoring.selection import Vote
 from tests.config.test_config import evaluate_config, train_config
@@ -365,7 +366,7 @@ def test_a_stopped_evaluation_goes_on_to_the_same_bytes(
     newer = run / "checkpoint-8"
     shutil.copytree(run / "checkpoint-4", newer)
     try:
-        stored = from_dict(EvaluateConfig, read_run_yaml(folder)["config"])
+        stored = read_config(EvaluateConfig, read_run_yaml(folder)["config"])
         evaluate(stored, folder)
     finally:
         shutil.rmtree(newer)

@@ -33,8 +33,8 @@ def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     return run
 
 
-ROWS = "{_target_: RowNumberEncoder, base: {_target_: MinimalGridEncoder}}"
-NESTED_WRONGLY = f"{{_target_: ReplaceNumberEncoder, base: {ROWS}}}".replace(": ", ":")
+ROWS = "{name: RowNumberEncoder, base: {name: MinimalGridEncoder}}"
+NESTED_WRONGLY = f"{{name: ReplaceNumberEncoder, base: {ROWS}}}".replace(": ", ":")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ NESTED_WRONGLY = f"{{_target_: ReplaceNumberEncoder, base: {ROWS}}}".replace(": 
         (["data.task_ids=[00576224]"], ["00576224 is the text of a number", "\"data.task_ids=['007bbfb7']\""]),
         (["data.task_ids=[855e0971]"], ["data.task_ids[0]=inf: expected text", "\"data.task_ids=['007bbfb7']\""]),
         ([f"encoder.grid={NESTED_WRONGLY}"], ["ReplaceNumberEncoder", "RowNumberEncoder"]),
-        (["encoder.grid._target_=os.system"], ["os.system"]),
+        (["encoder.grid.name=os.system"], ["os.system"]),
         (["encoder.grid._target_=TinyGridEncoder"], ["TinyGridEncoder"]),
         (["+encoder.grid.separator=x"], ["separator"]),
         (

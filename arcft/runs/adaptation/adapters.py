@@ -62,7 +62,7 @@ class AdapterSaver:
         run, config, ttft = self.settings.run, self.settings.config, self.settings.ttft
         if run is None or not isinstance(run.config.lora, LoraConfig):
             return None
-        data = run.config.data if config.data.source == "held_out" else config.data
+        data = run.config.data if config.data.is_held_out else config.data
         training = dataclasses.replace(
             run.config.training,
             max_steps=max(steps, 1),

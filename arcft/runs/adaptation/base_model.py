@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arcft.checkpoints import CheckpointError, Origin
 from arcft.config.lora import LoraConfig
-from arcft.config.model import LossOn, ModelConfig
+from arcft.config.model import ModelConfig
+from arcft.config.recommended import LossOn
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.models.fingerprint import base_fingerprint
 from arcft.models.limits import embedding_rows
@@ -89,7 +90,7 @@ def learning_rate(settings: TtftSettings) -> float:
     """The peak learning rate: ttft.learning_rate, or the model's recommendation."""
     model = settings.run.config.model if settings.run else settings.config.model
     assert model is not None  # EvaluateConfig.problems
-    return settings.ttft.learning_rate or model.ttft_learning_rate or model.learning_rate
+    return settings.ttft.learning_rate or model.recommended.ttft_learning_rate
 
 
 def learn_builder(settings: TtftSettings, tokenizer: PreTrainedTokenizerBase) -> ExampleBuilder:
@@ -132,7 +133,7 @@ def _training_format(settings: TtftSettings) -> tuple[int, LossOn]:
     if settings.run is not None:
         return settings.run.config.training.max_seq_length, settings.run.config.training.loss_on
     model = start_model(settings)
-    return model.max_seq_length, model.loss_on
+    return model.recommended.training.max_seq_length, model.recommended.training.loss_on
 
 
 def _load_base(settings: TtftSettings, base: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

@@ -7,15 +7,13 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from arcft.config.data import DataConfig, SourceConfig
+from arcft.config.data import DataConfig
 from arcft.config.lora import LoraConfig
 from arcft.config.model import ModelConfig
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.runs.setup.kinds import kind_of
-
-Source = TypeVar("Source", DataConfig, SourceConfig)
 
 
 def absolute(path: str) -> str:
@@ -58,22 +56,9 @@ def evaluation_with_absolute_paths(config: EvaluateConfig) -> EvaluateConfig:
 
 
 def _data_paths(data: DataConfig) -> DataConfig:
-    data = _source_paths(data)
     kind = kind_of(data)
-    ids = {name: getattr(data, name) for name in ("task_ids", "exclude")}
-    files: dict[str, Any] = {name: absolute(value) for name, value in ids.items() if isinstance(value, str)}
-    return dataclasses.replace(
-        data,
-        sources=[_source_paths(source) for source in data.sources],
-        disjoint_from=[name if kind.is_set_name(name) else absolute(name) for name in data.disjoint_from],
-        **files,
-    )
-
-
-def _source_paths(source: Source) -> Source:
-    named = {name: getattr(source, name) for name in ("path", "solutions_path")}
-    paths: dict[str, Any] = {name: absolute(path) for name, path in named.items() if path}
-    return dataclasses.replace(source, **paths)
+    names = [name if kind.is_set_name(name) else absolute(name) for name in data.disjoint_from]
+    return dataclasses.replace(data.with_paths(absolute), disjoint_from=names)
 
 
 def _model_paths(model: ModelConfig) -> ModelConfig:

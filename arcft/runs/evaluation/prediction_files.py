@@ -13,14 +13,13 @@ from arcft.config.data import DataConfig
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import ConfigError
 from arcft.config.selection import ScoreConfig
-from arcft.config.stored import from_stored
 from arcft.console import note
 from arcft.errors import ArcftError
 from arcft.protocols import Problem, TestKey
 from arcft.reporting.words import count
 from arcft.runs.evaluation.results import METRICS_FILE, SUBMISSION_FILE
 from arcft.runs.setup.checkpoint_config import distinct_names, is_pattern, matching_checkpoints
-from arcft.runs.setup.kinds import kind_of
+from arcft.runs.setup.kinds import kind_of, read_stored
 from arcft.runs.setup.tasks import chosen_tasks, default_data, filter_tasks, tasks_with_ids
 from arcft.scoring.predictions import Prediction, group_by_test, read_predictions
 
@@ -54,7 +53,7 @@ def given_predictions(config: EvaluateConfig, explicit: Collection[str]) -> Load
     kind = kind_of(config.data)
     predictions = [prediction for file in files for prediction in read_predictions(file, kind)]
     about: dict[str, Any] = {"predictions": files}
-    if config.data.source == "held_out":
+    if config.data.is_held_out:
         evaluated = evaluated_tasks(Path(files[0]))
         tasks = filter_tasks(evaluated, config.data, None)
         if tasks == evaluated:
@@ -85,8 +84,8 @@ def _data_of(file: Path) -> DataConfig:
     stored = read_run_yaml(folder) if folder is not None else {}
     if folder is None or stored.get("job") != "evaluate":
         raise ConfigError([NEEDS_TASKS])
-    config = from_stored(EvaluateConfig, stored.get("config", {}), folder / RUN_FILE)
-    if config.data.source != "held_out":
+    config = read_stored(EvaluateConfig, stored.get("config", {}), folder / RUN_FILE)
+    if not config.data.is_held_out:
         return config.data
     if config.predictions is not None:
         return _data_of(Path(config.predictions if isinstance(config.predictions, str) else config.predictions[0]))
@@ -99,7 +98,7 @@ def _data_of(file: Path) -> DataConfig:
         paths = matching_checkpoints(config.checkpoint)
         checkpoint = dict(zip(distinct_names(paths), paths, strict=True)).get(file.parent.name, checkpoint)
     try:
-        return from_stored(TrainConfig, read_run_yaml(checkpoint).get("config", {}), checkpoint / RUN_FILE).data
+        return read_stored(TrainConfig, read_run_yaml(checkpoint).get("config", {}), checkpoint / RUN_FILE).data
     except ArcftError as error:
         raise CheckpointError(f"{error}. {folder} took its tasks from there; name them with data=...") from error
 

@@ -115,10 +115,12 @@ class _Finder:
         if config.encoder is None or config.prompt is None:
             raise ConfigError([f"model={model.name} names no encoder or prompt: add encoder=... prompt=..."])
         tokenizer = load_tokenizer(model)
-        length = config.inference.max_seq_length or model.max_seq_length
+        length = config.inference.max_seq_length or model.recommended.training.max_seq_length
         refuse_beyond(
             stored_position_limit(model),
-            key="inference.max_seq_length" if config.inference.max_seq_length else "model.max_seq_length",
+            key="inference.max_seq_length"
+            if config.inference.max_seq_length
+            else "model.recommended.training.max_seq_length",
             value=length,
             path=str(model.path),
         )
@@ -132,8 +134,11 @@ class _Finder:
             drop_demonstrations=True,
         )
         check_answers(builder, config.inference, model.positions)
-        if config.data.source == "held_out":
-            held_out = default_held_out(builder.num_tokens, model.max_task_tokens or model.max_seq_length)
+        if config.data.is_held_out:
+            held_out = default_held_out(
+                builder.num_tokens,
+                model.recommended.data.max_tokens or model.recommended.training.max_seq_length,
+            )
             tasks = filter_tasks(held_out, config.data, builder.num_tokens, self._say_once)
         else:
             tasks = chosen_tasks(config.data, builder.num_tokens, self._say_once)
@@ -169,7 +174,7 @@ class _Finder:
         self._refuse_contradictions(start)
         num_tokens = self._builder(start).num_tokens
         adapted = adapted_runs(str(self.config.adapters), start, self.config.base_model)
-        if self.config.data.source == "held_out":
+        if self.config.data.is_held_out:
             tasks = filter_tasks(tasks_adapted_to(adapted), self.config.data, num_tokens, self._say_once)
         else:
             tasks = chosen_tasks(self.config.data, num_tokens, self._say_once)
@@ -232,7 +237,7 @@ class _Finder:
 
     def _tasks_for(self, run: TrainedRun) -> list[Problem]:
         num_tokens = self._builder(run).num_tokens
-        if self.config.data.source == "held_out":
+        if self.config.data.is_held_out:
             return filter_tasks(tasks_of_run(run), self.config.data, num_tokens, self._say_once)
         return chosen_tasks(self.config.data, num_tokens, self._say_once)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from arcft.config.encoder import EncoderConfig
 from arcft.config.inference import InferenceConfig, VllmConfig
-from arcft.config.model import LossOn, PositionsName
-from arcft.config.prompt import PromptConfig
+from arcft.config.recommended import LossOn
 from arcft.config.schema import ConfigError
 from arcft.decoding.vllm_engine import require_vllm
 from arcft.protocols import DealViews, Kind
@@ -18,11 +18,11 @@ from arcft.text.tokens import Tokenization
 
 def example_builder(
     kind: Kind,
-    encoder_config: EncoderConfig,
-    prompt_config: PromptConfig,
+    encoder_config: Any,
+    prompt_config: Any,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    positions: PositionsName,
+    positions: str,
     max_seq_length: int,
     drop_demonstrations: bool = False,
     loss_on: LossOn = "completion",
@@ -37,7 +37,7 @@ def example_builder(
     return ExampleBuilder(format, tokenization, max_seq_length=max_seq_length, drop_demonstrations=drop_demonstrations)
 
 
-def check_answers(builder: ExampleBuilder, inference: InferenceConfig, positions: PositionsName) -> None:
+def check_answers(builder: ExampleBuilder, inference: InferenceConfig, positions: str) -> None:
     """Raise ArcftError where the prompts of `builder` can't be answered as `inference` says: by a model of such
     positions, under a grammar, or on this machine."""
     problems = list(inference.problems_with(positions))

@@ -17,8 +17,8 @@ from arcft.checkpoints import (
     read_checkpoint,
 )
 from arcft.config.run import TrainConfig
-from arcft.config.schema import ConfigError, to_dict
-from arcft.config.stored import from_stored
+from arcft.config.schema import ConfigError
+from arcft.runs.setup.kinds import read_stored
 
 PATTERN = "*?["
 OWN_FORMAT = ("encoder", "prompt")
@@ -59,7 +59,7 @@ def open_checkpoint(path: Path, base_model: str | None = None) -> TrainedRun:
     checkpoint = read_checkpoint(last_checkpoint(path))
     file = checkpoint.path / RUN_FILE
     try:
-        config = from_stored(TrainConfig, checkpoint.run_config["config"], file)
+        config = read_stored(TrainConfig, checkpoint.run_config["config"], file)
         tasks = dict(checkpoint.run_config["tasks"])
     except ConfigError as error:
         raise CheckpointError(str(error)) from error
@@ -124,24 +124,33 @@ def contradictions(explicit: Iterable[str], asked: Any, stored: Any, groups: Seq
             continue
         if getattr(asked, group) is None:
             continue
-        wanted, kept = to_dict(getattr(asked, group)), to_dict(getattr(stored, group))
+        wanted, kept = _flat(getattr(asked, group)), _flat(getattr(stored, group))
         for name, value in wanted.items():
-            if value != kept[name] and any(
-                key == group or f"{key}.".startswith(f"{group}.{name}.") for key in explicit
-            ):
+            is_explicit = any(key == group or f"{key}.".startswith(f"{group}.{name}.") for key in explicit)
+            if is_explicit and value != kept.get(name):
                 problems.append(
-                    f"{group}.{name}={_shown(value)} contradicts the checkpoint's {_shown(kept[name])}; drop it"
+                    f"{group}.{name}={_shown(value)} contradicts the checkpoint's {_shown(kept.get(name))}; drop it"
                 )
     return problems
 
 
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The values of a config dataclass and of those in it, by dotted key."""
+    flat: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        nested = dataclasses.is_dataclass(value)
+        flat |= _flat(value, f"{prefix}{field.name}.") if nested else {f"{prefix}{field.name}": value}
+    return flat
+
+
 def _shown(value: Any) -> Any:
     """An encoder's nested nodes as a constructor call; any other value unchanged."""
-    if not isinstance(value, Mapping) or "_target_" not in value:
+    if not isinstance(value, Mapping) or "name" not in value:
         return value
     arguments = [
         f"{_shown(part)}" if isinstance(part, Mapping) else f"{name}={part!r}"
         for name, part in value.items()
-        if name != "_target_"
+        if name != "name"
     ]
-    return f"{str(value['_target_']).rpartition('.')[2]}({', '.join(arguments)})"
+    return f"{value['name']}({', '.join(arguments)})"

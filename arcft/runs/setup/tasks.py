@@ -10,12 +10,11 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from arcft.config.data import DataConfig
-from arcft.config.schema import from_dict
 from arcft.protocols import Item, Kind, Problem, ProblemError, ProblemPool, Sources
 from arcft.runs.common.config_folder import config_folder
 from arcft.runs.setup.checkpoint_config import TrainedRun
 from arcft.runs.setup.disjoint import refuse_shared
-from arcft.runs.setup.kinds import kind_of
+from arcft.runs.setup.kinds import kind_of, read_data
 from arcft.runs.setup.selection import excluded_ids, select_tasks, split_held_out
 
 CountTokens = Callable[[Problem], int]
@@ -210,4 +209,4 @@ def default_held_out(num_tokens: CountTokens, max_tokens: int) -> list[Problem]:
 def default_data() -> DataConfig:
     """Those of train.py."""
     values = OmegaConf.to_container(OmegaConf.load(config_folder() / "data" / "arc1.yaml"), resolve=True)
-    return from_dict(DataConfig, values)  # type: ignore[arg-type]
+    return read_data(values)  # type: ignore[arg-type]

@@ -85,7 +85,7 @@ def resolve_ttft(config: EvaluateConfig, explicit: Sequence[str]) -> TtftSetting
         start = "fresh"
     if model.backend == "unsloth":
         notes.append("model.backend=unsloth: ttft stacks adapters itself, so the model is loaded through transformers")
-    max_steps = config.ttft.max_steps or model.ttft_max_steps
+    max_steps = config.ttft.max_steps or model.recommended.ttft.max_steps
     ttft = dataclasses.replace(config.ttft, start=start, max_steps=max_steps)
     config = dataclasses.replace(config, checkpoint=str(run.checkpoint.path) if run else None, lora=lora, ttft=ttft)
     return TtftSettings(config=config, ttft=ttft, lora=lora, max_steps=max_steps, run=run, notes=tuple(notes))

@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from arcft.config.augmentation import AugmentationConfig
 from arcft.problems.arc.augment.transforms import Transform, draw_transform
+from arcft.problems.arc.config.augmentation import AugmentationConfig
 from arcft.problems.arc.data.sources import PairPool
 from arcft.problems.arc.own_examples import leave_one_out
 from arcft.problems.arc.questions import GridQuestion, ask_input, ask_output

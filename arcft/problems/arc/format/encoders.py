@@ -274,28 +274,25 @@ ENCODERS: dict[str, type[GridEncoder]] = {
     encoder.__name__: encoder
     for encoder in (*_LEAVES, ReplaceNumberEncoder, RowNumberEncoder, GridCodeBlockEncoder, GridShapeEncoder)
 }
-"""All that `build_encoder` builds, by `_target_`."""
-
-_OLD_PREFIX = "arcft.text.encoders."
-"""Configs and checkpoints of versions up to 0.1 name encoders by this module path."""
+"""All that `build_encoder` builds, by `name`."""
 
 
 def build_encoder(node: Mapping[str, Any], *, path: str = "encoder.grid") -> GridEncoder:
-    """The encoder of a nested `_target_` node, such as conf/encoder/*.yaml has under `grid`.
+    """The encoder of a nested node, such as conf/encoder/*.yaml has under `grid`: a class by its `name`, and arguments.
 
     Only the classes in ENCODERS are built, whatever the node says. `path` is the node's key, for messages. Raise
-    EncoderError on an unknown target or argument, and EncoderNestingError on a wrong order.
+    EncoderError on an unknown name or argument, and EncoderNestingError on a wrong order.
     """
     if path.count(".base") >= MAX_NESTING:
         raise EncoderNestingError(f"{path}: nested too deeply; the order is {NESTING_ORDER}")
-    target = node.get("_target_")
-    encoder = ENCODERS.get(target.removeprefix(_OLD_PREFIX)) if isinstance(target, str) else None
+    target = node.get("name")
+    encoder = ENCODERS.get(target) if isinstance(target, str) else None
     if encoder is None:
-        raise EncoderError(f"{path}._target_={target}: not an encoder; known are {', '.join(ENCODERS)}")
+        raise EncoderError(f"{path}.name={target}: not an encoder; known are {', '.join(ENCODERS)}")
     fields = {field.name: field for field in dataclasses.fields(encoder)}  # type: ignore[arg-type]
     arguments = {}
     for name, value in node.items():
-        if name == "_target_":
+        if name == "name":
             continue
         if name not in fields:
             known = ", ".join(fields) or "none"

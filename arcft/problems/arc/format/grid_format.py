@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from arcft.config.encoder import EncoderConfig
-from arcft.config.prompt import PromptConfig
+from arcft.problems.arc.config.encoder import EncoderConfig
+from arcft.problems.arc.config.prompt import PromptConfig
 from arcft.problems.arc.format.encoders import GridEncoder, build_encoder
 from arcft.problems.arc.format.evenness import check_uneven_tokens
 from arcft.problems.arc.format.grammar import GridGrammar

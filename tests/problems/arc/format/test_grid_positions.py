@@ -261,7 +261,7 @@ def test_prompts_for_another_input_fit_too() -> None:
         ("encoder=code_block", r"'```grid\\n0\\n```' is 6 tokens"),
         ("encoder=code_block_symbols", r"'```grid\\nñ\\n```' is 6 tokens"),
         (
-            "encoder.grid._target_=ColorNameEncoder",
+            "encoder.grid.name=ColorNameEncoder",
             "cell 2 of a prompt has position 1089 instead",
         ),
         ("prompt=short", "cell 1 of a prompt has position"),

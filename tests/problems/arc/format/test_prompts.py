@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arcft.config.prompt import PromptConfig
 from arcft.config.schema import from_dict
+from arcft.problems.arc.config.prompt import PromptConfig
 from arcft.problems.arc.format.encoders import (
     GridCodeBlockEncoder,
     GridEncoder,
