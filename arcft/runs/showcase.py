@@ -13,10 +13,11 @@ from arcft.console import say
 from arcft.console import show as show_drawing
 from arcft.errors import ArcftError
 from arcft.protocols import Problem, ProblemError
-from arcft.reporting.pictures.problems import right_attempt, showcase_picture
+from arcft.reporting.outcomes import right_attempt
+from arcft.reporting.pictures.problems import showcase_picture
 from arcft.reporting.report import REPORT_FILE
 from arcft.reporting.showcase import showcase_table
-from arcft.reporting.words import count
+from arcft.reporting.words import count, spelled
 from arcft.runs.adaptation.evaluate import Show
 from arcft.runs.adaptation.outcome import AdaptationOutcome, lines_of
 from arcft.runs.common.command import command
@@ -118,10 +119,9 @@ def _printer(tracker: Tracker) -> Show:
             show_drawing(card.terminal(shown))
         known = sum(row.solved is not None for row in rows)
         if known:
-            say(
-                f"solved in {_in_words(target.kind.metrics.attempts)}: {len(solved)} of {count(known, 'task')}",
-                style="bold",
-            )
+            number = target.kind.metrics.attempts
+            attempts = f"{spelled(number)} attempt" + "s" * (number != 1)
+            say(f"solved in {attempts}: {len(solved)} of {count(known, 'task')}", style="bold")
             tracker.summary({"showcase/solved": len(solved), "showcase/tasks": known})
         if solved:
             showcase_picture(folder / PICTURE, solved, outcome.attempts, target.kind.card)
@@ -130,7 +130,3 @@ def _printer(tracker: Tracker) -> Show:
         say(f"report: {folder / REPORT_FILE}")
 
     return show
-
-
-def _in_words(attempts: int) -> str:
-    return {1: "one attempt", 2: "two attempts"}.get(attempts, f"{attempts} attempts")

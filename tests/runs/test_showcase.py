@@ -18,9 +18,11 @@ from rich.console import Console
 
 from arcft.checkpoints import last_checkpoint, read_run_yaml
 from arcft.errors import ArcftError
-from arcft.problems.arc.task import Pair
+from arcft.problems.arc.task import GridAnswer
 from arcft.reporting.adaptation import TaskRow
-from arcft.reporting.showcase import right_attempt, showcase_picture, showcase_table
+from arcft.reporting.outcomes import right_attempt
+from arcft.reporting.pictures.problems import showcase_picture
+from arcft.reporting.showcase import showcase_table
 from arcft.runs.common.paths import override, with_absolute_paths
 from arcft.runs.setup.checkpoint_config import open_checkpoint
 from arcft.runs.showcase import shortest_new_tasks
@@ -195,11 +197,11 @@ GRID = np.array([[1, 2], [3, 4]], dtype=np.int8)
 
 
 def test_the_right_attempt_is_shown() -> None:
-    pair = Pair(GRID, GRID.T)
-    assert right_attempt(pair, [GRID, GRID.T]) is not None
-    assert np.array_equal(right_attempt(pair, [GRID, GRID.T]), GRID.T)  # type: ignore[arg-type]
-    assert np.array_equal(right_attempt(pair, [GRID]), GRID)  # type: ignore[arg-type]
-    assert right_attempt(pair, []) is None
+    truth, wrong = GridAnswer(GRID.T), GridAnswer(GRID)
+    assert right_attempt(truth, [wrong, truth]) is truth
+    assert right_attempt(truth, [wrong]) is wrong
+    assert right_attempt(None, [wrong, truth]) is wrong
+    assert right_attempt(truth, []) is None
 
 
 def test_table_and_picture_of_what_is_solved(tmp_path: Path) -> None:
@@ -219,8 +221,8 @@ def test_table_and_picture_of_what_is_solved(tmp_path: Path) -> None:
         ["00576224", "answered", "8", "0.00", "s"],
     ]
     tasks = arc_tasks("evaluation", "66e6c45b", "6ea4a07e")
-    attempts = {(task.id, index): [pair.output] for task in tasks for index, pair in enumerate(task.test)}
-    showcase_picture(tmp_path / "solved.png", tasks, attempts)  # type: ignore[arg-type]
+    attempts = {(task.id, index): [answer] for task in tasks for index, answer in enumerate(task.answers)}
+    showcase_picture(tmp_path / "solved.png", tasks, attempts, ARC.card)
     with Image.open(tmp_path / "solved.png") as picture:
         colors = {color for _, color in picture.convert("RGB").getcolors(1 << 20) or []}
         assert picture.width > 2 * 5 * 120

@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from arcft.protocols import Answer, Card, Drawable, Problem
@@ -41,6 +40,9 @@ class Tile:
 @functools.cache
 def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which matplotlib brings along, so that curves and captions are of one kind."""
+    # Only here, since it takes a while to import.
+    import matplotlib
+
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
