@@ -58,8 +58,10 @@ ARCHITECTURE_OF = {
 BUILT = {
     "augmentation",
     "data",
+    "debug",
     "encoder",
     "experiment",
+    "hparams_search",
     "inference",
     "lora",
     "model",

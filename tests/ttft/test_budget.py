@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcft.ttft.ledger.ledger import Ledger
-from arcft.ttft.scheduling.budget import Budget, Fit, PendingUnit
+from arcft.ttft.scheduling.budget import Budget, Fit, PendingUnit, _floor
 from arcft.ttft.scheduling.cost_model import Costs, Line
 from arcft.ttft.scheduling.queue import Queue
 from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND, Event, Finished, Predicted, Started, Stepped, Unit
@@ -177,8 +177,12 @@ def test_what_is_given_is_affordable_and_no_more_is(
     assert FIT.seconds(group, *found) <= available * (1 + 1e-9)
     assert 1 <= found[0] <= steps
     assert 1 <= found[1] <= predictions
-    if found[0] < steps:
+    floor = _floor(steps)
+    if found[0] < steps and found[0] != floor:
         assert FIT.seconds(group, found[0] + 1, found[1]) > available * (1 - 1e-9)
+    if found[1] < predictions and found[0] == floor:
+        # What is left pays for no further prediction; it may pay for a step, but steps stay at their floor.
+        assert FIT.seconds(group, floor, found[1] + 1) > available * (1 - 1e-9)
 
 
 def test_who_asks_for_endless_steps_gets_all_predictions_and_what_is_left() -> None:
