@@ -66,7 +66,7 @@ class TtftConfig(TtftChoice):
     """Hold one demonstration back, and end a task when its loss has not fallen for this many steps; null for never."""
 
     slots: int | Literal["auto"] | None = None
-    """Adapters trained together in one pass; `auto` measures how many are worthwhile; null for 1 on a CPU, auto on a GPU."""
+    """Adapters trained together in one pass; `auto` measures how many are best; null for 1 on a CPU, auto on a GPU."""
 
     num_workers: int | None = None
     """For processes and ray: how many; null for one per GPU."""
