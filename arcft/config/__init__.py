@@ -1,2 +1,2 @@
-"""Every option as a keyword-only dataclass, one file a group. No third-party import: a config can be
-validated on a bare Python. Each class lists in `problems` what its values break, with the remedy."""
+"""Every option as a keyword-only dataclass, one file per group. No third-party imports: a config can be validated on a
+bare Python. Each class yields its broken rules, with the fix, from `problems`."""

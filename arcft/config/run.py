@@ -38,7 +38,7 @@ class TrainConfig:
     tracking: TrackingConfig
 
     showcase: ShowcaseConfig | None = None
-    """New tasks that the trained model is adapted to in the end."""
+    """New tasks that the trained model is adapted to at the end."""
 
     resume: str | None = None
     """A run folder to resume; its own config is used."""
@@ -92,7 +92,7 @@ class EvaluateConfig:
     """For ttft: a fresh adapter, and how its examples are varied."""
 
     model: ModelConfig | None = None
-    """A base model as it is, with its recommended encoder and prompt."""
+    """A base model, with its recommended encoder and prompt."""
 
     encoder: Any | None = dataclasses.field(default=None, metadata=OF_KIND)
     prompt: Any | None = dataclasses.field(default=None, metadata=OF_KIND)
@@ -102,15 +102,15 @@ class EvaluateConfig:
     """A run (its last complete checkpoint), a checkpoint, or a pattern that matches several."""
 
     base_model: str | None = None
-    """With checkpoint: where its base model lies on this machine, if not where it was trained; the fingerprint decides
-    whether it is the same."""
+    """With checkpoint: the current path of its base model, if it has moved since training; its fingerprint must
+    match."""
 
     adapters: str | None = None
     """With checkpoint: a pattern of runs adapted to single tasks; each predicts the tasks it was adapted to."""
 
     predictions: list[str] | str | None = None
-    """Files of predictions made before; several are selected from together. Without data= they answer the tasks of
-    the evaluation that has written the first of them."""
+    """Files of saved predictions; several are combined. Without data= they answer the tasks of the evaluation that
+    wrote the first of them."""
 
     resume: str | None = None
     """An evaluation folder to resume; its own config is used."""
@@ -181,6 +181,6 @@ def showcase_evaluation(config: TrainConfig, showcase: ShowcaseConfig, checkpoin
         lora=showcase.lora,
         augmentation=showcase.augmentation,
         selection=config.selection,
-        # What comes out is recorded with the training run.
+        # The results are recorded with the training run.
         tracking=NoTrackingConfig(),
     )

@@ -18,7 +18,7 @@ class ShowcaseConfig:
     """A small evaluation with test-time fine-tuning, of the run's last checkpoint. Its groups are evaluate.py's."""
 
     tasks: int
-    """The so many shortest, in tokens, of `data` that the run was not trained on; 0 for no showcase."""
+    """How many tasks: the shortest of `data`, in tokens, that the run was not trained on; 0 for no showcase."""
 
     data: DataConfig = dataclasses.field(metadata=OF_KIND)
     inference: InferenceConfig

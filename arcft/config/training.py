@@ -57,16 +57,16 @@ class TrainingConfig:
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
     save_steps: int
-    """A checkpoint every so many steps, and at the end."""
+    """Steps between checkpoints; there is one at the end, too."""
 
     eval_steps: int
-    """Loss and generation metrics on held-out tasks every so many steps, and at the end."""
+    """Steps between evaluations of loss and generation metrics on held-out tasks; there is one at the end, too."""
 
     save_total_limit: int
-    """Checkpoints kept beside the best one."""
+    """Checkpoints kept besides the best one."""
 
     logging_steps: int
-    """Loss, gradient norm and learning rate are recorded every so many steps."""
+    """Steps between logged values of loss, gradient norm and learning rate."""
 
     best_metric: str
     """The generation metric by which the best checkpoint is chosen."""
@@ -75,14 +75,14 @@ class TrainingConfig:
     """Held-out tasks that are predicted at each evaluation; 0 for the loss alone."""
 
     max_batch_tokens: int | None = None
-    """Examples of a batch pass through the model in groups of like length, each of at most so many tokens, padding
-    included (a longer example alone); null passes the batch whole. The gradient is the same up to rounding."""
+    """Pass a batch through the model in groups of similar length, each of at most this many tokens, padding included (a
+    longer example is a group); null passes whole batches. The gradient is the same up to rounding."""
 
     curriculum: list[CurriculumStage] = dataclasses.field(default_factory=list)
     """Shorter examples first: stages of growing `max_seq_length`; empty trains on all lengths throughout."""
 
     max_time: str | None = None
-    """Stop, saving, after this time: 90s, 45m, 11h30m."""
+    """Save and stop after this time: 90s, 45m, 11h30m."""
 
     profile_steps: int = 0
     """The last steps are profiled: a table in the terminal, a trace in the run's folder; 0 profiles none."""

@@ -20,7 +20,7 @@ class TtftChoice:
 
 @dataclasses.dataclass(kw_only=True)
 class NoTtftConfig(TtftChoice):
-    """The model predicts as it is."""
+    """Predict without adapting."""
 
     name: Literal["none"] = "none"
 
@@ -33,7 +33,7 @@ class TtftConfig(TtftChoice):
     """Optimizer steps of an adapter; null for what the model recommends for one task, with ttft=per_task."""
 
     batch_size: int
-    """Examples in a step."""
+    """Examples per step."""
 
     scheduler: Literal["linear", "cosine", "constant"]
     warmup_ratio: float
@@ -43,7 +43,7 @@ class TtftConfig(TtftChoice):
     """Each adapter's gradient is scaled down to this norm."""
 
     start: Literal["trained", "fresh"]
-    """`trained` continues from the checkpoint's adapter; `fresh` begins a new one on the base model, as the lora group
+    """`trained` continues from the checkpoint's adapter; `fresh` starts a new one on the base model, as the lora group
     says. A model without an adapter always gets a fresh one."""
 
     seed: int
@@ -57,7 +57,7 @@ class TtftConfig(TtftChoice):
     """In this process, in several on this machine, or on a Ray cluster."""
 
     keep_adapters: bool
-    """Keep the adapters, in `adapters/`."""
+    """Save the adapters in `adapters/`."""
 
     learning_rate: float | None = None
     """Peak rate; null for what the model recommends."""
@@ -66,7 +66,7 @@ class TtftConfig(TtftChoice):
     """Hold one demonstration back, and end a task when its loss has not fallen for this many steps; null for never."""
 
     slots: int | Literal["auto"] | None = None
-    """Adapters trained together in one pass; `auto` measures how many pay; null for 1 on a CPU, auto on a GPU."""
+    """Adapters trained together in one pass; `auto` measures how many are best; null for 1 on a CPU, auto on a GPU."""
 
     num_workers: int | None = None
     """For processes and ray: how many; null for one per GPU."""

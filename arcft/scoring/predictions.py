@@ -32,7 +32,7 @@ class Prediction:
     """Which of the problem's tests, from 0."""
 
     answer: Answer | None
-    """To the test as it is, not as it was varied for the prompt; None where there is no valid one."""
+    """The answer to the un-augmented test; None if there is no valid one."""
 
     text: str = ""
     """What the model wrote, before it was parsed and un-augmented."""

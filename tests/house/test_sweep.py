@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from arcft.config.run import TrainConfig
 from arcft.config.schema import known_keys
-from arcft.config.training import BEST_METRICS
+from arcft.problems.arc.kind import ArcKind
 from tests.support.paths import ROOT
 from tests.support.sweep_agent import grid, run_job
 
@@ -44,7 +44,7 @@ def test_a_sweep_names_what_exists(path: Path) -> None:
     sweep = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert (ROOT / sweep["program"]).is_file()
     assert sweep["metric"]["goal"] in ("maximize", "minimize")
-    assert sweep["metric"]["name"].removeprefix("eval/") in (*BEST_METRICS, "loss")
+    assert sweep["metric"]["name"].removeprefix("eval/") in (*ArcKind().metrics.best, "loss")
     assert set(sweep["parameters"]) <= set(known_keys(TrainConfig))
 
 

@@ -47,7 +47,7 @@ def draw_summary(
     note: str = "",
     adaptation: Adaptation | None = None,
 ) -> Image.Image:
-    """An RGB picture of 1920 x 1080 pixels; `note` is what nobody should overlook who reads the scores.
+    """An RGB picture of 1920 x 1080 pixels; `note` is a warning shown above the scores.
 
     With an `adaptation` its charts replace the `curves`, and each metric has its value before adapting beside it.
     """

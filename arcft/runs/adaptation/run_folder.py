@@ -23,7 +23,7 @@ from arcft.ttft.ledger.ledger import Ledger
 LEDGER_FILE = "ledger.sqlite"
 
 # Keys that don't affect the results and may change on resuming.
-_FREE = ("resume", "dry_run", "tracking", "optimized_metric")
+_FREE = ("resume", "dry_run", "tracking")
 
 
 def open_ledger(settings: TtftSettings, folder: Path) -> Ledger:

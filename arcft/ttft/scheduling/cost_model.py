@@ -128,7 +128,7 @@ class Costs:
 
     @property
     def prediction_before(self) -> Line | None:
-        """Seconds of a prediction with the model as it was."""
+        """Seconds of a prediction with the unadapted model."""
         return self._predicted_before.line
 
     @property
