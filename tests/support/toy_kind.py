@@ -7,10 +7,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from arcft.config.data import DataConfig
 from arcft.protocols import (
     Answer,
     AnswerError,
@@ -107,18 +108,20 @@ class ReversalCard(TextCard):
 
 
 @dataclasses.dataclass(kw_only=True)
-class ToyPrompt:
-    chat_template: str = "auto"
+class Words(DataConfig):
+    name: Literal["words", "held_out"]
+    count: int = len(WORDS)
 
 
 class ToyKind(Kind):
     name = "toy"
+    configs: Mapping[str, type] = {"data": Words}
     metrics = ExactMetrics()
     card = ReversalCard()
 
     def load(self, data: Any) -> Sources:
         shown = (WORDS[-1], WORDS[-2], WORDS[-3])
-        return [(1.0, [Reversal(word, shown, word) for word in WORDS])]
+        return [(1.0, [Reversal(word, shown, word) for word in WORDS[: data.count]])]
 
     def overlap(self, first: Iterable[Any], second: Iterable[Any]) -> Overlap:
         asked = [item.asked for item in first]

@@ -113,10 +113,7 @@ def builder(
 ) -> ExampleBuilder:
     """A builder in the format of the checkpoint or model that drops demonstrations to fit."""
     form: EvaluateConfig | TrainConfig = settings.run.config if settings.run else settings.config
-    # Checked when the tasks were chosen.
-    assert form.encoder is not None
-    assert form.prompt is not None
-    assert form.model is not None
+    assert form.model is not None  # EvaluateConfig.problems: there is a checkpoint or a model
     return example_builder(
         kind_of(form.data),
         form.encoder,

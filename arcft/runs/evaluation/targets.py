@@ -33,6 +33,7 @@ from arcft.runs.setup.checkpoint_config import (
     is_pattern,
     matching_checkpoints,
     open_checkpoint,
+    own_format,
 )
 from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.leaks import warn_trained_on
@@ -112,8 +113,10 @@ class _Finder:
         """A base model without any adapter."""
         config, model = self.config, self.config.model
         assert model is not None
-        if config.encoder is None or config.prompt is None:
-            raise ConfigError([f"model={model.name} names no encoder or prompt: add encoder=... prompt=..."])
+        missing = [name for name in OWN_FORMAT if name in self.kind.configs and getattr(config, name) is None]
+        if missing:
+            add = " ".join(f"{name}=..." for name in missing)
+            raise ConfigError([f"model={model.name} names no {' or '.join(missing)}: add {add}"])
         tokenizer = load_tokenizer(model)
         length = config.inference.max_seq_length or model.recommended.training.max_seq_length
         refuse_beyond(
@@ -136,13 +139,14 @@ class _Finder:
         check_answers(builder, config.inference, model.positions)
         if config.data.is_held_out:
             held_out = default_held_out(
+                self.kind,
                 builder.num_tokens,
                 model.recommended.data.max_tokens or model.recommended.training.max_seq_length,
             )
             tasks = filter_tasks(held_out, config.data, builder.num_tokens, self._say_once)
         else:
             tasks = chosen_tasks(config.data, builder.num_tokens, self._say_once)
-        identity = data_sha256({name: to_dict(getattr(config, name)) for name in ("model", *OWN_FORMAT)})
+        identity = data_sha256({"model": to_dict(model), **own_format(config)})
         served = served_model(model) if isinstance(config.inference, VllmConfig) else None
         share = ModelAssignment(tasks, lambda: self.host.base(model), builder, self.deal_views, identity, served)
         seen = warn_trained_on(self.kind, model, tasks)
@@ -223,8 +227,7 @@ class _Finder:
         length = self.config.inference.max_seq_length or run.config.training.max_seq_length
         files: Mapping[str, Any] = run.checkpoint.manifest["files"]
         tokenizer = {name: entry["sha256"] for name, entry in files.items() if "token" in name or "template" in name}
-        parts = {name: to_dict(getattr(run.config, name)) for name in OWN_FORMAT}
-        key = data_sha256({**parts, "tokenizer": tokenizer, "length": length})
+        key = data_sha256({**own_format(run.config), "tokenizer": tokenizer, "length": length})
         if key not in self._builders:
             if length > run.config.training.max_seq_length:
                 limit = stored_position_limit(base_model(run))

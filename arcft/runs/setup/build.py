@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -28,11 +28,10 @@ def example_builder(
     loss_on: LossOn = "completion",
 ) -> ExampleBuilder:
     """Build format and tokenisation; raise ArcftError where the tokenizer does not suit the format, or where
-    `positions`, those of ModelConfig, do not fit the text."""
+    `positions`, those of ModelConfig, do not fit the text. The configs are None for kinds without such a group."""
     format, jumping = kind.format(encoder_config, prompt_config, tokenizer, positions=positions)
-    tokenization = Tokenization(
-        tokenizer, chat_template=prompt_config.chat_template, loss_on=loss_on, positions=jumping
-    )
+    template: Literal["auto", "never"] = "auto" if prompt_config is None else prompt_config.chat_template
+    tokenization = Tokenization(tokenizer, chat_template=template, loss_on=loss_on, positions=jumping)
     kind.check_positions(format, tokenization, positions)
     return ExampleBuilder(format, tokenization, max_seq_length=max_seq_length, drop_demonstrations=drop_demonstrations)
 

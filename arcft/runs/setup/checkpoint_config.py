@@ -16,8 +16,8 @@ from arcft.checkpoints import (
     last_checkpoint,
     read_checkpoint,
 )
-from arcft.config.run import TrainConfig
-from arcft.config.schema import ConfigError
+from arcft.config.run import EvaluateConfig, TrainConfig
+from arcft.config.schema import ConfigError, to_dict
 from arcft.runs.setup.kinds import read_stored
 
 PATTERN = "*?["
@@ -111,6 +111,12 @@ def check_base(run: TrainedRun, fingerprint: str, base_name: str) -> None:
         )
 
 
+def own_format(config: TrainConfig | EvaluateConfig) -> dict[str, Any]:
+    """The groups that a checkpoint brings along, as plain data; None for a group that the kind lacks."""
+    groups = {name: getattr(config, name) for name in OWN_FORMAT}
+    return {name: None if group is None else to_dict(group) for name, group in groups.items()}
+
+
 def contradictions(explicit: Iterable[str], asked: Any, stored: Any, groups: Sequence[str]) -> list[str]:
     """One message for each key of `groups` that the command line set to a value other than the stored one.
 
@@ -122,7 +128,7 @@ def contradictions(explicit: Iterable[str], asked: Any, stored: Any, groups: Seq
     for group in groups:
         if not any(key.partition(".")[0] == group for key in explicit):
             continue
-        if getattr(asked, group) is None:
+        if getattr(asked, group) is None or getattr(stored, group) is None:
             continue
         wanted, kept = _flat(getattr(asked, group)), _flat(getattr(stored, group))
         for name, value in wanted.items():

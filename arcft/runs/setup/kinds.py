@@ -9,9 +9,10 @@ from typing import Any
 from arcft.config.data import DataConfig
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import ConfigClass, Kinds, from_dict
+from arcft.config.selection import VerifyConfig
 from arcft.config.stored import from_stored
 from arcft.problems.arc.kind import ArcKind
-from arcft.protocols import Kind
+from arcft.protocols import Kind, ProblemError
 
 KINDS: dict[str, Callable[[], Kind]] = {
     "arc": ArcKind,
@@ -63,6 +64,11 @@ def _kind_problems(config: Any) -> Iterator[str]:
     if showcase is not None:
         there = kind_of(showcase.data)
         yield from _unknown_augmentations(there, "showcase.inference", showcase.inference.augmentations)
+    if isinstance(config.selection, VerifyConfig):
+        try:
+            kind.verifier()
+        except ProblemError as error:
+            yield str(error)
     yield from kind.problems(config)
 
 

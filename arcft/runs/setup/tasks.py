@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from arcft.config.data import DataConfig
+from arcft.config.data import HELD_OUT, DataConfig
 from arcft.protocols import Item, Kind, Problem, ProblemError, ProblemPool, Sources
 from arcft.runs.common.config_folder import config_folder
 from arcft.runs.setup.checkpoint_config import TrainedRun
@@ -201,9 +201,18 @@ def _sources_with_ids(data: DataConfig, ids: Sequence[str]) -> Sources:
     return load_sources(dataclasses.replace(data, task_ids=list(ids), exclude=[]))
 
 
-def default_held_out(num_tokens: CountTokens, max_tokens: int) -> list[Problem]:
-    """What train.py's default data would keep for validation: so a base model is measured on the same tasks."""
-    return task_sets(default_data(), num_tokens, max_tokens).held_out
+def default_held_out(kind: Kind, num_tokens: CountTokens, max_tokens: int) -> list[Problem]:
+    """What train.py's default data would keep for validation: so a base model is measured on the same tasks.
+
+    Raise ProblemError where those are of another kind.
+    """
+    data = default_data()
+    if data.kind != kind.name:
+        raise ProblemError(
+            f"data.name={HELD_OUT}: without a run, the held-out tasks are those of train.py's default data, of kind "
+            f"{data.kind}; name the problems of kind {kind.name} to evaluate"
+        )
+    return task_sets(data, num_tokens, max_tokens).held_out
 
 
 def default_data() -> DataConfig:
