@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 ONLY_SPEED = ("batch_size", "speculate", "restart_seconds")
-"""Keys that decide how fast predictions are made, and not what is predicted."""
+"""Keys that change speed but not predictions."""
 
 
 @dataclasses.dataclass(kw_only=True)

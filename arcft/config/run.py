@@ -134,10 +134,6 @@ class EvaluateConfig:
             yield f"give exactly one of checkpoint=, model=, predictions=, resume= ({said} given)"
         if self.predictions == []:
             yield "predictions=[]: name a file of predictions, or several"
-        if self.model is None:
-            for name in ("encoder", "prompt"):
-                if getattr(self, name) is not None and self.checkpoint is None:
-                    yield f"{name}= has no effect without model=; a checkpoint brings its own"
         if self.adapters is not None and self.checkpoint is None:
             yield "adapters= needs checkpoint=: the run that the adapters were started from"
         if self.base_model is not None and self.checkpoint is None:

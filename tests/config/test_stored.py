@@ -63,6 +63,9 @@ def test_a_training_run_of_0_1_is_read_as_it_was_meant() -> None:
     assert config.model.recommended == train_config("model=tiny").model.recommended
     assert isinstance(config.lora, LoraConfig)
     assert read_config(TrainConfig, to_dict(config)) == config
+    values = stored_by_0_1("train")
+    for group in ("model", "encoder", "prompt", "data", "lora", "augmentation", "inference", "selection"):
+        assert version_0_1.written(group, getattr(config, group)) == values[group]
 
 
 @pytest.mark.parametrize("run", ["evaluate", "ttft"])

@@ -241,3 +241,12 @@ def test_generation_metrics_while_training_select_in_the_same_way() -> None:
     expected = Score(views=3)
     assert metrics.attempts == selected(metrics.tasks, metrics.predictions, expected)
     assert values == scored_as(metrics.tasks, metrics.predictions, expected).metrics
+
+
+def test_a_format_has_no_effect_on_predictions_that_were_made_before(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        evaluated(tmp_path / "again", "predictions=x.jsonl", "data=arc1", "encoder=minimal", "prompt=short")
+    assert caught.value.problems == [
+        "encoder= has no effect without model=; a checkpoint brings its own",
+        "prompt= has no effect without model=; a checkpoint brings its own",
+    ]

@@ -146,7 +146,9 @@ class _Finder:
             tasks = filter_tasks(held_out, config.data, builder.num_tokens, self._say_once)
         else:
             tasks = chosen_tasks(config.data, builder.num_tokens, self._say_once)
-        identity = data_sha256({"model": to_dict(model), **own_format(config)})
+        # Digests are of what version 0.1.0 wrote, so that its evaluations are found again.
+        written = version_0_1.evaluation_written(config)
+        identity = data_sha256({name: written[name] for name in ("model", *OWN_FORMAT)})
         served = served_model(model) if isinstance(config.inference, VllmConfig) else None
         share = ModelAssignment(tasks, lambda: self.host.base(model), builder, self.deal_views, identity, served)
         seen = warn_trained_on(self.kind, model, tasks)

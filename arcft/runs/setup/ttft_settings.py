@@ -12,7 +12,7 @@ from arcft.config.lora import LoraConfig
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError
 from arcft.config.ttft import TtftConfig
-from arcft.runs.setup.checkpoint_config import TrainedRun, contradictions, is_pattern, open_checkpoint
+from arcft.runs.setup.checkpoint_config import OWN_FORMAT, TrainedRun, contradictions, is_pattern, open_checkpoint
 
 GROUPS = ("ttft", "lora", "augmentation")
 """Groups of the config that only ttft reads."""
@@ -57,6 +57,9 @@ def refuse_without_effect(config: EvaluateConfig, explicit: Sequence[str]) -> No
             f"checkpoint={config.checkpoint}: ttft={config.ttft.name} starts from one checkpoint; "
             "for several, list them: -m checkpoint=A,B"
         )
+    if config.model is None and config.checkpoint is None:
+        mine = [key for key in explicit if key.partition(".")[0] in OWN_FORMAT]
+        problems += [f"{key}= has no effect without model=; a checkpoint brings its own" for key in mine]
     if problems:
         raise ConfigError(problems)
 
