@@ -53,9 +53,12 @@ def test_a_run_from_another_folder_is_recorded_there(tmp_path: Path) -> None:
     folder = only_folder(tmp_path / "outputs" / "train")
     assert out.splitlines()[-1] == f"  python evaluate.py checkpoint={folder}"
     # Hydra's job log holds what the terminal showed, without the bars.
-    logged = [line.partition("[INFO] - ")[2] or line for line in (folder / "train.log").read_text().splitlines()]
-    shown = [line for line in out.splitlines() if not re.match(r"training \d+/\d+", line)]
-    assert [line.rstrip() for line in logged if line] == [line.rstrip() for line in shown if line]
+    log = (folder / "train.log").read_text()
+    logged = [re.sub(r"^\[.*\]\[arcft\.console\]\[INFO\] - ", "", line).rstrip() for line in log.splitlines()]
+    # Neither are W&B's own lines.
+    elsewhere = re.compile(r"training \d+/\d+|\[INFO\]")
+    shown = [line.rstrip() for line in out.splitlines() if not elsewhere.match(line)]
+    assert [line for line in logged if line] == [line for line in shown if line]
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
 
     (run,) = read_runs(folder)

@@ -167,7 +167,7 @@ def test_what_workers_refuse_leaves_nothing_behind(run: Path, tmp_path: Path) ->
 def test_one_message_for_each_mistake(run: Path, tmp_path: Path) -> None:
     checkpoint = f"checkpoint={run}"
     assert refused(tmp_path, checkpoint, "ttft.max_steps=3") == (
-        "ttft.max_steps= has no effect with ttft=none; use ttft=per_task, or drop it"
+        "ttft.max_steps belongs to ttft=per_task, whole_set or split; drop it, or use one of those"
     )
     assert "lora.r=4 contradicts the checkpoint's 16" in refused(tmp_path, checkpoint, "ttft=per_task", "lora.r=4")
     assert "contradicts the checkpoint's" in refused(tmp_path, checkpoint, "ttft=per_task", "encoder=shape")
