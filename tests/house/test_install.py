@@ -100,3 +100,19 @@ def test_errors_keep_their_exit_code(scripts: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "lora.r=0" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_program_says_what_is_installed(scripts: Path, tmp_path: Path) -> None:
+    done = run([scripts / "arcft", "--version"], tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("arcft ")
+    assert {line.split()[1] for line in lines if line.startswith("extra ")} >= {"ray:", "vllm:", "joblib:"}
+
+
+def test_hints_name_the_program_that_was_started(scripts: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("job: train\nconfig: {}\n", encoding="utf-8")
+    for program, words, other in (("arcft", ["evaluate"], "arcft train"), ("arcft-evaluate", [], "arcft-train")):
+        done = run([scripts / program, *words, f"resume={tmp_path}"], tmp_path)
+        assert done.returncode == 1
+        assert done.stderr.endswith(f"holds no evaluate run; if it is the other kind, use {other}\n")
