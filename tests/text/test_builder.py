@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from arcft.config.inference import InferenceConfig
+from arcft.config.inference import GreedyConfig
 from arcft.config.model import ModelConfig
 from arcft.models.load import load_tokenizer
 from arcft.prediction.prompts import augmented_prompts
@@ -98,10 +98,7 @@ def builder_of(tokenizer: PreTrainedTokenizerBase, format: Any, max_seq_length: 
 
 def room_for(builder: ExampleBuilder, **changes: Any) -> tuple[int, int]:
     """Tokens of the prompt and of its answer."""
-    config = InferenceConfig(
-        name="greedy", predictions_per_test=1, batch_size=1, augment_geometric=False, augment_colors=False,
-        augment_pair_order=False, **{"grammar": False, **changes},
-    )  # fmt: skip
+    config = GreedyConfig(predictions_per_test=1, batch_size=1, augmentations=[], **{"grammar": False, **changes})
     (prompt,) = augmented_prompts(builder, lambda *_: [Same()], Riddle("r", "0123456789", [None]), 0, config)
     return len(prompt.token_ids), prompt.max_new_tokens
 
