@@ -262,7 +262,7 @@ def test_real_pairs(tmp_path: Path) -> None:
     assert contents(tmp_path / "a")["007bbfb7.npz"] != contents(tmp_path / "c")["007bbfb7.npz"]
     refused = generate(tmp_path / "a", "--only=nope")
     assert refused.returncode == 2
-    assert "no task type is called nope" in refused.stderr
+    assert "unknown task types: nope" in refused.stderr
 
 
 @pytest.mark.slow
