@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -16,9 +17,11 @@ import pytest
 
 from arcft.scoring.predictions import Prediction
 from arcft.ttft.ledger import ledger as ledger_module
+from arcft.ttft.ledger.checksums import TABLES
 from arcft.ttft.ledger.ledger import DEATHS, Ledger, LedgerError, Record
 from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND, Failed, Finished, Started, Stepped
 from tests.support.arc import ARC, grid_of
+from tests.support.paths import SUPPORT
 from tests.support.small_units import Clock, adapted, make_prediction, predicted
 
 CONFIG = {"ttft": {"max_steps": 64, "slots": None}, "lora": {"target_modules": ("q", "v")}, "tasks": ["a", "b"]}
@@ -212,7 +215,7 @@ def test_what_is_no_ledger_is_refused(tmp_path: Path) -> None:
     Ledger.create(later, ARC, CONFIG).close()
     with sqlite3.connect(later) as connection:
         connection.execute("PRAGMA user_version = 9")
-    with pytest.raises(LedgerError, match=r"is a ledger of format 9, and this version of arcft reads format 1"):
+    with pytest.raises(LedgerError, match=r"is a ledger of format 9, and this version of arcft reads format 2"):
         Ledger.open(later, ARC, CONFIG)
 
 
@@ -221,8 +224,84 @@ def test_a_damaged_ledger_is_refused(ledger: Ledger) -> None:
     content = bytearray(ledger.path.read_bytes())
     content[100:] = b"\x07" * (len(content) - 100)
     ledger.path.write_bytes(content)
-    with pytest.raises(LedgerError, match=r"this is not a ledger, or it is damaged; start a new run in another folder"):
+    with pytest.raises(LedgerError, match=r"this is not a ledger, or it is damaged; put back a copy of the folder"):
         Ledger.open(ledger.path, ARC, CONFIG)
+
+
+OLD = SUPPORT / "version_0_1" / "ttft" / "ledger.sqlite"
+
+
+def everything(path: Path) -> str:
+    with Ledger.open(path, ARC) as ledger:
+        return repr((ledger.config, ledger.records(), ledger.predictions(), ledger.notes(), ledger.elapsed_at(1e12)))
+
+
+def test_a_ledger_of_version_0_1_gets_checksums_and_keeps_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(OLD.read_bytes())
+    before = everything(path)
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        for table in TABLES:
+            assert connection.execute(f"SELECT count(*) FROM {table} WHERE checksum IS NULL").fetchone() == (0,)
+    assert everything(path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "row"),
+    [
+        ("UPDATE config SET json = replace(json, '64', '65')", "config row 1"),
+        ("UPDATE units SET losses = '[1.0,' WHERE name = 'a'", "units row 1"),
+        ("UPDATE units SET attempts = 1 WHERE name = 'b'", "units row 2"),
+        ("UPDATE predictions SET line = replace(line, '1', '2')", "predictions row 1"),
+        ("UPDATE units SET length = 1", "units row 1, units row 2"),
+        ("UPDATE tasks SET id = 'c' WHERE id = 'b'", "tasks row 2"),
+        ("UPDATE sessions SET seen_at = seen_at + 1", "sessions row 1"),
+        ("INSERT INTO notes (at, kind, text, data) VALUES (0, '', '', '{}')", "notes row 1"),
+    ],
+)
+def test_a_row_that_was_not_written_by_us_is_named(ledger: Ledger, change: str, row: str) -> None:
+    take(ledger, A)
+    ledger.record(adapted(A), "local")
+    ledger.record(predicted(A, "a", 0, (1, 2)), "local")
+    ledger.close()
+    with sqlite3.connect(ledger.path) as connection:
+        connection.execute(change)
+    with pytest.raises(LedgerError, match=rf"is damaged, or was changed by another program: {row}; put back a copy"):
+        Ledger.open(ledger.path, ARC, CONFIG)
+
+
+def test_a_row_without_checksum_is_named_where_its_json_is_broken(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(OLD.read_bytes())
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE units SET recipe = '{' WHERE place = 3")
+    with pytest.raises(LedgerError, match="changed by another program: units row 3; put back a copy"):
+        Ledger.open(path, ARC)
+
+
+def test_damage_anywhere_is_told_or_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(OLD.read_bytes())
+    whole = everything(path)
+    original = path.read_bytes()
+    rng = random.Random(0)
+    told = 0
+    for _ in range(400):
+        damaged = bytearray(original)
+        place = rng.randrange(len(damaged))
+        if rng.random() < 0.2:
+            del damaged[max(place, 1) :]
+        else:
+            damaged[place] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            assert everything(path) == whole
+        except LedgerError:
+            told += 1
+        for name in ("ledger.sqlite-wal", "ledger.sqlite-shm"):
+            (tmp_path / name).unlink(missing_ok=True)
+    assert told > 50
 
 
 def test_an_empty_file_is_begun(tmp_path: Path) -> None:

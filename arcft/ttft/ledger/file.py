@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from arcft.errors import ArcftError
+from arcft.ttft.ledger.checksums import add_checksums, damaged_rows, damaged_tables, unreadable_rows, write_checksums
 from arcft.ttft.ledger.records import SCHEMA
 
 # "arcf": distinguishes a ledger from other SQLite files.
 _APPLICATION = 0x61726366
-_VERSION = 1
+_VERSION = 2
+_WITHOUT_CHECKSUMS = 1
 
 # Another process may be in the middle of a write to a slow disk.
 _PATIENCE_SECONDS = 60.0
 _MOST_DIFFERENCES = 8
 _LONGEST_VALUE = 60
+_AFTER_DAMAGE = "put back a copy of the folder, or start a new run in another one"
 
 
 class LedgerError(ArcftError):
@@ -29,7 +32,8 @@ class LedgerError(ArcftError):
 def connect(path: Path, config: Mapping[str, Any] | None, *, new: bool) -> tuple[sqlite3.Connection, dict[str, Any]]:
     """Open the ledger at `path`, or with `new` create it if missing; return the connection and the stored config.
 
-    Raises LedgerError if the file is missing, is not a ledger, can't be written, or belongs to another config.
+    The whole ledger is checked for damage; one of version 0.1.0 gets its checksums. Raises LedgerError if the file is
+    missing, is not a ledger, is damaged, can't be written, or belongs to another config.
     """
     if not new and not path.exists():
         raise LedgerError(f"{path}: no ledger; is this the folder of an evaluation with ttft?")
@@ -51,7 +55,8 @@ def explained(path: Path) -> Iterator[None]:
     """Turn SQLite's errors into LedgerErrors that say what to do."""
     try:
         yield
-    except sqlite3.Error as error:
+    # SQLite quotes what it can't read, and that need not be UTF-8.
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         name = getattr(error, "sqlite_errorname", "")
         if name == "SQLITE_FULL":
             advice = "free some space, and resume the run; what was written before is kept"
@@ -59,8 +64,8 @@ def explained(path: Path) -> Iterator[None]:
             advice = "the folder must exist and be writable, also for the files that SQLite puts beside the ledger"
         elif name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             advice = "another process writes to it; wait for it to end"
-        elif name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
-            advice = "this is not a ledger, or it is damaged; start a new run in another folder"
+        elif name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")) or isinstance(error, UnicodeDecodeError):
+            advice = f"this is not a ledger, or it is damaged; {_AFTER_DAMAGE}"
         else:
             advice = "the ledger can't be read or written; check the disk, and resume the run"
         raise LedgerError(f"{path}: {error}: {advice}") from error
@@ -79,28 +84,57 @@ def _prepared(connection: sqlite3.Connection, path: Path, config: Mapping[str, A
         )
     if not is_empty and application != _APPLICATION:
         raise LedgerError(f"{path}: belongs to another program and is not a ledger; choose another folder")
-    if not is_empty and version != _VERSION:
+    if not is_empty and version not in (_WITHOUT_CHECKSUMS, _VERSION):
         raise LedgerError(
             f"{path}: is a ledger of format {version}, and this version of arcft reads format {_VERSION}; use "
             "the version that created it"
         )
+    if not is_empty:
+        _refuse_damaged(connection, path, version)
     connection.execute("PRAGMA journal_mode = WAL")
     # Without this the last transactions survive a kill, but not a power failure.
     connection.execute("PRAGMA synchronous = FULL")
     if is_empty:
         _begin(connection, config or {})
+    elif version == _WITHOUT_CHECKSUMS:
+        _upgrade(connection)
+    write_checksums(connection)
     return json.loads(connection.execute("SELECT json FROM config").fetchone()[0])
 
 
+def _refuse_damaged(connection: sqlite3.Connection, path: Path, version: int) -> None:
+    [first, *_] = (row[0] for row in connection.execute("PRAGMA integrity_check(1)"))
+    what = [] if first == "ok" else [first]
+    what = what or damaged_tables(connection)
+    what = what or (damaged_rows(connection) if version == _VERSION else unreadable_rows(connection))
+    if what:
+        raise LedgerError(f"{path}: is damaged, or was changed by another program: {', '.join(what)}; {_AFTER_DAMAGE}")
+
+
 def _begin(connection: sqlite3.Connection, config: Mapping[str, Any]) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with _transaction(connection):
         for statement in SCHEMA:
             connection.execute(statement)
+        write_checksums(connection)
         # Another process may have created it meanwhile; its config stays and is compared with ours.
-        connection.execute("INSERT OR IGNORE INTO config VALUES (1, ?)", (json.dumps(_plain(config)),))
+        connection.execute("INSERT OR IGNORE INTO config (id, json) VALUES (1, ?)", (json.dumps(_plain(config)),))
         connection.execute(f"PRAGMA application_id = {_APPLICATION}")
         connection.execute(f"PRAGMA user_version = {_VERSION}")
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    with _transaction(connection):
+        # Another process may have done it meanwhile.
+        if connection.execute("PRAGMA user_version").fetchone()[0] == _WITHOUT_CHECKSUMS:
+            add_checksums(connection)
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

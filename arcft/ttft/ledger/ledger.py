@@ -297,7 +297,10 @@ class Ledger:
                     "DELETE FROM predictions WHERE round = ? AND name = ? AND task_id = ? AND test_index = ?", test
                 )
             line = json.dumps(prediction.to_json(self._answers.answer_field), allow_nan=False)
-            self._connection.execute("INSERT INTO predictions VALUES (?, ?, ?, ?, ?, ?)", (*test, number, line))
+            self._connection.execute(
+                "INSERT INTO predictions (round, name, task_id, test_index, number, line) VALUES (?, ?, ?, ?, ?, ?)",
+                (*test, number, line),
+            )
         self._set(
             event.key,
             predict_seconds=row["predict_seconds"] + event.seconds,

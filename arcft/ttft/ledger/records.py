@@ -91,10 +91,10 @@ class Note:
 
 
 SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS config (id INTEGER PRIMARY KEY CHECK (id = 1), json TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS config (id INTEGER PRIMARY KEY CHECK (id = 1), json TEXT NOT NULL, checksum TEXT)",
     "CREATE TABLE IF NOT EXISTS sessions (id INTEGER PRIMARY KEY, process TEXT NOT NULL UNIQUE, "
-    "started_at REAL NOT NULL, seen_at REAL NOT NULL, stopping INTEGER NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS tasks (place INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE)",
+    "started_at REAL NOT NULL, seen_at REAL NOT NULL, stopping INTEGER NOT NULL, checksum TEXT)",
+    "CREATE TABLE IF NOT EXISTS tasks (place INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, checksum TEXT)",
     "CREATE TABLE IF NOT EXISTS units (place INTEGER PRIMARY KEY, round INTEGER NOT NULL, name TEXT NOT NULL, "
     "task_ids TEXT NOT NULL, length INTEGER NOT NULL, state TEXT NOT NULL DEFAULT 'queued', "
     "attempts INTEGER NOT NULL DEFAULT 0, starts INTEGER NOT NULL DEFAULT 0, deaths INTEGER NOT NULL DEFAULT 0, "
@@ -103,15 +103,16 @@ SCHEMA = (
     "recipe TEXT NOT NULL DEFAULT '{}', worker TEXT, session INTEGER, started_at REAL, finished_at REAL, "
     "steps INTEGER NOT NULL DEFAULT 0, tokens INTEGER NOT NULL DEFAULT 0, losses TEXT NOT NULL DEFAULT '[]', "
     "adapt_seconds REAL NOT NULL DEFAULT 0, ended TEXT, predict_seconds REAL NOT NULL DEFAULT 0, "
-    "predict_tokens INTEGER NOT NULL DEFAULT 0, adapter TEXT, UNIQUE (round, name))",
+    "predict_tokens INTEGER NOT NULL DEFAULT 0, adapter TEXT, checksum TEXT, "
+    "UNIQUE (round, name))",
     "CREATE TABLE IF NOT EXISTS predictions (round INTEGER NOT NULL, name TEXT NOT NULL, task_id TEXT NOT NULL, "
     "test_index INTEGER NOT NULL, number INTEGER NOT NULL, line TEXT NOT NULL, "
-    "PRIMARY KEY (round, name, task_id, test_index, number))",
+    "checksum TEXT, PRIMARY KEY (round, name, task_id, test_index, number))",
     "CREATE INDEX IF NOT EXISTS predictions_of_test ON predictions (task_id, test_index, round)",
     "CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, "
-    "text TEXT NOT NULL, data TEXT NOT NULL)",
+    "text TEXT NOT NULL, data TEXT NOT NULL, checksum TEXT)",
 )
-"""Columns of `units` are the fields of Record, plus place and session; lists and mappings are stored as JSON."""
+"""Columns of `units` are the fields of Record, plus place, session and checksum; lists and mappings are JSON."""
 
 _JSON = ("task_ids", "notes", "losses", "recipe")
 
