@@ -138,6 +138,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
+def refuse_damaged(run_folder: Path) -> None:
+    """Raise CheckpointError if the checkpoint that a run would resume from is damaged, or another process runs it."""
+    with lock_run(run_folder):
+        *others, last = [None, *find_checkpoints(run_folder)]
+        if last is None:
+            return
+        try:
+            read_checkpoint(last)
+        except CheckpointError as error:
+            earlier = others[-1].name if others[-1] is not None else "the beginning"
+            raise CheckpointError(
+                f"{error}: without {last.name}, the run resumes from {earlier}; rename or delete that folder"
+            ) from error
+
+
 def prune(run_folder: Path, keep: int, best: int | None) -> list[Path]:
     """Remove all but the `keep` latest checkpoints and the one of step `best`; returns what was removed."""
     others = [path for path in find_checkpoints(run_folder) if _step_of(path) != best]
@@ -180,21 +195,45 @@ def lock_run(run_folder: Path) -> Iterator[None]:
 
 
 def write_run_yaml(folder: Path, config: Mapping[str, Any]) -> None:
-    """Write `config`, nested plain data, to run.yaml in `folder`, whole or not at all, because resuming needs it."""
-    text = yaml.dump(dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    """Write `config`, nested plain data, to run.yaml in `folder`, whole or not at all, because resuming needs it.
+
+    Its second key is a checksum of the others, near the top so that a file that was cut off has it too.
+    """
+    (first, value), *others = config.items()
+    content = {first: value, "sha256": manifest_sha256(config), **dict(others)}
+    text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     write_text(folder / RUN_FILE, text)
 
 
 def read_run_yaml(path: Path) -> dict[str, Any]:
-    """The content of a run.yaml, given the file or its folder; plain data only. Raises CheckpointError."""
+    """The content of a run.yaml, given the file or its folder; plain data only, without its checksum.
+
+    Raises CheckpointError, also where the content is not what was written. Files of version 0.1.0 have no checksum.
+    """
     path = path / RUN_FILE if path.is_dir() else path
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path}: can't be read: {error}") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: can't be read: {error}; {_undamaged(path)}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a mapping of keys to values, not {type(content).__name__}")
+        raise CheckpointError(
+            f"{path}: expected a mapping of keys to values, not {type(content).__name__}; {_undamaged(path)}"
+        )
+    stored = content.pop("sha256", None)
+    if stored is not None and stored != manifest_sha256(content):
+        raise CheckpointError(
+            f"{path}: was changed after it was written, or is damaged; {_undamaged(path)}. To use a change of yours, "
+            "delete its line sha256"
+        )
     return content
+
+
+def _undamaged(path: Path) -> str:
+    """Where to get a run.yaml that is not damaged."""
+    copies = [folder / RUN_FILE for folder in find_checkpoints(path.parent)]
+    return f"copy {copies[-1]} over it" if copies else "put back a copy of it"
 
 
 class _Dumper(yaml.SafeDumper):

@@ -21,6 +21,7 @@ from arcft.checkpoints import (
     prune,
     read_checkpoint,
     read_run_yaml,
+    refuse_damaged,
     remove_leftovers,
     write_checkpoint,
     write_run_yaml,
@@ -182,6 +183,70 @@ def test_rotation_keeps_the_latest_and_the_best(tmp_path: Path, keep: int, best:
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"checkpoint-{step}" for step in left]
 
 
+CRASH_IN_PRUNE = """
+import os, sys
+from pathlib import Path
+from arcft import checkpoints
+def removed_by_half(folder):
+    (folder / "weights.bin").unlink()
+    os.kill(os.getpid(), 9)
+checkpoints.shutil.rmtree = removed_by_half
+checkpoints.prune(Path(sys.argv[1]), 1, None)
+"""
+
+
+def test_a_kill_while_a_checkpoint_is_removed_leaves_no_half_of_it(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    kept = write(tmp_path, 6)
+    done = subprocess.run([sys.executable, "-c", CRASH_IN_PRUNE, str(tmp_path)], env=ENVIRONMENT)
+    assert done.returncode == -9
+    assert find_checkpoints(tmp_path) == [kept]
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-6"]
+
+
+CRASH_IN_RUN_YAML = """
+import os, pathlib, sys
+from arcft import checkpoints
+def written_by_half(path, text, **options):
+    with open(path, "w") as file:
+        file.write(text[: len(text) // 2])
+    os.kill(os.getpid(), 9)
+pathlib.Path.write_text = written_by_half
+checkpoints.write_run_yaml(pathlib.Path(sys.argv[1]), {"arcft": "later"})
+"""
+
+
+def test_a_kill_while_run_yaml_is_written_leaves_the_earlier_one(tmp_path: Path) -> None:
+    write_run_yaml(tmp_path, RUN)
+    done = subprocess.run([sys.executable, "-c", CRASH_IN_RUN_YAML, str(tmp_path)], env=ENVIRONMENT)
+    assert done.returncode == -9
+    assert read_run_yaml(tmp_path) == RUN
+
+
+def test_everything_is_on_the_disk_before_a_checkpoint_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noted_fsync(descriptor: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name.partition("-")[0])
+        fsync(descriptor)
+
+    def noted_rename(old: Path, new: Path) -> None:
+        done.append("rename")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    write(tmp_path, 5)
+    before, after = done[: done.index("rename")], done[done.index("rename") + 1 :]
+    assert {"weights.bin", "run.yaml", "manifest.json", ".checkpoint"} == set(before)
+    assert before[-1] == ".checkpoint"
+    assert after == [tmp_path.name.partition("-")[0]]
+
+
 def test_ids_that_look_like_numbers_survive_every_yaml_reader(tmp_path: Path) -> None:
     write_run_yaml(tmp_path, RUN | {"name": "ñò: |"})
     assert read_run_yaml(tmp_path) == read_run_yaml(tmp_path / "run.yaml") == RUN | {"name": "ñò: |"}
@@ -199,6 +264,60 @@ def test_a_bad_run_yaml_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(CheckpointError, match=r"run\.yaml"):
         read_run_yaml(tmp_path)
     assert issubclass(yaml.constructor.ConstructorError, yaml.YAMLError)
+
+
+def test_a_changed_run_yaml_is_told_with_the_way_out(tmp_path: Path) -> None:
+    write_run_yaml(tmp_path, RUN)
+    path = tmp_path / "run.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("name: m", "name: n"))
+    with pytest.raises(CheckpointError) as caught:
+        read_run_yaml(tmp_path)
+    assert str(caught.value) == (
+        f"{path}: was changed after it was written, or is damaged; put back a copy of it. To use a change of yours, "
+        "delete its line sha256"
+    )
+    copy = write(tmp_path, 4) / "run.yaml"
+    with pytest.raises(CheckpointError, match=rf"or is damaged; copy {copy} over it\. To use"):
+        read_run_yaml(tmp_path)
+    lines = text.replace("name: m", "name: n").splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith("sha256")))
+    assert read_run_yaml(tmp_path)["model"] == {"name": "n"}
+
+
+def test_damage_anywhere_in_a_run_yaml_is_told_or_changes_nothing(tmp_path: Path) -> None:
+    content = {"arcft": "0.2.0", "job": "train", **RUN}
+    write_run_yaml(tmp_path, content)
+    path = tmp_path / "run.yaml"
+    original = path.read_bytes()
+    told = 0
+    for place in range(len(original)):
+        for bad in (
+            original[:place],
+            original[:place] + bytes([original[place] ^ 1 << place % 8]) + original[place + 1 :],
+        ):
+            path.write_bytes(bad)
+            try:
+                stored = read_run_yaml(path)
+                # Cut off after its first line, it names no job, and is no run of any kind.
+                assert {name: stored.get(name) for name in content} == content or stored.keys() == {"arcft"}
+            except CheckpointError:
+                told += 1
+    assert told > len(original)
+
+
+def test_the_checkpoint_to_resume_from_is_verified(tmp_path: Path) -> None:
+    refuse_damaged(tmp_path)
+    write(tmp_path, 5)
+    later = write(tmp_path, 6)
+    refuse_damaged(tmp_path)
+    (later / "weights.bin").write_bytes(b"weightz")
+    with pytest.raises(CheckpointError, match="without checkpoint-6, the run resumes from checkpoint-5; rename or"):
+        refuse_damaged(tmp_path)
+    later.rename(tmp_path / "away")
+    (tmp_path / "checkpoint-5" / "run.yaml").unlink()
+    with pytest.raises(CheckpointError, match="without checkpoint-5, the run resumes from the beginning"):
+        refuse_damaged(tmp_path)
 
 
 def test_a_run_has_one_owner(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from arcft.checkpoints import last_checkpoint
+from arcft.checkpoints import last_checkpoint, refuse_damaged
 from arcft.cli.hydra_app import explicit_keys, plain_config, run_from_command_line
 from arcft.cli.resume import resumed_config
 from arcft.config.lora import LoraConfig
@@ -38,6 +38,7 @@ def _train(cfg: DictConfig) -> float | None:
     if values["resume"] is not None:
         folder = Path(absolute(str(values["resume"])))
         config = resumed_config(TrainConfig, "train", folder, values, explicit)
+        refuse_damaged(folder)
     else:
         config = with_absolute_paths(read_config(TrainConfig, values))
         if isinstance(config.lora, LoraConfig) and config.lora.start is not None:

@@ -664,18 +664,21 @@ def test_a_run_has_one_owner(quick_run: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_a_damaged_checkpoint_is_not_gone_on_with(
-    whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(whole_run, folder)
     shutil.rmtree(folder / "checkpoint-9")
+    # It is told before anything is loaded.
+    monkeypatch.setattr("arcft.runs.train.train", lambda *arguments: pytest.fail("began"))
     weights = find_checkpoints(folder)[-1] / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     assert run_train(folder, f"resume={folder}") == 1
     assert capsys.readouterr().err == (
-        f"error: {weights}: was changed: its sha256 is not the manifest's. Use another checkpoint\n"
+        f"error: {weights}: was changed: its sha256 is not the manifest's. Use another checkpoint: without "
+        "checkpoint-8, the run resumes from checkpoint-6; rename or delete that folder\n"
     )
 
 

@@ -98,8 +98,9 @@ class Recorder(TrainerCallback):
         if not self._path.exists():
             return
         lines = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):  # cut off by a crash
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
+            # Cut off by a crash, or damaged.
+            with contextlib.suppress(ValueError, KeyError, TypeError):
                 if json.loads(line)["step"] <= state.global_step:
                     lines.append(line)
         write_text(self._path, "".join(line + "\n" for line in lines))
