@@ -75,3 +75,30 @@ def test_the_log_does_not_print_again(capsys: pytest.CaptureFixture[str], job_lo
         root.removeHandler(of_hydra)
     assert capsys.readouterr().out == "once\n"
     assert job_log.getvalue() == "once\n"
+
+
+HOSTILE = "a\x1b[31mred\x07\x9b\u202e[/b]:smile:\ud800"
+SHOWN = "a\\x1b[31mred\\x07\\x9b\\u202e[/b]:smile:\\ud800"
+
+
+def test_control_characters_never_reach_terminal_or_log(
+    capsys: pytest.CaptureFixture[str], job_log: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    table = Table(HOSTILE, title=HOSTILE)
+    table.add_row(HOSTILE)
+    console.say(HOSTILE)
+    console.note(HOSTILE)
+    console.say_path("report", Path(HOSTILE))
+    console.show(table)
+    console.complain(HOSTILE)
+    out, err = capsys.readouterr()
+    assert out.count(SHOWN) == 6
+    assert err == SHOWN + "\n"
+    for text in (out, err, job_log.getvalue()):
+        assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_the_log_escapes_what_others_write(job_log: io.StringIO) -> None:
+    console.log.error("error: %s", HOSTILE)
+    assert job_log.getvalue() == "error: " + SHOWN + "\n"

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arcft.checkpoints import MANIFEST_FILE, RUN_FILE, CheckpointError, read_run_yaml
 from arcft.config import schema
-from arcft.console import log, log_to
+from arcft.console import complain, log, log_to
 from arcft.errors import ArcftError
 from arcft.runs.common.config_folder import config_folder
 from arcft.runs.common.signals import Stopped
@@ -69,7 +69,7 @@ def run_from_command_line(job: Job, config_name: str, config_class: type) -> Non
         where = f"{error.filename}: " if error.filename else ""
         _report(f"{where}can't be written to ({error.strerror}); what was saved is complete. {WAY_OUT}")
     except KeyboardInterrupt:
-        print("stopped at once; what was saved is complete", file=sys.stderr)
+        complain("stopped at once; what was saved is complete")
         sys.exit(128 + signal.SIGINT)
     finally:
         log_to([])
@@ -88,7 +88,7 @@ def _guarded(job: Job, wants_tracebacks: bool) -> Callable[[DictConfig], float |
             return job(cfg)
         except Stopped as stopped:
             log.warning("%s", stopped)
-            print(stopped, file=sys.stderr)
+            complain(str(stopped))
             # Unlike an exception, this also ends the remaining jobs of a multirun.
             sys.exit(stopped.exit_code)
         except ArcftError as error:
@@ -122,7 +122,7 @@ def _with_job(message: str) -> str:
 def _report(message: str) -> None:
     _failures.append(message)
     sys.stdout.flush()
-    print(f"error: {message}", file=sys.stderr)
+    complain(f"error: {message}")
 
 
 class _Failure:

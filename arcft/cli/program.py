@@ -8,6 +8,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from arcft.names import visible
+
 
 @dataclasses.dataclass(frozen=True)
 class Command:
@@ -37,7 +39,7 @@ def main() -> None:
     elif name in COMMANDS:
         _run(COMMANDS[name].module, f"{program} {name}", arguments)
     else:
-        print(f"error: {refusal(program, name)}", file=sys.stderr)
+        print(visible(f"error: {refusal(program, name)}"), file=sys.stderr)
         sys.exit(2)
 
 

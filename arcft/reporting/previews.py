@@ -41,12 +41,9 @@ def print_example(console: Console, tokens: Sequence[str], labels_mask: Sequence
                 text.append(f">>>{part}<<<")
     learned = sum(labels_mask)
     how = "green" if colored else "between >>> and <<<"
-    console.print(
-        f"[bold]The first training example[/]: {count(len(tokens), 'token')}, {learned:,} of them supervised ({how})",
-        highlight=False,
-        soft_wrap=True,
-    )
-    console.print(text, highlight=False)
+    words = f": {count(len(tokens), 'token')}, {learned:,} of them supervised ({how})"
+    console.print(Text.assemble(("The first training example", "bold"), words), soft_wrap=True)
+    console.print(text)
 
 
 def metrics_table(

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 from rich.table import Table
 
+from arcft.names import visible
 from arcft.protocols import Answer, Problem
 
 WIDTH = 24
@@ -33,11 +34,11 @@ class TextCard(abc.ABC):
 
     def html(self, drawn: Sequence[tuple[Any, Answer | None]], *, room: int) -> list[str]:
         """Each as a <span> at the size of the page's text, whatever the `room`; no differences are marked."""
-        return [f'<span class="text">{escape(str(shown))}</span>' for shown, _ in drawn]
+        return [f'<span class="text">{escape(visible(str(shown)))}</span>' for shown, _ in drawn]
 
     def image(self, drawn: Any, box: int) -> Image.Image:
         """The first lines of the text in black on white, as many as fit `box` x `box` pixels."""
-        text = str(drawn)
+        text = visible(str(drawn))
         lines = [text[start : start + WIDTH] for start in range(0, len(text), WIDTH)] or [""]
         image = Image.new("RGB", (box, box), "white")
         ImageDraw.Draw(image).multiline_text((2, 2), "\n".join(lines), fill="black")

@@ -7,7 +7,9 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 
+from arcft.console import complain
 from arcft.errors import ArcftError
+from arcft.names import visible
 from arcft.protocols import Overlap
 from arcft.runs.setup.kinds import KINDS
 
@@ -36,15 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         sets = [kind.load_set(name) for name in options.sets]
     except ArcftError as error:
-        print(error, file=sys.stderr)
+        complain(str(error))
         return 1
     overlap = kind.overlap(*sets)
     if options.json:
         print(json.dumps({comparison.key: comparison.found for comparison in overlap.comparisons()}))
     else:
         for letter, path, items in zip("ab", options.sets, sets, strict=True):
-            print(f"{letter}: {path} ({kind.describe(items)})")
-        print("\n".join(_table(overlap)))
+            print(visible(f"{letter}: {path} ({kind.describe(items)})"))
+        print(visible("\n".join(_table(overlap))))
     return 1 if options.fail and overlap.found else 0
 
 

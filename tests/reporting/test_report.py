@@ -203,8 +203,19 @@ def test_text_of_strangers_is_escaped(tmp_path: Path) -> None:
     assert "default-src 'none'" in html
 
 
+def test_control_characters_reach_neither_page_nor_pictures(tmp_path: Path) -> None:
+    evil = "a\x1b[31m\x07\r\nb\u202e\ud800$\\frac$"
+    html = write(
+        tmp_path, [task(evil)], [prediction(None, evil, text=evil, error=evil)], title=evil, run={evil: {evil: evil}}
+    )
+    assert html.count(r"a\x1b[31m\x07\r") >= 6
+    assert all(character.isprintable() or character == "\n" for character in html)
+    with Image.open(tmp_path / "summary.png") as picture:
+        assert picture.size == (1920, 1080)
+
+
 def test_text_that_is_no_unicode_is_shown_all_the_same(tmp_path: Path) -> None:
-    assert "half ? a pair" in write(tmp_path, [task("a")], [prediction(None, "a", text="half \ud800 a pair")])
+    assert r"half \ud800 a pair" in write(tmp_path, [task("a")], [prediction(None, "a", text="half \ud800 a pair")])
 
 
 def test_without_known_answers(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from arcft.errors import ArcftError
 from arcft.models.lora import LoraError
 from arcft.problems.arc.scoring.submission import check_submission
 from arcft.problems.arc.task import Task
-from arcft.runs.adaptation.adapters import folder_name
 from arcft.runs.adaptation.engine import make_units
 from arcft.runs.adaptation.evaluate import AdaptError
 from arcft.runs.adaptation.outcome import outcome_of
@@ -407,14 +406,6 @@ def test_the_folder_of_a_plain_evaluation_is_refused(run: Path, tmp_path: Path) 
     with pytest.raises((CheckpointError, ConfigError), match="was started with"):
         evaluated(folder, f"checkpoint={run}", *FEW)
     assert (folder / "run.yaml").read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("name", "folder"),
-    [("007bbfb7", "007bbfb7"), ("a.json", "a.json"), ("../a", "..%2Fa"), ("..", "%2E%2E"), (".", "%2E")],
-)
-def test_no_id_leads_out_of_the_folder_of_adapters(name: str, folder: str) -> None:
-    assert folder_name(name) == folder
 
 
 def test_groups_of_tasks() -> None:

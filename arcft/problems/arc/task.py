@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import reprlib
 from collections.abc import Hashable, Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from arcft.names import fault_of_id
 from arcft.protocols import Answer, Problem, ProblemError
 
 Grid = NDArray[np.int8]
@@ -21,6 +23,13 @@ NUM_COLORS = 10
 
 class TaskError(ProblemError):
     """A grid, pair, task or task file that breaks a rule of ARC."""
+
+
+def check_id(task_id: str, where: str) -> None:
+    """Raise TaskError, which `where` opens, for an id that is blank or can't be shown or stored."""
+    fault = fault_of_id(task_id)
+    if fault:
+        raise TaskError(f"{where}: the task id {_shorten(task_id)} {fault}; give the task another id")
 
 
 def as_grid(value: Any, *, where: str = "grid") -> Grid:
@@ -70,12 +79,15 @@ def _array_from_rows(value: Any, where: str) -> NDArray[np.int64]:
                     f"{where}: {_shorten(cell)} at row {number}, column {column}; a colour is a whole number 0 to 9"
                 )
             if not -(2**31) <= cell < 2**31:
-                raise TaskError(f"{where}: colour {cell} at row {number}, column {column}; colours are 0 to 9")
+                raise TaskError(
+                    f"{where}: colour {_shorten(cell)} at row {number}, column {column}; colours are 0 to 9"
+                )
     return np.array(value, dtype=np.int64)
 
 
 def _shorten(value: Any, limit: int = 40) -> str:
-    text = repr(value)
+    # Unlike repr, it ends at some depth.
+    text = reprlib.repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -1,4 +1,4 @@
-"""The templates of the report. Whatever is put into one is escaped, unless it is Markup."""
+"""The templates of the report. Whatever is put into one is escaped, control characters too, unless it is Markup."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from arcft.names import visible
 from arcft.reporting.words import count, duration, percent, plus_minus, points
 
 
@@ -22,6 +23,7 @@ def _environment() -> Environment:
         loader=PackageLoader("arcft.reporting.html"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -29,3 +31,7 @@ def _environment() -> Environment:
         "count": count, "duration": duration, "percent": percent, "plus_minus": plus_minus, "points": points,
     }  # fmt: skip
     return environment
+
+
+def _visible(value: Any) -> Any:
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

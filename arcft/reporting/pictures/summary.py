@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from arcft.reporting.pictures.tiles import (
     draw_tiles,
     fit_box,
     font,
+    one_line,
     tiles_of_problem,
 )
 from arcft.reporting.words import count, describe, percent, plus_minus
@@ -53,7 +55,7 @@ def draw_summary(
     """
     picture = Image.new("RGB", (WIDTH, HEIGHT), PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((EDGE, 44), shorten(draw, title, 40, WIDTH - 2 * EDGE), fill=INK, font=font(40, bold=True))
+    draw.text((EDGE, 44), shorten(draw, one_line(title), 40, WIDTH - 2 * EDGE), fill=INK, font=font(40, bold=True))
     words = describe(results)
     if scores and len(scores.problems) > 1:
         words += "; ± is the standard error over tasks"
@@ -94,11 +96,14 @@ def write_summary(
 
 def shorten(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
     """`text`, cut with an ellipsis where it would be wider than `width` pixels."""
-    shortened = text
-    while draw.textlength(shortened, font=font(size, bold=True)) > width:
-        text = text[:-1]
-        shortened = text + "…"
-    return shortened
+    lettering = font(size, bold=True)
+    if draw.textlength(text, font=lettering) <= width:
+        return text
+    lengths = range(len(text))
+    fitting = bisect.bisect_right(
+        lengths, False, key=lambda length: draw.textlength(text[:length] + "…", font=lettering) > width
+    )
+    return text[: max(fitting - 1, 0)] + "…"
 
 
 def _draw_headlines(

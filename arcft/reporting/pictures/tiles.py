@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from arcft.names import visible
 from arcft.protocols import Answer, Card, Drawable, Problem
 from arcft.reporting.outcomes import ANSWERED, SOLVED, UNANSWERED, UNSOLVED, is_right
 
@@ -45,6 +46,11 @@ def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+def one_line(text: str) -> str:
+    """`text` as pictures show it: control characters and line ends as escapes."""
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def panel(card: Card, caption: str, drawn: Drawable | None, right: bool | None = None) -> Panel:
@@ -179,7 +185,7 @@ def _draw_tile(tile: Tile, box: int) -> Image.Image:
     picture = Image.new("RGB", tile_size(len(tile.panels), box), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.rectangle((0, 2, 4, line - 6), fill=tile.color)
-    draw.text((12, 0), tile.title, fill=INK, font=font(size, bold=True))
+    draw.text((12, 0), one_line(tile.title), fill=INK, font=font(size, bold=True))
     for number, panel in enumerate(tile.panels):
         left = number * (box + GAP)
         _paste_drawing(picture, panel, left, line, box)

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from arcft import __version__
 from arcft.checkpoints import find_checkpoints, write_checkpoint, write_run_yaml
@@ -15,6 +14,7 @@ from arcft.config.lora import LoraConfig
 from arcft.config.optimizer import AdamWConfig
 from arcft.config.run import TrainConfig
 from arcft.config.schema import to_dict
+from arcft.names import file_name
 from arcft.runs.adaptation.base_model import AdaptationBase, learning_rate
 from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.ttft_settings import TtftSettings
@@ -38,7 +38,7 @@ class AdapterSaver:
 
     def __call__(self, unit: Unit, steps: int, write: Write) -> str:
         """Save the adapter of `unit` after `steps` steps in place of an earlier one; returns its folder."""
-        place = self.folder / ADAPTERS_FOLDER / folder_name(unit.name)
+        place = self.folder / ADAPTERS_FOLDER / file_name(unit.name)
         stored = self._run(unit, steps)
         if stored is None:
             return str(_write_plain(place, write))
@@ -83,12 +83,6 @@ class AdapterSaver:
             scheduler=ttft.schedule(),
             training=training,
         )
-
-
-def folder_name(name: str) -> str:
-    """The folder of a unit: a task's id may be any JSON key, also `a/b` or `..`, so it is quoted."""
-    quoted = quote(name, safe="")
-    return quoted if quoted.strip(".") else quoted.replace(".", "%2E")
 
 
 def _write_plain(place: Path, write: Write) -> Path:

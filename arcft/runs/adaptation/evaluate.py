@@ -11,6 +11,7 @@ from arcft.config.duration import parse_duration
 from arcft.console import note, say
 from arcft.console import show as show_table
 from arcft.errors import ArcftError
+from arcft.names import file_name
 from arcft.reporting.adaptation import before_after_table, rows_table
 from arcft.reporting.charts.adaptation_charts import adaptation_png
 from arcft.reporting.charts.curves import read_history
@@ -241,4 +242,4 @@ def _track(
             tracker.picture("ttft/course", picture)
         for task in target.tasks:
             problem_picture(picture, task, outcome.attempts, target.kind.card, shown=target.kind.metrics.attempts)
-            tracker.picture(f"ttft/task/{task.id}", picture)
+            tracker.picture(f"ttft/task/{file_name(task.id)}", picture)

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.table import Column
 
 from arcft.console import console
+from arcft.names import visible
 
 BEAT = 60.0
 """Longest time between two lines with `beats`, in seconds."""
@@ -38,14 +39,14 @@ def progress_bar(title: str, total: int, done: int = 0, *, beats: bool = False) 
         yield _line_printer(title, total, done, BEAT if beats else math.inf)
         return
     columns: list[ProgressColumn] = [
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(table_column=Column(min_width=7)),  # on a narrow terminal, the bar shrinks
     ]
     if not beats:
         columns += [TextColumn("<"), TimeRemainingColumn(table_column=Column(min_width=7))]
-    columns.append(TextColumn("{task.fields[words]}"))
+    columns.append(TextColumn("{task.fields[words]}", markup=False))
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task(title, total=total, completed=done, words="")
         yield lambda count, words: progress.update(bar, completed=count, words=words)
@@ -60,7 +61,7 @@ def _line_printer(title: str, total: int, done: int, beat: float) -> Advance:
         nonlocal printed, next_beat
         moved = count > printed and (count >= printed + tenth or count == total)
         if moved or time.monotonic() >= next_beat:
-            print(f"{title} {count}/{total}  {words}".rstrip(), flush=True)
+            print(visible(f"{title} {count}/{total}  {words}".rstrip()), flush=True)
             printed = count
             next_beat = time.monotonic() + beat
 

@@ -10,11 +10,18 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from arcft.json_text import JsonError, read_text
 from arcft.protocols import Problem, ProblemError, ProblemPool
 
 ItemT = TypeVar("ItemT", bound=Problem | ProblemPool)
 
 QUOTING = "YAML reads some ids as numbers, so quote each: \"{key}=['007bbfb7']\""
+
+MOST_EXPLAINED = 10
+"""Unknown ids that a message explains one by one; a wrong file may hold thousands."""
+
+MOST_COMPARED = 3_000
+"""Ids among which the nearest are looked for; comparing takes about 20 microseconds each."""
 
 
 def select_tasks(
@@ -31,9 +38,9 @@ def select_tasks(
         wanted = read_ids("data.task_ids", task_ids, by_id)
         if not wanted:
             raise ProblemError(f"data.task_ids={task_ids}: names no task; give at least one id, or null for all tasks")
-        unknown = [_unknown_id("data.task_ids", task_id, by_id) for task_id in wanted if task_id not in by_id]
+        unknown = [task_id for task_id in wanted if task_id not in by_id]
         if unknown:
-            raise ProblemError("\n".join(unknown))
+            raise ProblemError(_unknown_ids("data.task_ids", unknown, by_id))
         chosen = [by_id[task_id] for task_id in dict.fromkeys(wanted)]
     if limit is not None and limit < len(chosen):
         if limit < 1:
@@ -49,9 +56,10 @@ def excluded_ids(exclude: list[str] | str, known: Iterable[str]) -> set[str]:
     """
     known = set(known)
     ids = set(read_ids("data.exclude", exclude, known))
-    misread = [task_id for task_id in sorted(ids - known) if _meant(task_id, known)]
+    numbers = _Numbers(known)
+    misread = [task_id for task_id in sorted(ids - known) if numbers.meant(task_id)]
     if misread:
-        raise ProblemError("\n".join(_unknown_id("data.exclude", task_id, known) for task_id in misread))
+        raise ProblemError(_unknown_ids("data.exclude", misread, known))
     return ids
 
 
@@ -77,31 +85,49 @@ def read_ids(key: str, ids: list[str] | str, known: Iterable[str]) -> list[str]:
     if not isinstance(ids, str):
         return ids
     try:
-        lines = Path(ids).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
+        lines = read_text(Path(ids)).splitlines()
+    except JsonError:
         if Path(ids).name in known:
             raise ProblemError(f"{key}={ids}: is an id; write it as a list: \"{key}=['{Path(ids).name}']\"") from None
         raise ProblemError(f"{key}={ids}: no such text file; give a list of ids or a file of one id a line") from None
     return [line.strip() for line in lines if line.strip()]
 
 
-def _unknown_id(key: str, task_id: str, known: Iterable[str]) -> str:
+def _unknown_ids(key: str, ids: Sequence[str], known: Iterable[str]) -> str:
+    """A line for each of the first `ids`, and how many more there are."""
+    known = list(known)
+    numbers = _Numbers(known)
+    lines = [_unknown_id(key, task_id, known, numbers) for task_id in ids[:MOST_EXPLAINED]]
+    if len(ids) > MOST_EXPLAINED:
+        lines.append(f"{key}: {len(ids) - MOST_EXPLAINED:,} more ids are no task's")
+    return "\n".join(lines)
+
+
+def _unknown_id(key: str, task_id: str, known: Sequence[str], numbers: _Numbers) -> str:
     if _number(task_id) is not None:
-        same = _meant(task_id, known)
+        same = numbers.meant(task_id)
         meant = f" (it may be {' or '.join(same[:3])})" if same else ""
         elsewhere = "" if same else "; if it was quoted, the task is in another set or split"
         quoting = QUOTING.format(key=key)
         return f"{key}: {task_id} is the text of a number, and no task's id{meant}; {quoting}{elsewhere}"
-    near = difflib.get_close_matches(task_id, known, n=3, cutoff=0.0)
+    near = difflib.get_close_matches(task_id, known[:MOST_COMPARED], n=3, cutoff=0.0)
     return f"{key}: no task has the id {task_id!r}; the nearest are {', '.join(near)}"
 
 
-def _meant(task_id: str, known: Iterable[str]) -> list[str]:
-    """The ids that YAML may have read as the number whose text is `task_id`."""
-    number = _number(task_id)
-    if number is None:
-        return []
-    return sorted(candidate for candidate in known if number in (_number(candidate), _octal(candidate)))
+class _Numbers:
+    """Ids by the numbers that YAML may have read them as."""
+
+    def __init__(self, ids: Iterable[str]) -> None:
+        self._ids: dict[float, set[str]] = {}
+        for task_id in ids:
+            for number in (_number(task_id), _octal(task_id)):
+                if number is not None:
+                    self._ids.setdefault(number, set()).add(task_id)
+
+    def meant(self, task_id: str) -> list[str]:
+        """The ids that YAML may have read as the number whose text is `task_id`."""
+        number = _number(task_id)
+        return [] if number is None else sorted(self._ids.get(number, ()))
 
 
 def _number(text: str) -> float | None:

@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from arcft.problems.arc.task import Grid, Pair, Task, TaskError, as_grid
+from arcft.json_text import JsonError, parse_json, read_text
+from arcft.problems.arc.task import Grid, Pair, Task, TaskError, as_grid, check_id
 
 
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises TaskError if it is missing or invalid, or repeats a key of an object."""
+def read_json(path: Path, entry: str = "") -> Any:
+    """The content of a JSON file; an `entry` is what its outermost object is made of. Raises TaskError if it is missing
+    or invalid, or repeats a key of an object."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        return json.loads(text, object_pairs_hook=_unique)
-    except _DuplicateKeyError as error:
-        raise TaskError(
-            f"{path}: {error} is there twice; task ids and keys must be unique, remove or rename one"
-        ) from None
-    except FileNotFoundError:
-        raise TaskError(f"{path}: no such file") from None
-    except OSError as error:
-        raise TaskError(f"{path}: can't be read: {error.strerror}") from None
-    except json.JSONDecodeError as error:
-        ends_early = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
-        cut = "; the file ends too early, was it cut off?" if ends_early else ""
-        raise TaskError(
-            f"{path}: not valid JSON at line {error.lineno}, column {error.colno}: {error.msg}{cut}"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise TaskError(f"{path}: not valid JSON: {error}") from None
+        return parse_json(read_text(path), str(path), entry)
+    except JsonError as error:
+        raise TaskError(str(error)) from None
 
 
-def read_object(path: Path, content: str) -> dict[str, Any]:
+def read_object(path: Path, content: str, entry: str = "") -> dict[str, Any]:
     """The content of a JSON file that must hold an object, described by `content` in errors. Raises TaskError if it is
     empty."""
-    values = read_json(path)
+    values = read_json(path, entry)
     if not isinstance(values, dict):
         raise TaskError(f"{path}: holds {_kind(values)} where an object {content} is expected")
     if not values:
         raise TaskError(f"{path}: no task in it")
+    return values
+
+
+def read_tasks(path: Path, content: str) -> dict[str, Any]:
+    """`read_object` whose keys are ids of tasks. Raises TaskError for one that is refused."""
+    values = read_object(path, content, entry="task")
+    for task_id in values:
+        check_id(task_id, str(path))
     return values
 
 
@@ -88,18 +82,6 @@ def _pair_list(values: dict[str, Any], key: str, where: str) -> list[Any]:
     if not pairs:
         raise TaskError(f"{where}: {key} is empty; a task has at least one train and one test pair")
     return pairs
-
-
-class _DuplicateKeyError(Exception):
-    pass
-
-
-def _unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(items)
-    if len(values) < len(items):
-        keys = [key for key, _ in items]
-        raise _DuplicateKeyError(next(repr(key) for key in keys if keys.count(key) > 1))
-    return values
 
 
 def _kind(value: Any) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arcft.files import manifest_sha256
-from arcft.problems.arc.task import MAX_SIDE, NUM_COLORS, Grid, Pair, TaskError
+from arcft.problems.arc.task import MAX_SIDE, NUM_COLORS, Grid, Pair, TaskError, check_id
 
 MANIFEST_FILE = "manifest.json"
 FORMAT = 1
@@ -132,6 +132,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if manifest_sha256(manifest) != manifest.get("sha256"):
         raise TaskError(f"{path}: was changed: its sha256 is not the one in it; {WAY_OUT}")
     for task_id, entry in _entries(path, manifest):
+        check_id(task_id, str(path))
         # Names are joined to the folder's path, so they must not escape it.
         if Path(entry["file"]).name != entry["file"]:
             raise TaskError(f"{path}: task {task_id}: {entry['file']} is not a plain file name")

