@@ -2,10 +2,12 @@
 
     python benchmarks/kills.py --quick
     python benchmarks/kills.py --kills 100
+    python benchmarks/kills.py --kills 100 --workers local processes ray
 
 An evaluation adapts a small trained model to a few small tasks of ARC-1 and predicts them. It runs once uninterrupted.
 Then it is started again, killed with SIGKILL at a uniformly random moment of the uninterrupted run's duration and
-resumed with `evaluate.py resume=FOLDER`, until it completes; this repeats until --kills is reached. The goal is that
+resumed with `evaluate.py resume=FOLDER`, until it completes; this repeats until --kills is reached. With several
+--workers it runs once uninterrupted with each, and each start and each resume draws one of them. The goal is that
 nothing is lost, no finished task is repeated, and every run ends with the same files.
 """
 
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,8 @@ LARGEST_CELLS = 400  # of all grids of a task: a second or less for each
 NUM_LAUNCHES_WITHOUT_END = 50
 FILES = ("metrics.json", "predictions.jsonl", "submission.json")
 QUIET = ("tracking=none",)
+WORKERS = ("local", "processes", "ray")
+NUM_WORKERS = 2  # of processes or Ray
 
 
 @dataclasses.dataclass
@@ -54,6 +59,9 @@ class Count:
 
     kills_in_hand: int = 0
     """Kills while a task was being adapted to or predicted."""
+
+    starts: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Starts and resumes by the value of ttft.workers, those that completed included."""
 
     runs: int = 0
     """Completed runs."""
@@ -88,9 +96,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         job = Job(train(folder), small_tasks(num_tasks), folder)
-        whole = folder / "whole"
-        seconds = job.undisturbed(whole)
-        print(f"uninterrupted: {num_tasks} tasks in {seconds:.1f} s", flush=True)
+        whole = folder / f"whole-{arguments.workers[0]}"
+        seconds = {workers: job.undisturbed(folder / f"whole-{workers}", workers) for workers in arguments.workers}
+        for workers, taken in seconds.items():
+            print(f"uninterrupted, ttft.workers={workers}: {num_tasks} tasks in {taken:.1f} s", flush=True)
+            count.differing += differences(folder / f"whole-{workers}", whole)
         rng = random.Random(arguments.seed)
         begun = time.perf_counter()
         while count.kills < kills:
@@ -107,6 +117,7 @@ def main() -> None:
         "quick": arguments.quick,
         "seed": arguments.seed,
         "tasks": num_tasks,
+        "workers": arguments.workers,
         "undisturbed_seconds": seconds,
         "seconds": seconds_of_all,
         **dataclasses.asdict(count),
@@ -119,6 +130,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two kills, fewer tasks")
     parser.add_argument("--kills", type=int, metavar="N", help="number of kills (default 100)")
+    parser.add_argument(
+        "--workers", nargs="+", choices=WORKERS, default=["local"], help="values of ttft.workers (default local)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random moments")
     return parser.parse_args()
 
@@ -170,13 +184,14 @@ class Job:
         self.index = run / INDEX_FILE
         self.log = folder / "log.txt"
 
-    def start(self, folder: Path) -> subprocess.Popen[bytes]:
-        """Start the evaluation in `folder`, or resume it."""
+    def start(self, folder: Path, workers: str) -> subprocess.Popen[bytes]:
+        """Start the evaluation in `folder`, or resume it, with ttft.workers=`workers`."""
         is_begun = (folder / RUN_FILE).is_file()
         if not is_begun:
             # Otherwise an earlier run's results would be reused.
             self.index.unlink(missing_ok=True)
         overrides = [f"resume='{folder}'"] if is_begun else [*self.overrides, f"hydra.run.dir='{folder}'"]
+        overrides += [f"ttft.workers={workers}", f"ttft.num_workers={'null' if workers == 'local' else NUM_WORKERS}"]
         return subprocess.Popen(
             command("evaluate.py", *overrides),
             stdout=subprocess.DEVNULL,
@@ -184,23 +199,30 @@ class Job:
             start_new_session=True,
         )
 
-    def undisturbed(self, folder: Path) -> float:
+    def undisturbed(self, folder: Path, workers: str) -> float:
         """Run to completion; returns the seconds it took."""
         begun = time.perf_counter()
-        self.check(self.start(folder).wait())
+        self.check(self.start(folder, workers).wait())
         return time.perf_counter() - begun
 
     def check(self, code: int) -> None:
         if code:
             raise SystemExit(f"evaluate.py ended with {code}:\n{self.log.read_text()[-2000:]}")
 
-    def disturbed(self, folder: Path, kills: int, seconds: float, rng: random.Random, count: Count) -> None:
-        """Run to completion through kills, at most `kills` in total over all runs; updates `count`."""
+    def disturbed(
+        self, folder: Path, kills: int, seconds: Mapping[str, float], rng: random.Random, count: Count
+    ) -> None:
+        """Run to completion through kills, at most `kills` in total over all runs; updates `count`.
+
+        `seconds` are those of an uninterrupted run with each value of ttft.workers, of which each start draws one.
+        """
         before: dict[Key, Done] = {}
         for _ in range(NUM_LAUNCHES_WITHOUT_END + kills):
-            process = self.start(folder)
+            workers = rng.choice([*seconds])
+            process = self.start(folder, workers)
+            count.starts[workers] = count.starts.get(workers, 0) + 1
             try:
-                patience = rng.uniform(0, seconds) if count.kills < kills else None
+                patience = rng.uniform(0, seconds[workers]) if count.kills < kills else None
                 self.check(process.wait(patience))
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -277,7 +299,8 @@ def content(path: Path) -> Any:
 def show(count: Count) -> None:
     print(f"\nkills: {count.kills}, of which {count.kills_before_ledger} before the ledger existed, and "
           f"{count.kills_in_hand} during a task")  # fmt: skip
-    print(f"completed runs: {count.runs}")
+    starts = ", ".join(f"{number} with ttft.workers={workers}" for workers, number in sorted(count.starts.items()))
+    print(f"completed runs: {count.runs}; starts and resumes: {starts}")
     print(f"interrupted tasks that were restarted: {count.begun_again}")
     for what, names in [("lost", count.lost), ("repeated", count.repeated), ("differing", count.differing)]:
         print(f"{what}: {len(names)}" + (f" ({', '.join(names[:10])})" if names else ""))
