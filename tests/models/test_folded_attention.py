@@ -107,6 +107,18 @@ def test_probabilities_are_kept_where_they_are_few_and_for_gradients_only(
     assert max(alive) <= most
 
 
+def test_dropout_is_left_to_sdpa() -> None:
+    query, key, value = torch.randn(3, 1, 2, 70, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    outputs = []
+    for attend in (folded_attention.folded_attention, folded_attention.sdpa_attention_forward):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            outputs.append(attend(torch.nn.Module(), query, key, value, None, dropout=0.5)[0])
+    plain, _ = folded_attention.folded_attention(torch.nn.Module(), query, key, value, None)
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.allclose(outputs[0], plain, atol=0.1)
+
+
 def test_a_row_that_sees_nothing_is_finite() -> None:
     query, key, value = torch.randn(3, 1, 2, 4, 8).unbind()
     mask = torch.zeros(1, 1, 4, 4, dtype=torch.bool)

@@ -359,6 +359,17 @@ def test_moving_and_resizing_keep_weights() -> None:
     assert logits_of(stacked, [0, 1, 2, 3, 0, 0]).isfinite().all()
 
 
+@pytest.mark.parametrize("slots", [1, 2, 4])
+def test_resizing_keeps_what_bfloat16_could_not_hold(slots: int) -> None:
+    stacked = make_stacked(lambda: adapted(architecture("llama", torch.bfloat16)), slots=2)
+    kept, initial = stacked.master(0).clone(), stacked.master(1).clone()
+    assert not torch.equal(kept, kept.bfloat16().float())
+    stacked.resize(slots)
+    assert torch.equal(stacked.master(0), kept)
+    for slot in range(1, slots):
+        assert torch.equal(stacked.master(slot), initial)
+
+
 def test_more_slots_than_there_is_memory_for_change_nothing() -> None:
     stacked = make_stacked()
     before = [stacked.state(slot) for slot in range(3)]

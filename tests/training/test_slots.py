@@ -258,6 +258,30 @@ def test_an_overflow_in_float16_lowers_the_scale_and_loses_no_step(monkeypatch: 
         assert largest_difference(stacked.state(slot), expected.state(slot)) < 3 * RATE
 
 
+def test_the_loss_scale_in_float16_does_not_reach_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Adam's steps hardly depend on the size of gradients, but a scale that changes on the way would distort its means.
+    means = []
+    for scale in (2.0**6, 2.0**12):
+        monkeypatch.setattr(slots, "_INITIAL_SCALE", scale)
+        trainer = begun(StackedLora(adapted(architecture("qwen2", torch.float16)), 1))
+        trainer.step(task_batches(0, 1))
+        progress = trainer._progress[0]
+        means.append(progress.optimizer.state[progress.weights]["exp_avg"].clone())
+    assert float(means[0].norm()) == pytest.approx(float(means[1].norm()), rel=0.02)
+    assert float((means[0] - means[1]).norm() / means[1].norm()) < 0.05
+
+
+def test_a_loss_that_is_not_finite_is_not_tried_again_at_a_lower_scale() -> None:
+    stacked = StackedLora(adapted(architecture("qwen2", torch.float16)), 2)
+    trainer = begun(stacked)
+    trainer.restore(1, torch.full_like(stacked.master(1), math.inf))
+    passes: list[int] = []
+    stacked.model.register_forward_pre_hook(lambda *_: passes.append(1))
+    first, second = trainer.step([make_examples(1, seed=task) for task in range(2)])
+    assert (first.finite, second.finite) == (True, False)
+    assert len(passes) == 1
+
+
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_a_quantised_base(tmp_path: Path, quantization: Any) -> None:
     architecture("qwen2").save_pretrained(tmp_path)
