@@ -21,10 +21,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from arcft.checkpoints import MANIFEST_FILE, RUN_FILE, CheckpointError, read_run_yaml
+from arcft.cli.leftovers import keep_files_of_job, remove_files_of_job, remove_leftovers
+from arcft.cli.overrides import explanation, refuse_empty_paths
 from arcft.config import schema
 from arcft.console import complain, log, log_to
 from arcft.errors import ArcftError
 from arcft.runs.common.config_folder import config_folder
+from arcft.runs.common.paths import quoted
 from arcft.runs.common.signals import Stopped
 
 # Switches of hydra.main that take no config keys of ours.
@@ -55,14 +58,15 @@ def run_from_command_line(job: Job, config_name: str, config_class: type) -> Non
     _failures.clear()
     guarded = _guarded(job, wants_tracebacks)
     entry = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(guarded)
+    typed = sys.argv[1:]
     try:
-        sys.argv[1:] = _resumed_in_place(let_unknown_keys_in(sys.argv[1:], config_class), config_name)
+        refuse_empty_paths(typed)
+        sys.argv[1:] = _resumed_in_place(let_unknown_keys_in(typed, config_class), config_name)
         entry()
     except (ArcftError, HydraException, OmegaConfBaseException) as error:
         if wants_tracebacks:
             raise
-        # Hydra ends some messages with every folder that it searched.
-        _report(str(error).partition("\nConfig search path")[0].rstrip())
+        _report(explanation(error, typed))
     except OSError as error:
         if wants_tracebacks or error.errno not in UNWRITABLE:
             raise
@@ -73,6 +77,7 @@ def run_from_command_line(job: Job, config_name: str, config_class: type) -> Non
         sys.exit(128 + signal.SIGINT)
     finally:
         log_to([])
+        remove_leftovers(config_name)
     if _failures:
         sys.exit(1)
 
@@ -84,8 +89,11 @@ def _guarded(job: Job, wants_tracebacks: bool) -> Callable[[DictConfig], float |
         # It logs at every import that a CPU kernel for 4 bits could be installed.
         logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
         log_to([handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)])
+        wrote = False
         try:
-            return job(cfg)
+            value = job(cfg)
+            wrote = not cfg.get("dry_run")
+            return value
         except Stopped as stopped:
             log.warning("%s", stopped)
             complain(str(stopped))
@@ -102,6 +110,11 @@ def _guarded(job: Job, wants_tracebacks: bool) -> Callable[[DictConfig], float |
             if not _in_this_process():
                 return _Failure(message)
             _report(message)
+        finally:
+            if wrote:
+                keep_files_of_job()
+            else:
+                remove_files_of_job()
         return None
 
     return guarded
@@ -160,14 +173,14 @@ def _may_be_missing(word: str, known: Mapping[str, schema.Key]) -> bool:
 
 def _resumed_in_place(arguments: list[str], job: str) -> list[str]:
     """The command line, which with resume=FOLDER lets Hydra log into that folder instead of making a new one."""
-    values = [word.removeprefix("resume=").strip("'\"") for word in arguments if word.startswith("resume=")]
-    folder = Path(values[-1]).expanduser() if values else None
+    words = [word for word in arguments if word.startswith("resume=")]
+    value = OverridesParser.create().parse_overrides(words)[-1].value() if words else None
+    folder = Path(value).expanduser() if isinstance(value, str) else None
     if folder is None or not _can_be_resumed(folder, job):
         return arguments
     if not os.access(folder, os.W_OK):
         raise CheckpointError(f"resume={folder}: can't be written to; get write permission, or resume a copy of it")
-    quoted = str(folder.resolve()).replace("'", "\\'")
-    return [*arguments, f"hydra.run.dir='{quoted}'", "hydra.output_subdir=null"]
+    return [*arguments, f"hydra.run.dir={quoted(str(folder.resolve()))}", "hydra.output_subdir=null"]
 
 
 def _can_be_resumed(folder: Path, job: str) -> bool:

@@ -156,7 +156,7 @@ class _Reader:
             if has_shape(alternative, value):
                 return self._convert_as(alternative, value, path)
         expected = f"expected {describe(kind)}, not {type(value).__name__}"
-        return self._refuse(f"{path}={value!r}: {expected}{_not_a_number(path, value)}")
+        return self._refuse(f"{path}={value!r}: {expected}{_way_to_write(path, value, possible)}")
 
     def _refuse(self, problem: str) -> Any:
         self.problems.append(problem)
@@ -292,13 +292,17 @@ def _belongs(config_class: type, path: str, key: str, owners: list[str]) -> str:
     return f"{_below(path, key)} belongs to {_option(config_class, path, first)}{others}; drop it, or {use}"
 
 
-def _not_a_number(path: str, value: Any) -> str:
-    """How to write what looks like a number and is none."""
+def _way_to_write(path: str, value: Any, possible: Iterable[Any]) -> str:
+    """How to write a text that looks like a number or a list and is none."""
     if not isinstance(value, int | float):
+        if str in possible and isinstance(value, list | dict):
+            return f"; if it is one text, quote it: \"{path}='...'\""
         return ""
     key = path.partition("[")[0]
     if key in ("data.task_ids", "data.exclude"):
         return f"; YAML read the id as a number: quote it, e.g. \"{key}=['007bbfb7']\""
     if path in ("ttft.budget", "training.max_time"):
         return "; write hours, minutes and seconds with their letters, e.g. 90s, 45m, 11h30m"
+    if str in possible:
+        return f"; if it is a text, quote it: \"{path}='...'\""
     return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -64,15 +63,13 @@ def evaluate(cwd: Path, *overrides: str) -> str:
 
 
 def refused(cwd: Path, *overrides: str) -> str:
-    """The one message of a command that must fail, and leave nothing but Hydra's own files behind."""
+    """The one message of a command that must fail, and leave nothing behind."""
     out, err = (process := start_evaluate(*overrides, *SHORT, cwd=cwd)).communicate(timeout=300)
     assert process.returncode == 1, out + err
     lines = [line for line in err.splitlines() if line]
     assert "Traceback" not in out + err
     assert sum(line.startswith("error: ") for line in lines) == 1
-    written = {path.name for path in cwd.rglob("outputs/**/*") if path.is_file()}
-    assert written <= {"config.yaml", "hydra.yaml", "overrides.yaml", "evaluate.log"}
-    shutil.rmtree(cwd / "outputs")
+    assert not (cwd / "outputs").exists()
     return "\n".join(lines).removeprefix("error: ")
 
 

@@ -9,6 +9,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
 from arcft.config.data import DataConfig
 from arcft.config.lora import LoraConfig
 from arcft.config.model import ModelConfig
@@ -23,10 +25,20 @@ def absolute(path: str) -> str:
 
 def override(key: str, path: str | Path) -> str:
     """`key=path` to be typed in a shell, quoted where the shell or Hydra would take the path apart."""
-    if re.fullmatch(r"[\w./:@%+-]+", str(path)):
+    if re.fullmatch(r"[\w./:@%+-]+", str(path), re.ASCII):
         return f"{key}={path}"
-    quoted = str(path).replace("'", "\\'")
-    return shlex.quote(f"{key}='{quoted}'")
+    return in_shell(f"{key}={quoted(str(path))}")
+
+
+def quoted(text: str) -> str:
+    """`text` in the quotes of Hydra's grammar; an interpolation such as `${oc.env:HOME}` remains one."""
+    unclosed = re.sub(r"\$\{(?![^{}]*\})", r"\\${", text)
+    return QuotedString(unclosed, Quote.single).with_quotes()
+
+
+def in_shell(word: str) -> str:
+    """`word` in quotes for a shell: double ones, unless it has signs that have a meaning inside them."""
+    return shlex.quote(word) if re.search(r"[\"$`\\!]", word) else f'"{word}"'
 
 
 def with_absolute_paths(config: TrainConfig) -> TrainConfig:

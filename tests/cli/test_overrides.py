@@ -1,0 +1,132 @@
+"""Overrides that Hydra can't read: named, and printed as they should be typed."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import OverrideParseException
+from omegaconf import OmegaConf
+
+from arcft.cli.evaluate import main
+from arcft.cli.overrides import PATHS, explanation, refuse_empty_paths
+from arcft.config.run import EvaluateConfig, TrainConfig
+from arcft.config.schema import ConfigError, known_keys
+from arcft.runs.common.paths import override, quoted
+
+ODD = [
+    "/p/lr=1e-4/checkpoint-4", "a b", " a ", "a,b", "a(b)", "a)", "{a}", "a{b", "[a]", "a[b", "a]", "a:b", "~/x",
+    "a~b", "a'b", 'a"b', "a$b", "a${b", "$(b)", "`b`", "/p/é/日本", "-x", "a\\b", "a\\", "a\\\\", "a\\'b", "a#b", "a&b",
+    "a;b", "a!b", "a^b", "a<b", "a|b", "a*b", "", "null", "1e5", "'", "a\nb", "a%b", "a@b+c",
+]  # fmt: skip
+
+
+def as_read(word: str) -> object:
+    """The value that Hydra and OmegaConf make of an override."""
+    value = OverridesParser.create().parse_overrides([word])[0].value()
+    return OmegaConf.to_container(OmegaConf.create({"value": value}), resolve=True)["value"]  # type: ignore[index]
+
+
+def explained(*words: str) -> str:
+    with pytest.raises(OverrideParseException) as caught:
+        OverridesParser.create().parse_overrides([words[-1]])
+    return explanation(caught.value, words)
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_a_quoted_value_is_read_as_it_is(value: str) -> None:
+    assert as_read(f"key={quoted(value)}") == value
+
+
+@pytest.mark.parametrize("value", [value for value in ODD if value not in ("", "null", "1e5")])
+def test_hints_can_be_typed_in_a_shell(value: str) -> None:
+    (word,) = shlex.split(override("key", value))
+    assert as_read(word) == value
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_what_hydra_cannot_read_is_printed_in_quotes(value: str) -> None:
+    try:
+        OverridesParser.create().parse_overrides([f"checkpoint={value}"])
+    except OverrideParseException:
+        message = explained(f"checkpoint={value}")
+        start = f"checkpoint={value}: the value has signs that Hydra reads as its own; quote it: "
+        assert message.startswith(start)
+        (word,) = shlex.split(message.removeprefix(start).removesuffix(" (the outer quotes are for the shell)"))
+        assert as_read(word) == value
+
+
+def test_the_message() -> None:
+    assert explained("checkpoint=/p/lr=1e-4/checkpoint-4") == (
+        "checkpoint=/p/lr=1e-4/checkpoint-4: the value has signs that Hydra reads as its own; quote it: "
+        "\"checkpoint='/p/lr=1e-4/checkpoint-4'\" (the outer quotes are for the shell)"
+    )
+
+
+def test_each_value_of_a_list_or_a_sweep_is_quoted() -> None:
+    assert "\"data.task_ids=['a b','c=d']\"" in explained("data.task_ids=[a b,c=d]")
+    assert "\"checkpoint='/lr=1','/lr=2'\"" in explained("-m", "checkpoint=/lr=1,/lr=2")
+    assert explained("data.sources=[{name:a=b}]").startswith("data.sources=[{name:a=b}]: ")
+
+
+def test_what_is_no_override_is_named() -> None:
+    assert explained("dry_run") == (
+        "dry_run: is no option; each is typed as key=value, e.g. dry_run=true, and --help lists the keys"
+    )
+
+
+def test_an_interpolation_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", "/p")
+    assert as_read(f"key={quoted('${oc.env:PLACE}/lr=1')}") == "/p/lr=1"
+
+
+@pytest.mark.parametrize("word", ["checkpoint=", "resume=''", 'data.path=""'])
+def test_an_empty_path_is_refused(word: str) -> None:
+    key = word.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"^{key}= is empty \(an unset shell variable\?\); give a path, or drop it$"):
+        refuse_empty_paths(["model=tiny", word])
+    refuse_empty_paths([f"{key}=x", "encoder="])
+
+
+def test_every_key_of_a_path_exists() -> None:
+    assert set(PATHS) - {"data.solutions_path"} <= {*known_keys(EvaluateConfig), *known_keys(TrainConfig)}
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("data.path=a=b", "error: data.path=a=b: the value has signs that Hydra reads as its own; quote it: "),
+        ("checkpoint=a,b", "error: checkpoint=a,b: commas separate the values of a sweep, which needs -m. For one "),
+        ("checkpoint=5", "error: checkpoint=5: expected text or null, not int; if it is a text, quote it: "),
+        ("checkpoint=[a]", "error: checkpoint=['a']: expected text or null, not list; if it is one text, quote it: "),
+        ("checkpoint=", "error: checkpoint= is empty (an unset shell variable?); give a path, or drop it"),
+    ],
+)
+def test_the_command_says_so(
+    word: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", word])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.startswith(told)
+
+
+def test_a_run_in_a_folder_with_odd_signs_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also by what looks for it before Hydra does."""
+    folder = tmp_path / "lr=1e-4, it's ${x"
+    folder.mkdir()
+    (folder / "run.yaml").write_text("job: evaluate\nconfig: {}\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *shlex.split(override("resume", folder))])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit):
+        main()
+    assert f"{folder}/run.yaml: holds no config of this version" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
