@@ -10,6 +10,8 @@ import multiprocessing
 import multiprocessing.resource_tracker
 import os
 import signal
+import socket
+import struct
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,7 +19,10 @@ from typing import Any
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 EXIT_SECONDS = 5.0
-"""How long a child that has closed its pipe may take to exit, so that its exit code is known."""
+"""How long a child that was killed, or has closed its pipe, may take to exit."""
+
+TRANSFER_SECONDS = 10.0
+"""A message counts as lost once no byte of it has moved for this long: the child was stopped in the middle of it."""
 
 
 class ChildDied(Exception):  # noqa: N818 - reported, and usually recovered from
@@ -43,6 +48,8 @@ class ChildProcess:
         self._own_group = own_group
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
+        _limit_transfers(self.connection)
+        self._torn = False
         self._process = context.Process(
             target=_run,
             args=(target, theirs, args, own_group),
@@ -55,29 +62,43 @@ class ChildProcess:
         theirs.close()
 
     def send(self, message: object) -> None:
-        """Send a picklable message. If the child is dead, only `receive` raises."""
-        with contextlib.suppress(OSError):
+        """Send a picklable message. If the child is dead, or does not take it in time, only `receive` raises."""
+        if self._torn:
+            return
+        try:
             self.connection.send(message)
+        except BlockingIOError:
+            self._torn = True
+        except OSError:
+            pass
 
-    def receive(self, timeout: float | None = None) -> Any:
-        """Wait for a message. Raise ChildDied, or TimeoutError after `timeout` seconds (None: wait forever)."""
-        if timeout is not None and not self.connection.poll(timeout):
+    def receive(self, timeout: float = TRANSFER_SECONDS) -> Any:
+        """Wait for a message. Raise ChildDied, or TimeoutError where none begins within `timeout` seconds."""
+        if self._torn:
+            raise ChildDied(f"it took no message for {TRANSFER_SECONDS:g} s")
+        if not self.connection.poll(timeout):
             raise TimeoutError
         try:
             return self.connection.recv()
+        except BlockingIOError:
+            self._torn = True
+            raise ChildDied(f"it was silent for {TRANSFER_SECONDS:g} s in the middle of a message") from None
         except (EOFError, OSError):
             self._process.join(EXIT_SECONDS)
             raise ChildDied(_cause_of_death(self._process.exitcode)) from None
 
     def kill(self) -> None:
-        """End the child at once, whatever it is doing, and wait until it is gone."""
+        """End the child at once, whatever it is doing, and wait until it is gone.
+
+        A process that hangs inside the kernel, on a dead disk or driver, is left behind after EXIT_SECONDS.
+        """
         if self._own_group:
             # The group exists only once the child has started its session.
             assert self._process.pid is not None
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
-        self._process.join()
+        self._process.join(EXIT_SECONDS)
         self.connection.close()
 
 
@@ -89,6 +110,14 @@ def _run(target: Callable[..., None], connection: Connection, args: tuple[Any, .
             signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     target(connection, *args)
+
+
+def _limit_transfers(connection: Connection) -> None:
+    """Let reads and writes that have begun raise BlockingIOError after TRANSFER_SECONDS without a byte."""
+    limit = struct.pack("ll", int(TRANSFER_SECONDS), 0)
+    with socket.socket(fileno=os.dup(connection.fileno())) as pipe:
+        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        pipe.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
 
 @contextlib.contextmanager

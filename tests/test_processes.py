@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
+from arcft import processes
 from arcft.processes import ChildDied, ChildProcess
 
 
@@ -32,6 +34,11 @@ def double(connection: Connection, offset: int) -> None:
             for number in (signal.SIGINT, signal.SIGTERM):
                 os.kill(os.getpid(), number)
             connection.send("alive")
+        elif message == "stop in the middle":
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGSTOP)).start()
+            connection.send(b"0" * 50_000_000)  # more than the pipe holds, and nobody reads yet
+        elif message == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
         elif message == "child":
             connection.send(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"]).pid)
         else:
@@ -97,3 +104,30 @@ def test_a_child_with_its_own_group_takes_its_children_along() -> None:
     while is_running(grandchild) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_running(grandchild)
+
+
+def test_a_child_that_is_stopped_in_the_middle_of_a_message_counts_as_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "TRANSFER_SECONDS", 1.0)
+    child = ChildProcess(double, (0,), name="doubler")
+    child.send("stop in the middle")
+    assert child.connection.poll(10)
+    time.sleep(1)
+    with pytest.raises(ChildDied, match=r"^it was silent for 1 s in the middle of a message$"):
+        child.receive()
+    child.kill()
+    assert not is_running(child._process.pid)
+
+
+def test_a_message_that_a_stopped_child_does_not_take_is_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "TRANSFER_SECONDS", 1.0)
+    child = ChildProcess(double, (0,), name="doubler")
+    child.send(1)
+    assert child.receive() == 2
+    child.send("stop")
+    time.sleep(0.5)
+    start = time.monotonic()
+    child.send(b"0" * 50_000_000)
+    assert time.monotonic() - start < 5
+    with pytest.raises(ChildDied, match=r"^it took no message for 1 s$"):
+        child.receive()
+    child.kill()

@@ -32,7 +32,8 @@ class Scripted:
     """Seconds that each unit takes."""
 
     start: str = "well"
-    """What building the engine comes to: well, refused, bug, killed or slow."""
+    """What building the engine comes to: well, refused, bug, killed, slow, stopped (SIGSTOP) the first time, or
+    flaky: killed the first and the third time."""
 
     def __call__(self) -> ScriptedEngine:
         leave_mark(self.folder, f"pid-{os.getpid()}")
@@ -42,13 +43,18 @@ class Scripted:
             raise KeyError("weights")
         if self.start == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.start == "stopped" and leave_mark(self.folder, "stopped") == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if self.start == "flaky" and leave_mark(self.folder, "flaky") in (1, 3):
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.start == "slow":
             time.sleep(600)
         return ScriptedEngine(self)
 
 
 class ScriptedEngine:
-    """Unit `kill-3`: the process is killed the first three times; `raise-1`, `refuse-1`: the engine raises a bug or an
+    """Unit `kill-3`: the process is killed the first three times; `stop-1`: it is stopped (SIGSTOP), and stays there;
+    `hang-1`: the engine's thread hangs, but its process answers; `raise-1`, `refuse-1`: the engine raises a bug or an
     ArcftError the first time; `fail-2`: the unit fails twice. All else is predicted with what the environment is."""
 
     def __init__(self, script: Scripted) -> None:
@@ -69,6 +75,10 @@ class ScriptedEngine:
         if times and leave_mark(self.script.folder, assignment.unit.name) <= int(times):
             if what == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if what == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            if what == "hang":
+                time.sleep(600)
             if what == "raise":
                 raise ValueError("a bug in the engine")
             if what == "refuse":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import time
 from collections import Counter
 from pathlib import Path
@@ -81,7 +82,7 @@ def ttft_config(**changes) -> PerTaskConfig:
 
 def begun(factory: Scripted) -> WorkerEngine:
     worker = WorkerEngine({})
-    worker.begin(factory)
+    worker.begin(pickle.dumps(factory))
     return worker
 
 

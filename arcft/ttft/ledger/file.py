@@ -19,7 +19,7 @@ _VERSION = 2
 _WITHOUT_CHECKSUMS = 1
 
 # Another process may be in the middle of a write to a slow disk.
-_PATIENCE_SECONDS = 60.0
+_PATIENCE_SECONDS = 30.0
 _MOST_DIFFERENCES = 8
 _LONGEST_VALUE = 60
 _AFTER_DAMAGE = "put back a copy of the folder, or start a new run in another one"

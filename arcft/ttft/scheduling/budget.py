@@ -82,6 +82,8 @@ class Budget:
         reserve = _RESERVE * total_seconds + min(_RESERVE_SECONDS, _MOST_RESERVE * total_seconds)
         self.end = clock() + total_seconds - used - reserve
         """Deadline of the last prediction, in seconds since the epoch."""
+        self.over = self.end + reserve
+        """When the whole time is used, in seconds since the epoch."""
 
     def left(self, units: int) -> float:
         """Seconds of work left if only `units` units remain; a unit occupies a single worker."""

@@ -11,6 +11,7 @@ from arcft.scoring.predictions import Prediction
 from arcft.ttft.ledger.ledger import MAX_ATTEMPTS, Ledger
 from arcft.ttft.scheduling.budget import Budget
 from arcft.ttft.scheduling.cost_model import Costs
+from arcft.ttft.scheduling.patience import overdue
 from arcft.ttft.scheduling.policy import Chooser, RunningUnit, RunState, UnitDefaults, row_of
 from arcft.ttft.units import (
     ADAPT_ROUND,
@@ -153,6 +154,12 @@ class Queue:
             for key in [key for key, running in self._run.running.items() if running.worker == worker]:
                 del self._run.running[key]
                 self._run.refresh(key)
+
+    def overdue(self, worker: str, quiet: float) -> str | None:
+        """Why `worker`, which has sent nothing for `quiet` seconds, should be ended; None if it may go on."""
+        with self._lock:
+            running = [each for each in self._run.running.values() if each.worker == worker]
+            return overdue(running, self._costs, self._budget, now=self._clock(), quiet=quiet)
 
     def note(self, kind: str, text: str) -> None:
         """Record a remark about the engine or its workers in the ledger."""

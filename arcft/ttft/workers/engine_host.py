@@ -2,7 +2,8 @@
 
 An engine requests work in the middle of its loop and waits for the answer, but neither an actor nor a process can call
 its driver. So the engine runs in its own thread, its requests and events are queued here, and the driver fetches them.
-It polls at least every QUIET seconds, and brings the answers and whether to stop.
+It polls at least every QUIET seconds, and brings the answers and whether to stop. An exchange that does not return
+means that the whole process hangs, also while the engine's thread imports its libraries or loads the model.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import pickle
 import queue
 import threading
 import traceback
@@ -64,8 +66,8 @@ class WorkerEngine:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._stop = threading.Event()
 
-    def begin(self, factory: Callable[[], Engine]) -> None:
-        """Build the engine in its thread and let it request work; returns immediately."""
+    def begin(self, factory: bytes) -> None:
+        """Build the engine in its thread by the pickled `factory` and let it request work; returns immediately."""
         threading.Thread(target=self._live, args=(factory,), name="engine", daemon=True).start()
 
     def exchange(self, answers: Sequence[Assignment | None], stop: bool) -> list[Message]:
@@ -85,9 +87,10 @@ class WorkerEngine:
         except queue.Empty:
             return messages
 
-    def _live(self, factory: Callable[[], Engine]) -> None:
+    def _live(self, factory: bytes) -> None:
         try:
-            engine = factory()
+            build: Callable[[], Engine] = pickle.loads(factory)
+            engine = build()
             while True:
                 first = self._ask(None, idle=True)
                 if first is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 
@@ -20,6 +21,19 @@ START_TRIES = 2
 DEATHS_IN_A_ROW = 25
 """This many deaths without a finished unit in between end the run. It is more than the queue needs to give up on a
 unit that kills its worker in every round and attempt."""
+
+SILENT_SECONDS = {"starting": 120.0, "idle": 60.0, "busy": 60.0}
+"""A process that has left an exchange unanswered for this long hangs as a whole. One that starts may be given to a busy
+machine, and holds Python's lock while it loads large libraries."""
+
+START_SECONDS = 3600.0
+"""A worker must have loaded its model within this time."""
+
+STOP_SECONDS = 10.0
+"""Time for engines to end their step, or their adapter's files, once a stop is asked for."""
+
+_TICK_SECONDS = 5.0
+"""A round of the driver counts as at most this long: if the driver itself was suspended, its workers are not blamed."""
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +72,11 @@ class _Place(Generic[AnyWorker]):
     worker: AnyWorker
     state: Literal["starting", "idle", "busy"] = "starting"
     failed_starts: int = 0
+    silent: float = 0.0
+    """Seconds since the process answered an exchange."""
+
+    quiet: float = 0.0
+    """Seconds since its engine sent a message."""
 
 
 class WorkerPool(Generic[AnyWorker]):
@@ -82,11 +101,13 @@ class WorkerPool(Generic[AnyWorker]):
         self._reported: set[str] = set()
         # Whether the queue had nothing for an idle worker, and nothing was requeued since.
         self._dry = False
+        self._stopping_for = 0.0
 
     def work(self, count: int) -> None:
         """Process the queue with `count` workers until it is empty, or until soon after `stopped()`; then end them all.
 
-        Raises WorkerError if a worker's engine could not be built (with its message), or if workers keep dying.
+        A worker that hangs is ended like one that died, and at the latest STOP_SECONDS after `stopped()`. Raises
+        WorkerError if a worker's engine could not be built (with its message), or if workers keep dying.
         """
         if self._queue.done:
             return
@@ -94,6 +115,7 @@ class WorkerPool(Generic[AnyWorker]):
         try:
             for number in range(count):
                 self._places.append(_Place(number, self._begin(number)))
+            before = time.monotonic()
             while not self._finished(stopping := self._stopped()):
                 if stopping:
                     # From now on, requeued units do not count as deaths.
@@ -101,6 +123,9 @@ class WorkerPool(Generic[AnyWorker]):
                 places = {place.worker.name: place for place in self._places}
                 for worker in self._ready([place.worker for place in self._places]):
                     self._serve(places[worker.name], stopping)
+                now = time.monotonic()
+                self._end_hanging(min(now - before, _TICK_SECONDS), stopping)
+                before = now
         finally:
             for place in self._places:
                 place.worker.close()
@@ -117,15 +142,35 @@ class WorkerPool(Generic[AnyWorker]):
             raise WorkerError(
                 f"no worker could be started: {self._last_reason}; to see it in one process use ttft.workers=local"
             )
-        busy = any(place.state == "busy" for place in self._places)
+        busy = any(place.state == "busy" for place in self._places) and self._stopping_for < STOP_SECONDS
         return not busy and (stopping or self._dry or self._queue.done)
+
+    def _end_hanging(self, passed: float, stopping: bool) -> None:
+        """Replace the workers that hang, `passed` seconds after the last look."""
+        self._stopping_for += passed if stopping else 0.0
+        for place in list(self._places):
+            place.silent += passed
+            place.quiet += passed
+            reason = self._hangs(place)
+            if reason is not None:
+                self._replace(place, reason, stopping)
+
+    def _hangs(self, place: _Place[AnyWorker]) -> str | None:
+        """Why a worker is not waited for any longer."""
+        if place.silent > SILENT_SECONDS[place.state]:
+            return f"its process has not answered for {place.silent:.0f} s"
+        if place.state == "starting" and place.quiet > START_SECONDS:
+            return f"it has not loaded its model in {place.quiet:.0f} s"
+        return self._queue.overdue(place.worker.name, place.quiet)
 
     def _serve(self, place: _Place[AnyWorker], stopping: bool) -> None:
         """Handle a worker's messages and answer its requests."""
         name = place.worker.name
         answers: list[Assignment | None] = []
+        place.silent = 0.0
         try:
             for message in place.worker.receive():
+                place.quiet = 0.0
                 match message:
                     case Broken(users=True):
                         raise WorkerError(message.reason)
@@ -147,7 +192,7 @@ class WorkerPool(Generic[AnyWorker]):
             first = self._queue.pull(name)
             self._dry = first is None
             if first is not None:
-                place.state = "busy"
+                place.state, place.quiet = "busy", 0.0
                 answers.append(first)
         place.worker.send(answers, stopping)
 
@@ -175,3 +220,4 @@ class WorkerPool(Generic[AnyWorker]):
             self._places.remove(place)
         else:
             place.worker, place.state = self._begin(place.number), "starting"
+            place.silent = place.quiet = 0.0

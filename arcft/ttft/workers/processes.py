@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing.connection
 import os
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
@@ -24,8 +25,8 @@ class ProcessWorker:
         """Start the child with the variables in `environment`, and let it build its engine by `factory`."""
         self.name = f"process-{number}"
         self._child = ChildProcess(_serve, (dict(environment),), name=self.name)
-        # Not as an argument of the process: what unpickling it imports must find the environment set.
-        self._child.send(factory)
+        # Not as an argument of the process: what unpickling it imports must find the environment set, and takes long.
+        self._child.send(pickle.dumps(factory))
 
     @property
     def connection(self) -> Connection:

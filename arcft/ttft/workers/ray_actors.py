@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ class RayWorker:
         actor = ray.remote(num_cpus=cores, num_gpus=share.gpus, max_restarts=0)(WorkerEngine)
         self._actor = actor.remote(dict(environment))
         # Sent separately, not as an argument of the actor: the environment must be set before its imports.
-        self._started = self._actor.begin.remote(factory)
+        self._started = self._actor.begin.remote(pickle.dumps(factory))
         self.reference: Any = None
 
     def send(self, answers: Sequence[Assignment | None], stop: bool) -> None:
