@@ -1,6 +1,6 @@
 """Predict, vote, score, report: `python evaluate.py --help` shows every option."""
 
-from arcft.cli.evaluate import main
+from arcft.cli.program import evaluate
 
 if __name__ == "__main__":
-    main()
+    evaluate()

@@ -1,6 +1,6 @@
 """Fine-tune a model on ARC tasks: `python train.py --help` shows every option."""
 
-from arcft.cli.train import main
+from arcft.cli.program import train
 
 if __name__ == "__main__":
-    main()
+    train()

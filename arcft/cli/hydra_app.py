@@ -6,7 +6,6 @@ import errno
 import logging
 import os
 import re
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,9 +25,9 @@ from arcft.cli.overrides import explanation, refuse_empty_paths
 from arcft.config import schema
 from arcft.console import complain, log, log_to
 from arcft.errors import ArcftError
+from arcft.runs.common import signals
 from arcft.runs.common.config_folder import config_folder
 from arcft.runs.common.paths import quoted
-from arcft.runs.common.signals import Stopped
 
 # Switches of hydra.main that take no config keys of ours.
 HYDRA_ONLY = ("hydra.", "hydra/", "experiment", "hparams_search", "debug", "local")
@@ -62,7 +61,8 @@ def run_from_command_line(job: Job, config_name: str, config_class: type) -> Non
     try:
         refuse_empty_paths(typed)
         sys.argv[1:] = _resumed_in_place(let_unknown_keys_in(typed, config_class), config_name)
-        entry()
+        with signals.program():
+            entry()
     except (ArcftError, HydraException, OmegaConfBaseException) as error:
         if wants_tracebacks:
             raise
@@ -72,9 +72,6 @@ def run_from_command_line(job: Job, config_name: str, config_class: type) -> Non
             raise
         where = f"{error.filename}: " if error.filename else ""
         _report(f"{where}can't be written to ({error.strerror}); what was saved is complete. {WAY_OUT}")
-    except KeyboardInterrupt:
-        complain("stopped at once; what was saved is complete")
-        sys.exit(128 + signal.SIGINT)
     finally:
         log_to([])
         remove_leftovers(config_name)
@@ -94,7 +91,7 @@ def _guarded(job: Job, wants_tracebacks: bool) -> Callable[[DictConfig], float |
             value = job(cfg)
             wrote = not cfg.get("dry_run")
             return value
-        except Stopped as stopped:
+        except signals.Stopped as stopped:
             log.warning("%s", stopped)
             complain(str(stopped))
             # Unlike an exception, this also ends the remaining jobs of a multirun.

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from arcft.names import visible
+from arcft.runs.common import signals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,20 @@ def refusal(program: str, name: str) -> str:
     return f"{program} {name}: there is no such command; {hint}the commands are {', '.join(COMMANDS)}"
 
 
+def train() -> None:
+    """The program `arcft-train`, also `python train.py`."""
+    with signals.program():
+        importlib.import_module("arcft.cli.train").main()
+
+
+def evaluate() -> None:
+    """The program `arcft-evaluate`, also `python evaluate.py`."""
+    with signals.program():
+        importlib.import_module("arcft.cli.evaluate").main()
+
+
 def _run(module: str, started_as: str, arguments: list[str]) -> None:
     # arcft.runs.common.command reads argv[0] for hints; Hydra and argparse read it for their help.
     sys.argv = [started_as, *arguments]
-    importlib.import_module(module).main()
+    with signals.program():
+        importlib.import_module(module).main()

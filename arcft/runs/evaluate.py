@@ -12,7 +12,9 @@ from arcft.config.ttft import TtftConfig
 from arcft.console import note
 from arcft.models.backend import import_backend
 from arcft.runs.adaptation.run_folder import start_evaluation_folder
+from arcft.runs.common.command import stopped
 from arcft.runs.common.paths import evaluation_with_absolute_paths
+from arcft.runs.common.signals import resumable
 from arcft.runs.setup.ttft_settings import refuse_without_effect, resolve_ttft
 
 
@@ -38,8 +40,11 @@ def evaluate(
             note(text)
     elif config.model is not None:
         import_backend(config.model)
-    with start_evaluation_folder(settings, folder) if settings and not config.dry_run else contextlib.nullcontext():
-        # Imported only now: it takes seconds, and a run that is killed meanwhile can be resumed already.
+    with contextlib.ExitStack() as stack:
+        if settings and not config.dry_run:
+            stack.enter_context(resumable(stopped("evaluate", folder)))
+            stack.enter_context(start_evaluation_folder(settings, folder))
+        # Imported only now: it takes seconds, and a run that is stopped meanwhile can be resumed already.
         from arcft.runs.evaluation.run import run_evaluation
 
         return run_evaluation(config, settings, folder, explicit, show)

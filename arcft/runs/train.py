@@ -27,11 +27,11 @@ from arcft.models.limits import embedding_rows, position_limit, refuse_beyond
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
 from arcft.protocols import DealViews, Problem, QuestionSampler
-from arcft.runs.common.command import command
+from arcft.runs.common.command import command, stopped
 from arcft.runs.common.optimized_metric import check_name
 from arcft.runs.common.paths import override
 from arcft.runs.common.progress import progress_bar
-from arcft.runs.common.signals import Stopped, stop_on_signals
+from arcft.runs.common.signals import Stopped, resumable, stop_on_signals
 from arcft.runs.common.tracking import tracked
 from arcft.runs.setup.build import check_answers, choose_device, example_builder, view_dealer
 from arcft.runs.setup.checkpoint_config import check_base, open_checkpoint
@@ -127,18 +127,19 @@ def train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
     with lock_run(folder), tracked(config.tracking, values, folder, job="train") as tracker:
         remove_leftovers(folder)
         write_run_yaml(folder, saving.run_config)
-        results = _train(config, folder, prepared, model, arguments, saving, tracker)
-        if results is None:
-            return {}
-        # The showcase loads the checkpoint, and a large model does not fit into memory twice.
-        del model
-        try:
-            show_showcase(config, folder, prepared.builder.num_tokens, tracker)
-        except ArcftError:
-            # The training itself is complete, and its checkpoint saved.
+        with resumable(stopped("train", folder)):
+            results = _train(config, folder, prepared, model, arguments, saving, tracker)
+            if results is None:
+                return {}
+            # The showcase loads the checkpoint, and a large model does not fit into memory twice.
+            del model
+            try:
+                show_showcase(config, folder, prepared.builder.num_tokens, tracker)
+            except ArcftError:
+                # The training itself is complete, and its checkpoint saved.
+                say_next(folder, results.kept)
+                raise
             say_next(folder, results.kept)
-            raise
-        say_next(folder, results.kept)
     return results.metrics
 
 

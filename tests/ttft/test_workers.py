@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import time
 from collections import Counter
 from pathlib import Path
@@ -82,7 +81,7 @@ def ttft_config(**changes) -> PerTaskConfig:
 
 def begun(factory: Scripted) -> WorkerEngine:
     worker = WorkerEngine({})
-    worker.begin(pickle.dumps(factory))
+    worker.begin(lambda: factory)
     return worker
 
 

@@ -23,8 +23,7 @@ from arcft.runs.adaptation.engine import engine_factory, make_units, slots_here
 from arcft.runs.adaptation.outcome import NO_TIME, AdaptationOutcome, lines_of, outcome_of
 from arcft.runs.adaptation.progress import LiveProgress
 from arcft.runs.adaptation.run_folder import LEDGER_FILE, open_ledger
-from arcft.runs.common.command import command
-from arcft.runs.common.paths import override
+from arcft.runs.common.command import stopped
 from arcft.runs.common.progress import progress_bar
 from arcft.runs.common.signals import Stopped, stop_on_signals
 from arcft.runs.evaluation import results
@@ -132,7 +131,7 @@ def _adapt(settings: TtftSettings, target: EvaluationTarget, folder: Path, track
     config = settings.config
     units = _units(settings, target)
     selector = make_selector(config.selection, target.kind)
-    with open_ledger(settings, folder) as ledger, stop_on_signals(lambda reason: None) as received:
+    with open_ledger(settings, folder) as ledger:
         ledger.recover()
         engine = None
         if settings.ttft.workers == "local" and not ledger.records():
@@ -161,14 +160,17 @@ def _adapt(settings: TtftSettings, target: EvaluationTarget, folder: Path, track
                 ledger=ledger,
                 say=say,
             )
+            received: list[int] = []
             if not queue.done:
+                # Not while a model is loaded here: that has nothing to save, and ends at the first signal.
                 drainer = _drainer(settings, folder, ledger, engine)
-                drainer(queue, stopped=lambda: bool(received), on_event=progress_line)
+                with stop_on_signals(lambda reason: None) as received:
+                    drainer(queue, stopped=lambda: bool(received), on_event=progress_line)
             progress_line.look()
         if received and not queue.done:
             queue.stop()
             queue.requeue("local")
-            raise Stopped(received[0], f"stopped; resume with: {command('evaluate')} {override('resume', folder)}")
+            raise Stopped(received[0], stopped("evaluate", folder))
         return outcome_of(target.tasks, ledger, selector, target.kind.metrics)
 
 

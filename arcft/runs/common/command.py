@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from arcft.runs.common.paths import override
+
 SCRIPTS = ("train", "evaluate")
 """Commands that are a script at the top of a checkout and a console script of their own as well."""
 
@@ -22,3 +24,8 @@ def command(name: str) -> str:
     if name not in SCRIPTS:
         return f"arcft {name}"
     return f"arcft-{name}" if started_as in {f"arcft-{script}" for script in SCRIPTS} else f"python {name}.py"
+
+
+def stopped(name: str, folder: Path) -> str:
+    """What a run of the command `name` says when it was stopped before it was finished."""
+    return f"stopped; resume with: {command(name)} {override('resume', folder)}"

@@ -1,13 +1,22 @@
-"""SIGTERM and SIGINT: the first asks a run to save and stop, the second ends it at once."""
+"""SIGTERM and SIGINT: a run that works saves and stops at the first, and ends at once at the second; everything else,
+such as loading a model, ends at once at the first. Imports nothing that takes time, because it comes first."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+LAST_SECONDS = 10.0
+"""A process that has been told to end at once, and is still there after this time, is ended without cleaning up: it
+hangs in a library, or code that it runs has swallowed the exception."""
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -19,9 +28,45 @@ class Stopped(Exception):  # noqa: N818 - not an error
         self.exit_code = 128 + number
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the process to end at once."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"{signal.Signals(number).name}: stopped at once; what was saved is complete")
+        self.number = number
+
+
+@contextlib.contextmanager
+def program() -> Iterator[None]:
+    """The outermost context of a program: the first SIGTERM or SIGINT ends it with a message and its exit code."""
+    try:
+        with end_on_signals():
+            yield
+    except Interrupted as interrupted:
+        sys.stdout.flush()
+        print(interrupted, file=sys.stderr)
+        sys.exit(128 + interrupted.number)
+
+
+@contextlib.contextmanager
+def end_on_signals() -> Iterator[None]:
+    """A part of a run that has nothing to save: the first SIGTERM or SIGINT raises Interrupted."""
+    with _handler(_end_at_once):
+        yield
+
+
+@contextlib.contextmanager
+def resumable(message: str) -> Iterator[None]:
+    """Raise Stopped with `message`, which says how to resume, in place of Interrupted."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        raise Stopped(interrupted.number, message) from None
+
+
 @contextlib.contextmanager
 def stop_on_signals(ask: Callable[[str], None]) -> Iterator[list[int]]:
-    """Turn the first SIGTERM or SIGINT into `ask(reason)`; a second one raises KeyboardInterrupt.
+    """Turn the first SIGTERM or SIGINT into `ask(reason)`; a second one raises Interrupted.
 
     Yields the list of received signals, empty at first. The run should finish its step, save, and raise Stopped.
     """
@@ -29,18 +74,40 @@ def stop_on_signals(ask: Callable[[str], None]) -> Iterator[list[int]]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if received:
-            raise KeyboardInterrupt
+            _end_at_once(number, frame)
         received.append(number)
         name = signal.Signals(number).name
         print(f"\n{name}: finishing the current step and saving; send it again to stop at once", file=sys.stderr)
         ask(name)
 
-    previous = {}
-    # Only the main thread may set handlers; a launcher that runs jobs in threads keeps its own.
-    if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with _handler(handle):
         yield received
+
+
+@contextlib.contextmanager
+def _handler(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle both signals by `handle` in this context.
+
+    Only the main thread may set handlers; a launcher that runs jobs in threads keeps its own.
+    """
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.signal(number, handle) for number in _SIGNALS}
+    try:
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    interrupted = Interrupted(number)
+    last = threading.Timer(LAST_SECONDS, _end_without_cleaning_up, (interrupted,))
+    last.daemon = True
+    last.start()
+    raise interrupted
+
+
+def _end_without_cleaning_up(interrupted: Interrupted) -> None:
+    print(interrupted, file=sys.stderr, flush=True)
+    os._exit(128 + interrupted.number)

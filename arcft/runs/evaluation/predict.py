@@ -16,10 +16,9 @@ from arcft.console import note
 from arcft.prediction.predict_vllm import VllmJob, VllmModel
 from arcft.prediction.score_candidates import predict_and_score
 from arcft.protocols import AnswerCodec, DealViews, Kind, Problem, TestKey
-from arcft.runs.common.command import command
-from arcft.runs.common.paths import override
+from arcft.runs.common.command import stopped
 from arcft.runs.common.progress import progress_bar
-from arcft.runs.common.signals import Stopped, stop_on_signals
+from arcft.runs.common.signals import Stopped, end_on_signals, resumable, stop_on_signals
 from arcft.runs.evaluation.results import write_predictions
 from arcft.runs.evaluation.vllm import predict_with_vllm
 from arcft.scoring.predictions import Prediction, append_prediction, open_for_append, read_predictions
@@ -74,6 +73,7 @@ def predict_shares(
     with (
         open_for_append(path) as file,
         progress_bar(title, total, tally.tests * config.predictions_per_test) as advance,
+        resumable(stopped("evaluate", resume)),
         stop_on_signals(lambda reason: None) as received,
     ):
         for group in _groups(shares, config, selection, done):
@@ -83,8 +83,7 @@ def predict_shares(
             tally.add(group)
             advance(tally.tests * config.predictions_per_test, tally.words())
             if received:
-                way = f"{command('evaluate')} {override('resume', resume)}"
-                raise Stopped(received[0], f"stopped; resume with: {way}")
+                raise Stopped(received[0], stopped("evaluate", resume))
     return predictions
 
 
@@ -102,8 +101,10 @@ def _groups(
         return
     for share in shares:
         if any((task.id, index) not in done for task in share.tasks for index in range(len(task.answers))):
+            with end_on_signals():
+                model = share.model()
             yield from predict_and_score(
-                share.model(),
+                model,
                 share.builder,
                 share.deal_views,
                 share.tasks,

@@ -16,6 +16,7 @@ from arcft.models.fingerprint import stored_fingerprint
 from arcft.models.source import resolve_path
 from arcft.prediction.predict_vllm import VllmJob, VllmModel, predict_jobs
 from arcft.protocols import TestKey
+from arcft.runs.common.signals import end_on_signals
 from arcft.runs.setup.checkpoint_config import TrainedRun, check_base
 from arcft.runs.setup.restore import base_model
 from arcft.scoring.predictions import Prediction
@@ -87,4 +88,5 @@ def predict_with_vllm(
             seconds=config.restart_seconds,
             say=say,
         ) as engine:
-            yield from predict_jobs(own, config, engine.ask, done=done)
+            # A batch takes minutes, and what vLLM has of it can't be saved.
+            yield from predict_jobs(own, config, end_on_signals()(engine.ask), done=done)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import pickle
 import queue
 import threading
 import traceback
@@ -66,9 +65,12 @@ class WorkerEngine:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._stop = threading.Event()
 
-    def begin(self, factory: bytes) -> None:
-        """Build the engine in its thread by the pickled `factory` and let it request work; returns immediately."""
-        threading.Thread(target=self._live, args=(factory,), name="engine", daemon=True).start()
+    def begin(self, fetch: Callable[[], Callable[[], Engine]]) -> None:
+        """Build the engine in its thread and let it request work; returns immediately.
+
+        `fetch` returns the engine's factory. It is called in the thread too: unpickling the factory imports libraries.
+        """
+        threading.Thread(target=self._live, args=(fetch,), name="engine", daemon=True).start()
 
     def exchange(self, answers: Sequence[Assignment | None], stop: bool) -> list[Message]:
         """Deliver `answers` to the engine's requests and return its messages since the last exchange.
@@ -87,10 +89,9 @@ class WorkerEngine:
         except queue.Empty:
             return messages
 
-    def _live(self, factory: bytes) -> None:
+    def _live(self, fetch: Callable[[], Callable[[], Engine]]) -> None:
         try:
-            build: Callable[[], Engine] = pickle.loads(factory)
-            engine = build()
+            engine = fetch()()
             while True:
                 first = self._ask(None, idle=True)
                 if first is not None:

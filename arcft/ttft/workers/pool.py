@@ -29,7 +29,7 @@ machine, and holds Python's lock while it loads large libraries."""
 START_SECONDS = 3600.0
 """A worker must have loaded its model within this time."""
 
-STOP_SECONDS = 10.0
+STOP_SECONDS = 5.0
 """Time for engines to end their step, or their adapter's files, once a stop is asked for."""
 
 _TICK_SECONDS = 5.0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import multiprocessing.connection
 import os
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ class ProcessWorker:
         self.name = f"process-{number}"
         self._child = ChildProcess(_serve, (dict(environment),), name=self.name)
         # Not as an argument of the process: what unpickling it imports must find the environment set, and takes long.
-        self._child.send(pickle.dumps(factory))
+        self._child.send(factory)
 
     @property
     def connection(self) -> Connection:
@@ -61,7 +61,10 @@ def _serve(connection: Connection, environment: Mapping[str, str]) -> None:
     """What the child does: host an engine until the pipe is closed."""
     hosted = WorkerEngine(environment)
     try:
-        hosted.begin(connection.recv())
+        factory = connection.recv_bytes()
+        ours, theirs = multiprocessing.Pipe()
+        hosted.begin(theirs.recv)
+        ours.send_bytes(factory)
         while True:
             connection.send(hosted.exchange(*connection.recv()))
     except (EOFError, OSError):

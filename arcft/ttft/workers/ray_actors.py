@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from arcft.ttft.units import Assignment
@@ -37,7 +37,7 @@ class RayWorker:
         actor = ray.remote(num_cpus=cores, num_gpus=share.gpus, max_restarts=0)(WorkerEngine)
         self._actor = actor.remote(dict(environment))
         # Sent separately, not as an argument of the actor: the environment must be set before its imports.
-        self._started = self._actor.begin.remote(pickle.dumps(factory))
+        self._started = self._actor.begin.remote(partial(_fetched, [ray.put(factory)]))
         self.reference: Any = None
 
     def send(self, answers: Sequence[Assignment | None], stop: bool) -> None:
@@ -91,6 +91,14 @@ def cluster() -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _fetched(references: Sequence[Any]) -> Callable[[], Engine]:
+    """The factory that a reference stands for. In a sequence, as Ray would resolve it before the call otherwise."""
+    import ray
+
+    factory: Callable[[], Engine] = ray.get(references[0])
+    return factory
 
 
 def nodes_of(ray: Any) -> list[Node]:
