@@ -63,6 +63,27 @@ def augmented_prompts(
     return prompts
 
 
+def demonstrations_left_out(
+    builder: ExampleBuilder, deal_views: DealViews, problem: Problem, config: InferenceConfig
+) -> int | None:
+    """The most demonstrations that a prompt for `problem` lacks, to fit the context; None where one fits in no way.
+
+    A problem of up to half the context is not looked at: no augmentation makes it twice as long.
+    """
+    if 2 * builder.num_tokens(problem) <= _context(builder, config):
+        return 0
+    most = 0
+    for test_index in range(len(problem.answers)):
+        rng = np.random.default_rng(derived_seed(config.seed, problem.id, test_index))
+        for view in deal_views(problem, config.predictions_per_test, rng):
+            question = builder.format.question(view.apply(problem), test_index)
+            fitted = builder.fit(question, _room(builder, question, config)[0])
+            if fitted is None:
+                return None
+            most = max(most, builder.left_out(question, fitted))
+    return most
+
+
 def completions_for(builder: ExampleBuilder, prompt: AugmentedPrompt, answers: Sequence[Answer]) -> list[list[int]]:
     """The completions, with their ends, that stand for `answers` under the prompt's augmentation.
 
@@ -83,19 +104,29 @@ def _fit(builder: ExampleBuilder, question: Question, config: InferenceConfig) -
     The length of the answer is unknown. Demonstrations are dropped only until the longest likely answer would fit; the
     answer may then fill what is left of the context, up to the longest answer.
     """
+    room, limit = _room(builder, question, config)
+    fitted = builder.fit(question, room)
+    if fitted is None:
+        return [], 0
+    token_ids = builder.prompt(fitted)
+    return token_ids, min(limit, _context(builder, config) - len(token_ids))
+
+
+def _room(builder: ExampleBuilder, question: Question, config: InferenceConfig) -> tuple[int, int]:
+    """Tokens of the builder's context that the prompt must leave free, and the most that the answer may take."""
     completions = map(builder.format.completion, builder.format.likely_answers(question))
     lengths = list(map(builder.tokenization.completion_length, completions))
     limit = config.max_new_tokens
     if limit is None:
         limit = builder.grammar.longest if config.uses_grammar else builder.longest_answer
-    context = min(builder.max_seq_length, config.max_seq_length or builder.max_seq_length)
+    context = _context(builder, config)
     if limit is None:
         limit = context
-    unused = builder.max_seq_length - context
     # Without a likely answer, half the context: an answer without a bound must not push out the question.
     room = min(max(lengths, default=context // 2), limit)
-    fitted = builder.fit(question, room + unused)
-    if fitted is None:
-        return [], 0
-    token_ids = builder.prompt(fitted)
-    return token_ids, min(limit, context - len(token_ids))
+    return room + builder.max_seq_length - context, limit
+
+
+def _context(builder: ExampleBuilder, config: InferenceConfig) -> int:
+    """Tokens of prompt and answer together, at most."""
+    return min(builder.max_seq_length, config.max_seq_length or builder.max_seq_length)

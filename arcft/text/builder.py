@@ -26,15 +26,13 @@ class ExampleBuilder:
 
         `max_seq_length` is a tighter limit than the builder's.
         """
-        limit = self.max_seq_length if max_seq_length is None else max_seq_length
-        shortened: Question | None = question
-        while shortened is not None:
-            if self.format.min_tokens(shortened) <= limit:
-                example = self._example(shortened)
-                if len(example.input_ids) <= limit:
-                    return example
-            shortened = self.format.shorten(shortened) if self.drop_demonstrations else None
-        return None
+        fitting = self._fitting(question, self.max_seq_length if max_seq_length is None else max_seq_length)
+        return None if fitting is None else fitting[1]
+
+    def left_out_of_example(self, question: Question) -> int | None:
+        """How many demonstrations `example(question)` lacks, to fit the context; None where there is no example."""
+        fitting = self._fitting(question, self.max_seq_length)
+        return None if fitting is None else self.left_out(question, fitting[0])
 
     def prompt(self, question: Question) -> list[int]:
         """The prompt's token ids, however many: the beginning of `example(question)`."""
@@ -52,6 +50,10 @@ class ExampleBuilder:
         while shortened is not None and len(self.prompt(shortened)) + room > self.max_seq_length:
             shortened = self.format.shorten(shortened)
         return shortened
+
+    def left_out(self, question: Question, shortened: Question) -> int:
+        """How many demonstrations of `question` are not in `shortened`, which `fit` made of it."""
+        return self._shortenings(question) - self._shortenings(shortened)
 
     def num_tokens(self, problem: Problem) -> int:
         """Tokens of prompt and answer of the problem's longest test, without augmentation.
@@ -79,6 +81,22 @@ class ExampleBuilder:
         if grammar is None:
             raise ProblemError("inference.grammar=true: problems of this kind have no grammar; set it to false")
         return grammar
+
+    def _fitting(self, question: Question, limit: int) -> tuple[Question, Example] | None:
+        """The question, with fewer demonstrations if allowed and necessary, and its example of at most `limit`."""
+        shortened: Question | None = question
+        while shortened is not None:
+            if self.format.min_tokens(shortened) <= limit:
+                example = self._example(shortened)
+                if len(example.input_ids) <= limit:
+                    return shortened, example
+            shortened = self.format.shorten(shortened) if self.drop_demonstrations else None
+        return None
+
+    def _shortenings(self, question: Question) -> int:
+        """How often `question` can be shortened."""
+        shortened = self.format.shorten(question)
+        return 0 if shortened is None else 1 + self._shortenings(shortened)
 
     def _example(self, question: Question) -> Example:
         text = self.format.render(question)

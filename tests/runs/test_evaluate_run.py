@@ -109,6 +109,7 @@ def test_a_run_means_its_last_complete_checkpoint_and_its_held_out_tasks(
     about = written["run"]
     assert (about["checkpoint"], about["step"], about["trained_on"]) == (str(run / "checkpoint-6"), 6, 0)
     assert about["inference"]["max_new_tokens"] == 8
+    assert about["dtype"] == "float32"
     predictions = predicted(folder)
     tests = [(task.id, index) for task in arc_tasks("training", *held_out(run)) for index in range(len(task.test))]
     assert sorted((p.task_id, p.test_index) for p in predictions) == sorted(2 * tests)
@@ -123,6 +124,22 @@ def test_a_run_means_its_last_complete_checkpoint_and_its_held_out_tasks(
     assert str(run / "checkpoint-6") in report
     assert "<h2>Training</h2>" in report
     assert "trained on" not in capsys.readouterr().out
+
+
+def test_demonstrations_left_out_are_told_once_and_kept_for_each_task(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tasks = evaluation_tasks()
+    folder = evaluated(tmp_path / "short", f"checkpoint={run}/checkpoint-*", *tasks, "inference.max_seq_length=110")
+    told = re.findall(r"note: (\d) of 4 tasks \(.*\) do not fit the context of 110 tokens", capsys.readouterr().out)
+    changes = run_json(folder / "checkpoint-6")["changes"]
+    assert told == [str(len(changes))]
+    assert changes == run_json(folder / "checkpoint-4")["changes"]
+    assert changes["be03b35f"] == ["prompts leave out 2 demonstrations, to fit 110 tokens"]
+    evaluated(tmp_path / "dry", f"checkpoint={run}", *tasks, "inference.max_seq_length=110", "dry_run=true")
+    assert "do not fit the context of 110 tokens" in capsys.readouterr().out
+    whole = evaluated(tmp_path / "whole", f"checkpoint={run}", *tasks, "inference.max_seq_length=400")
+    assert "changes" not in run_json(whole)
 
 
 def test_the_submission_is_what_kaggle_takes(run: Path, tmp_path: Path) -> None:

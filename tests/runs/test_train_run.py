@@ -652,6 +652,27 @@ def test_resume_needs_the_folder_of_a_run(
     assert "holds no train run; if it is the other kind, use python evaluate.py" in capsys.readouterr().err
 
 
+def test_the_progress_line_shows_the_loss_and_rate_of_its_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["training.logging_steps=2", "training.max_steps=5", "training.generation_tasks=0", "data.held_out=0"]
+    assert run_train(tmp_path / "run", *QUICK, *options, "scheduler.warmup_ratio=0") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("training ")]
+    at = {
+        entry["step"]: f"loss {entry['loss']:.3f}  lr {entry['learning_rate']:.1e}"
+        for entry in history(tmp_path / "run")
+    }
+    assert lines == [
+        "training 1/5",
+        f"training 2/5  {at[2]}",
+        f"training 3/5  {at[2]} (step 2)",
+        f"training 4/5  {at[4]}",
+        f"training 5/5  {at[5]}",
+    ]
+    # Linear from 3e-3 to 0: step n is taken at (5 - (n - 1)) / 5 of it.
+    assert [entry["learning_rate"] for entry in history(tmp_path / "run")] == pytest.approx([2.4e-3, 1.2e-3, 0.6e-3])
+
+
 def test_a_run_has_one_owner(quick_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {name: (quick_run / name).stat().st_mtime_ns for name in tree(quick_run) - {"train.log"}}
     with lock_run(quick_run):

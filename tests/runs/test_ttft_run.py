@@ -41,7 +41,7 @@ from tests.support.evaluate_command import (
     trained,
     write_challenges,
 )
-from tests.support.train_command import SMALL_MODEL
+from tests.support.train_command import SMALL_MODEL, ids
 
 FEW = ["ttft=per_task", "ttft.max_steps=3"]
 TESTS = [(task_id, 0) for task_id in SMALL_EVALUATION_TASKS] + [(SMALL_EVALUATION_TASKS[-1], 1)]
@@ -89,6 +89,7 @@ def test_what_is_written(adapted: Path, run: Path) -> None:
     assert list(metrics["before"]) == list(metrics["metrics"])
     about = metrics["run"]
     assert (about["ttft"]["name"], about["ttft"]["max_steps"], about["step"]) == ("per_task", 3, 6)
+    assert about["dtype"] == "float32"
     report = (adapted / "report.html").read_text(encoding="utf-8")
     assert "<h1>tiny, checkpoint-6, adapted</h1>" in report
     stored = read_run_yaml(adapted)
@@ -96,6 +97,31 @@ def test_what_is_written(adapted: Path, run: Path) -> None:
     assert stored["job"] == "evaluate"
     # The adapter's own rank, not the default of the command line.
     assert stored["config"]["lora"]["r"] == read_run_yaml(run)["config"]["lora"]["r"]
+
+
+def test_both_times_are_named(adapted: Path) -> None:
+    about = run_json(adapted)["run"]
+    every = [record for round in (BASELINE_ROUND, ADAPT_ROUND) for record in records(adapted, round)]
+    adapting, predicting = (sum(getattr(one, f"{what}_seconds") for one in every) for what in ("adapt", "predict"))
+    assert about["adapt_seconds"] == pytest.approx(adapting, abs=0.051)
+    assert about["predict_seconds"] == pytest.approx(predicting, abs=0.051)
+    assert about["seconds"] == pytest.approx(adapting + predicting, abs=0.051)
+
+
+def test_demonstrations_left_out_are_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = [*evaluation_tasks()[:2], ids("66e6c45b", "be03b35f")]
+    options = ["ttft=per_task", "ttft.max_steps=1", "inference.max_seq_length=110", "ttft.predict_before=0"]
+    folder = evaluated(tmp_path / "run", f"checkpoint={run}", *tasks, *options)
+    assert run_json(folder)["changes"] == {
+        "66e6c45b": ["prompts leave out 1 demonstration, to fit 110 tokens"],
+        "be03b35f": ["prompts leave out 2 demonstrations, to fit 110 tokens"],
+    }
+    shown = capsys.readouterr().out
+    assert shown.count(
+        "note: 2 of 2 tasks (66e6c45b, be03b35f) do not fit the context of 110 tokens: their prompts leave out "
+        "demonstrations; inference.max_seq_length= sets another context\n"
+    ) == 1  # fmt: skip
+    assert shown.count("note: inference.dtype=auto: float32 on cpu\n") == 1
 
 
 def test_the_ledger_knows_every_task(adapted: Path) -> None:
@@ -395,7 +421,7 @@ def test_a_ledger_that_is_none_is_refused(run: Path, tmp_path: Path) -> None:
     folder = tmp_path / "evaluation"
     folder.mkdir()
     (folder / LEDGER_FILE).write_bytes(b"no ledger" * 1000)
-    with pytest.raises(LedgerError, match="this is not a ledger, or it is damaged; start a new run in another folder"):
+    with pytest.raises(LedgerError, match="this is not a ledger, or it is damaged; put back a copy of the folder"):
         evaluated(folder, f"checkpoint={run}", *evaluation_tasks(), *FEW)
     assert {path.name for path in folder.iterdir()} == {LEDGER_FILE, ".lock"}
 

@@ -119,3 +119,8 @@ def test_demonstrations_are_dropped_to_fit_a_shorter_context() -> None:
     assert (short.max_seq_length, short.drop_demonstrations) == (longest - 1, True)
     assert max(map(len, shown(prepared(task_of(6), builder=short)))) < longest
     assert shortened(builder, 10_000).max_seq_length == 512
+    assert whole.notes == ()
+    note = f"longer than {longest - 1} tokens, so examples leave out demonstrations"
+    assert prepared(task_of(6), builder=short).notes == (note,)
+    # Of a unit of several tasks, those that are cut are named.
+    assert prepared(task_of(2, "a"), task_of(6, "b"), builder=short).notes == (f"{note}: b",)

@@ -27,6 +27,7 @@ from arcft.runs.common.command import stopped
 from arcft.runs.common.progress import progress_bar
 from arcft.runs.common.signals import Stopped, stop_on_signals
 from arcft.runs.evaluation import results
+from arcft.runs.evaluation.changes import Changes
 from arcft.runs.evaluation.messages import show_files, show_metrics, show_reused
 from arcft.runs.evaluation.predict import count_prompts
 from arcft.runs.evaluation.targets import EvaluationTarget
@@ -66,9 +67,11 @@ def show_plan(settings: TtftSettings, target: EvaluationTarget, folder: Path) ->
 
 
 def adapt_and_score(
-    settings: TtftSettings, target: EvaluationTarget, folder: Path, tracker: Tracker, show: Show
+    settings: TtftSettings, target: EvaluationTarget, changes: Changes, folder: Path, tracker: Tracker, show: Show
 ) -> Scores:
     """Adapt to and predict the tasks that the ledger in `folder` lacks; write, `show` and return the results.
+
+    `changes` are those of the prompts; what adapting changed is added to them.
 
     Raises Stopped after SIGTERM or SIGINT, and AdaptError if every task failed.
     """
@@ -84,7 +87,8 @@ def adapt_and_score(
         _track(target, scores, outcome, folder, tracker, step)
         return scores
     outcome = _adapt(settings, target, folder, tracker)
-    seconds = sum(prediction.seconds or 0.0 for prediction in outcome.predictions)
+    seconds = {"adapt_seconds": outcome.adapt_seconds, "predict_seconds": outcome.predict_seconds}
+    seconds["seconds"] = sum(seconds.values())
     scores = results.write_results(
         folder,
         title=f"{target.title}, adapted",
@@ -92,9 +96,10 @@ def adapt_and_score(
         problems=target.tasks,
         predictions=outcome.predictions,
         selector=make_selector(settings.config.selection, target.kind),
-        run={**target.about, "seconds": round(seconds, 1)},
+        run={**target.about, **{name: round(value, 1) for name, value in seconds.items()}},
         curves=read_history(run.folder, target.kind.metrics) if run else None,
         adaptation=outcome.adaptation,
+        changes=outcome.changes(changes),
     )
     if run and settings.ttft.budget is None and not outcome.failed:
         results.record_evaluation(run.folder, target.key, run.checkpoint.path.name, folder)

@@ -31,6 +31,10 @@ class AdaptationOutcome:
 
     attempts: Attempts
     adaptation: Adaptation
+    adapt_seconds: float
+    """Of all adapters together, the time of each worker counted; `predict_seconds` likewise, before adapting too."""
+
+    predict_seconds: float
 
     @property
     def failed(self) -> dict[str, list[str]]:
@@ -43,6 +47,12 @@ class AdaptationOutcome:
         rows = self.adaptation.rows
         # If several tasks share an adapter, its notes are listed once, under its name.
         return _grouped(dict.fromkeys((note, row.unit or row.task_id) for row in rows for note in row.notes))
+
+    def changes(self, changes: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        """`changes` of the prompts by task id, and the notes about adapting to the tasks."""
+        rows = self.adaptation.rows
+        merged = {row.task_id: [*changes.get(row.task_id, ()), *row.notes] for row in rows}
+        return {task_id: words for task_id, words in merged.items() if words}
 
 
 def lines_of(grouped: Mapping[str, Sequence[str]], what: str = "task") -> list[str]:
@@ -81,7 +91,14 @@ def outcome_of(
         predictions_after=_most(tasks, predictions),
         log=[note.text for note in ledger.notes()],
     )
-    return AdaptationOutcome(predictions, attempts, adaptation)
+    everything = ledger.records()
+    return AdaptationOutcome(
+        predictions,
+        attempts,
+        adaptation,
+        adapt_seconds=sum(record.adapt_seconds for record in everything),
+        predict_seconds=sum(record.predict_seconds for record in everything),
+    )
 
 
 def _row(

@@ -43,13 +43,15 @@ def write_results(
     run: Mapping[str, Any],
     curves: Curves | None = None,
     adaptation: Adaptation | None = None,
+    changes: Mapping[str, Sequence[str]] | None = None,
 ) -> Scores:
     """Select, score, and write predictions.jsonl with the reasons of the selection, submission.json, the report, and
     metrics.json, which comes last and marks the evaluation as complete.
 
     Metrics are empty if no answer is known; the other files are written anyway. `run` is stored in metrics.json and in
     the report; if it counts tasks under `trained_on`, report and picture start with that warning. `adaptation` holds
-    the results of test-time fine-tuning; its scores before adapting are added to metrics.json.
+    the results of test-time fine-tuning; its scores before adapting are added to metrics.json. So are `changes`: by
+    task id, what was done otherwise than asked.
     """
     seen = run.get("trained_on", 0)
     candidates = selector.candidates(problems, predictions)
@@ -74,6 +76,8 @@ def write_results(
         adaptation=adaptation,
     )
     content = {"metrics": scores.metrics, "tasks": scores.problems, "run": dict(run)}
+    if changes:
+        content["changes"] = dict(changes)
     if adaptation is not None and adaptation.before is not None:
         content["before"] = adaptation.before.metrics
     if numbers:

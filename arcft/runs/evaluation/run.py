@@ -24,6 +24,7 @@ from arcft.runs.adaptation.evaluate import Show, adapt_and_score, show_outcome, 
 from arcft.runs.common.optimized_metric import check_name
 from arcft.runs.common.tracking import tracked
 from arcft.runs.evaluation import results
+from arcft.runs.evaluation.changes import Changes, changed_prompts, chosen_dtype
 from arcft.runs.evaluation.messages import show_files, show_metrics, show_reused
 from arcft.runs.evaluation.predict import count_prompts, predict_shares
 from arcft.runs.evaluation.targets import EvaluationTarget, resolve_targets
@@ -44,6 +45,10 @@ def run_evaluation(
     targets = resolve_targets(config, explicit)
     is_sweep = config.adapters is None and config.checkpoint is not None and is_pattern(config.checkpoint)
     _check_optimized_metric(config, targets, is_sweep)
+    if any(target.shares for target in targets):
+        dtype = chosen_dtype(config.inference, delegates=settings is not None and settings.ttft.workers != "local")
+        targets = [dataclasses.replace(target, about=target.about | dtype) for target in targets]
+    changes = changed_prompts(targets, config.inference)
     if config.dry_run:
         if settings is None:
             _show_plan(config, targets)
@@ -61,11 +66,13 @@ def run_evaluation(
         with tracked(config.tracking, values, folder, job="evaluate") as tracker:
             metrics: Mapping[str, float] = {}
             if is_sweep:
-                _sweep(config, targets, folder, tracker)
+                _sweep(config, targets, changes, folder, tracker)
             elif settings is not None:
-                metrics = adapt_and_score(settings, targets[0], folder, tracker, show or show_outcome).metrics
+                metrics = adapt_and_score(
+                    settings, targets[0], changes[0], folder, tracker, show or show_outcome
+                ).metrics
             else:
-                scores = _scores(config, targets[0], folder, folder, tracker)
+                scores = _scores(config, targets[0], changes[0], folder, folder, tracker)
                 show_metrics(targets[0], scores)
                 show_files(folder)
                 metrics = scores.metrics
@@ -119,7 +126,9 @@ def _refuse_another(folder: Path, keys: Mapping[str, str], is_sweep: bool) -> No
         )
 
 
-def _scores(config: EvaluateConfig, target: EvaluationTarget, folder: Path, resume: Path, tracker: Tracker) -> Scores:
+def _scores(
+    config: EvaluateConfig, target: EvaluationTarget, changes: Changes, folder: Path, resume: Path, tracker: Tracker
+) -> Scores:
     """Evaluate one target into `folder`, or copy the finished evaluation that the index of its run lists."""
     run = target.run
     found = results.find_evaluation(run.folder, target.key) if run else None
@@ -150,6 +159,7 @@ def _scores(config: EvaluateConfig, target: EvaluationTarget, folder: Path, resu
             selector=make_selector(config.selection, target.kind),
             run={**target.about, "seconds": round(seconds, 1)},
             curves=read_history(run.folder, target.kind.metrics) if run else None,
+            changes=changes,
         )
         if run:
             results.record_evaluation(run.folder, target.key, run.checkpoint.path.name, folder)
@@ -159,11 +169,17 @@ def _scores(config: EvaluateConfig, target: EvaluationTarget, folder: Path, resu
     return scores
 
 
-def _sweep(config: EvaluateConfig, targets: Sequence[EvaluationTarget], folder: Path, tracker: Tracker) -> None:
+def _sweep(
+    config: EvaluateConfig,
+    targets: Sequence[EvaluationTarget],
+    changes: Sequence[Changes],
+    folder: Path,
+    tracker: Tracker,
+) -> None:
     """Evaluate each checkpoint in a sub-folder, then write and show a table and a plot over all of them."""
     scores = {}
-    for target in targets:
-        scores[target.name] = _scores(config, target, folder / target.name, folder, tracker)
+    for target, changed in zip(targets, changes, strict=True):
+        scores[target.name] = _scores(config, target, changed, folder / target.name, folder, tracker)
     metrics = {name: score.metrics for name, score in scores.items() if score.metrics}
     if metrics:
         runs = [target.run for target in targets if target.run]

@@ -132,15 +132,18 @@ def _chart(name: str) -> str:
 
 
 class ProgressBar(TrainerCallback):
-    """Moves the progress bar and shows the last loss and learning rate beside it."""
+    """Moves the progress bar and shows the last logged loss and learning rate beside it, with their step if that is not
+    the step of the bar."""
 
     def __init__(self, advance: Advance) -> None:
         self._advance = advance
         self._words = ""
+        self._logged_step = 0
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Advance the bar by a step."""
-        self._advance(state.global_step, self._words)
+        """Advance the bar by a step; a step that is logged comes with its values, in `on_log`."""
+        if not control.should_log and state.global_step < state.max_steps:
+            self._show(state.global_step)
 
     def on_log(
         self,
@@ -153,8 +156,13 @@ class ProgressBar(TrainerCallback):
         """Show the new loss."""
         if logs and "loss" in logs:
             self._words = f"loss {logs['loss']:.3f}  lr {logs['learning_rate']:.1e}"
-            self._advance(state.global_step, self._words)
+            self._logged_step = state.global_step
+            self._show(state.global_step)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Show the loss again after predicting."""
-        self._advance(state.global_step, self._words)
+        self._show(state.global_step)
+
+    def _show(self, step: int) -> None:
+        is_older = self._words and step != self._logged_step
+        self._advance(step, f"{self._words} (step {self._logged_step})" if is_older else self._words)

@@ -46,6 +46,7 @@ def prepare_examples(
     items: list[Item] = []
     held_back: list[Example] = []
     too_long: list[str] = []
+    cut: list[str] = []
     noted: dict[str, list[str]] = {}
     for problem in problems:
         material, example = _material(problem, builder, own, hold_back=hold_back and len(held_back) < MOST_HELD_BACK)
@@ -53,14 +54,20 @@ def prepare_examples(
             held_back.append(example)
         if material.note:
             noted.setdefault(material.note, []).append(problem.id)
-        if any(builder.example(question) is not None for question in own.trials(material.item)):
-            items.append(material.item)
-        else:
+        left_out = [builder.left_out_of_example(question) for question in own.trials(material.item)]
+        if all(number is None for number in left_out):
             too_long.append(problem.id)
+            continue
+        items.append(material.item)
+        if any(left_out):
+            cut.append(problem.id)
     if not items:
         raise LengthError(_none_fits(too_long, builder.max_seq_length))
     sampler = ItemSampler([(1.0, items)], seed=seed)
     notes = _notes(noted, too_long, is_alone=len(problems) == 1, patience_has_no_effect=hold_back and not held_back)
+    if cut:
+        which = "" if len(problems) == 1 else f": {_few(cut)}"
+        notes.append(f"longer than {builder.max_seq_length} tokens, so examples leave out demonstrations{which}")
     return UnitExamples(
         stream=ExampleStream(sampler, questions, builder, length=length, seed=seed),
         held_back=tuple(held_back),
