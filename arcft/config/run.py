@@ -106,7 +106,8 @@ class EvaluateConfig:
     match."""
 
     adapters: str | None = None
-    """With checkpoint: a pattern of runs adapted to single tasks; each predicts the tasks it was adapted to."""
+    """With checkpoint or model: a pattern of runs adapted to single tasks; each predicts the tasks it was adapted
+    to."""
 
     predictions: list[str] | str | None = None
     """Files of saved predictions; several are combined. Without data= they answer the tasks of the evaluation that
@@ -134,8 +135,8 @@ class EvaluateConfig:
             yield f"give exactly one of checkpoint=, model=, predictions=, resume= ({said} given)"
         if self.predictions == []:
             yield "predictions=[]: name a file of predictions, or several"
-        if self.adapters is not None and self.checkpoint is None:
-            yield "adapters= needs checkpoint=: the run that the adapters were started from"
+        if self.adapters is not None and self.checkpoint is None and self.model is None:
+            yield "adapters= needs checkpoint= or model=: what the adapters were started from"
         if self.base_model is not None and self.checkpoint is None:
             yield f"base_model={self.base_model} has no effect without checkpoint=; with model= use model.path"
         if isinstance(self.ttft, TtftConfig):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,11 @@ def test_without_predictions_before_there_is_one_round(run: Path, tmp_path: Path
     assert "before" not in run_json(folder)
 
 
+def rounded(folder: Path) -> list[tuple[Any, ...]]:
+    """What was predicted; log-probabilities up to the rounding of adapters that are merged into the weights."""
+    return [(*key, round(logprob or 0, 3)) for *key, logprob in answers(folder)]
+
+
 def test_a_model_as_it_is_gets_fresh_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = [
         "model=tiny",
@@ -230,17 +236,41 @@ def test_a_model_as_it_is_gets_fresh_adapters(tmp_path: Path, capsys: pytest.Cap
     assert "model=tiny has no adapter to continue: each starts as a fresh one" in capsys.readouterr().out
     assert read_run_yaml(folder)["config"]["ttft"]["start"] == "fresh"
     kept = folder / "adapters" / SMALL_EVALUATION_TASKS[0]
-    assert {path.name for path in kept.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
-    weights = load_file(kept / "adapter_model.safetensors")
+    weights = load_file(kept / "checkpoint-3" / "adapter_model.safetensors")
     assert {min(weight.shape) for weight in weights.values()} == {4}
+    # They are found by adapters=, and predict what was predicted when they were made; the model answers the rest.
+    few = [*evaluation_tasks(), "inference.max_new_tokens=8"]
+    again = evaluated(tmp_path / "again", *model, *few, f"adapters={folder}/adapters/*")
+    assert rounded(again) == rounded(folder)
+    assert len(run_json(again)["run"]["adapters"]) == 4
+    plain = evaluated(tmp_path / "plain", *model, *few)
+    assert rounded(plain) != rounded(folder)
+    shutil.rmtree(kept)
+    rest = evaluated(tmp_path / "rest", *model, *few, f"adapters={folder}/adapters/*")
+    assert "1 of 4 tasks have no adapter: the model that they start from answers them" in capsys.readouterr().out
+    assert rounded(rest) == rounded(folder)[2:] + rounded(plain)[:2]
+    # Without data, the tasks are those that they were adapted to. Another format is not theirs.
+    named = evaluated(tmp_path / "named", *model, f"adapters={folder}/adapters/*")
+    assert sorted(rounded(named)) == sorted(rounded(folder)[2:])
+    with pytest.raises(CheckpointError, match=r"does not belong to model=tiny: encoder\.grid="):
+        evaluated(tmp_path / "other", *model, "encoder=shape", f"adapters={folder}/adapters/*")
 
 
 def test_a_whole_model_gets_fresh_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = trained(tmp_path / "whole", "lora=none", "training.learning_rate=0.001")
-    folder = evaluated(tmp_path / "evaluation", f"checkpoint={whole}", *evaluation_tasks(), *FEW, "lora.r=4")
+    options = [*FEW, "lora.r=4", "ttft.keep_adapters=true"]
+    folder = evaluated(tmp_path / "evaluation", f"checkpoint={whole}", *evaluation_tasks(), *options)
     out = capsys.readouterr().out
     assert f"{whole / 'checkpoint-6'} is a whole model with no adapter to continue" in out.replace("\n", " ")
     assert {record.state for record in records(folder, ADAPT_ROUND)} == {"done"}
+    # Its adapters are used with it, wherever it lies by then.
+    moved = whole.rename(tmp_path / "moved")
+    again = evaluated(
+        tmp_path / "again", f"checkpoint={moved}", f"adapters={folder}/adapters/*", *evaluation_tasks(),
+        "inference.max_new_tokens=8",
+    )  # fmt: skip
+    assert rounded(again) == rounded(folder)
+    assert len(run_json(again)["run"]["adapters"]) == 4
 
 
 def test_fresh_adapters_begin_at_the_base_model(run: Path, tmp_path: Path) -> None:

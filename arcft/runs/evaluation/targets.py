@@ -13,6 +13,8 @@ from typing import Any
 from arcft import __version__
 from arcft.config import version_0_1
 from arcft.config.inference import ONLY_SPEED, VllmConfig
+from arcft.config.lora import LoraConfig
+from arcft.config.model import ModelConfig
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError, to_dict
 from arcft.config.ttft import TtftConfig
@@ -37,7 +39,7 @@ from arcft.runs.setup.checkpoint_config import (
 )
 from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.leaks import warn_trained_on
-from arcft.runs.setup.restore import ModelHost, base_model, restored_builder, restored_tokenizer
+from arcft.runs.setup.restore import ModelHost, base_model, base_of_adapters, restored_builder, restored_tokenizer
 from arcft.runs.setup.task_adapters import adapted_runs, tasks_adapted_to
 from arcft.runs.setup.tasks import chosen_tasks, default_held_out, filter_tasks, tasks_of_run
 from arcft.runs.setup.ttft_settings import ttft_identity
@@ -79,10 +81,10 @@ def resolve_targets(config: EvaluateConfig, explicit: Sequence[str]) -> list[Eva
     finder = _Finder(config, explicit)
     if config.predictions is not None:
         return [finder.predictions()]
-    if config.model is not None:
-        return [finder.base_model()]
     if config.adapters is not None:
         return [finder.adapters()]
+    if config.model is not None:
+        return [finder.base_model()]
     return finder.checkpoints()
 
 
@@ -113,6 +115,23 @@ class _Finder:
         """A base model without any adapter."""
         config, model = self.config, self.config.model
         assert model is not None
+        builder = self._base_builder(model)
+        if config.data.is_held_out:
+            held_out = default_held_out(
+                self.kind,
+                builder.num_tokens,
+                model.recommended.data.max_tokens or model.recommended.training.max_seq_length,
+            )
+            tasks = filter_tasks(held_out, config.data, builder.num_tokens, self._say_once)
+        else:
+            tasks = chosen_tasks(config.data, builder.num_tokens, self._say_once)
+        seen = warn_trained_on(self.kind, model, tasks)
+        about = {"model": model.name, "path": str(model.path), "trained_on": len(seen)}
+        return self._subject(model.name, f"{model.name}, as it is", [self._base_share(model, builder, tasks)], about)
+
+    def _base_builder(self, model: ModelConfig) -> ExampleBuilder:
+        """The builder of a base model, in the format that it recommends or that the config names."""
+        config = self.config
         missing = [name for name in OWN_FORMAT if name in self.kind.configs and getattr(config, name) is None]
         if missing:
             add = " ".join(f"{name}=..." for name in missing)
@@ -137,23 +156,14 @@ class _Finder:
             drop_demonstrations=True,
         )
         check_answers(builder, config.inference, model.positions)
-        if config.data.is_held_out:
-            held_out = default_held_out(
-                self.kind,
-                builder.num_tokens,
-                model.recommended.data.max_tokens or model.recommended.training.max_seq_length,
-            )
-            tasks = filter_tasks(held_out, config.data, builder.num_tokens, self._say_once)
-        else:
-            tasks = chosen_tasks(config.data, builder.num_tokens, self._say_once)
+        return builder
+
+    def _base_share(self, model: ModelConfig, builder: ExampleBuilder, tasks: list[Problem]) -> ModelAssignment:
         # Digests are of what version 0.1.0 wrote, so that its evaluations are found again.
-        written = version_0_1.evaluation_written(config)
+        written = version_0_1.evaluation_written(self.config)
         identity = data_sha256({name: written[name] for name in ("model", *OWN_FORMAT)})
-        served = served_model(model) if isinstance(config.inference, VllmConfig) else None
-        share = ModelAssignment(tasks, lambda: self.host.base(model), builder, self.deal_views, identity, served)
-        seen = warn_trained_on(self.kind, model, tasks)
-        about = {"model": model.name, "path": str(model.path), "trained_on": len(seen)}
-        return self._subject(model.name, f"{model.name}, as it is", [share], about)
+        served = served_model(model) if isinstance(self.config.inference, VllmConfig) else None
+        return ModelAssignment(tasks, lambda: self.host.plain(model), builder, self.deal_views, identity, served)
 
     def checkpoints(self) -> list[EvaluationTarget]:
         """One checkpoint, or each that a pattern matches."""
@@ -173,32 +183,54 @@ class _Finder:
         return targets
 
     def adapters(self) -> EvaluationTarget:
-        """Each adapter answers the tasks it was adapted to, the checkpoint itself answers the rest."""
-        if is_pattern(str(self.config.checkpoint)):
-            raise ConfigError([f"checkpoint={self.config.checkpoint}: with adapters= it names one run or checkpoint"])
-        start = open_checkpoint(Path(str(self.config.checkpoint)), self.config.base_model)
-        self._refuse_contradictions(start)
-        num_tokens = self._builder(start).num_tokens
-        adapted = adapted_runs(str(self.config.adapters), start, self.config.base_model)
+        """Each adapter answers the tasks it was adapted to, the checkpoint or model itself answers the rest."""
+        config = self.config
+        start: TrainedRun | ModelConfig
+        if config.model is not None:
+            start = config.model
+            builder = self._base_builder(start)
+            about: dict[str, Any] = {"model": start.name, "path": str(start.path)}
+            adapted = adapted_runs(str(config.adapters), config, f"model={start.name}", None)
+        else:
+            start = self._start_of_adapters()
+            builder = self._builder(start)
+            about = _about(start)
+            # A run of the whole model is the base of its adapters, wherever it lies now.
+            moved = config.base_model if isinstance(start.config.lora, LoraConfig) else str(start.checkpoint.path)
+            belongs = dataclasses.replace(start.config, model=base_of_adapters(start))
+            adapted = adapted_runs(str(config.adapters), belongs, str(start.checkpoint.path), moved)
+        num_tokens = builder.num_tokens
         if self.config.data.is_held_out:
             tasks = filter_tasks(tasks_adapted_to(adapted), self.config.data, num_tokens, self._say_once)
         else:
             tasks = chosen_tasks(self.config.data, num_tokens, self._say_once)
         answering: dict[Path, tuple[TrainedRun, list[Problem]]] = {}
         for task in tasks:
-            run = adapted.get(task.id, start)
-            answering.setdefault(run.checkpoint.path, (run, []))[1].append(task)
-        # The checkpoint comes last, so that adapters replace each other on one base model.
-        rest = answering.pop(start.checkpoint.path, (start, []))
-        if rest[1]:
-            say(f"{len(rest[1])} of {len(tasks)} tasks have no adapter: the checkpoint answers them")
-        shares = [self._share(run, own) for run, own in [*answering.values(), rest] if own]
-        about = _about(start) | {
+            if task.id in adapted:
+                run = adapted[task.id]
+                answering.setdefault(run.checkpoint.path, (run, []))[1].append(task)
+        shares = [self._share(run, own) for run, own in answering.values()]
+        # The start comes last, so that adapters replace each other on one base model.
+        rest = [task for task in tasks if task.id not in adapted]
+        if rest:
+            say(f"{len(rest)} of {len(tasks)} tasks have no adapter: the model that they start from answers them")
+            if isinstance(start, ModelConfig):
+                shares.append(self._base_share(start, builder, rest))
+            else:
+                shares.append(self._share(start, rest))
+        about = about | {
             "adapters": {run.checkpoint.path.as_posix(): [task.id for task in own] for run, own in answering.values()},
             "trained_on": len(warn_trained_on(self.kind, start, tasks)),
         }
-        title = f"{start.config.model.name}, {start.name} and {len(answering)} adapters"
-        return self._subject("adapters", title, shares, about)
+        name = start.name if isinstance(start, ModelConfig) else f"{start.config.model.name}, {start.name}"
+        return self._subject("adapters", f"{name} and {len(answering)} adapters", shares, about)
+
+    def _start_of_adapters(self) -> TrainedRun:
+        if is_pattern(str(self.config.checkpoint)):
+            raise ConfigError([f"checkpoint={self.config.checkpoint}: with adapters= it names one run or checkpoint"])
+        start = open_checkpoint(Path(str(self.config.checkpoint)), self.config.base_model)
+        self._refuse_contradictions(start)
+        return start
 
     def _refuse_contradictions(self, run: TrainedRun) -> None:
         trained = kind_of(run.config.data)

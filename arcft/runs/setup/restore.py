@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -48,6 +49,17 @@ def base_model(run: TrainedRun) -> ModelConfig:
     return ModelConfig(name=run.config.model.name, path=str(run.checkpoint.path))
 
 
+def base_of_adapters(run: TrainedRun) -> ModelConfig:
+    """The model that adapters started from `run` belong to: its base model, or `run` itself if it holds a whole model.
+
+    Unlike `base_model`, with everything that the run knows about its model.
+    """
+    if isinstance(run.config.lora, LoraConfig):
+        return run.config.model
+    path = str(run.checkpoint.path)
+    return dataclasses.replace(run.config.model, path=path, tokenizer=None, init="pretrained", seed=0)
+
+
 class ModelHost:
     """Holds one base model and applies a checkpoint's adapter to it; reloads the base only if it differs."""
 
@@ -57,6 +69,11 @@ class ModelHost:
         self._fingerprint = ""
         self._adapter = b""
         self._model: PreTrainedModel | PeftModel | None = None
+
+    def plain(self, config: ModelConfig) -> PreTrainedModel:
+        """The same, once no adapter is needed any more: a large model does not fit twice."""
+        self._forget()
+        return self.base(config)
 
     def base(self, config: ModelConfig) -> PreTrainedModel:
         """The model of `config` without an adapter."""

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from arcft.checkpoints import RUN_FILE, CheckpointError, find_checkpoints
+from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import to_dict
 from arcft.console import note
 from arcft.files import data_sha256
@@ -14,14 +15,17 @@ from arcft.runs.setup.checkpoint_config import OWN_FORMAT, TrainedRun, contradic
 from arcft.runs.setup.tasks import tasks_named
 
 
-def adapted_runs(pattern: str, start: TrainedRun, base_model: str | None) -> dict[str, TrainedRun]:
+def adapted_runs(
+    pattern: str, start: TrainConfig | EvaluateConfig, name: str, base_model: str | None
+) -> dict[str, TrainedRun]:
     """By task id, the run that was adapted to it, among those that match the absolute `pattern`.
 
-    `base_model` is as in `open_checkpoint`. Raises CheckpointError if two runs have the same task, if one does not
-    belong to `start`, or if there is none.
+    `start` has the model, encoder and prompt that they must have, and `name` says what it is. `base_model` is as in
+    `open_checkpoint`. Raises CheckpointError if two runs have the same task, if one does not belong to `start`, or if
+    there is none.
     """
     adapted: dict[str, TrainedRun] = {}
-    for adapter in _adapters(pattern, start, base_model):
+    for adapter in _adapters(pattern, start, name, base_model):
         for task_id in adapter.tasks["adapted_to"]:
             if task_id in adapted:
                 raise CheckpointError(
@@ -42,7 +46,7 @@ def tasks_adapted_to(adapted: Mapping[str, TrainedRun]) -> list[Problem]:
     return [tasks[task_id] for task_id in adapted]
 
 
-def _adapters(pattern: str, start: TrainedRun, base_model: str | None) -> list[TrainedRun]:
+def _adapters(pattern: str, start: TrainConfig | EvaluateConfig, name: str, base_model: str | None) -> list[TrainedRun]:
     adapters = []
     for folder in matching_folders("adapters", pattern):
         if not (folder / RUN_FILE).is_file():
@@ -54,11 +58,12 @@ def _adapters(pattern: str, start: TrainedRun, base_model: str | None) -> list[T
         if not adapter.tasks.get("adapted_to"):
             raise CheckpointError(f"adapters: {folder} was not adapted to tasks; make one with data=leave_one_out")
         groups = (*OWN_FORMAT, "model")
-        problems = contradictions(groups, adapter.config, start.config, groups)
+        # What a model recommends for other groups is no part of it.
+        assert start.model is not None  # EvaluateConfig.problems
+        model = dataclasses.replace(start.model, recommended=adapter.config.model.recommended)
+        problems = contradictions(groups, adapter.config, dataclasses.replace(start, model=model), groups)
         if problems:
-            raise CheckpointError(
-                f"adapters: {folder} does not belong to {start.checkpoint.path}: {'; '.join(problems)}"
-            )
+            raise CheckpointError(f"adapters: {folder} does not belong to {name}: {'; '.join(problems)}")
         adapters.append(adapter)
     if not adapters:
         raise CheckpointError(f"adapters={pattern}: no match is a training run with a checkpoint")
