@@ -281,7 +281,7 @@ def test_a_wrong_value_is_refused_with_its_remedy(overrides: list[str], message:
             "give exactly one of checkpoint=, model=, predictions=, resume= (checkpoint= and predictions= given)",
         ),
         (["predictions=[]"], "predictions=[]: name a file of predictions, or several"),
-        (["model=tiny", "adapters=x"], "adapters= needs checkpoint=: the run that the adapters were started from"),
+        (["predictions=x", "adapters=y"], "adapters= needs checkpoint= or model=: what the adapters were started from"),
         (
             ["predictions=b", "data=arc1", "ttft=per_task"],
             "ttft=per_task has no effect with predictions=, which are made already; use ttft=none",

@@ -252,8 +252,8 @@ def test_a_model_as_it_is_gets_fresh_adapters(tmp_path: Path, capsys: pytest.Cap
     # Without data, the tasks are those that they were adapted to. Another format is not theirs.
     named = evaluated(tmp_path / "named", *model, f"adapters={folder}/adapters/*")
     assert sorted(rounded(named)) == sorted(rounded(folder)[2:])
-    with pytest.raises(CheckpointError, match=r"does not belong to model=tiny: encoder\.grid="):
-        evaluated(tmp_path / "other", *model, "encoder=shape", f"adapters={folder}/adapters/*")
+    with pytest.raises(CheckpointError, match=r"does not belong to model=tiny: model\.seed=0 "):
+        evaluated(tmp_path / "other", *model, "model.seed=1", f"adapters={folder}/adapters/*")
 
 
 def test_a_whole_model_gets_fresh_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
