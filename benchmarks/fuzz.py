@@ -20,6 +20,7 @@ from pathlib import Path
 
 from fuzzing.command_lines import CommandLines
 from fuzzing.core import MOST_SHOWN, Part, Tally, run_cases
+from fuzzing.damage import Damage
 from fuzzing.task_files import TaskFiles
 from fuzzing.texts import Texts
 
@@ -27,6 +28,7 @@ PARTS: dict[str, tuple[int, int, Callable[[Path], Part]]] = {
     "texts": (1_000_000, 3000, lambda folder: Texts()),
     "files": (10_000, 300, TaskFiles),
     "lines": (1000, 20, CommandLines),
+    "damage": (1000, 100, Damage),
 }
 """By name: the cases of a whole run and of a quick one, and what makes the part, given an empty folder of its own."""
 

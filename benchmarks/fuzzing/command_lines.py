@@ -26,14 +26,14 @@ from arcft.runs.setup.ttft_settings import refuse_without_effect
 from fuzzing.core import WrongError, check_message, check_unchanged, listing
 
 VALUES = (
-    "0", "1", "-1", "2", "16", "0.5", "1e-4", "1e400", "-1e400", "nan", "inf", "-inf", "1_000", "0x10", "0b1", "007bbfb7",
-    "10" * 200, "true", "false", "null", "~", "none", "auto", "local", "''", '""', '" "', "", "a", "a b", "'a b'", "é", "😀",
-    "\u200b", "\x1b[31m", "a\nb", "\udcff", "[]", "[1,2]", "[a,b]", "[[1]]", "[", "]", "{", "}", "{}", "{a:1}",
-    "{name:none}", "{a:{b:[1,{c:2}]}}", "'", '"', "\\", "\\'", "a=b", "=", "a,b", "1,2", "range(3)", "choice(a,b)",
-    "glob(*)", "interval(0,1)", "sort(2,1)", "int('3')", "str(3)", "int(x)", "f(", "${model.name}", "${nothing}", "${",
-    "${}", "${oc.env:NOTHING}", "${oc.env:HOME}", "${pid:}", "${oc.decode:1}", "$", "$(true)", "???", "/nowhere", "~/x",
-    "../..", "a/b/c", "/p/lr=1e-4/checkpoint-4", "'/p/lr=1e-4'", "a:b", "a@b", "-", "--", "#", "%d", "{0}", "<b>", "[b]",
-    "x" * 3000, "[" * 300, "[" * 50 + "]" * 50, "90s", "11h30m", "1e9h", "-5s",
+    "0", "1", "-1", "2", "16", "0.5", "1e-4", "1e400", "-1e400", "nan", "inf", "-inf", "1_000", "0x10", "0b1",
+    "007bbfb7", "10" * 200, "true", "false", "null", "~", "none", "auto", "local", "''", '""', '" "', "", "a", "a b",
+    "'a b'", "é", "😀", "\u200b", "\x1b[31m", "a\nb", "\udcff", "[]", "[1,2]", "[a,b]", "[[1]]", "[", "]", "{", "}",
+    "{}", "{a:1}", "{name:none}", "{a:{b:[1,{c:2}]}}", "'", '"', "\\", "\\'", "a=b", "=", "a,b", "1,2", "range(3)",
+    "choice(a,b)", "glob(*)", "interval(0,1)", "sort(2,1)", "int('3')", "str(3)", "int(x)", "f(", "${model.name}",
+    "${nothing}", "${", "${}", "${oc.env:NOTHING}", "${oc.env:HOME}", "${pid:}", "${oc.decode:1}", "$", "$(true)",
+    "???", "/nowhere", "~/x", "../..", "a/b/c", "/p/lr=1e-4/checkpoint-4", "'/p/lr=1e-4'", "a:b", "a@b", "-", "--",
+    "#", "%d", "{0}", "<b>", "[b]", "x" * 3000, "[" * 300, "[" * 50 + "]" * 50, "90s", "11h30m", "1e9h", "-5s",
 )  # fmt: skip
 KEYS = (
     "nothing",
@@ -147,7 +147,7 @@ class _Vocabulary:
             if group != ".":
                 self.options.append((group, path.stem))
                 prefix = f"{group}."
-            self.shipped += _leaves(yaml.safe_load(path.read_text(encoding="utf-8")), prefix)
+            self.shipped += _leaves(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, prefix)
 
     def word(self, rng: random.Random) -> str:
         if rng.random() < 0.25:

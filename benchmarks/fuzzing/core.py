@@ -114,4 +114,5 @@ def _raised(error: Exception) -> str:
     place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
     ours = next((frame for frame in reversed(frames) if "/arcft/" in frame.filename), None)
     from_ours = f", from {Path(ours.filename).name}:{ours.lineno}" if ours else ""
-    return f"traceback: {type(error).__name__}: {str(error)[:300]} ({place}{from_ours})"
+    notes = "".join(f", {note}" for note in getattr(error, "__notes__", ()))
+    return f"traceback: {type(error).__name__}: {str(error)[:300]} ({place}{from_ours}{notes})"

@@ -242,10 +242,11 @@ def _checked_task(task: Any, answers: Any) -> Any:
 def _checked_pairs(pairs: Any, *, outputs: bool = True) -> Any:
     if not pairs:
         raise WrongError("a task without pairs was accepted")
-    return [
-        (_checked_grid(pair["input"]), None if pair.get("output") is None and not outputs else _checked_grid(pair["output"]))
-        for pair in pairs
-    ]  # fmt: skip
+    return [(_checked_grid(pair["input"]), _checked_output(pair.get("output"), outputs)) for pair in pairs]
+
+
+def _checked_output(grid: Any, is_needed: bool) -> Any:
+    return None if grid is None and not is_needed else _checked_grid(grid)
 
 
 def _checked_grid(grid: Any) -> Any:

@@ -16,12 +16,15 @@ from fuzzing.core import WrongError
 MORE_ENCODERS = (
     {"name": "RepeatNumberEncoder", "n": 2},
     {"name": "GridWithSeparationEncoder", "separator": "`"},
-    {"name": "GridCodeBlockEncoder", "base": {"name": "RowNumberEncoder", "start": 0, "base": {"name": "ColorNameEncoder"}}},
+    {
+        "name": "GridCodeBlockEncoder",
+        "base": {"name": "RowNumberEncoder", "start": 0, "base": {"name": "ColorNameEncoder"}},
+    },
     {
         "name": "RowNumberEncoder",
         "base": {"name": "ReplaceNumberEncoder", "base": {"name": "GridWithSeparationEncoder", "separator": "x"}},
     },
-)  # fmt: skip
+)
 """Combinations that no file of conf/encoder has."""
 
 STRANGE = "٠١९²½１Ⅷ𝟘\u200b\ufeff\u0308\u2028\x85\x00\x1b\r\t\v\ud800\udfff😀"
