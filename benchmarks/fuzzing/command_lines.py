@@ -7,7 +7,7 @@ import io
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +109,12 @@ class CommandLines:
             configs.append(self._checked(config_class, plain_config(cfg), list(explicit_keys())))
 
         code = 0
-        with _command_line(self.working, [f"{program}.py", *words]) as output:
+        with _command_line(self.working, [f"{program}.py", *words]) as printed:
             try:
                 run_from_command_line(job, program, config_class)
             except SystemExit as stop:
                 code = stop.code if isinstance(stop.code, int) else 1
-        return code, output(), configs
+            return code, printed.getvalue().decode(), configs
 
     def _checked(self, config_class: Any, values: dict[str, Any], explicit: list[str]) -> Any:
         """The config, which is the same when it is stored and read again."""
@@ -191,9 +191,8 @@ def _leaves(values: Any, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def _command_line(folder: Path, argv: list[str]) -> Iterator[Callable[[], str]]:
-    """What a shell gives a program: arguments, a working directory, and somewhere to print to. Yields what returns all
-    that was printed."""
+def _command_line(folder: Path, argv: list[str]) -> Iterator[io.BytesIO]:
+    """What a shell gives a program: arguments, a working directory, and somewhere to print to, which is yielded."""
     before, where, environment = sys.argv, os.getcwd(), dict(os.environ)
     printed = io.BytesIO()
     stdout, stderr = (
@@ -203,7 +202,7 @@ def _command_line(folder: Path, argv: list[str]) -> Iterator[Callable[[], str]]:
     os.chdir(folder)
     try:
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-            yield lambda: printed.getvalue().decode()
+            yield printed
     finally:
         sys.argv = before
         os.chdir(where)

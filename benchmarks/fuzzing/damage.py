@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from arcft.checkpoints import MANIFEST_FILE, RUN_FILE, read_run_yaml
+from arcft.checkpoints import MANIFEST_FILE, read_run_yaml
 from arcft.cli.resume import resumed_config
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.errors import ArcftError
@@ -80,6 +80,10 @@ class Damage:
             what = _change_row(path, rng)
         else:
             what = _change_bytes(path, self.whole[path], rng)
+        if path == ledger and (not path.exists() or not path.stat().st_size):
+            # As a run leaves it that is killed at its start: it begins anew.
+            self._restore()
+            return "skipped"
         names = self._names()
         is_refused = False
         try:
