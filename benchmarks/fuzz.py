@@ -15,11 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from fuzzing.command_lines import CommandLines
-from fuzzing.core import MOST_SHOWN, Part, Tally, run_cases
+from fuzzing.core import Part, Tally, run_cases
 from fuzzing.damage import Damage
 from fuzzing.task_files import TaskFiles
 from fuzzing.texts import Texts
@@ -33,35 +34,23 @@ PARTS: dict[str, tuple[int, int, Callable[[Path], Part]]] = {
 """By name: the cases of a whole run and of a quick one, and what makes the part, given an empty folder of its own."""
 
 
+OUTCOMES = ("accepted", "refused", "skipped")
+
+
 def main() -> None:
     arguments = parse()
-    tallies = []
-    for name in arguments.parts:
-        cases, quick_cases, make = PARTS[name]
-        numbers = range(arguments.cases or (quick_cases if arguments.quick else cases))
-        with tempfile.TemporaryDirectory() as folder:
-            part = make(Path(folder).resolve())
-            tally = run_cases(name, part, numbers if arguments.only is None else [arguments.only], arguments.seed)
-        show(tally, arguments.seed)
-        tallies.append(tally)
+    tallies = [run_part(name, arguments) for name in arguments.parts]
+    show(tallies)
+    goal_met = not any(tally.failures for tally in tallies)
     result = {
         "benchmark": "fuzz",
         "quick": arguments.quick,
         "seed": arguments.seed,
-        "parts": {
-            tally.name: {
-                "cases": tally.cases,
-                **tally.outcomes,
-                "failures": len(tally.failures),
-                "slowest_case_seconds": round(tally.slowest, 3),
-                "seconds": round(tally.seconds, 1),
-            }
-            for tally in tallies
-        },
-        "goal_met": not any(tally.failures for tally in tallies),
+        "parts": {tally.name: row(tally) for tally in tallies},
+        "goal_met": goal_met,
     }
     print(json.dumps(result))
-    if not result["goal_met"]:
+    if not goal_met:
         raise SystemExit(1)
 
 
@@ -75,17 +64,37 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def show(tally: Tally, seed: int) -> None:
-    outcomes = ", ".join(f"{count:,} {name}" for name, count in sorted(tally.outcomes.items()))
-    print(
-        f"{tally.name}: {tally.cases:,} cases in {tally.seconds:.0f} s, the slowest in {tally.slowest:.2f} s: "
-        f"{outcomes or 'none ended well'}, {len(tally.failures)} failures",
-        flush=True,
-    )
-    for number, message in tally.failures[:MOST_SHOWN]:
-        print(f"  {message}\n    python benchmarks/fuzz.py --parts {tally.name} --seed {seed} --only {number}")
-    if len(tally.failures) > MOST_SHOWN:
-        print(f"  and {len(tally.failures) - MOST_SHOWN} more")
+def run_part(name: str, arguments: argparse.Namespace) -> Tally:
+    """Run the cases that `arguments` asks for, and print each failure with what repeats it."""
+    cases, quick_cases, make = PARTS[name]
+    numbers = range(arguments.cases or (quick_cases if arguments.quick else cases))
+
+    def show_failure(number: int, message: str) -> None:
+        again = f"python benchmarks/fuzz.py --parts {name} --seed {arguments.seed} --only {number}"
+        print(f"{name}, case {number}: {message}\n    {again}", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        part = make(Path(folder).resolve())
+        chosen = numbers if arguments.only is None else [arguments.only]
+        return run_cases(name, part, chosen, arguments.seed, show_failure)
+
+
+def row(tally: Tally) -> dict[str, Any]:
+    return {
+        "cases": tally.cases,
+        **{name: tally.outcomes[name] for name in OUTCOMES},
+        "failures": tally.failures,
+        "slowest_case_seconds": round(tally.slowest, 3),
+        "seconds": round(tally.seconds, 1),
+    }
+
+
+def show(tallies: Sequence[Tally]) -> None:
+    rows = {tally.name: row(tally) for tally in tallies}
+    columns = [*next(iter(rows.values()))]
+    print("\n" + " ".join(["part    ", *(f"{column.replace('_', ' '):>11}" for column in columns)]))
+    for name, values in rows.items():
+        print(" ".join([f"{name:8}", *(f"{values[column]:>{max(11, len(column))},}" for column in columns)]))
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class CommandLines:
             return "refused"
         if not configs:
             raise WrongError(f"{program} {line}: exit code 0, but nothing was done: {output[-300:]}")
-        return "composed"
+        return "accepted"
 
     def _run(self, program: str, words: list[str]) -> tuple[int, str, list[Any]]:
         """The exit code, all that was printed, and the configs of the jobs that were started."""

@@ -9,12 +9,10 @@ import random
 import signal
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
-
-MOST_SHOWN = 20
 
 
 class WrongError(Exception):
@@ -38,9 +36,7 @@ class Tally:
 
     name: str
     outcomes: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    failures: list[tuple[int, str]] = dataclasses.field(default_factory=list)
-    """Number of the case, and what was wrong."""
-
+    failures: int = 0
     slowest: float = 0.0
     """CPU seconds of the slowest case."""
 
@@ -48,11 +44,16 @@ class Tally:
 
     @property
     def cases(self) -> int:
-        return sum(self.outcomes.values()) + len(self.failures)
+        return sum(self.outcomes.values()) + self.failures
 
 
-def run_cases(name: str, part: Part, numbers: Iterable[int], seed: int) -> Tally:
-    """Run the cases of these numbers. A case depends on `seed`, `name` and its number, and on no other case."""
+def run_cases(
+    name: str, part: Part, numbers: Iterable[int], seed: int, on_failure: Callable[[int, str], None]
+) -> Tally:
+    """Run the cases of these numbers. A case depends on `seed`, `name` and its number, and on no other case.
+
+    `on_failure` is called with the number of each case that fails, and with what was wrong.
+    """
     tally = Tally(name)
     begun = time.perf_counter()
     for number in numbers:
@@ -61,10 +62,9 @@ def run_cases(name: str, part: Part, numbers: Iterable[int], seed: int) -> Tally
         try:
             with _time_limit(part.seconds_per_case):
                 tally.outcomes[part.case(rng)] += 1
-        except WrongError as error:
-            tally.failures.append((number, str(error)))
         except Exception as error:
-            tally.failures.append((number, _raised(error)))
+            tally.failures += 1
+            on_failure(number, str(error) if isinstance(error, WrongError) else _raised(error))
         tally.slowest = max(tally.slowest, time.process_time() - started)
     tally.seconds = time.perf_counter() - begun
     return tally

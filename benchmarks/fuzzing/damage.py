@@ -107,7 +107,7 @@ class Damage:
             raise WrongError(f"{path.relative_to(self.run.parent)}: {what}: {error}") from None
         finally:
             self._restore()
-        return "refused" if is_refused else "unharmed"
+        return "refused" if is_refused else "accepted"
 
     def _checkpoint(self) -> Any:
         """What evaluate.py checkpoint= and train.py lora.start= read."""
