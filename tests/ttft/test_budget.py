@@ -4,6 +4,7 @@ answered."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcft.ttft.ledger.ledger import Ledger
-from arcft.ttft.scheduling.budget import Budget, Fit, PendingUnit, _floor
+from arcft.ttft.scheduling.budget import Budget, Fit, PendingUnit, Plan, _floor
 from arcft.ttft.scheduling.cost_model import Costs, Line
 from arcft.ttft.scheduling.queue import Queue
 from arcft.ttft.units import ADAPT_ROUND, BASELINE_ROUND, Event, Finished, Predicted, Started, Stepped, Unit
@@ -207,6 +208,50 @@ def test_before_anything_is_known_a_unit_gets_its_share_of_the_time() -> None:
     assert plan is not None
     assert (plan.steps, plan.predictions) == (64, 8)
     assert plan.deadline == pytest.approx(clock.now + budget.left(1) / 2)
+
+
+def test_a_unit_may_take_twice_its_share_before_its_deadline() -> None:
+    clock = Clock()
+    # The units need nearly all of the 960 s that there are.
+    others = [PendingUnit(make_unit(f"unit-{number}", 100), True) for number in range(8)]
+    plan = Budget(1000, clock=clock).plan(others[0], others[1:], known(0.01, 0.04), steps=80, predictions=10)
+    assert plan is not None
+    assert plan.cost == pytest.approx(0.95 * 960 / 8, rel=0.02)
+    assert plan.deadline == pytest.approx(clock.now + 2 * 960 / 8 + (960 - 8 * plan.cost) / 2)
+
+
+def further(budget: Budget, *, running: int = 0, beside: Sequence[float] = (), predictions: int = 10) -> Plan | None:
+    """Another round for a unit whose step costs 1 s and whose prediction costs 4 s, of 60 steps."""
+    costs, unit = known(0.01, 0.04), make_unit("c", 100)
+    return budget.extra(
+        unit,
+        costs,
+        steps=60,
+        predictions=predictions,
+        promised=sum(beside),
+        num_running=running,
+        beside=beside,
+    )
+
+
+def test_a_further_round_takes_half_of_the_time_while_others_run() -> None:
+    clock = Clock()
+    alone, beside = further(Budget(200, clock=clock)), further(Budget(200, clock=clock), running=1, beside=[20.0])
+    # 186 s, of which 95% are planned; with 20 s promised, half of the other 166 s.
+    assert alone is not None
+    assert (alone.steps, alone.predictions) == (60, 10)
+    assert beside is not None
+    assert (beside.steps, beside.predictions) == (int(0.95 * 83 - 40), 10)
+    late = further(Budget(200, clock=clock), running=1, beside=[130.0])
+    assert late is None
+
+
+def test_a_further_round_has_all_its_predictions_or_is_not_begun() -> None:
+    clock = Clock()
+    assert further(Budget(70, clock=clock)) is not None
+    # Steps at their floor of 15 and fewer predictions would fit.
+    assert further(Budget(56, clock=clock)) is None
+    assert further(Budget(56, clock=clock), predictions=8) is not None
 
 
 def test_where_time_lacks_units_without_an_answer_come_first() -> None:
