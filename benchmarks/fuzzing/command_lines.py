@@ -74,7 +74,10 @@ class CommandLines:
         self.working = folder / "working"
         for place in (self.stored, self.working):
             place.mkdir()
-        self.programs = {"train": _Vocabulary(TrainConfig), "evaluate": _Vocabulary(EvaluateConfig)}
+        self.programs = {
+            "train": _Vocabulary("train", TrainConfig),
+            "evaluate": _Vocabulary("evaluate", EvaluateConfig),
+        }
 
     def case(self, rng: random.Random) -> str:
         program = rng.choice(list(self.programs))
@@ -133,29 +136,32 @@ class CommandLines:
 class _Vocabulary:
     """Keys, groups and their options, and values, combined to words of a command line."""
 
-    def __init__(self, config_class: type) -> None:
+    def __init__(self, program: str, config_class: type) -> None:
         keys = {*known_keys(config_class), *KEYS}
         for configs in kind_configs().values():
             for group, kind_class in configs.items():
                 keys |= set(known_keys(kind_class, f"{group}."))
         self.keys = sorted(keys)
-        self.options: list[tuple[str, str]] = []
-        self.shipped: list[tuple[str, str]] = []
-        for path in sorted(config_folder().rglob("*.yaml")):
-            group = str(path.parent.relative_to(config_folder()))
-            prefix = ""
-            if group != ".":
-                self.options.append((group, path.stem))
-                prefix = f"{group}."
-            self.shipped += _leaves(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, prefix)
+        self.options = [
+            (str(path.parent.relative_to(config_folder())), path.stem) for path in sorted(config_folder().glob("*/*"))
+        ]
+        main = yaml.safe_load((config_folder() / f"{program}.yaml").read_text(encoding="utf-8"))
+        self.shipped = [(key, value) for key, value in _leaves(main, "") if not key.startswith(("defaults", "hydra"))]
+        for entry in main["defaults"]:
+            for group, option in entry.items() if isinstance(entry, dict) else ():
+                path = config_folder() / group / f"{option}.yaml"
+                if path.exists():
+                    self.shipped += _leaves(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, f"{group}.")
 
     def word(self, rng: random.Random) -> str:
         if rng.random() < 0.25:
             key, value = rng.choice(self.options)
             if rng.random() < 0.2:
                 value = rng.choice(VALUES)
-        elif rng.random() < 0.5:
+        elif rng.random() < 0.6:
             key, value = rng.choice(self.shipped)
+            if rng.random() < 0.4:
+                value = rng.choice(("1", "2", "16", "0.5", "1e-4", "true", "false", "null", "auto", "'a b'", "[1]"))
         else:
             key, value = rng.choice(self.keys), rng.choice(VALUES)
         word = rng.choices(("", "+", "++", "~"), (0.85, 0.05, 0.05, 0.05))[0] + key

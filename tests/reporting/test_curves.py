@@ -8,9 +8,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
-from arcft.reporting.charts.curves import Curves, curves_png, curves_svg, read_history
+from arcft.reporting.charts.curves import Curves, _draw_metrics, curves_png, curves_svg, read_history
+from arcft.reporting.charts.numbers import _draw
+from arcft.scoring.resampling import SubsampledMetrics
 from tests.support.arc import METRICS
 
 FULL = Curves(
@@ -106,3 +109,27 @@ def test_png_has_the_size_asked_for(stacked: bool) -> None:
         assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
     with Image.open(io.BytesIO(curves_png(Curves(metrics={"vote_2": ((5, 0.0),)}), METRICS))) as picture:
         assert picture.size == (560, 400)
+
+
+def test_metrics_are_drawn_in_percent_from_zero() -> None:
+    axes = Figure().subplots()
+    _draw_metrics(Curves(metrics={"pass_n": ((10, 0.25), (20, 0.5))}), {"pass_n": "#7cc4f0"}, axes)
+    (line,) = axes.get_lines()
+    assert line.get_xydata().tolist() == [[10, 25], [20, 50]]
+    low, high = axes.get_ylim()
+    assert low < 0 < 50 < high
+    assert axes.get_ylabel() == "%"
+
+
+def test_scores_by_number_of_predictions_are_drawn_in_percent_with_their_deviation() -> None:
+    axes = Figure().subplots()
+    names = list(METRICS.by_rank)
+    numbers = [
+        SubsampledMetrics(count, mean=dict.fromkeys(names, mean), deviation=dict.fromkeys(names, 0.05))
+        for count, mean in [(1, 0.25), (2, 0.5)]
+    ]
+    _draw(numbers, METRICS, axes)
+    assert len(axes.containers) == len(names)
+    line, _, (bars,) = axes.containers[0].lines
+    assert line.get_xydata().tolist() == [[1, 25], [2, 50]]
+    assert [bar[:, 1].tolist() for bar in bars.get_segments()] == [[20, 30], [45, 55]]
