@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import logging
 import os
@@ -21,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arcft.checkpoints import MANIFEST_FILE, RUN_FILE, CheckpointError, read_run_yaml
 from arcft.cli.leftovers import keep_files_of_job, remove_files_of_job, remove_leftovers
-from arcft.cli.overrides import explanation, refuse_empty_paths
+from arcft.cli.overrides import SWITCHES, explanation, refuse_empty_paths, refuse_wrong_groups
 from arcft.config import schema
 from arcft.console import complain, log, log_to
 from arcft.errors import ArcftError
@@ -30,7 +31,7 @@ from arcft.runs.common.config_folder import config_folder
 from arcft.runs.common.paths import quoted
 
 # Switches of hydra.main that take no config keys of ours.
-HYDRA_ONLY = ("hydra.", "hydra/", "experiment", "hparams_search", "debug", "local")
+HYDRA_ONLY = ("hydra.", "hydra/", *SWITCHES)
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
 WAY_OUT = "Free some space or get write permission, then resume with resume=, or choose a folder with hydra.run.dir=DIR"
@@ -60,6 +61,7 @@ def run_from_command_line(job: Job, config_name: str, config_class: type) -> Non
     typed = sys.argv[1:]
     try:
         refuse_empty_paths(typed)
+        refuse_wrong_groups(typed, config_name, [field.name for field in dataclasses.fields(config_class)])
         sys.argv[1:] = _resumed_in_place(let_unknown_keys_in(typed, config_class), config_name)
         with signals.program():
             entry()

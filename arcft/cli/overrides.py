@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, Sweep
 from hydra.errors import HydraException, OverrideParseException
 
 from arcft.config.schema import ConfigError
+from arcft.runs.common.config_folder import config_folder
 from arcft.runs.common.paths import in_shell, quoted
 
 PATHS = (
@@ -16,6 +18,9 @@ PATHS = (
     "model.tokenizer", "predictions", "resume",
 )  # fmt: skip
 """Keys whose value is a path, which can't be empty."""
+
+SWITCHES = ("experiment", "hparams_search", "debug", "local")
+"""Groups that take no config keys of their own."""
 
 _AMBIGUOUS = re.compile(r"Ambiguous value for argument '(.*?)'\n1\.", re.DOTALL)
 _IN_SHELL = "the outer quotes are for the shell"
@@ -26,6 +31,36 @@ def refuse_empty_paths(arguments: Sequence[str]) -> None:
     empty = [key for key in PATHS if any(word in arguments for word in (f"{key}=", f"{key}=''", f'{key}=""'))]
     if empty:
         raise ConfigError([f"{key}= is empty (an unset shell variable?); give a path, or drop it" for key in empty])
+
+
+def refuse_wrong_groups(arguments: Sequence[str], program: str, own: Collection[str]) -> None:
+    """Raise ConfigError for every group (model, encoder, ...) that is given no option's name, such as `lora=null`, and
+    for those that only another program has. `own` are the keys of `program`, its groups among them."""
+    groups = sorted(path.name for path in config_folder().iterdir() if path.is_dir())
+    problems = []
+    for word in arguments:
+        override = _parsed(word)
+        if override is None or override.key_or_group not in groups:
+            continue
+        group = override.key_or_group
+        if group not in own and group not in SWITCHES:
+            has = ", ".join(name for name in groups if name in own)
+            problems.append(f"{word}: {program} has no group {group}, only {has}; drop it")
+        elif not all(_may_name_option(value, override.is_delete()) for value in _values(override)):
+            names = ", ".join(sorted(path.stem for path in (config_folder() / group).glob("*.yaml")))
+            problems.append(f"{word}: {group} takes the name of an option: {names}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _values(override: Override) -> Sequence[object]:
+    value = override.value()
+    return value.list if isinstance(value, ChoiceSweep) else [value]
+
+
+def _may_name_option(value: object, is_delete: bool) -> bool:
+    # What other sweeps stand for, Hydra finds out.
+    return isinstance(value, str | QuotedString | Glob | Sweep) or (is_delete and value is None)
 
 
 def explanation(error: Exception, arguments: Sequence[str]) -> str:
@@ -82,8 +117,11 @@ def _each_quoted(values: str) -> str:
 
 
 def _is_readable(override: str) -> bool:
+    return _parsed(override) is not None
+
+
+def _parsed(override: str) -> Override | None:
     try:
-        OverridesParser.create().parse_override(override)
+        return OverridesParser.create().parse_override(override)
     except HydraException:
-        return False
-    return True
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 from arcft.cli.evaluate import main
-from arcft.cli.overrides import PATHS, explanation, refuse_empty_paths
+from arcft.cli.overrides import PATHS, explanation, refuse_empty_paths, refuse_wrong_groups
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import ConfigError, known_keys
 from arcft.runs.common.paths import override, quoted
@@ -22,6 +23,8 @@ ODD = [
     "a~b", "a'b", 'a"b', "a$b", "a${b", "$(b)", "`b`", "/p/é/日本", "-x", "a\\b", "a\\", "a\\\\", "a\\'b", "a#b", "a&b",
     "a;b", "a!b", "a^b", "a<b", "a|b", "a*b", "", "null", "1e5", "'", "a\nb", "a%b", "a@b+c",
 ]  # fmt: skip
+
+OWN = [field.name for field in dataclasses.fields(TrainConfig)]
 
 
 def as_read(word: str) -> object:
@@ -103,6 +106,8 @@ def test_every_key_of_a_path_exists() -> None:
         ("checkpoint=5", "error: checkpoint=5: expected text or null, not int; if it is a text, quote it: "),
         ("checkpoint=[a]", "error: checkpoint=['a']: expected text or null, not list; if it is one text, quote it: "),
         ("checkpoint=", "error: checkpoint= is empty (an unset shell variable?); give a path, or drop it"),
+        ("selection=2", "error: selection=2: selection takes the name of an option: score, verify, vote\n"),
+        ("optimizer=adamw", "error: optimizer=adamw: evaluate has no group optimizer, only augmentation, data, "),
     ],
 )
 def test_the_command_says_so(
@@ -114,6 +119,35 @@ def test_the_command_says_so(
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err.startswith(told)
+
+
+@pytest.mark.parametrize("value", ["1", "0.5", "null", "true", "[tiny]", "[[1]]", "{a: 1}", "[]", "tiny,2"])
+@pytest.mark.parametrize("key", ["model", "+model", "++model", "model@x"])
+def test_a_group_takes_the_name_of_an_option(key: str, value: str) -> None:
+    word = f"{key}={value}"
+    with pytest.raises(ConfigError) as refused:
+        refuse_wrong_groups(["lora.r=2", word], "train", OWN)
+    assert str(refused.value).startswith(f"{word}: model takes the name of an option: llama3_2_1b, local, ")
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["model=tiny", "model='tiny'", "~model", "~model=tiny", "~model=null", "model=tiny,local", "model=glob(*)",
+     "data@showcase.data=arc1", "debug=fast", "experiment=none", "model.path=3", "nothing=3",
+     "model=f(", "hydra/launcher=joblib"],
+)  # fmt: skip
+def test_names_of_options_are_left_to_hydra(word: str) -> None:
+    refuse_wrong_groups([word], "train", OWN)
+
+
+def test_only_an_option_is_taken_out() -> None:
+    with pytest.raises(ConfigError, match=r"^~model=\[tiny\]: model takes the name of an option: "):
+        refuse_wrong_groups(["~model=[tiny]"], "train", OWN)
+
+
+def test_a_group_of_the_other_program_is_told_as_it_was_typed() -> None:
+    with pytest.raises(ConfigError, match=r"^ttft=per_task: train has no group ttft, only augmentation, data, encoder"):
+        refuse_wrong_groups(["ttft=per_task"], "train", OWN)
 
 
 def test_a_run_in_a_folder_with_odd_signs_is_found(
