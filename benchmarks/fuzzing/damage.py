@@ -19,7 +19,7 @@ from arcft.errors import ArcftError
 from arcft.problems.arc.kind import ArcKind
 from arcft.reporting.charts.curves import read_history
 from arcft.runs.adaptation.run_folder import LEDGER_FILE, open_ledger
-from arcft.runs.evaluation.results import PREDICTIONS_FILE, find_evaluation, reuse_evaluation
+from arcft.runs.evaluation.results import PREDICTIONS_FILE, find_evaluation
 from arcft.runs.setup.checkpoint_config import open_checkpoint
 from arcft.runs.setup.ttft_settings import resolve_ttft
 from arcft.scoring.predictions import read_predictions
@@ -127,8 +127,7 @@ class Damage:
         return read_history(self.run, KIND.metrics)
 
     def _index(self) -> Any:
-        found = find_evaluation(self.run, self.key)
-        return found and reuse_evaluation(found, found)
+        return find_evaluation(self.run, self.key)
 
     def _predictions(self) -> Any:
         return read_predictions(self.evaluation / PREDICTIONS_FILE, KIND)

@@ -94,7 +94,7 @@ def write_predictions(path: Path, predictions: Sequence[Prediction], answers: An
 
 
 def find_evaluation(run_folder: Path, key: str) -> Path | None:
-    """The folder of a finished evaluation with the same `key`, if the index of `run_folder` has one."""
+    """The folder of a finished evaluation with the same `key`, if the index of `run_folder` has one that is whole."""
     index = run_folder / INDEX_FILE
     if not index.is_file():
         return None
@@ -104,9 +104,24 @@ def find_evaluation(run_folder: Path, key: str) -> Path | None:
             folder = Path(entry["folder"])
         except (ValueError, KeyError, TypeError):
             continue  # cut off by a crash
-        if entry.get("key") == key and all((folder / name).is_file() for name in FILES):
+        if entry.get("key") == key and all((folder / name).is_file() for name in FILES) and _is_readable(folder):
             return folder
     return None
+
+
+def _is_readable(folder: Path) -> bool:
+    """Whether the metrics and the submission in `folder` are as they were written, as far as their form tells."""
+    try:
+        metrics, submission = (
+            json.loads((folder / name).read_text(encoding="utf-8")) for name in (METRICS_FILE, SUBMISSION_FILE)
+        )
+    except (OSError, ValueError):
+        return False
+    return (
+        isinstance(submission, dict)
+        and isinstance(metrics, dict)
+        and all(isinstance(metrics.get(name), dict) for name in ("metrics", "tasks"))
+    )
 
 
 def record_evaluation(run_folder: Path, key: str, checkpoint: str, folder: Path) -> None:
