@@ -82,9 +82,11 @@ class CommandLines:
     def case(self, rng: random.Random) -> str:
         program = rng.choice(list(self.programs))
         vocabulary = self.programs[program]
-        words = [vocabulary.word(rng) for _ in range(rng.choice((1, 1, 2, 3)))]
-        if program == "evaluate" and rng.random() < 0.8:
-            words.insert(0, rng.choice(("model=tiny", "checkpoint=/nowhere", "predictions=/nowhere.jsonl")))
+        words = [vocabulary.word(rng) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
+        if program == "evaluate" and rng.random() < 0.95:
+            words.insert(
+                0, rng.choice(("model=tiny", "model=tiny", "checkpoint=/nowhere", "predictions=/nowhere.jsonl"))
+            )
         if any(word.startswith(NOT_ARGUMENTS) or word.startswith("hydra") for word in words):
             return "skipped"
         before = listing(self.working)
@@ -151,7 +153,9 @@ class _Vocabulary:
             for group, option in entry.items() if isinstance(entry, dict) else ():
                 path = config_folder() / group / f"{option}.yaml"
                 if path.exists():
-                    self.shipped += _leaves(yaml.safe_load(path.read_text(encoding="utf-8")) or {}, f"{group}.")
+                    text = path.read_text(encoding="utf-8")
+                    prefix = "" if text.startswith("# @package _global_") else f"{group}."
+                    self.shipped += [leaf for leaf in _leaves(yaml.safe_load(text) or {}, prefix) if leaf[1] != "[]"]
 
     def word(self, rng: random.Random) -> str:
         if rng.random() < 0.25:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import random
+import re
 import signal
 import sqlite3
 import subprocess
@@ -269,6 +270,41 @@ def test_a_row_that_was_not_written_by_us_is_named(ledger: Ledger, change: str, 
         connection.execute(change)
     with pytest.raises(LedgerError, match=rf"is damaged, or was changed by another program: {row}; put back a copy"):
         Ledger.open(ledger.path, ARC, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("change", "table"),
+    [
+        ("DELETE FROM config", "config (0 rows, not 1)"),
+        ("DELETE FROM tasks WHERE id = 'b'", "tasks (1 rows, not 2)"),
+        ("DELETE FROM units WHERE name = 'b'", "units (1 rows, not 2)"),
+        ("DELETE FROM predictions WHERE number = 1", "predictions (1 rows, not 2)"),
+        ("DELETE FROM sessions", "sessions (0 rows, not 1)"),
+        ("DELETE FROM row_counts WHERE name = 'units'", "units (2 rows, not counted)"),
+    ],
+)
+def test_a_row_that_was_removed_is_missed(ledger: Ledger, change: str, table: str) -> None:
+    take(ledger, A)
+    ledger.record(adapted(A), "local")
+    ledger.record(predicted(A, "a", 0, (1, 2)), "local")
+    # Made anew: what was removed in between is counted too.
+    ledger.record(predicted(A, "a", 0, (2, 1)), "local")
+    ledger.close()
+    Ledger.open(ledger.path, ARC, CONFIG).close()
+    with sqlite3.connect(ledger.path) as connection:
+        connection.execute(change)
+    told = re.escape(f"is damaged, or was changed by another program: {table}; put back a copy")
+    with pytest.raises(LedgerError, match=told):
+        Ledger.open(ledger.path, ARC, CONFIG)
+
+
+def test_an_old_ledger_without_its_config_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(OLD.read_bytes())
+    with sqlite3.connect(path) as connection:
+        connection.execute("DELETE FROM config")
+    with pytest.raises(LedgerError, match=r"changed by another program: config \(no row\); put back a copy"):
+        Ledger.open(path, ARC)
 
 
 def test_a_row_without_checksum_is_named_where_its_json_is_broken(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""A checksum in every row of a ledger, so that damage is told when the ledger is opened.
+"""A checksum in every row of a ledger and a count of each table's rows, so that damage is told when it is opened.
 
-Triggers of this connection write them; they are not part of the file, so any SQLite program can read it. A row that
+Triggers of this connection write both; they are not part of the file, so any SQLite program can read it. A row that
 another program changed is taken for damaged.
 """
 
@@ -14,6 +14,9 @@ import sqlite3
 from arcft.ttft.ledger.records import SCHEMA
 
 TABLES = ("config", "sessions", "tasks", "units", "predictions", "notes")
+"""Those of the content, whose rows are counted."""
+
+COUNTS = "row_counts"
 COLUMN = "checksum"
 
 # Columns that older ledgers hold as JSON, by table: all that can be checked of rows without a checksum.
@@ -28,29 +31,58 @@ _FIRST = 3
 
 
 def write_checksums(connection: sqlite3.Connection) -> None:
-    """From now on, give every row that `connection` adds or changes its checksum."""
+    """From now on, give every row that `connection` adds or changes its checksum, and count the rows."""
     connection.create_function("row_sha256", -1, _row_sha256, deterministic=True)
-    for table in TABLES:
+    for table in (*TABLES, COUNTS):
         for event in ("INSERT", "UPDATE"):
             connection.execute(
                 f"CREATE TEMP TRIGGER IF NOT EXISTS checksum_{table}_{event} AFTER {event} ON main.{table} BEGIN "
                 f"UPDATE {table} SET {COLUMN} = {_checksum(connection, table)} WHERE rowid = NEW.rowid; END"
             )
+    for table in TABLES:
+        for event, change in (("INSERT", "+ 1"), ("DELETE", "- 1")):
+            connection.execute(
+                f"CREATE TEMP TRIGGER IF NOT EXISTS count_{table}_{event} AFTER {event} ON main.{table} BEGIN "
+                f"UPDATE {COUNTS} SET number = number {change} WHERE name = '{table}'; END"
+            )
+
+
+def count_rows(connection: sqlite3.Connection) -> None:
+    """Begin to count the rows, after `write_checksums`; counts that are there stay."""
+    for table in TABLES:
+        connection.execute(
+            f"INSERT OR IGNORE INTO {COUNTS} (name, number) VALUES ('{table}', (SELECT count(*) FROM {table}))"
+        )
 
 
 def add_checksums(connection: sqlite3.Connection) -> None:
-    """Give the rows of an older ledger, which has none, their checksums. Call it in a transaction."""
+    """Give the rows of an older ledger, which has none, their checksums, and count them. Call it in a transaction."""
     connection.create_function("row_sha256", -1, _row_sha256, deterministic=True)
     for table in TABLES:
         connection.execute(f"ALTER TABLE {table} ADD COLUMN {COLUMN} TEXT")
         connection.execute(f"UPDATE {table} SET {COLUMN} = {_checksum(connection, table)}")
+    for statement in SCHEMA:
+        connection.execute(statement)
+    write_checksums(connection)
+    count_rows(connection)
 
 
 def damaged_rows(connection: sqlite3.Connection) -> list[str]:
     """Names of the rows whose content is not what was written, such as `units row 7`; some of them if they are many."""
     connection.create_function("row_sha256", -1, _row_sha256, deterministic=True)
-    wrong = {table: f"{COLUMN} IS NOT {_checksum(connection, table)}" for table in TABLES}
+    wrong = {table: f"{COLUMN} IS NOT {_checksum(connection, table)}" for table in (*TABLES, COUNTS)}
     return _rows_where(connection, wrong)
+
+
+def miscounted_tables(connection: sqlite3.Connection) -> list[str]:
+    """The tables that have lost or gained rows, such as `units (7 rows, not 8)`."""
+    written = dict(connection.execute(f"SELECT name, number FROM {COUNTS}").fetchall())
+    there = {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in TABLES}
+    return [
+        f"{table} ({number} rows, not {written.get(table, 'counted')})"
+        for table, number in there.items()
+        if number != written.get(table)
+    ]
 
 
 def unreadable_rows(connection: sqlite3.Connection) -> list[str]:
@@ -62,12 +94,14 @@ def unreadable_rows(connection: sqlite3.Connection) -> list[str]:
     return _rows_where(connection, wrong)
 
 
-def damaged_tables(connection: sqlite3.Connection) -> list[str]:
-    """The tables that lack a column, or have it with another type; those without checksums are whole without them."""
+def damaged_tables(connection: sqlite3.Connection, *, counted: bool) -> list[str]:
+    """The tables that lack a column, or have it with another type; those without checksums are whole without them, and
+    those that are not `counted` without the table of their counts."""
     with contextlib.closing(sqlite3.connect(":memory:")) as whole:
         for statement in SCHEMA:
             whole.execute(statement)
-        return [f"table {name}" for name in TABLES if _columns(whole, name) != _columns(connection, name)]
+        names = (*TABLES, COUNTS) if counted else TABLES
+        return [f"table {name}" for name in names if _columns(whole, name) != _columns(connection, name)]
 
 
 def _columns(connection: sqlite3.Connection, table: str) -> dict[str, str]:

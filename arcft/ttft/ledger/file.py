@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from arcft.errors import ArcftError
-from arcft.ttft.ledger.checksums import add_checksums, damaged_rows, damaged_tables, unreadable_rows, write_checksums
+from arcft.ttft.ledger.checksums import (
+    add_checksums,
+    count_rows,
+    damaged_rows,
+    damaged_tables,
+    miscounted_tables,
+    unreadable_rows,
+    write_checksums,
+)
 from arcft.ttft.ledger.records import SCHEMA
 
 # "arcf": distinguishes a ledger from other SQLite files.
@@ -105,8 +113,12 @@ def _prepared(connection: sqlite3.Connection, path: Path, config: Mapping[str, A
 def _refuse_damaged(connection: sqlite3.Connection, path: Path, version: int) -> None:
     [first, *_] = (row[0] for row in connection.execute("PRAGMA integrity_check(1)"))
     what = [] if first == "ok" else [first]
-    what = what or damaged_tables(connection)
-    what = what or (damaged_rows(connection) if version == _VERSION else unreadable_rows(connection))
+    has_checksums = version == _VERSION
+    what = what or damaged_tables(connection, counted=has_checksums)
+    what = what or (damaged_rows(connection) if has_checksums else unreadable_rows(connection))
+    if not what:
+        what = miscounted_tables(connection) if has_checksums else []
+        what = what or ([] if connection.execute("SELECT 1 FROM config").fetchone() else ["config (no row)"])
     if what:
         raise LedgerError(f"{path}: is damaged, or was changed by another program: {', '.join(what)}; {_AFTER_DAMAGE}")
 
@@ -116,6 +128,7 @@ def _begin(connection: sqlite3.Connection, config: Mapping[str, Any]) -> None:
         for statement in SCHEMA:
             connection.execute(statement)
         write_checksums(connection)
+        count_rows(connection)
         # Another process may have created it meanwhile; its config stays and is compared with ours.
         connection.execute("INSERT OR IGNORE INTO config (id, json) VALUES (1, ?)", (json.dumps(_plain(config)),))
         connection.execute(f"PRAGMA application_id = {_APPLICATION}")

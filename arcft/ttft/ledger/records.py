@@ -111,6 +111,8 @@ SCHEMA = (
     "CREATE INDEX IF NOT EXISTS predictions_of_test ON predictions (task_id, test_index, round)",
     "CREATE TABLE IF NOT EXISTS notes (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, "
     "text TEXT NOT NULL, data TEXT NOT NULL, checksum TEXT)",
+    "CREATE TABLE IF NOT EXISTS row_counts (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, "
+    "number INTEGER NOT NULL, checksum TEXT)",
 )
 """Columns of `units` are the fields of Record, plus place, session and checksum; lists and mappings are JSON."""
 
