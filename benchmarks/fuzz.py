@@ -28,8 +28,8 @@ from fuzzing.texts import Texts
 PARTS: dict[str, tuple[int, int, Callable[[Path], Part]]] = {
     "texts": (1_000_000, 3000, lambda folder: Texts()),
     "files": (10_000, 300, TaskFiles),
-    "lines": (1000, 20, CommandLines),
-    "damage": (1000, 100, Damage),
+    "lines": (1000, 15, CommandLines),
+    "damage": (1000, 40, Damage),
 }
 """By name: the cases of a whole run and of a quick one, and what makes the part, given an empty folder of its own."""
 

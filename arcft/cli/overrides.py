@@ -34,16 +34,21 @@ def refuse_empty_paths(arguments: Sequence[str]) -> None:
 
 
 def refuse_wrong_groups(arguments: Sequence[str], program: str, own: Collection[str]) -> None:
-    """Raise ConfigError for every group (model, encoder, ...) that is given no option's name, such as `lora=null`, and
-    for those that only another program has. `own` are the keys of `program`, its groups among them."""
+    """Raise ConfigError for every group (model, encoder, ...) that is given no option's name, such as `lora=null`, for
+    those that only another program has, and for a value without a key.
+
+    `own` are the keys of `program`, its groups among them.
+    """
     groups = sorted(path.name for path in config_folder().iterdir() if path.is_dir())
     problems = []
     for word in arguments:
         override = _parsed(word)
-        if override is None or override.key_or_group not in groups:
+        if override is None or override.key_or_group not in ("", *groups):
             continue
         group = override.key_or_group
-        if group not in own and group not in SWITCHES:
+        if not group:
+            problems.append(_no_option(word))
+        elif group not in own and group not in SWITCHES:
             has = ", ".join(name for name in groups if name in own)
             problems.append(f"{word}: {program} has no group {group}, only {has}; drop it")
         elif not all(_may_name_option(value, override.is_delete()) for value in _values(override)):
@@ -82,7 +87,7 @@ def _as_typed(override: str, arguments: Sequence[str]) -> str:
 def _unreadable(override: str, arguments: Sequence[str]) -> str:
     key, equals, value = override.partition("=")
     if not equals or not re.fullmatch(r"(\+\+?|~)?[A-Za-z_][\w./@:-]*", key):
-        return f"{override}: is no option; each is typed as key=value, e.g. dry_run=true, and --help lists the keys"
+        return _no_option(override)
     for way in _ways_to_quote(key, value, is_multirun=not {"-m", "--multirun"}.isdisjoint(arguments)):
         if _is_readable(f"{key}={way}"):
             return (
@@ -90,6 +95,10 @@ def _unreadable(override: str, arguments: Sequence[str]) -> str:
                 f"({_IN_SHELL})"
             )
     return f"{override}: Hydra can't read the value; put each text in it in quotes"
+
+
+def _no_option(word: str) -> str:
+    return f"{word}: is no option; each is typed as key=value, e.g. dry_run=true, and --help lists the keys"
 
 
 def _sweep_without_m(override: str) -> str:

@@ -140,6 +140,13 @@ def test_names_of_options_are_left_to_hydra(word: str) -> None:
     refuse_wrong_groups([word], "train", OWN)
 
 
+@pytest.mark.parametrize("word", ["=10", "='a'", "~=[]", "+=x"])
+def test_a_value_needs_a_key(word: str) -> None:
+    with pytest.raises(ConfigError, match=r"is no option; each is typed as key=value, e\.g\. dry_run=true") as refused:
+        refuse_wrong_groups([word], "train", OWN)
+    assert str(refused.value).startswith(word)
+
+
 def test_only_an_option_is_taken_out() -> None:
     with pytest.raises(ConfigError, match=r"^~model=\[tiny\]: model takes the name of an option: "):
         refuse_wrong_groups(["~model=[tiny]"], "train", OWN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,7 @@ def test_every_benchmark_is_run_here() -> None:
         "answer_study",
         "data_pipeline",
         "decode",
+        "fuzz",
         "kills",
         "pretrain_study",
         "tiny_score",
@@ -169,6 +171,76 @@ def test_kills() -> None:
     figures = quick_run("kills.py")
     assert figures["kills"] == 2
     assert figures["goal_met"]
+
+
+@pytest.mark.slow
+def test_fuzz() -> None:
+    figures = quick_run("fuzz.py")
+    assert figures["goal_met"]
+    assert list(figures["parts"]) == ["texts", "files", "lines", "damage"]
+    for part in figures["parts"].values():
+        assert part["accepted"] > 0
+        assert part["refused"] > 0
+
+
+@pytest.fixture
+def fuzzing(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("fuzzing.core")
+
+
+class Wrongs:
+    """A part for run_cases whose cases go wrong in every way."""
+
+    seconds_per_case = 0.2
+
+    def __init__(self, fuzzing: ModuleType, folder: Path) -> None:
+        self.fuzzing, self.folder, self.numbers = fuzzing, folder, iter(range(5))
+
+    def case(self, rng: random.Random) -> str:
+        match next(self.numbers):
+            case 0:
+                return "accepted"
+            case 1:
+                raise KeyError("nothing")
+            case 2:
+                while True:
+                    pass
+            case 3:
+                before = self.fuzzing.listing(self.folder)
+                (self.folder / "half").write_text("", encoding="utf-8")
+                self.fuzzing.check_unchanged(self.folder, before)
+            case 4:
+                self.fuzzing.check_message("something is wrong", "tasks.json")
+        return "refused"
+
+
+def test_fuzz_finds_tracebacks_slowness_leftovers_and_messages_that_name_nothing(
+    fuzzing: ModuleType, tmp_path: Path
+) -> None:
+    found: dict[int, str] = {}
+    tally = fuzzing.run_cases("wrongs", Wrongs(fuzzing, tmp_path), range(5), 0, found.__setitem__)
+    assert (tally.cases, tally.failures, tally.outcomes) == (5, 4, {"accepted": 1})
+    assert found[1].startswith("traceback: KeyError: 'nothing' (test_benchmarks.py:")
+    assert found[2] == "took more than 0.2 s of CPU time"
+    assert found[3] == "left its folder changed: half"
+    assert found[4] == "the message does not name tasks.json: 'something is wrong'"
+
+
+def test_fuzz_repeats_a_case_by_its_number_alone(fuzzing: ModuleType) -> None:
+    drawn: list[float] = []
+
+    class Draws:
+        seconds_per_case = 1.0
+
+        def case(self, rng: random.Random) -> str:
+            drawn.append(rng.random())
+            return "accepted"
+
+    for numbers in (range(3), [2]):
+        fuzzing.run_cases("draws", Draws(), numbers, 7, lambda number, message: None)
+    assert len(set(drawn[:3])) == 3
+    assert drawn[3] == drawn[2]
 
 
 @pytest.fixture

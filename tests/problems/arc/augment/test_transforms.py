@@ -215,6 +215,15 @@ def test_compositions_are_drawn_by_weight_and_only_where_they_fit() -> None:
         compositions(small, {"shear": 1.0}, 1)
 
 
+def test_compositions_change_either_side_by_any_symmetry_but_the_identity() -> None:
+    only_compositions = dict.fromkeys(("geometric", "colors", "pair_order", "swap_train_test"), False)
+    options = {**TRAINING, **only_compositions, "composition": 1.0, "composition_weights": {"geometric": 1.0}}
+    task, rng = make_task(np.random.default_rng(0), largest=4), np.random.default_rng(0)
+    drawn = Counter(draw_transform(task, rng, **options) for _ in range(1400))
+    assert drawn.keys() == {Composition(side, symmetry) for side in ("input", "output") for symmetry in SYMMETRIES[1:]}
+    assert all(count == pytest.approx(100, abs=40) for count in drawn.values())
+
+
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 20])
 def test_symmetries_are_dealt_round_robin(count: int) -> None:
     task = make_task(np.random.default_rng(0))
