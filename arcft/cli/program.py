@@ -34,7 +34,8 @@ def main() -> None:
     program = "python -m arcft" if Path(sys.argv[0]).name == "__main__.py" else "arcft"
     name, arguments = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if name in ("--help", "-h"):
-        print(usage(program))
+        with signals.closed_pipe_ends_quietly():
+            print(usage(program))
     elif name == "--version":
         _run("arcft.cli.version", f"{program} --version", arguments)
     elif name in COMMANDS:
@@ -69,18 +70,18 @@ def refusal(program: str, name: str) -> str:
 
 def train() -> None:
     """The program `arcft-train`, also `python train.py`."""
-    with signals.program():
+    with signals.closed_pipe_ends_quietly(), signals.program():
         importlib.import_module("arcft.cli.train").main()
 
 
 def evaluate() -> None:
     """The program `arcft-evaluate`, also `python evaluate.py`."""
-    with signals.program():
+    with signals.closed_pipe_ends_quietly(), signals.program():
         importlib.import_module("arcft.cli.evaluate").main()
 
 
 def _run(module: str, started_as: str, arguments: list[str]) -> None:
     # arcft.runs.common.command reads argv[0] for hints; Hydra and argparse read it for their help.
     sys.argv = [started_as, *arguments]
-    with signals.program():
+    with signals.closed_pipe_ends_quietly(), signals.program():
         importlib.import_module(module).main()

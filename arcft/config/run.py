@@ -54,14 +54,14 @@ class TrainConfig:
 
     def problems(self) -> Iterator[str]:
         if self.data.is_held_out:
-            yield "data=held_out belongs to evaluate.py; train.py needs a set of tasks, e.g. data=arc1"
+            yield "data=held_out belongs to the command evaluate; train needs a set of tasks, e.g. data=arc1"
         if self.model.quantization != "none" and not isinstance(self.lora, LoraConfig):
             yield (
                 f"model.quantization={self.model.quantization} with lora=none: quantised weights can't be trained; "
                 "use lora=default, or model.quantization=none"
             )
         if isinstance(self.inference, VllmConfig):
-            yield "inference=vllm belongs to evaluate.py: it reads models that are saved; use inference=greedy"
+            yield "inference=vllm belongs to the command evaluate: it reads models that are saved; use inference=greedy"
         yield from self.inference.problems_with(self.model.positions)
         limit = self.inference.max_seq_length
         if limit is not None and limit > self.training.max_seq_length:
@@ -159,13 +159,13 @@ class EvaluateConfig:
         if self.model is not None:
             yield from self.inference.problems_with(self.model.positions)
         if self.data.held_out:
-            yield f"data.held_out={self.data.held_out} has no effect in evaluate.py; set it to 0"
+            yield f"data.held_out={self.data.held_out} has no effect in an evaluation; set it to 0"
         if self.data.only_trained_on:
             yield f"data.name={self.data.name} is for training; {self.data.only_trained_on}"
         if self.data.view != "test":
-            yield f"data.view={self.data.view} is for training; evaluate.py predicts the test pairs"
+            yield f"data.view={self.data.view} is for training; an evaluation predicts the test pairs"
         if self.data.disjoint_from:
-            yield f"data.disjoint_from={self.data.disjoint_from} has no effect in evaluate.py; set it to []"
+            yield f"data.disjoint_from={self.data.disjoint_from} has no effect in an evaluation; set it to []"
 
 
 def showcase_evaluation(config: TrainConfig, showcase: ShowcaseConfig, checkpoint: str) -> EvaluateConfig:

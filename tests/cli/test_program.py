@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import torch
 
 import arcft
 from arcft.cli import program, version
+from arcft.runs.common import command as command_module
 from arcft.runs.common.command import command
 from tests.support.paths import ROOT
 
@@ -113,6 +115,28 @@ def test_a_refusal_names_the_other_command(
     assert capsys.readouterr().err == (
         f"error: resume={tmp_path}: holds no evaluate run; if it is the other kind, use {other} train\n"
     )
+
+
+def test_hints_of_an_installed_package_name_no_script(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A launcher's own program starts the job, and there is no checkout."""
+    monkeypatch.setattr(sys, "argv", ["/venv/lib/python3.11/site-packages/submitit/core/_submit.py", "/jobs"])
+    assert command("train") == "python train.py"
+    monkeypatch.setattr(command_module, "PACKAGE", tmp_path / "site-packages" / "arcft")
+    assert (command("train"), command("evaluate")) == ("arcft train", "arcft evaluate")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["contamination", "--help"], ["nothing"]])
+def test_a_reader_that_has_gone_is_no_error(words: list[str], tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "arcft", *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, stdout=write, stderr=subprocess.PIPE, timeout=60)
+    os.close(write)
+    if words == ["nothing"]:  # it prints to stderr alone
+        assert done.returncode == 2
+    else:
+        assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 def test_version_says_what_a_bug_report_needs(

@@ -226,7 +226,7 @@ def test_a_mistake_in_a_curriculum_is_told(stages: str, message: str) -> None:
         ),
         (
             ["inference=vllm", "model.positions=none"],
-            "inference=vllm belongs to evaluate.py: it reads models that are saved; use inference=greedy",
+            "inference=vllm belongs to the command evaluate: it reads models that are saved; use inference=greedy",
         ),
         (
             ["inference@showcase.inference=generate"],
@@ -265,7 +265,10 @@ def test_a_mistake_in_a_curriculum_is_told(stages: str, message: str) -> None:
             ["prompt.demonstration='{input}{outptu}'"],
             "prompt.demonstration: unknown placeholder {outptu}; known here: {input}, {number}, {output}",
         ),
-        (["data=held_out"], "data=held_out belongs to evaluate.py; train.py needs a set of tasks, e.g. data=arc1"),
+        (
+            ["data=held_out"],
+            "data=held_out belongs to the command evaluate; train needs a set of tasks, e.g. data=arc1",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_remedy(overrides: list[str], message: str) -> None:

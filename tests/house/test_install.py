@@ -84,8 +84,7 @@ def test_the_package_is_the_installed_one(scripts: Path, tmp_path: Path) -> None
 def test_train_finds_its_configs_from_anywhere(scripts: Path, tmp_path: Path) -> None:
     done = run([scripts / "arcft-train", "dry_run=true"], tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "outputs" / "train").is_dir()
-    assert not list(tmp_path.rglob("checkpoint-*"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_evaluate_shows_its_options_from_anywhere(scripts: Path, tmp_path: Path) -> None:

@@ -199,6 +199,6 @@ def test_sets_of_the_kind_are_compared_by_its_name(capsys: pytest.CaptureFixture
 def test_a_base_model_needs_problems_of_its_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = ["model=tiny", *SMALL_MODEL[:2], *RANDOM_WEIGHTS, "model.positions=none", "data=toy_held_out", *PREDICT]
     assert command(evaluate.main, *model, "data.held_out=0", "tracking=none", f"hydra.run.dir='{tmp_path / 'e'}'") == 1
-    assert "are those of train.py's default data, of kind arc; name the problems of kind toy" in " ".join(
+    assert "are those of train's default data, of kind arc; name the problems of kind toy" in " ".join(
         capsys.readouterr().err.split()
     )

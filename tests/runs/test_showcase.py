@@ -149,7 +149,7 @@ def test_what_cannot_be_shown_is_refused_at_once(tmp_path: Path, capsys: pytest.
     (problem,) = refusal("showcase.data.limit=3")
     assert problem == "showcase.data.limit=3 has no effect: showcase.tasks says how many"
     (problem,) = refusal("showcase.data.held_out=2")
-    assert problem == "showcase: data.held_out=2.0 has no effect in evaluate.py; set it to 0"
+    assert problem == "showcase: data.held_out=2.0 has no effect in an evaluation; set it to 0"
     # Found only when the training is done: it stays, and so does the way to evaluate it.
     assert run_train(tmp_path / "run", *SHOWN, "showcase.data.max_tokens=3") == 1
     err = capsys.readouterr().err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from arcft.runs.common.config_folder import PACKAGE
 from arcft.runs.common.paths import override
 
 SCRIPTS = ("train", "evaluate")
@@ -14,8 +15,8 @@ SCRIPTS = ("train", "evaluate")
 def command(name: str) -> str:
     """How to start the command `name`: `python train.py`, `arcft train`, `arcft-train` or `python -m arcft train`.
 
-    Also right in worker processes, which Python and joblib start with the arguments of their parent; where a launcher
-    starts a program of its own, the script of a checkout is named.
+    Also right in worker processes, which Python and joblib start with the arguments of their parent. Where a launcher
+    starts a program of its own, it is the script of a checkout, or without one `arcft train`.
     """
     started_as = Path(sys.argv[0]).name
     program, space, _ = started_as.rpartition(" ")
@@ -23,7 +24,9 @@ def command(name: str) -> str:
         return f"{program} {name}"
     if name not in SCRIPTS:
         return f"arcft {name}"
-    return f"arcft-{name}" if started_as in {f"arcft-{script}" for script in SCRIPTS} else f"python {name}.py"
+    if started_as in {f"arcft-{script}" for script in SCRIPTS}:
+        return f"arcft-{name}"
+    return f"python {name}.py" if (PACKAGE.parent / f"{name}.py").is_file() else f"arcft {name}"
 
 
 def stopped(name: str, folder: Path) -> str:

@@ -49,6 +49,22 @@ def program() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def closed_pipe_ends_quietly() -> Iterator[None]:
+    """A program whose reader has gone, as in `--help | head`, ends with the exit code that SIGPIPE would give it."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes both once more when it ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+@contextlib.contextmanager
 def end_on_signals() -> Iterator[None]:
     """A part of a run that has nothing to save: the first SIGTERM or SIGINT raises Interrupted."""
     with _handler(_end_at_once):

@@ -209,7 +209,7 @@ def default_held_out(kind: Kind, num_tokens: CountTokens, max_tokens: int) -> li
     data = default_data()
     if data.kind != kind.name:
         raise ProblemError(
-            f"data.name={HELD_OUT}: without a run, the held-out tasks are those of train.py's default data, of kind "
+            f"data.name={HELD_OUT}: without a run, the held-out tasks are those of train's default data, of kind "
             f"{data.kind}; name the problems of kind {kind.name} to evaluate"
         )
     return task_sets(data, num_tokens, max_tokens).held_out
