@@ -14,7 +14,7 @@ import torch
 from arcft.config.model import ModelConfig
 from arcft.models.backend import BackendError, import_backend
 from arcft.models.bundled import ASSETS
-from arcft.models.fingerprint import base_fingerprint
+from arcft.models.fingerprint import base_fingerprint, stored_fingerprint
 from arcft.models.gguf_tokenizer import GgufTokenizerError
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.source import resolve_path
@@ -175,6 +175,55 @@ def test_fingerprints_tell_base_models_apart_and_nothing_else(folder: Path, tmp_
     assert random[0] == random[1] != random[2]
     assert base not in random
     assert fingerprint(folder, torch.bfloat16, init="random") == random[0]
+
+
+def test_the_fingerprint_covers_every_shard(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    small_model(seed=3).save_pretrained(folder, max_shard_size="20KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    base = stored_fingerprint(config_of(folder))
+    for shard in shards:
+        content = shard.read_bytes()
+        shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert stored_fingerprint(config_of(folder)) != base, shard.name
+        shard.write_bytes(content)
+    assert stored_fingerprint(config_of(folder)) == base
+
+
+def test_of_large_files_blocks_from_the_first_to_the_last_byte_are_read(folder: Path) -> None:
+    """64 blocks of 4 KiB, evenly spaced, and the size; files of up to 8 MiB whole."""
+    weights, size = folder / "model.safetensors", 8 * 2**20 + 64
+    content = bytearray(number % 251 for number in range(2**16)) * (size // 2**16 + 1)
+    del content[size:]
+
+    def fingerprint_with(place: int | None) -> str:
+        changed = bytearray(content)
+        if place is not None:
+            changed[place] ^= 1
+        weights.write_bytes(changed)
+        return stored_fingerprint(config_of(folder))
+
+    base = fingerprint_with(None)
+    starts = [number * (size - 4096) // 63 for number in range(64)]
+    for place in (0, starts[1], starts[1] + 4095, starts[32], starts[63], size - 1):
+        assert fingerprint_with(place) != base, place
+    # Between two blocks nothing is read, or large files would take minutes.
+    assert fingerprint_with(starts[1] - 1) == base
+    weights.write_bytes(content[: 8 * 2**20])
+    whole = stored_fingerprint(config_of(folder))
+    content[starts[1] - 1] ^= 1
+    weights.write_bytes(content[: 8 * 2**20])
+    assert stored_fingerprint(config_of(folder)) != whole
+
+
+def test_fingerprints_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    """Or no adapter would fit its base model any more. Of a file that is read whole, and of a larger one."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "hidden_size": 32, "vocab_size": 50}')
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    assert stored_fingerprint(config_of(tmp_path)) == "647a3c5aa1d81a9315a9778f91070ac16fa6f02cb668aa00312dd261e501fff4"
+    (tmp_path / "model.safetensors").write_bytes(bytes(range(250)) * 40_000)
+    assert stored_fingerprint(config_of(tmp_path)) == "4d7b8d914309f995f7cec850a794e03ee8bcf4333b72f338579a23e4df07c967"
 
 
 def test_training_does_not_change_the_fingerprint(folder: Path) -> None:

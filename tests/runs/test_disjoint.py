@@ -316,3 +316,7 @@ def test_what_the_model_itself_was_trained_on_counts(tmp_path: Path, capsys: pyt
     assert "note: 1 of 1 held-out tasks were trained on (" in " ".join(capsys.readouterr().out.split())
     both = [by_id[name] for name in (*learned, "007bbfb7")]
     assert trained_on(ArcKind(), open_checkpoint(tmp_path / "child"), both) == learned
+    # Turned and recoloured, under another name, a task is still the one that was trained on.
+    turned = Chain((Geometric(False, 3), ColorPermutation((0, 2, 3, 4, 5, 6, 7, 8, 9, 1)))).apply(by_id[learned[1]])
+    copies = [dataclasses.replace(turned, id="copy"), by_id["66e6c45b"]]
+    assert trained_on(ArcKind(), open_checkpoint(tmp_path / "child"), copies) == ["copy"]

@@ -282,6 +282,16 @@ def test_adapters_without_data_answer_what_they_were_adapted_to(run: Path, adapt
     assert answers(filter_tasks) == answers(folder)[2:]
 
 
+def test_each_adapter_has_its_own_scale(run: Path, tmp_path: Path) -> None:
+    """Their weights have one shape, so that one could be loaded into the other's place."""
+    quick = ["data=leave_one_out", "data.held_out=0", "training.max_steps=2", "training.generation_tasks=0"]
+    for number, task_id in enumerate(SMALL_EVALUATION_TASKS[:2]):
+        trained(tmp_path / "stamp" / str(number), *quick, ids(task_id), f"lora.alpha={32 * (1 + 3 * number)}")
+    together = evaluated(tmp_path / "both", f"checkpoint={run}", f"adapters={tmp_path}/stamp/*")
+    parts = [evaluated(tmp_path / f"part{number}", f"checkpoint={tmp_path}/stamp/{number}") for number in (0, 1)]
+    assert answers(together) == [answer for part in parts for answer in answers(part)]
+
+
 def test_adapters_that_do_not_belong_are_refused(run: Path, adapters: Path, tmp_path: Path) -> None:
     folder = tmp_path / "evaluation"
     counted = ["encoder=code_block", "model.positions=none"]
