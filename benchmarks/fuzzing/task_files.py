@@ -205,16 +205,9 @@ def _changed_bytes(content: bytes, rng: random.Random) -> bytes:
 
 
 def read_plainly(path: Path) -> Any:
-    """What a file says, without a word of arcft's own reader; packed files and UTF-16 as what is in them."""
+    """What a file says, without a word of arcft's own reader."""
     content = path.read_bytes()
-    if content.startswith(b"\x1f\x8b"):
-        content = gzip.decompress(content)
-    elif content.startswith(b"PK\x03\x04"):
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            (name,) = archive.namelist()
-            content = archive.read(name)
-    encoding = json.detect_encoding(content)
-    return json.loads(content.decode(encoding), object_pairs_hook=_each_key_once)
+    return json.loads(content.decode(json.detect_encoding(content)), object_pairs_hook=_each_key_once)
 
 
 def _each_key_once(items: list[tuple[str, Any]]) -> dict[str, Any]:

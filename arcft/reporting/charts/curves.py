@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +63,9 @@ def read_history(run_folder: Path | str, metric_set: MetricSet) -> Curves:
     values: dict[str, dict[int, float]] = {}
     for line in _lines(Path(run_folder) / HISTORY_FILE):
         for name, value in line.items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            # A damaged line may hold a whole number that is too large for a float.
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if is_number and abs(value) <= sys.float_info.max:
                 values.setdefault(name, {})[line["step"]] = float(value)
     lines = {name: tuple(sorted(points.items())) for name, points in values.items()}
     return Curves(
@@ -95,7 +97,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             yield line
