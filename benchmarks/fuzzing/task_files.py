@@ -8,6 +8,7 @@ import io
 import json
 import random
 import shutil
+import unicodedata
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -219,7 +220,7 @@ def _each_key_once(items: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_ids(ids: Sequence[str]) -> None:
     """Results are stored under ids, in files and as names of files."""
     for name in ids:
-        if not name.strip() or not all(character.isprintable() or character.isspace() for character in name):
+        if not name.strip() or any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
             raise WrongError(f"a task was accepted whose id can't be shown: {_short(name)}")
     names = {file_name(name).casefold() for name in ids}
     if len(names) < len(ids) or any(len(name.encode()) > LONGEST_NAME or "/" in name for name in names):

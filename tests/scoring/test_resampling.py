@@ -149,3 +149,11 @@ def test_it_is_quick_on_a_whole_set() -> None:
     assert [at.predictions for at in numbers] == [1, 2, 4, 8, 16, 32, 64, 96]
     assert numbers[0].mean["pass_n"] == pytest.approx(1 / 40, abs=0.01)
     assert set(numbers[-1].deviation.values()) == {0}
+
+
+def test_deviations_are_those_of_a_sample() -> None:
+    one = task("t", A)
+    numbers = metrics_by_count([one], TIED, Vote().candidates([one], TIED), METRICS, draws=2)
+    # Of two draws that are 0 and 1.
+    deviations = {value for at in numbers for value in at.deviation.values()}
+    assert sorted(deviations) == pytest.approx([0, math.sqrt(0.5)])

@@ -52,6 +52,12 @@ def test_a_property_holds_where_it_should(name: str) -> None:
     assert holds(as_grid(list(given)), as_grid(list(has_not)), others) is False
 
 
+@pytest.mark.parametrize("name", ["a part of the input", "holds the input", "sides in a constant ratio to the input's"])
+def test_a_copy_of_the_input_is_no_part_of_it(name: str) -> None:
+    copy = as_grid([[1, 2], [3, 4]])
+    assert PROPERTIES[name](copy, copy, [Pair(copy, copy)]) is False
+
+
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case[3] and "new to" not in name])
 def test_what_compares_with_others_proves_nothing_alone(name: str) -> None:
     given, has, _, _ = CASES[name]
