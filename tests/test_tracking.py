@@ -180,3 +180,70 @@ def test_refusals_say_what_to_do(tmp_path: Path, mode: str, environment: dict[st
         f"arcft.tracking.TrackingError: tracking.mode={mode}: W&B could not start a run: {reason}. "
         "To record on disk and send later use tracking.mode=offline; to record nothing, tracking=none"
     )
+
+
+# A tracker never fails a job.
+
+
+@pytest.mark.parametrize("home", ["/proc/nowhere", "/dev/null/home"])
+def test_a_home_that_can_not_be_written_to_is_no_matter(tmp_path: Path, home: str) -> None:
+    """wandb keeps tables there before it sends them; to root, only such a place is unwritable."""
+    done = run_apart(START, "wandb", "auto", str(tmp_path / "run"), home=tmp_path, HOME=home)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    (run,) = read_runs(tmp_path / "run")
+    assert run.table("tasks") == {"columns": ["task"], "data": [["007bbfb7"]]}
+
+
+def test_a_folder_that_can_not_be_written_to_leaves_nothing_recorded(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = run_apart(START, "wandb", "auto", str(tmp_path / "file" / "run"), home=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(
+        "note: W&B can't be started, so nothing is recorded there: [Errno 20] Not a directory"
+    )
+    assert done.stdout.endswith("to do without it: tracking=none\n")
+
+
+@pytest.mark.parametrize("content", ["[[[ garbage", "[default]\nmode = sideways\n"])
+def test_broken_settings_of_wandb_fail_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / ".config" / "wandb").mkdir(parents=True)
+    (tmp_path / ".config" / "wandb" / "settings").write_text(content, encoding="utf-8")
+    done = run_apart(START, "wandb", "auto", str(tmp_path / "run"), home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("mode", ["online", "auto"])
+def test_without_a_network_it_is_recorded_offline(tmp_path: Path, mode: str) -> None:
+    code = START.replace("name, mode", "import arcft.tracking\narcft.tracking.START_SECONDS = 2.0\nname, mode", 1)
+    nowhere = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    done = run_apart(code, "wandb", mode, str(tmp_path / "run"), home=tmp_path, **nowhere)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("note: W&B records on disk, because it could not be started online: ")
+    (run,) = [run for run in read_runs(tmp_path / "run") if run.folder.name.startswith("offline-run-")]
+    assert done.stdout.endswith(f"; send it later: wandb sync {run.folder}\n")
+    assert run.history[0] == {"step": 1, "train/loss": 1.5}
+
+
+@pytest.mark.parametrize("number", ["SIGSTOP", "SIGKILL"])
+def test_a_process_of_wandb_that_hangs_or_dies_is_given_up(tmp_path: Path, number: str) -> None:
+    setup, _, calls = START.partition("tracker.log")
+    code = f"""
+import os, signal, psutil
+import arcft.tracking
+arcft.tracking.FINISH_SECONDS = arcft.tracking.CALL_SECONDS = 1.0
+{setup}
+[service] = [child for child in psutil.Process().children() if "wandb" in child.name()]
+os.kill(service.pid, signal.{number})
+for _ in range(3):
+    tracker.log({{"train/loss": 1.0}}, 2)
+tracker.log{calls}
+print("finished")
+"""
+    done = run_apart(code, "wandb", "offline", str(tmp_path / "run"), home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, last = done.stdout.splitlines()
+    assert first.startswith("note: W&B is given up: ")
+    assert first.endswith(f"; what it has recorded stays in {tmp_path / 'run'}")
+    assert last == "finished"
+    assert "Traceback" not in done.stderr

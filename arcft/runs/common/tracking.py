@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arcft.config.tracking import TrackingConfig
-from arcft.runs.common.signals import Stopped
+from arcft.runs.common.signals import Interrupted, Stopped
 from arcft.tracking import Tracker, start_tracker
 
 
@@ -22,6 +22,9 @@ def tracked(config: TrackingConfig, run_config: Mapping[str, Any], folder: Path,
         exit_code = 0
     except Stopped as stopped:
         exit_code = stopped.exit_code
+        raise
+    except Interrupted as interrupted:
+        exit_code = 128 + interrupted.number
         raise
     finally:
         tracker.finish(exit_code)
