@@ -216,7 +216,7 @@ def test_broken_settings_of_wandb_fail_nothing(tmp_path: Path, content: str) -> 
 @pytest.mark.parametrize("mode", ["online", "auto"])
 def test_without_a_network_it_is_recorded_offline(tmp_path: Path, mode: str) -> None:
     code = START.replace("name, mode", "import arcft.tracking\narcft.tracking.START_SECONDS = 2.0\nname, mode", 1)
-    nowhere = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    nowhere = {"WANDB_API_KEY": "a" * 40, "WANDB_BASE_URL": "http://localhost:9"}
     done = run_apart(code, "wandb", mode, str(tmp_path / "run"), home=tmp_path, **nowhere)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("note: W&B records on disk, because it could not be started online: ")

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from arcft.runs.adaptation.run_folder import LEDGER_FILE
@@ -32,7 +33,7 @@ from tests.support.scripted_engine import TESTS_PATH, Scripted, assert_all_gone,
 DRIVER = """
 import signal, sys
 from pathlib import Path
-from tests.support.scripted_engine import Scripted, scripted_queue
+from tests.support.scripted_engine import Scripted, scripted_queue, states
 from arcft.ttft.workers.run import drain_in_processes, drain_on_ray
 
 if __name__ == "__main__":
@@ -42,17 +43,19 @@ if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: received.append(number))
     work = {"processes": drain_in_processes, "ray": drain_on_ray}[kind]
-    work(Scripted(folder, pause=60, start=start), 2, queue, stopped=lambda: bool(received), on_event=print)
+    pause = float(sys.argv[4]) if len(sys.argv) > 4 else 60.0
+    work(Scripted(folder, pause=pause, start=start), 2, queue, stopped=lambda: bool(received), on_event=print)
     print("stopped by", *received)
+    print(sorted(states(ledger).items()), [note.text for note in ledger.notes()])
 """
 
 
-def start_driver(folder: Path, start: str, kind: str = "processes") -> subprocess.Popen[str]:
+def start_driver(folder: Path, start: str, kind: str = "processes", pause: float = 60.0) -> subprocess.Popen[str]:
     """A driver in a process group of its own, once all its workers build their engines, or work."""
     script = folder / "driver.py"
     script.write_text(DRIVER, encoding="utf-8")
     driver = subprocess.Popen(
-        [sys.executable, str(script), str(folder), start, kind],
+        [sys.executable, str(script), str(folder), start, kind, str(pause)],
         env=os.environ | {"PYTHONPATH": TESTS_PATH},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -88,7 +91,7 @@ def test_no_worker_survives_its_driver(tmp_path: Path, kind: str, number: signal
     out, err = driver.communicate(timeout=60)
     assert_all_gone(tmp_path)
     if number != signal.SIGKILL:
-        assert (driver.returncode, out.splitlines()[-1]) == (0, f"stopped by {int(number)}")
+        assert (driver.returncode, out.splitlines()[-2]) == (0, f"stopped by {int(number)}")
         assert "Traceback" not in err
 
 
@@ -148,6 +151,21 @@ def test_the_cluster_says_how_many_actors_there_are(tmp_path: Path) -> None:
     drain_on_ray(Scripted(tmp_path), None, queue, stopped=never, on_event=lambda event: None)
     assert len(pids(tmp_path)) == 1
     assert ray.is_initialized()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+def test_a_cluster_that_is_lost_is_started_again(tmp_path: Path, name: str) -> None:
+    """Ray's own processes are killed while two units are worked on."""
+    pytest.importorskip("ray")
+    driver = start_driver(tmp_path, "well", "ray", pause=40.0)
+    [process] = [each for each in psutil.Process(driver.pid).children(recursive=True) if name in each.name()]
+    process.kill()
+    out, err = driver.communicate(timeout=250)
+    assert driver.returncode == 0, err
+    assert "[('a', 'done'), ('b', 'done'), ('c', 'done')]" in out
+    assert "the Ray cluster was lost, its units are queued again: " in out
+    assert_all_gone(tmp_path)
 
 
 def test_without_ray_it_is_said_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,8 +129,8 @@ class WorkerPool(Generic[AnyWorker]):
         finally:
             for place in self._places:
                 place.worker.close()
-        for place in self._places:
-            self._queue.requeue(place.worker.name)
+            for place in self._places:
+                self._queue.requeue(place.worker.name)
 
     def _begin(self, number: int) -> AnyWorker:
         worker = self._start(number)

@@ -1,15 +1,21 @@
-"""Workers as actors of a Ray cluster. Ray is imported only when needed."""
+"""Workers as actors of a Ray cluster. Ray is imported only when needed.
+
+A cluster can be lost: its machine, or the processes of Ray on it, are gone. Then calls of Ray do not fail but wait for
+ever, so each has a deadline, and whether there still is a cluster is asked from time to time.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from arcft.deadline import within
 from arcft.ttft.units import Assignment
 from arcft.ttft.workers.engine_host import QUIET, Message, WorkerEngine
 from arcft.ttft.workers.pool import WorkerDied, WorkerError
@@ -17,6 +23,19 @@ from arcft.ttft.workers.resources import Node, WorkerResources
 
 if TYPE_CHECKING:
     from arcft.ttft.engine.engine import Engine
+
+
+CALL_SECONDS = 20.0
+"""Ray must answer a call that does not wait for a worker within this time."""
+
+_ASK_SECONDS = 2.0
+"""How often it is asked whether there still is a cluster."""
+
+Result = TypeVar("Result")
+
+
+class ClusterLost(Exception):  # noqa: N818 - handled by joining or starting another one
+    """The cluster is gone, or does not answer; the message says which."""
 
 
 class RayWorker:
@@ -35,35 +54,49 @@ class RayWorker:
         # With a GPU, reserve a single core: a busy cluster may have no more left.
         cores = min(1, share.cores) if share.gpus else share.cores
         actor = ray.remote(num_cpus=cores, num_gpus=share.gpus, max_restarts=0)(WorkerEngine)
-        self._actor = actor.remote(dict(environment))
+        self._actor = _answered(lambda: actor.remote(dict(environment)))
         # Sent separately, not as an argument of the actor: the environment must be set before its imports.
-        self._started = self._actor.begin.remote(partial(_fetched, [ray.put(factory)]))
+        fetch = partial(_unpickled, ray.cloudpickle.dumps(factory))
+        self._started = _answered(lambda: self._actor.begin.remote(fetch))
         self.reference: Any = None
 
     def send(self, answers: Sequence[Assignment | None], stop: bool) -> None:
-        self.reference = self._actor.exchange.remote(list(answers), stop)
+        self.reference = _answered(lambda: self._actor.exchange.remote(list(answers), stop))
 
     def receive(self) -> list[Message]:
         try:
-            messages: list[Message] = self._ray.get([self._started, self.reference])[1]
+            messages: list[Message] = _answered(lambda: self._ray.get([self._started, self.reference]))[1]
         except self._ray.exceptions.RayError as error:
             raise WorkerDied(_cause(error)) from error
         return messages
 
     def close(self) -> None:
-        self._ray.kill(self._actor, no_restart=True)
+        # With a lost cluster, its actors are gone too.
+        with suppress(ClusterLost, self._ray.exceptions.RayError):
+            _answered(lambda: self._ray.kill(self._actor, no_restart=True))
 
 
-def ready(workers: Sequence[RayWorker]) -> list[RayWorker]:
-    """The workers whose exchange has finished; waits up to QUIET seconds for one."""
-    if not workers:
-        return []
-    ray = workers[0]._ray
-    by_reference = {worker.reference: worker for worker in workers}
-    ray.wait(list(by_reference), num_returns=1, timeout=QUIET)
-    # Also collect all others that are ready by now.
-    done, _ = ray.wait(list(by_reference), num_returns=len(by_reference), timeout=0)
-    return [by_reference[reference] for reference in done]
+class Readiness:
+    """`ready` of a WorkerPool for the actors of one cluster."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._next_ask = 0.0
+
+    def __call__(self, workers: Sequence[RayWorker]) -> list[RayWorker]:
+        """The workers whose exchange has finished; waits up to QUIET seconds for one. Raises ClusterLost."""
+        if time.monotonic() >= self._next_ask:
+            if not nodes_of(self._ray):
+                raise ClusterLost("none of its machines is alive")
+            self._next_ask = time.monotonic() + _ASK_SECONDS
+        if not workers:
+            return []
+        by_reference = {worker.reference: worker for worker in workers}
+        references = list(by_reference)
+        _answered(lambda: self._ray.wait(references, num_returns=1, timeout=QUIET))
+        # Also collect all others that are ready by now.
+        done, _ = _answered(lambda: self._ray.wait(references, num_returns=len(references), timeout=0))
+        return [by_reference[reference] for reference in done]
 
 
 @contextmanager
@@ -72,6 +105,8 @@ def cluster() -> Iterator[Any]:
     if os.environ.get("RAY_ADDRESS"):
         # Otherwise Ray retries an unreachable cluster for a quarter of an hour. Read at import.
         os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+    # Otherwise Ray aborts this process a minute after a cluster is lost, also when the run has joined another one.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "1000000")
     try:
         import ray
     except ImportError as error:
@@ -90,20 +125,28 @@ def cluster() -> Iterator[Any]:
     try:
         yield ray
     finally:
-        ray.shutdown()
+        with suppress(ClusterLost):
+            _answered(ray.shutdown)
 
 
-def _fetched(references: Sequence[Any]) -> Callable[[], Engine]:
-    """The factory that a reference stands for. In a sequence, as Ray would resolve it before the call otherwise."""
+def _unpickled(factory: bytes) -> Callable[[], Engine]:
     import ray
 
-    factory: Callable[[], Engine] = ray.get(references[0])
-    return factory
+    unpickled: Callable[[], Engine] = ray.cloudpickle.loads(factory)
+    return unpickled
+
+
+def _answered(call: Callable[[], Result]) -> Result:
+    """What Ray answers to `call`; raises ClusterLost if it does not."""
+    try:
+        return within(CALL_SECONDS, call)
+    except TimeoutError:
+        raise ClusterLost(f"Ray has not answered for {CALL_SECONDS:g} s") from None
 
 
 def nodes_of(ray: Any) -> list[Node]:
-    """The live machines of the cluster."""
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    """The live machines of the cluster. Raises ClusterLost."""
+    resources = [node["Resources"] for node in _answered(ray.nodes) if node["Alive"]]
     return [Node(cores=int(each.get("CPU", 0)), gpus=int(each.get("GPU", 0))) for each in resources]
 
 

@@ -7,18 +7,18 @@ queued again.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from arcft.config.ttft import TtftConfig
 from arcft.ttft.units import Event
 from arcft.ttft.workers.pool import WorkerError, WorkerPool
 from arcft.ttft.workers.processes import ProcessWorker
 from arcft.ttft.workers.processes import ready as ready_processes
-from arcft.ttft.workers.ray_actors import RayWorker, cluster, nodes_of
-from arcft.ttft.workers.ray_actors import ready as ready_actors
+from arcft.ttft.workers.ray_actors import ClusterLost, RayWorker, Readiness, cluster, nodes_of
 from arcft.ttft.workers.resources import Node, WorkerResources, share
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ __all__ = ["WorkerError", "default_count", "drain", "drain_in_processes", "drain
 
 Factory = Callable[[], "Engine"]
 OnEvent = Callable[[Event], None]
+
+MAX_CLUSTERS = 3
+
+logger = logging.getLogger(__name__)
 
 
 def drain(engine: Engine, queue: Queue, *, stopped: Callable[[], bool], on_event: OnEvent) -> None:
@@ -66,18 +70,37 @@ def drain_on_ray(
 ) -> None:
     """Process the queue in `count` actors of a Ray cluster: the one at RAY_ADDRESS, or started here by `ray start`.
 
-    If there is none, a local cluster is started and ends with this call. `count` defaults to one actor per GPU or,
+    If there is none, a local cluster is started and ends with this call. A cluster that is lost is joined or started
+    again, MAX_CLUSTERS times in all. `count` defaults to one actor per GPU or,
     without GPUs, per four cores. On every machine arcft, the checkpoint's files and, if adapters are saved, the run's
     folder must have the same path. `factory` is sent to each actor and called there. Raises WorkerError, see
     WorkerPool.work.
     """
-    with cluster() as ray:
-        each = share(nodes_of(ray), count)
+    for _ in range(MAX_CLUSTERS):
+        try:
+            with cluster() as ray:
+                _drain_on_cluster(ray, factory, count, queue, stopped=stopped, on_event=on_event)
+            return
+        except ClusterLost as lost:
+            reason = str(lost)
+            text = f"the Ray cluster was lost, its units are queued again: {reason}"
+            logger.warning("%s", text)
+            queue.note("worker", text)
+    raise WorkerError(
+        f"ttft.workers=ray: the cluster was lost {MAX_CLUSTERS} times, at last because {reason}; resume when it is "
+        "healthy, or with ttft.workers=processes"
+    )
 
-        def start(number: int) -> RayWorker:
-            return RayWorker(ray, number, factory, _threads(each.threads), each)
 
-        WorkerPool(start, ready_actors, queue, stopped=stopped, on_event=on_event).work(each.count)
+def _drain_on_cluster(
+    ray: Any, factory: Factory, count: int | None, queue: Queue, *, stopped: Callable[[], bool], on_event: OnEvent
+) -> None:
+    each = share(nodes_of(ray), count)
+
+    def start(number: int) -> RayWorker:
+        return RayWorker(ray, number, factory, _threads(each.threads), each)
+
+    WorkerPool(start, Readiness(ray), queue, stopped=stopped, on_event=on_event).work(each.count)
 
 
 def default_count(config: TtftConfig) -> int | None:
