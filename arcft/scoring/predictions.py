@@ -6,11 +6,12 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from arcft.errors import ArcftError
+from arcft.files import data_sha256
 from arcft.protocols import Answer, AnswerCodec, AnswerError, Problem, TestKey
 
 
@@ -19,6 +20,9 @@ class PredictionError(ArcftError):
 
 
 _SELECTION_FIELDS = ("scores", "selection")
+
+CHECKSUM = "checksum"
+"""Key of a line's checksum; lines made elsewhere or by version 0.1.0 have none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +121,8 @@ def read_predictions(path: Path | str, answers: AnswerCodec, *, allow_torn: bool
     """Read a file with one JSON object a line; blank lines are skipped.
 
     A last line that was cut off while it was written is dropped with `allow_torn`; otherwise, like any other broken
-    line, it raises a PredictionError that names the file and the line.
+    line, it raises a PredictionError that names the file and the line. With `allow_torn`, for a file that is to be
+    added to, so does a line that does not match its checksum.
     """
     path = Path(path)
     content = _read_bytes(path)
@@ -135,7 +140,10 @@ def read_predictions(path: Path | str, answers: AnswerCodec, *, allow_torn: bool
                     break
                 raise PredictionError(f"{where}: the last line is cut off ({error}); remove it and try again") from None
             raise PredictionError(f"{where}: not JSON ({error}); each line is one prediction") from None
-        predictions.append(prediction_from_json(values, where, answers))
+        prediction = prediction_from_json(values, where, answers)
+        if allow_torn and values.get(CHECKSUM, _checksum(values)) != _checksum(values):
+            raise PredictionError(f"{where}: is damaged, or was changed after it was written; delete the line")
+        predictions.append(prediction)
     return predictions
 
 
@@ -156,8 +164,9 @@ def open_for_append(path: Path | str) -> TextIO:
 
 
 def append_prediction(file: TextIO, prediction: Prediction, answers: AnswerCodec) -> None:
-    """Write one line and flush it, so that a run that is killed later has not lost it."""
-    file.write(json.dumps(prediction.to_json(answers.answer_field), allow_nan=False) + "\n")
+    """Write one line and flush it, so that a run that is killed later has not lost it. It ends with a checksum."""
+    values = prediction.to_json(answers.answer_field)
+    file.write(json.dumps({**values, CHECKSUM: _checksum(values)}, allow_nan=False) + "\n")
     file.flush()
 
 
@@ -201,6 +210,11 @@ def group_by_test(problems: Sequence[Problem], predictions: Sequence[Prediction]
             "data=..."
         )
     return groups
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    """Of all that decides anything: not of how long it took."""
+    return data_sha256({name: value for name, value in values.items() if name not in (CHECKSUM, "seconds")})[:16]
 
 
 def _answer(value: Any, where: str, answers: AnswerCodec) -> tuple[Answer | None, str | None]:

@@ -116,6 +116,7 @@ def test_a_run_means_its_last_complete_checkpoint_and_its_held_out_tasks(
     first = json.loads((folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert list(first) == [
         "task_id", "test_index", "grid", "text", "logprob", "num_tokens", "seconds", "transform", "seed", "error",
+        "checksum",
     ]  # fmt: skip
     with Image.open(folder / "summary.png") as picture:
         assert picture.size == (1920, 1080)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from arcft.checkpoints import RUN_FILE
-from arcft.files import open_atomic, write_json
+from arcft.console import note
+from arcft.files import file_sha256, open_atomic, write_json
 from arcft.protocols import AnswerCodec, Kind, MetricSet, Problem
 from arcft.reporting.adaptation import Adaptation
 from arcft.reporting.charts.curves import Curves, curves_png
@@ -104,8 +105,11 @@ def find_evaluation(run_folder: Path, key: str) -> Path | None:
             folder = Path(entry["folder"])
         except (ValueError, KeyError, TypeError):
             continue  # cut off by a crash
-        if entry.get("key") == key and all((folder / name).is_file() for name in FILES) and _is_readable(folder):
+        if entry.get("key") != key or not all((folder / name).is_file() for name in FILES):
+            continue
+        if _is_readable(folder) and entry.get("sha256", _digests(folder)) == _digests(folder):
             return folder
+        note(f"{folder}: holds the same evaluation, but its files were changed since; evaluating again")
     return None
 
 
@@ -124,6 +128,11 @@ def _is_readable(folder: Path) -> bool:
     )
 
 
+def _digests(folder: Path) -> dict[str, str]:
+    """sha256 of the files that hold results."""
+    return {name: file_sha256(folder / name) for name in (PREDICTIONS_FILE, METRICS_FILE)}
+
+
 def record_evaluation(run_folder: Path, key: str, checkpoint: str, folder: Path) -> None:
     """Add a finished evaluation to the index of `run_folder`.
 
@@ -132,7 +141,7 @@ def record_evaluation(run_folder: Path, key: str, checkpoint: str, folder: Path)
     """
     if not (run_folder / RUN_FILE).is_file():
         return
-    entry = {"key": key, "checkpoint": checkpoint, "folder": str(folder.resolve())}
+    entry = {"key": key, "checkpoint": checkpoint, "folder": str(folder.resolve()), "sha256": _digests(folder)}
     with contextlib.suppress(OSError), (run_folder / INDEX_FILE).open("a", encoding="utf-8") as index:
         index.write(json.dumps(entry) + "\n")
 
