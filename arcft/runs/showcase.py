@@ -21,6 +21,7 @@ from arcft.reporting.words import count, spelled
 from arcft.runs.adaptation.evaluate import Show
 from arcft.runs.adaptation.outcome import AdaptationOutcome, lines_of
 from arcft.runs.common.command import command
+from arcft.runs.common.extras import extra
 from arcft.runs.common.paths import override
 from arcft.runs.common.signals import Stopped
 from arcft.runs.evaluate import evaluate
@@ -124,9 +125,10 @@ def _printer(tracker: Tracker) -> Show:
             say(f"solved in {attempts}: {len(solved)} of {count(known, 'task')}", style="bold")
             tracker.summary({"showcase/solved": len(solved), "showcase/tasks": known})
         if solved:
-            showcase_picture(folder / PICTURE, solved, outcome.attempts, target.kind.card)
-            say(f"solved tasks: {folder / PICTURE}")
-            tracker.picture("showcase", folder / PICTURE)
+            with extra("the picture of solved tasks"):
+                showcase_picture(folder / PICTURE, solved, outcome.attempts, target.kind.card)
+                say(f"solved tasks: {folder / PICTURE}")
+                tracker.picture("showcase", folder / PICTURE)
         say(f"report: {folder / REPORT_FILE}")
 
     return show

@@ -28,6 +28,7 @@ from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dt
 from arcft.models.lora import apply_lora, load_adapter
 from arcft.protocols import DealViews, Problem, QuestionSampler
 from arcft.runs.common.command import command, stopped
+from arcft.runs.common.extras import extra
 from arcft.runs.common.optimized_metric import check_name
 from arcft.runs.common.paths import override
 from arcft.runs.common.progress import progress_bar
@@ -105,7 +106,8 @@ def train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
     warn_trained_on(kind, config.model, prepared.sets.held_out, "held-out tasks")
     say_skipped(prepared.trial, prepared.held_out_skipped, config.training.max_seq_length)
     if config.preview:
-        show_first_example(prepared.stream, prepared.tokenizer)
+        with extra("the preview"):
+            show_first_example(prepared.stream, prepared.tokenizer)
     for warning in config.scheduler.warnings(config.training.max_steps):
         note(warning)
     device = choose_device()

@@ -24,6 +24,7 @@ from arcft.runs.adaptation.outcome import NO_TIME, AdaptationOutcome, lines_of, 
 from arcft.runs.adaptation.progress import LiveProgress
 from arcft.runs.adaptation.run_folder import LEDGER_FILE, open_ledger
 from arcft.runs.common.command import stopped
+from arcft.runs.common.extras import extra
 from arcft.runs.common.progress import progress_bar
 from arcft.runs.common.signals import Stopped, stop_on_signals
 from arcft.runs.evaluation import results
@@ -242,7 +243,7 @@ def _track(
         tracker.summary(before)
     columns, rows = rows_table(outcome.adaptation)
     tracker.table("ttft/tasks", columns, rows)
-    with tempfile.TemporaryDirectory() as place:
+    with extra("pictures for W&B"), tempfile.TemporaryDirectory() as place:
         picture = Path(place) / "picture.png"
         if outcome.adaptation.adapters:
             adaptation_png(picture, outcome.adaptation)

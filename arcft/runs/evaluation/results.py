@@ -17,6 +17,7 @@ from arcft.reporting.adaptation import Adaptation
 from arcft.reporting.charts.curves import Curves, curves_png
 from arcft.reporting.report import NUMBERS_FILE, REPORT_FILE, SUMMARY_FILE, write_report
 from arcft.reporting.words import count
+from arcft.runs.common.extras import extra
 from arcft.scoring.metrics import Scores, score_problems
 from arcft.scoring.predictions import Prediction, append_prediction
 from arcft.scoring.resampling import metrics_by_count
@@ -61,21 +62,24 @@ def write_results(
     numbers = metrics_by_count(problems, predictions, candidates, kind.metrics)
     write_predictions(folder / PREDICTIONS_FILE, with_reasons(predictions, candidates, selector.name), kind)
     kind.write_submission(folder / SUBMISSION_FILE, problems, attempts)
-    write_report(
-        folder,
-        title=title,
-        scores=scores if scores.metrics else None,
-        problems=problems,
-        predictions=predictions,
-        candidates=candidates,
-        metric_set=kind.metrics,
-        card=kind.card,
-        numbers=numbers,
-        run=dict(run),
-        curves=curves,
-        note=f"{seen} of {count(len(problems), 'task')} {'was' if seen == 1 else 'were'} trained on" if seen else "",
-        adaptation=adaptation,
-    )
+    with extra("the report"):
+        write_report(
+            folder,
+            title=title,
+            scores=scores if scores.metrics else None,
+            problems=problems,
+            predictions=predictions,
+            candidates=candidates,
+            metric_set=kind.metrics,
+            card=kind.card,
+            numbers=numbers,
+            run=dict(run),
+            curves=curves,
+            note=f"{seen} of {count(len(problems), 'task')} {'was' if seen == 1 else 'were'} trained on"
+            if seen
+            else "",
+            adaptation=adaptation,
+        )
     content = {"metrics": scores.metrics, "tasks": scores.problems, "run": dict(run)}
     if changes:
         content["changes"] = dict(changes)
@@ -169,5 +173,7 @@ def write_sweep(
         return None
     steps = {int(name.rpartition("-")[2]): values for name, values in metrics.items()}
     plot = folder / SWEEP_PICTURE
-    plot.write_bytes(curves_png(curves.with_metrics(steps, metric_set), metric_set))
-    return plot
+    with extra("the plot of metrics"):
+        plot.write_bytes(curves_png(curves.with_metrics(steps, metric_set), metric_set))
+        return plot
+    return None

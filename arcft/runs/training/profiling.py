@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from arcft.console import say
+from arcft.runs.common.extras import extra
 
 TRACE_FILE = "profile.json"
 ROWS = 15
@@ -32,16 +33,19 @@ class StepProfiler(TrainerCallback):
             activities = [ProfilerActivity.CPU]
             if torch.cuda.is_available():
                 activities.append(ProfilerActivity.CUDA)
-            self._profile = profile(activities=activities)
-            self._profile.start()
+            with extra("the profile"):
+                started = profile(activities=activities)
+                started.start()
+                self._profile = started
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self._profile is None:
             return
-        self._profile.stop()
-        key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-        say(self._profile.key_averages().table(sort_by=key, row_limit=ROWS))
-        self._profile.export_chrome_trace(str(self._path))
-        say(f"profile: {self._path} (open it with chrome://tracing or https://ui.perfetto.dev)")
+        with extra("the profile"):
+            self._profile.stop()
+            key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+            say(self._profile.key_averages().table(sort_by=key, row_limit=ROWS))
+            self._profile.export_chrome_trace(str(self._path))
+            say(f"profile: {self._path} (open it with chrome://tracing or https://ui.perfetto.dev)")

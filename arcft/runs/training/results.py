@@ -12,6 +12,7 @@ from arcft.files import write_json
 from arcft.reporting.pictures.problems import predictions_picture
 from arcft.reporting.previews import metrics_table
 from arcft.reporting.words import count
+from arcft.runs.common.extras import extra
 from arcft.runs.evaluation.results import METRICS_FILE
 from arcft.runs.training.callbacks import GenerationMetrics
 from arcft.tracking import Tracker
@@ -64,15 +65,16 @@ def _show_generation(folder: Path, generation: GenerationMetrics, title: str, tr
         show(kind.card.terminal([*shown, ("predicted", attempts[0] if attempts else None)]))
     metrics = generation.scores.metrics
     show(metrics_table({title: metrics}, kind.metrics, title=count(len(generation.tasks), "held-out task")))
-    predictions_picture(
-        folder / PICTURE,
-        generation.tasks,
-        generation.attempts,
-        kind.card,
-        shown=kind.metrics.attempts,
-        count=SHOWN_TESTS,
-    )
-    say(f"predicted and true {kind.card.noun}s: {folder / PICTURE}")
-    tracker.picture("preview", folder / PICTURE)
+    with extra("the picture of predictions"):
+        predictions_picture(
+            folder / PICTURE,
+            generation.tasks,
+            generation.attempts,
+            kind.card,
+            shown=kind.metrics.attempts,
+            count=SHOWN_TESTS,
+        )
+        say(f"predicted and true {kind.card.noun}s: {folder / PICTURE}")
+        tracker.picture("preview", folder / PICTURE)
     rows = [[task, *values.values()] for task, values in generation.scores.problems.items()]
     tracker.table("tasks", ["task", *metrics], rows)
