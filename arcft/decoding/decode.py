@@ -2,7 +2,8 @@
 
 A decoding loop of our own instead of transformers' `generate`: rows that end leave the batch and waiting prompts take
 their place, common prefixes are computed once, each row has its own token limit and random numbers, log-probabilities
-come for free, and position ids may jump (`generate` can only count up).
+come for free, and position ids may jump (`generate` can only count up). Models that this loop can't serve
+(arcft/models/families.py) go through `generate`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from arcft.decoding.core.draft import Draft
 from arcft.decoding.core.forward import TokenChunk
 from arcft.decoding.core.lm_head import NextTokenLogits
 from arcft.decoding.core.sampling import Sampler, make_sampler
+from arcft.decoding.hf_generate import generate
 from arcft.decoding.options import DecodingOptions, check_one_each, token_limits
+from arcft.decoding.probe import decoder_for
 from arcft.errors import DecodingError
+from arcft.models.families import Decoder
 
 __all__ = ["Completion", "DecodingError", "DecodingOptions", "decode"]
 
@@ -46,7 +50,8 @@ def decode(
         options: Shared with `search` and `score`.
         max_new_tokens: The limit for all prompts, or one for each; at least 1. The end token counts.
         draft_tokens: For each prompt a likely completion, or None. Drafts are verified many tokens per forward pass
-            (speculative decoding): they change the time it takes, not the result. Greedy decoding only.
+            (speculative decoding): they change the time it takes, not the result. Greedy decoding only; unused for
+            models that go through `generate`.
         temperature: Divides the logits before sampling; None together with `top_p` None decodes greedily, and then
             equals `generate` token for token in float32.
         top_p: Nucleus sampling: the smallest set of tokens with at least this probability.
@@ -59,6 +64,7 @@ def decode(
     Raises:
         DecodingError: logits that are not finite, an empty prompt, a limit below 1, a missing or unused generator, or
             a list that does not have one entry for each prompt.
+        ModelError: the model can't be decoded.
     """
     limits = token_limits(prompts, max_new_tokens)
     if not prompts:
@@ -67,6 +73,8 @@ def decode(
     if sampler is not None and draft_tokens is not None:
         raise DecodingError("draft_tokens need greedy decoding; leave them out, or temperature and top_p")
     check_one_each(prompts, {"draft_tokens": draft_tokens, "adapters": options.adapters})
+    if decoder_for(model) is Decoder.GENERATE:
+        return generate(model, prompts, options, max_new_tokens=limits, sampler=sampler)
     rows = [
         WrittenRow(
             number,

@@ -1,4 +1,4 @@
-"""Greedy decoding by transformers' own `generate`: the reference that our decoder is held to."""
+"""Completion by transformers' own `generate`: the reference for our decoder, and what runs models that it can't."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from peft import PeftModel
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from arcft.decoding.core.completion import Completion, not_finite
+from arcft.decoding.core.sampling import Sampler
 from arcft.decoding.options import DecodingOptions
 from arcft.errors import DecodingError
+from arcft.protocols import Cursor
 
 
 def generate(
@@ -20,75 +22,130 @@ def generate(
     options: DecodingOptions,
     *,
     max_new_tokens: Sequence[int],
+    sampler: Sampler | None = None,
 ) -> list[Completion]:
-    """Complete one or more prompts side by side, greedily; `decode` does the same in less time.
+    """Complete one or more prompts, greedily or by `sampler`; where it can, `decode` does the same in less time.
+
+    Only prompts of the same length are completed side by side: padding in front of a prompt changes what some
+    architectures compute.
 
     Args:
         model: A causal language model of any architecture, or a PEFT model around one. It runs in evaluation mode;
             settings of its own generation_config, such as penalties, have no effect.
         prompts: Token ids, at least one each.
-        options: Of these, `end_ids`, `pad_id` and `on_rows_changed` apply. Rows stay in place until the last one ends.
+        options: All but `positions`, `share_prefixes` and `adapters` apply. Rows stay in place until the last one of
+            their length ends.
         max_new_tokens: The limit of each prompt, at least 1.
+        sampler: Draws the tokens; None for the likeliest ones.
 
     Returns:
         A completion for each prompt, in order.
 
     Raises:
-        DecodingError: logits that are not finite, or options with positions or a grammar, which `generate` does
-            not support.
+        DecodingError: logits that are not finite, or options with positions, which `generate` does not support.
     """
-    if options.positions is not None or options.grammar is not None:
-        raise DecodingError("generate takes neither positions nor a grammar; use decode")
-    width = max(map(len, prompts))
-    device = model.device
-    ids = torch.tensor([[options.pad_id] * (width - len(prompt)) + prompt for prompt in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
-    recorder = _LogprobRecorder()
+    if options.positions is not None:
+        raise DecodingError("generate can't take positions that jump; use decode")
+    grammars = options.grammars(prompts)
+    completions: dict[int, Completion] = {}
     inner: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[assignment]
     was_training, own_config = model.training, inner.generation_config
     model.eval()
-    # `generate` merges the model's own settings into any config it is passed, so they have to be replaced.
-    inner.generation_config = GenerationConfig(
-        max_new_tokens=max(max_new_tokens),
-        do_sample=False,
-        eos_token_id=list(options.end_ids),
-        pad_token_id=options.pad_id,
-    )
     try:
-        if options.on_rows_changed is not None:
-            options.on_rows_changed(range(len(prompts)))
-        written: torch.Tensor = inner.generate(  # type: ignore[operator]
-            input_ids=ids, attention_mask=mask, logits_processor=LogitsProcessorList([recorder])
-        )
+        for numbers in _batches(prompts, options.batch_size or len(prompts)):
+            if options.on_rows_changed is not None:
+                options.on_rows_changed(numbers)
+            limits = [max_new_tokens[number] for number in numbers]
+            # `generate` merges the model's own settings into any config it is passed, so they have to be replaced.
+            inner.generation_config = GenerationConfig(
+                max_new_tokens=max(limits),
+                do_sample=False,
+                eos_token_id=list(options.end_ids),
+                pad_token_id=options.pad_id,
+            )
+            cursors = [None if grammar is None else grammar() for grammar in (grammars[one] for one in numbers)]
+            chooser = _Chooser(numbers, cursors, limits, frozenset(options.end_ids), sampler)
+            ids = torch.tensor([prompts[number] for number in numbers], device=model.device)
+            inner.generate(  # type: ignore[operator]
+                input_ids=ids, attention_mask=torch.ones_like(ids), logits_processor=LogitsProcessorList([chooser])
+            )
+            completions |= dict(zip(numbers, chooser.completions(), strict=True))
     finally:
         inner.generation_config = own_config
         model.train(was_training)
-    logprobs = torch.stack(recorder.logprobs, dim=1).tolist()
-    return [
-        _completion(number, tokens[:limit], values, frozenset(options.end_ids))
-        for number, (tokens, values, limit) in enumerate(
-            zip(written[:, width:].tolist(), logprobs, max_new_tokens, strict=True)
-        )
-    ]
+    return [completions[number] for number in range(len(prompts))]
 
 
-class _LogprobRecorder(LogitsProcessor):
-    """Records the log-probability of the likeliest token; keeping whole rows of logits would fill the memory."""
+def _batches(prompts: Sequence[Sequence[int]], size: int) -> list[list[int]]:
+    """The prompts' numbers, those of equal length together, at most `size` of them."""
+    by_length: dict[int, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(number)
+    return [group[start : start + size] for group in by_length.values() for start in range(0, len(group), size)]
 
-    def __init__(self) -> None:
-        self.logprobs: list[torch.Tensor] = []
-        """float [batch] for each step."""
+
+class _Chooser(LogitsProcessor):
+    """Chooses the next token of each row, and leaves `generate` no other; records tokens and log-probabilities."""
+
+    def __init__(
+        self,
+        numbers: Sequence[int],
+        cursors: Sequence[Cursor | None],
+        limits: Sequence[int],
+        end_ids: frozenset[int],
+        sampler: Sampler | None,
+    ) -> None:
+        """`numbers` are the prompts of the rows."""
+        self._numbers = numbers
+        self._cursors = cursors
+        self._limits = limits
+        self._end_ids = end_ids
+        self._sampler = sampler
+        self._tokens: list[list[int]] = [[] for _ in numbers]
+        self._logprobs = [0.0] * len(numbers)
+        self._finished = [False] * len(numbers)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.logprobs.append(scores.max(dim=-1).values - scores.logsumexp(dim=-1))
-        return scores
+        """float [rows, vocabulary] in and out: -inf for all but the token chosen for each row."""
+        logits = scores.float()
+        live = [row for row, tokens in enumerate(self._tokens) if self._is_live(row, tokens)]
+        for row in live:
+            cursor = self._cursors[row]
+            if cursor is not None:
+                allowed = torch.tensor(cursor.choices, device=logits.device)
+                logits[row] = torch.full_like(logits[row], -math.inf).scatter_(0, allowed, logits[row, allowed])
+        if self._sampler is None:
+            chosen = logits.argmax(dim=-1)
+        else:
+            steps = [min(len(tokens), self._sampler.uniform.shape[1] - 1) for tokens in self._tokens]
+            chosen = self._sampler.draw(logits, self._numbers, steps)
+        logprobs = logits.gather(-1, chosen[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)
+        for row, (token, logprob) in enumerate(zip(chosen.tolist(), logprobs.tolist(), strict=True)):
+            if row in live:
+                self._append(row, token, logprob)
+        return torch.full_like(scores, -math.inf).scatter_(-1, chosen[:, None], 0.0)
 
+    def completions(self) -> list[Completion]:
+        """What was written, row by row."""
+        return [
+            Completion(tokens[: len(tokens) - ended], logprob, len(tokens), ended)
+            for tokens, logprob, ended in zip(self._tokens, self._logprobs, self._finished, strict=True)
+        ]
 
-def _completion(number: int, tokens: list[int], logprobs: list[float], end_ids: frozenset[int]) -> Completion:
-    """A row of `generate`, which is padded after its end."""
-    end = next((place for place, token in enumerate(tokens) if token in end_ids), None)
-    count = len(tokens) if end is None else end + 1
-    logprob = math.fsum(logprobs[:count])
-    if not math.isfinite(logprob):
-        raise not_finite(number)
-    return Completion(tokens[: count - (end is not None)], logprob, count, end is not None)
+    def _is_live(self, row: int, tokens: Sequence[int]) -> bool:
+        return not self._finished[row] and len(tokens) < self._limits[row]
+
+    def _append(self, row: int, token: int, logprob: float) -> None:
+        if not math.isfinite(logprob):
+            raise not_finite(self._numbers[row], f" after {len(self._tokens[row])} tokens")
+        self._tokens[row].append(token)
+        self._logprobs[row] += logprob
+        self._finished[row] = token in self._end_ids
+        cursor = self._cursors[row]
+        if cursor is None:
+            return
+        cursor.advance(token)
+        if self._is_live(row, self._tokens[row]) and not cursor.choices:
+            raise DecodingError(
+                f"prompt {self._numbers[row]}: the grammar ends with token {token}, which is not in end_ids"
+            )

@@ -12,9 +12,11 @@ from transformers import PreTrainedModel
 from arcft.decoding.core.batch import advance_by, complete
 from arcft.decoding.core.completion import Row, not_finite
 from arcft.decoding.core.forward import TokenChunk
-from arcft.decoding.core.lm_head import AllowedTokens, NextTokenLogits
+from arcft.decoding.core.lm_head import AllowedTokens, Head, NextTokenLogits
 from arcft.decoding.options import DecodingOptions, check_one_each
+from arcft.decoding.probe import decoder_for
 from arcft.errors import DecodingError
+from arcft.models.families import Decoder
 from arcft.protocols import Grammar, Positions
 
 _MAX_LOGITS = 2**26
@@ -30,7 +32,8 @@ def score(
     """Log-probabilities (natural log) of given completions.
 
     A completion is read in one forward pass, or in a few if it is long and the vocabulary large; a prompt is read once
-    for all its completions.
+    for all its completions. For a model that goes through `generate`, prompt and completion are read together, and one
+    after the other.
 
     Args:
         model: A causal language model, as for `decode`.
@@ -55,12 +58,37 @@ def score(
         )
     ]
     rows = [row for group in groups for row in group]
-    if rows:
+    if rows and decoder_for(model) is Decoder.GENERATE:
+        _read_whole(model, rows, options)
+    elif rows:
         size = min(options.batch_size or len(rows), len(rows))
         for row in rows:
             row.max_logits = max(1, _MAX_LOGITS // (size * model.config.get_text_config(decoder=True).vocab_size))
         complete(model, rows, advance_by(_given), options)
     return [[row.logprob for row in group] for group in groups]
+
+
+def _read_whole(model: PreTrainedModel | PeftModel, rows: Sequence[GivenRow], options: DecodingOptions) -> None:
+    """Read each row in one forward pass of its own, without a cache."""
+    if options.positions is not None:
+        raise DecodingError("this model goes through transformers' generate, which can't take positions that jump")
+    head, was_training = Head(model), model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for row in rows:
+                if options.on_rows_changed is not None:
+                    options.on_rows_changed([row.prompt_index])
+                row.max_logits = len(row.ids)
+                chunk = row.next_chunk(len(row.ids))
+                inputs = {"input_ids": torch.tensor([chunk.tokens], device=model.device), "use_cache": False}
+                if not chunk.logits_at:
+                    row.advance(chunk, [], [])
+                    continue
+                scored = head(inputs, [chunk.logits_at], None if chunk.allowed is None else [chunk.allowed])
+                advance_by(_given)([row], [chunk], scored)
+    finally:
+        model.train(was_training)
 
 
 class GivenRow(Row):

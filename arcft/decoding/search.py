@@ -21,7 +21,9 @@ from arcft.decoding.core.forward import TokenChunk
 from arcft.decoding.core.lm_head import NextTokenLogits
 from arcft.decoding.core.search_row import BranchingRow, NextToken, SearchState
 from arcft.decoding.options import DecodingOptions, check_one_each, token_limits
+from arcft.decoding.probe import decoder_for
 from arcft.errors import DecodingError
+from arcft.models.families import CANNOT_SEARCH, Decoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +74,11 @@ def search(
 
     Raises:
         DecodingError: a threshold or number of nodes out of range, logits that are not finite, an empty prompt, a
-            limit below 1, or a list that does not have one entry for each prompt.
+            limit below 1, a list that does not have one entry for each prompt, or a model that goes through
+            `generate`.
     """
+    if decoder_for(model) is Decoder.GENERATE:
+        raise DecodingError(CANNOT_SEARCH)
     if not 0 < threshold <= 1:
         raise DecodingError(f"threshold={threshold}: above 0, at most 1")
     if max_nodes < 1:

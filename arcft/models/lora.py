@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any, Literal
 
 import peft
 import torch
-from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora.layer import LoraLayer
+from peft.utils.save_and_load import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -27,6 +29,15 @@ from arcft.errors import ArcftError
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+_READ_BY_WEIGHT = {
+    "falcon_h1": ["out_proj"],
+    "falcon_mamba": ["out_proj", "dt_proj"],
+    "jamba": ["dt_proj"],
+    "mamba": ["out_proj", "dt_proj"],
+    "mamba2": ["out_proj"],
+    "nemotron_h": ["out_proj"],
+}
+"""By model type, layers whose weights the model's kernels read without calling them."""
 
 
 class LoraError(ArcftError):
@@ -62,16 +73,61 @@ def apply_lora(
         task_type="CAUSAL_LM",
         use_dora=bool(config.use_dora),
         ensure_weight_tying=bool(train_modules) and _is_tied(model),
+        exclude_modules=_not_adaptable(model) if config.target_modules == "all-linear" else None,
         **_options(config, train_modules),
     )
-    with _seeded(seed):
+    with _seeded(seed), _no_false_warnings():
         try:
             adapted = peft.get_peft_model(model, peft_config)
         except ValueError as error:
             keys = ", ".join(f"lora.{name}={getattr(config, name)}" for name in ("target_modules", "init_lora_weights"))
             raise LoraError(f"{keys}: {error}") from error
+    _check_layers(adapted)
+    # What is trained now has to be read later.
+    _parse_adapter_config(_plain(adapted.peft_config["default"].to_dict()), "the new adapter's config")
     _train_in_float32(adapted)
     return adapted
+
+
+def _not_adaptable(model: PreTrainedModel) -> list[str] | None:
+    """The linear layers that all-linear leaves out; None for none.
+
+    A layer that does more than a product, such as a router that also chooses, does not return what LoRA adds to. Mamba
+    reads the weights of some layers past their adapters; PEFT refuses one of them.
+    """
+    names = [name for name, module in model.named_modules() if _computes_more(module)]
+    names += _READ_BY_WEIGHT.get(model.config.model_type, [])
+    return names or None
+
+
+def _computes_more(module: nn.Module) -> bool:
+    """Whether `module` is an architecture's own variant of a linear layer that returns something else."""
+    kind = type(module)
+    own_code = kind.__module__.startswith(("transformers.models.", "transformers_modules."))
+    if not isinstance(module, nn.Linear) or not own_code or kind.forward is nn.Linear.forward:
+        return False
+    inputs = torch.linspace(-1, 1, module.in_features, dtype=module.weight.dtype, device=module.weight.device)[None]
+    try:
+        with torch.no_grad():
+            found = module(inputs)
+            expected = nn.functional.linear(inputs, module.weight, module.bias)
+    except Exception:
+        return True
+    return not isinstance(found, torch.Tensor) or found.shape != expected.shape or not torch.allclose(found, expected)
+
+
+def _check_layers(adapted: peft.PeftModel) -> None:
+    for name, module in adapted.named_modules():
+        if isinstance(module, LoraLayer) and _computes_more(module.get_base_layer()):
+            raise LoraError(
+                f"lora.target_modules: {name.removeprefix('base_model.model.')} computes more than a product, so LoRA "
+                "can't be added to it; leave it out, or use lora.target_modules=all-linear"
+            )
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` as JSON would hold it."""
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> peft.PeftModel:
@@ -79,7 +135,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> pe
     peft_config = read_adapter_config(folder)
     peft_config.inference_mode = not trainable
     # The initial weights are drawn and then overwritten; that must not shift anyone else's random numbers.
-    with _seeded(0):
+    with _seeded(0), _no_false_warnings():
         try:
             adapted = peft.get_peft_model(model, peft_config, autocast_adapter_dtype=trainable)
         except (TypeError, ValueError, ImportError, RuntimeError, re.error) as error:
@@ -101,6 +157,10 @@ def read_adapter_config(folder: Path) -> peft.LoraConfig:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise LoraError(f"{path}: can't be read: {error}") from error
+    return _parse_adapter_config(content, path)
+
+
+def _parse_adapter_config(content: Any, path: Path | str) -> peft.LoraConfig:
     if not isinstance(content, dict) or content.get("peft_type") != "LORA":
         raise LoraError(f"{path}: is not a plain LoRA adapter: it has no peft_type LORA")
     defaults = vars(peft.LoraConfig())
@@ -121,7 +181,11 @@ def load_adapter_weights(model: peft.PeftModel, folder: Path) -> None:
     """Overwrite the adapter of `model` with the one saved in `folder`. Raise LoraError unless they match exactly."""
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
     weights = read_adapter_weights(folder, {name: weight.shape for name, weight in own.items()})
-    set_peft_model_state_dict(model, weights)
+    # `own` shares its memory with the model. PEFT's set_peft_model_state_dict renames weights first, as for checkpoints
+    # of whole models, and leaves out without a word what it then does not find.
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.copy_(weights[name])
 
 
 def read_adapter_weights(folder: Path, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
@@ -148,9 +212,9 @@ def read_adapter_weights(folder: Path, shapes: Mapping[str, torch.Size]) -> dict
 def save_adapter(model: peft.PeftModel, folder: Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors into `folder`."""
     for config in model.peft_config.values():
-        # PEFT stores a set, whose order, and with it the bytes of the file, would vary from run to run.
-        if isinstance(config, peft.LoraConfig) and isinstance(config.target_modules, set):
-            config.target_modules = sorted(config.target_modules)
+        # PEFT stores sets, whose order, and with it the bytes of the file, would vary from run to run.
+        if isinstance(config, peft.LoraConfig):
+            sort_names(config)
     model.save_pretrained(str(folder), save_embedding_layers=False)
     # unsloth adds the class and module of the model. No adapter needs them, and read_adapter_config refuses them.
     path = folder / CONFIG_FILE
@@ -161,6 +225,14 @@ def save_adapter(model: peft.PeftModel, folder: Path) -> None:
     (folder / "README.md").unlink(missing_ok=True)
 
 
+def sort_names(config: peft.LoraConfig) -> None:
+    """Give the lists of names in `config` an order."""
+    for key in ("target_modules", "target_parameters", "exclude_modules"):
+        names = getattr(config, key)
+        if names is not None and not isinstance(names, str):
+            setattr(config, key, sorted(names))
+
+
 def trainable_parameters(model: nn.Module) -> int:
     """Number of trainable parameters; a weight that is used in two places counts once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
@@ -168,6 +240,10 @@ def trainable_parameters(model: nn.Module) -> int:
 
 def _is_names(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def _is_pattern(value: Any, is_valid: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(isinstance(name, str) and is_valid(one) for name, one in value.items())
 
 
 def _is_number(value: Any) -> bool:
@@ -190,6 +266,11 @@ _PLAIN: dict[str, Callable[[Any], bool]] = {
     "lora_dropout": lambda value: _is_number(value) and 0 <= value < 1,
     "target_modules": lambda value: isinstance(value, str) or _is_names(value),
     "modules_to_save": lambda value: value is None or _is_names(value),
+    # PEFT adapts fused experts of a mixture by parameter, with ranks and scales of their own.
+    "exclude_modules": lambda value: value is None or _is_names(value),
+    "target_parameters": lambda value: value is None or _is_names(value),
+    "rank_pattern": lambda value: _is_pattern(value, lambda rank: type(rank) is int and rank > 0),
+    "alpha_pattern": lambda value: _is_pattern(value, lambda alpha: _is_number(alpha) and alpha > 0),
     "use_rslora": _is_bool,
     "use_dora": _is_bool,
     "fan_in_fan_out": _is_bool,
@@ -217,6 +298,15 @@ def _train_in_float32(model: peft.PeftModel) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+@contextmanager
+def _no_false_warnings() -> Iterator[None]:
+    """PEFT overlooks adapted parameters when it looks for what rank_pattern matches, and corrects fan_in_fan_out."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys did not match")
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
+        yield
 
 
 @contextmanager

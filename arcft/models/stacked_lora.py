@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from arcft.models.lora import WEIGHTS_FILE, LoraError, read_adapter_config, read_adapter_weights
+from arcft.models.lora import WEIGHTS_FILE, LoraError, read_adapter_config, read_adapter_weights, sort_names
 from arcft.models.stacked_layers import Routing
 from arcft.models.stacked_parts import Layout, lower_factors, merged_weight, take_apart
 from arcft.models.stacked_views import SlotWeights, slot_leaves, slot_views
@@ -43,6 +43,12 @@ class StackedLora:
     slots: int
     """K, the number of slots."""
 
+    shares_passes: bool
+    """Whether several adapters can share a pass; False if fused experts are adapted, which serve all rows at once."""
+
+    can_lower_rank: bool
+    """Whether `lower_rank` works; False if parameters are adapted, which have ranks of their own."""
+
     can_merge: bool
     """Whether adapters can be merged into the base weights; False if those are quantised."""
 
@@ -56,13 +62,16 @@ class StackedLora:
 
     def __init__(self, adapted: peft.PeftModel, slots: int) -> None:
         """Take `adapted` apart: its LoRA layers are replaced in place by layers of ours, and only `model` may be used
-        from then on. Raise LoraError unless it is plain LoRA on linear layers and modules that are trained whole."""
+        from then on. Raise LoraError unless it is plain LoRA on linear layers and parameters, and modules that are
+        trained whole."""
         self._routing = Routing()
         self._parts = take_apart(adapted, self._routing)
         self._config = copy.deepcopy(self._parts.config)
         self.model = self._parts.model
         self.model.register_forward_pre_hook(self._routing.record_shape, with_kwargs=True)
-        base = [layer.weight for layer, _, _ in self._parts.linears]
+        base: list[torch.Tensor] = [layer.weight for layer, _, _ in self._parts.linears]
+        base += [one.weight for layer, _ in self._parts.parameters for one in layer.parameters_adapted]
+        self.shares_passes = self.can_lower_rank = not self._parts.parameters
         self.can_merge = all(weight.is_floating_point() for weight in base)
         self.merge_bytes = sum(weight.numel() * weight.element_size() for weight in base)
         self.compute_dtype = _main_dtype(self.model)
@@ -161,9 +170,7 @@ class StackedLora:
         save_file(self.state(slot), folder / WEIGHTS_FILE, metadata={"format": "pt"})
         config = copy.deepcopy(self._config)
         config.inference_mode = True
-        if isinstance(config.target_modules, set):
-            # The order of a set varies from run to run.
-            config.target_modules = sorted(config.target_modules)
+        sort_names(config)
         config.save_pretrained(str(folder))
 
     def load(self, slot: int, folder: Path) -> None:
@@ -172,6 +179,8 @@ class StackedLora:
         Another scale, or a lower rank, is converted exactly; a higher rank is approximated as by `lower_rank`.
         """
         config = read_adapter_config(folder)
+        if self._parts.parameters and _ranks(config) != _ranks(self._config):
+            raise LoraError(f"{folder}: its ranks or scales are not those of this run's adapters")
         ranked = {piece for _, *factors in self._parts.linears for piece in factors}
         shapes = {name: value.shape for name, value in self._parts.constants.items()}
         for piece, place in enumerate(self._layout.pieces):
@@ -232,6 +241,9 @@ class StackedLora:
             for layer, factor_a, factor_b in self._parts.linears:
                 factors = (self._layout.view(self._master[slot], piece) for piece in (factor_a, factor_b))
                 layer.base_layer.weight = nn.Parameter(merged_weight(layer, *factors), requires_grad=False)
+            self._hold(slot_views(self._parts, self._layout, self._master, slot, slot + 1))
+            for module, _ in self._parts.parameters:
+                module.show(module.adapted())
             self._hold(slot_views(self._parts, self._layout, self._compute, slot, slot + 1))
             self._routing.groups, self._routing.is_merged = 1, True
             yield
@@ -239,6 +251,8 @@ class StackedLora:
             self._routing.close()
             for layer, weight in aside:
                 layer.base_layer.weight = weight
+            for module, _ in self._parts.parameters:
+                module.show([one.weight for one in module.parameters_adapted])
 
     def _route(self, slots_of_rows: Sequence[int]) -> None:
         low, high = min(slots_of_rows), max(slots_of_rows) + 1
@@ -248,6 +262,8 @@ class StackedLora:
     def _hold(self, leaves: SlotWeights) -> None:
         for (layer, _, _), factors in zip(self._parts.linears, leaves.factors, strict=True):
             layer.factors = factors
+        for (module, _), pairs in zip(self._parts.parameters, leaves.pairs, strict=True):
+            module.factors = pairs
         for (whole, _), copies in zip(self._parts.wholes, leaves.copies, strict=True):
             whole.hold(copies)
 
@@ -257,8 +273,11 @@ class StackedLora:
         """Replace the initial adapter and all slots by their best approximations of a lower rank (Eckart, Young 1936).
 
         The scale stays the same, so alpha falls with the rank. If memory runs out, the error is passed on, and
-        everything is as before. Raise ValueError for a rank below 1 or not below the present one.
+        everything is as before. Raise ValueError for a rank below 1 or not below the present one, or without
+        `can_lower_rank`.
         """
+        if not self.can_lower_rank:
+            raise ValueError("adapted parameters have ranks of their own, which can't be lowered")
         if not 1 <= rank < self.rank:
             raise ValueError(f"rank {rank}: at least 1 and below the present {self.rank}")
         scale, slots = _scale(self._config), self.slots
@@ -290,6 +309,11 @@ class StackedLora:
 
 def _scale(config: peft.LoraConfig) -> float:
     return config.lora_alpha / (math.sqrt(config.r) if config.use_rslora else config.r)
+
+
+def _ranks(config: peft.LoraConfig) -> tuple[object, ...]:
+    """All that ranks and scales depend on."""
+    return config.r, config.lora_alpha, config.use_rslora, config.rank_pattern, config.alpha_pattern
 
 
 def _main_dtype(model: PreTrainedModel) -> torch.dtype:

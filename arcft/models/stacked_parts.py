@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import peft
 import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
-from peft.tuners.lora.layer import LoraLayer
+from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 from peft.utils.other import ModulesToSaveWrapper
 from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import nn
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from arcft.models.lora import LoraError
 from arcft.models.stacked_layers import Routing, StackedLinear, StackedWhole
+from arcft.models.stacked_parameters import AdaptedParameter, StackedParameters
 
 # Each weight starts at a multiple of this many numbers: matrix kernels are slow, or copy, if it is not aligned.
 _ALIGNMENT = 16
@@ -75,6 +77,9 @@ class Parts:
     wholes: list[tuple[StackedWhole, list[int]]] = dataclasses.field(default_factory=list)
     """Modules that are trained whole, each with the indices of its parameters' pieces."""
 
+    parameters: list[tuple[StackedParameters, list[tuple[int, int]]]] = dataclasses.field(default_factory=list)
+    """Modules with adapted parameters, each with the indices of the pieces A and B of every parameter."""
+
     names: list[list[str]] = dataclasses.field(default_factory=list)
     """For each piece its names in PEFT's files."""
 
@@ -91,15 +96,14 @@ class Parts:
 def take_apart(adapted: peft.PeftModel, routing: Routing) -> Parts:
     """Replace PEFT's layers in the model of `adapted`, in place, by ours, which follow `routing`.
 
-    Raise LoraError, before anything is changed, unless the adapter is plain LoRA on linear layers and modules that are
-    trained whole.
+    Raise LoraError, before anything is changed, unless the adapter is plain LoRA on linear layers and parameters, and
+    modules that are trained whole.
     """
     adapter = adapted.active_adapter
-    config = adapted.peft_config[adapter]
-    _check_config(config)
+    config = _checked(adapted.peft_config[adapter])
     taken = list(_adapted_modules(adapted, ""))
     for path, module in taken:
-        _check_module(path, module)
+        _check_module(path, module, config)
     # Before anything is replaced: PEFT derives the names from its own layers.
     saved = get_peft_model_state_dict(adapted, adapter_name=adapter, save_embedding_layers=False)
     parts = _collect(adapted, adapter, taken)
@@ -123,7 +127,7 @@ def _adapted_modules(module: nn.Module, path: str) -> Iterator[tuple[str, LoraLa
             yield from _adapted_modules(child, own)
 
 
-def _check_config(config: peft.PeftConfig) -> None:
+def _checked(config: peft.PeftConfig) -> peft.LoraConfig:
     if not isinstance(config, peft.LoraConfig):
         raise LoraError(f"the adapter is {config.peft_type}, and only LoRA adapters can be stacked; use ttft=none")
     if config.use_dora:
@@ -131,14 +135,23 @@ def _check_config(config: peft.PeftConfig) -> None:
             "the adapter is DoRA (lora.use_dora=true), whose norms can't be stacked: train with lora.use_dora=false, "
             "start afresh with ttft.start=fresh lora.use_dora=false, or use ttft=none"
         )
-    if config.rank_pattern or config.alpha_pattern:
-        raise LoraError("the adapter has other ranks in some layers (rank_pattern, alpha_pattern): use ttft=none")
+    return config
 
 
-def _check_module(path: str, module: LoraLayer | ModulesToSaveWrapper) -> None:
+def _check_module(path: str, module: LoraLayer | ModulesToSaveWrapper, config: peft.LoraConfig) -> None:
     if isinstance(module, ModulesToSaveWrapper):
         # take_apart finds a LoRA layer inside by its names, which are then left over.
         return
+    if isinstance(module, ParamWrapper):
+        for wrapper in _wrappers(module):
+            if not wrapper.get_param().is_floating_point():
+                raise LoraError(
+                    f"{path.removeprefix(_PREFIX)}.{wrapper.parameter_name}: is quantised, and an adapter on such a "
+                    "parameter can't be stacked; leave it out of lora.target_modules, or use model.quantization=none"
+                )
+        return
+    if set(module.r.values()) != {config.r}:
+        raise LoraError("the adapter has other ranks in some layers (rank_pattern, alpha_pattern): use ttft=none")
     # PEFT has separate classes for quantised weights, which compute the same.
     plain = type(module) is PeftLinear or type(module).__name__ in ("Linear4bit", "Linear8bitLt")
     if not plain or module.lora_variant or any(module.lora_bias.values()):
@@ -147,6 +160,16 @@ def _check_module(path: str, module: LoraLayer | ModulesToSaveWrapper) -> None:
             "only plain LoRA on linear layers can; leave it out of lora.target_modules, or train it whole "
             "(model.train_modules)"
         )
+
+
+def _wrappers(module: LoraLayer) -> list[ParamWrapper]:
+    """PEFT's wrappers around one module, from the outermost: one for each adapted parameter."""
+    found: list[ParamWrapper] = []
+    inner: Any = module
+    while isinstance(inner, ParamWrapper):
+        found.append(inner)
+        inner = inner.base_layer
+    return found
 
 
 def _collect(
@@ -172,6 +195,13 @@ def _collect(
             for name, value in whole.state_dict().items():
                 if name not in parameters:
                     parts.constants[f"{path}.{name}"] = value
+        elif isinstance(module, ParamWrapper):
+            inner = [path + ".base_layer" * depth for depth in range(len(_wrappers(module)))]
+            parts.pieces[path] = [
+                piece_of(adapted.get_parameter(f"{own}.{name}.{adapter}.weight"), f"{own}.{name}.weight")
+                for own in inner
+                for name in ("lora_A", "lora_B")
+            ]
         else:
             parts.pieces[path] = [
                 piece_of(adapted.get_parameter(f"{path}.{name}.{adapter}.weight"), f"{path}.{name}.weight")
@@ -195,6 +225,12 @@ def _replace(
         if new is None and isinstance(module, ModulesToSaveWrapper):
             new = StackedWhole(module.modules_to_save[adapter], name, routing)
             parts.wholes.append((new, parts.pieces[path]))
+        elif new is None and isinstance(module, ParamWrapper):
+            wrappers = _wrappers(module)
+            adapted_parameters = [_adapted_parameter(wrapper, adapter) for wrapper in wrappers]
+            new = StackedParameters(wrappers[-1].base_layer, name, routing, adapted_parameters)
+            pieces = parts.pieces[path]
+            parts.parameters.append((new, list(zip(pieces[::2], pieces[1::2], strict=True))))
         elif new is None:
             base, transposed = module.get_base_layer(), bool(vars(module)["fan_in_fan_out"])
             new = StackedLinear(base, name, module.scaling[adapter], routing, transposed=transposed)
@@ -202,6 +238,18 @@ def _replace(
             parts.linears.append((new, factor_a, factor_b))
         done[id(module)] = new
         adapted.set_submodule(path, new)
+
+
+def _adapted_parameter(wrapper: ParamWrapper, adapter: str) -> AdaptedParameter:
+    return AdaptedParameter(
+        owner=wrapper.get_base_layer(),
+        name=wrapper.parameter_name,
+        weight=wrapper.get_param().detach(),
+        scale=wrapper.scaling[adapter],
+        experts=wrapper.num_experts,
+        # PEFT exchanges in and out where experts are stored [out, in], as linear layers are.
+        transposed=wrapper.num_experts > 1 and not wrapper._did_swap_in_out_features,
+    )
 
 
 def lower_factors(factor_a: torch.Tensor, factor_b: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

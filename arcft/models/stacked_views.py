@@ -21,6 +21,9 @@ class SlotWeights:
     copies: list[list[list[torch.Tensor]]]
     """For each module that is trained whole, and each slot, its parameters."""
 
+    pairs: list[list[tuple[torch.Tensor, torch.Tensor]]]
+    """For each module with adapted parameters, A and B of each of them, of the first slot."""
+
 
 def slot_views(parts: Parts, layout: Layout, compute: torch.Tensor, low: int, high: int) -> SlotWeights:
     """Views of slots `low` to `high - 1` of `compute` [K, P], without gradients."""
@@ -30,7 +33,8 @@ def slot_views(parts: Parts, layout: Layout, compute: torch.Tensor, low: int, hi
     copies = [
         [[view(compute[slot], piece) for piece in pieces] for slot in range(low, high)] for _, pieces in parts.wholes
     ]
-    return SlotWeights(factors, copies)
+    pairs = [[(view(compute[low], a), view(compute[low], b)) for a, b in pieces] for _, pieces in parts.parameters]
+    return SlotWeights(factors, copies, pairs)
 
 
 def slot_leaves(
@@ -54,4 +58,5 @@ def slot_leaves(
     copies = [
         [[leaf(piece, slot) for piece in pieces] for slot in range(first, first + count)] for _, pieces in parts.wholes
     ]
-    return SlotWeights(factors, copies)
+    pairs = [[(leaf(a, first), leaf(b, first)) for a, b in pieces] for _, pieces in parts.parameters]
+    return SlotWeights(factors, copies, pairs)

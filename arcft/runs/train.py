@@ -22,6 +22,7 @@ from arcft.config.run import TrainConfig
 from arcft.config.schema import ConfigError, to_dict
 from arcft.console import note, say
 from arcft.errors import ArcftError
+from arcft.models.families import stored_decoder
 from arcft.models.fingerprint import base_fingerprint
 from arcft.models.limits import embedding_rows, position_limit, refuse_beyond
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
@@ -34,7 +35,7 @@ from arcft.runs.common.paths import override
 from arcft.runs.common.progress import progress_bar
 from arcft.runs.common.signals import Stopped, resumable, stop_on_signals
 from arcft.runs.common.tracking import tracked
-from arcft.runs.setup.build import check_answers, choose_device, example_builder, view_dealer
+from arcft.runs.setup.build import check_answers, choose_device, example_builder, settle_decoder, view_dealer
 from arcft.runs.setup.checkpoint_config import check_base, open_checkpoint
 from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.leaks import warn_trained_on
@@ -175,6 +176,8 @@ def _check_optimized_metric(config: TrainConfig, prepared: Prepared) -> None:
 
 def prepare(config: TrainConfig) -> Prepared:
     """Tokenizer, text format, task sets and the stream of examples; raises ArcftError if training is impossible."""
+    # Also where nothing is predicted while training: a model that reads both ways would learn to copy.
+    stored_decoder(config.model)
     tokenizer = load_tokenizer(config.model)
     training = config.training
     kind = kind_of(config.data)
@@ -199,7 +202,7 @@ def prepare(config: TrainConfig) -> Prepared:
         curriculum=config.training.curriculum,
     )
     if training.generation_tasks and sets.held_out:
-        check_answers(builder, config.inference, config.model.positions)
+        check_answers(builder, config.inference, config.model)
     trial = stream.check()
     held_out = _held_out_examples(builder, sets.held_out)
     fitting = [example for example in held_out if example is not None]
@@ -261,6 +264,7 @@ def build_model(config: TrainConfig, device: torch.device) -> tuple[PreTrainedMo
         autocast=arithmetic,
         max_seq_length=config.training.max_seq_length,
     )
+    settle_decoder(base, config.inference, config.model, context=config.training.max_seq_length)
     fingerprint = base_fingerprint(config.model, base)
     if not isinstance(config.lora, LoraConfig):
         return base, fingerprint

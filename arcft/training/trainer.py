@@ -231,7 +231,20 @@ class ArcftTrainer(Trainer):
     def evaluate(  # type: ignore[override]
         self, eval_dataset: Sequence[Example] | None = None, ignore_keys: list[str] | None = None
     ) -> dict[str, float]:
-        """Log and return `eval_loss` (nats per supervised token) and the metrics of `more_metrics`."""
+        """Log and return `eval_loss` (nats per supervised token) and the metrics of `more_metrics`.
+
+        Where it fails, a checkpoint is saved before the error is passed on, and resuming evaluates it again.
+        """
+        try:
+            return self._measure(eval_dataset)
+        except Exception:
+            target = self.run_folder / f"{checkpoints.PREFIX}{self.state.global_step}"
+            if self.optimizer is not None and not target.exists():
+                self._flow.evaluation_due = True
+                self._save_checkpoint(self.trained_model)
+            raise
+
+    def _measure(self, eval_dataset: Sequence[Example] | None) -> dict[str, float]:
         started = time.monotonic()
         examples = self.eval_examples if eval_dataset is None else eval_dataset
         metrics: dict[str, float] = {}

@@ -56,13 +56,13 @@ def test_what_a_models_own_config_asks_for_is_left_aside(kind: str) -> None:
     assert model.training
 
 
-def test_the_route_is_told_once_which_prompts_the_rows_hold() -> None:
+def test_the_route_is_told_which_prompts_of_equal_length_the_rows_hold() -> None:
     told: list[list[int]] = []
     generate(
-        make_model("llama"), UNEQUAL, max_new_tokens=[4] * 4, end_ids=[], pad_id=PAD,
+        make_model("llama"), [*UNEQUAL, UNEQUAL[1]], max_new_tokens=[4] * 5, end_ids=[], pad_id=PAD,
         on_rows_changed=lambda rows: told.append(list(rows)),
     )  # fmt: skip
-    assert told == [[0, 1, 2, 3]]
+    assert told == [[0], [1, 4], [2], [3]]
 
 
 def test_logits_that_are_no_numbers_are_an_error() -> None:

@@ -280,15 +280,16 @@ def test_inference_and_selection(option: str) -> None:
 def test_what_can_not_be_answered_is_refused_before_any_model_is_loaded() -> None:
     config = train_config(*TASKS, "model.positions=none", "encoder=minimal")
     builder = prepare(config).builder
-    check_answers(builder, config.inference, "grid")
+    counts, jumps = config.model, dataclasses.replace(config.model, positions="grid")
+    check_answers(builder, config.inference, jumps)
     generate = train_config("inference=generate", "model.positions=none").inference
-    check_answers(builder, generate, "none")
+    check_answers(builder, generate, counts)
     with pytest.raises(ConfigError, match=r"inference=generate only counts positions, and this model's jump"):
-        check_answers(builder, generate, "grid")
+        check_answers(builder, generate, jumps)
     merging = ExampleBuilder(builder.format, bpe([("0", "0")]), max_seq_length=256, drop_demonstrations=True)
     with pytest.raises(GrammarError, match=r"holds parts of two cells; use inference\.grammar=false"):
-        check_answers(merging, config.inference, "none")
-    check_answers(merging, generate, "none")
+        check_answers(merging, config.inference, counts)
+    check_answers(merging, generate, counts)
     # Training says so too, where it will predict.
     config = dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, allow_uneven_tokens=True))
     with pytest.MonkeyPatch.context() as patch:

@@ -111,7 +111,7 @@ class SlotCache(DynamicCache):
             names = ", ".join(sorted(kind.__name__ for kind in kinds))
             raise DecodingError(
                 f"a model of type {text_config.model_type} does not cache plain keys and values ({names}), so its rows "
-                "can't have different lengths; use inference=generate"
+                "can't have different lengths; decode goes through transformers' generate"
             )
         self.sliding = [isinstance(layer, DynamicSlidingWindowLayer) for layer in self.layers]
         """For each layer, whether it attends to the last `window` tokens only."""

@@ -17,7 +17,7 @@ from arcft.models.fingerprint import base_fingerprint
 from arcft.models.limits import embedding_rows
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
-from arcft.runs.setup.build import choose_device, example_builder
+from arcft.runs.setup.build import choose_device, example_builder, settle_decoder
 from arcft.runs.setup.checkpoint_config import check_base
 from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.restore import base_model, restored_tokenizer
@@ -53,6 +53,7 @@ def load_start(settings: TtftSettings) -> AdaptationBase:
     device = choose_device()
     base = start_model(settings)
     model = _load_base(settings, base, resolve_dtype(config.inference.dtype, device), device)
+    settle_decoder(model, config.inference, base, context=config.inference.max_seq_length)
     fingerprint = base_fingerprint(base, model)
     if run is not None and isinstance(run.config.lora, LoraConfig):
         check_base(run, fingerprint, str(base.path))

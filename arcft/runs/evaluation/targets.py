@@ -155,7 +155,7 @@ class _Finder:
             max_seq_length=length,
             drop_demonstrations=True,
         )
-        check_answers(builder, config.inference, model.positions)
+        check_answers(builder, config.inference, model)
         return builder
 
     def _base_share(self, model: ModelConfig, builder: ExampleBuilder, tasks: list[Problem]) -> ModelAssignment:
@@ -268,7 +268,7 @@ class _Finder:
                 path = str(run.config.model.path)
                 refuse_beyond(limit, key="inference.max_seq_length", value=length, path=path)
             builder = restored_builder(run, restored_tokenizer(run), length)
-            check_answers(builder, self.config.inference, run.config.model.positions)
+            check_answers(builder, self.config.inference, base_model(run))
             self._builders[key] = builder
         return self._builders[key]
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from arcft.config.inference import InferenceConfig, VllmConfig
+from arcft.config.inference import GenerateConfig, InferenceConfig, SearchConfig, VllmConfig
+from arcft.config.model import ModelConfig
 from arcft.config.recommended import LossOn
 from arcft.config.schema import ConfigError
+from arcft.console import note
+from arcft.decoding.probe import decoder_for
 from arcft.decoding.vllm_engine import require_vllm
+from arcft.errors import ModelError
+from arcft.models.families import CANNOT_SEARCH, Decoder, stored_decoder
 from arcft.protocols import DealViews, Kind
 from arcft.text.builder import ExampleBuilder
 from arcft.text.tokens import Tokenization
@@ -36,16 +42,48 @@ def example_builder(
     return ExampleBuilder(format, tokenization, max_seq_length=max_seq_length, drop_demonstrations=drop_demonstrations)
 
 
-def check_answers(builder: ExampleBuilder, inference: InferenceConfig, positions: str) -> None:
-    """Raise ArcftError where the prompts of `builder` can't be answered as `inference` says: by a model of such
-    positions, under a grammar, or on this machine."""
-    problems = list(inference.problems_with(positions))
+def check_answers(builder: ExampleBuilder, inference: InferenceConfig, model: ModelConfig) -> None:
+    """Raise ArcftError where the prompts of `builder` can't be answered as `inference` says: by this model, under a
+    grammar, or on this machine. The model is not loaded."""
+    problems = list(inference.problems_with(model.positions))
     if problems:
         raise ConfigError(problems)
     if isinstance(inference, VllmConfig):
         require_vllm()
+    else:
+        _check_decoder(stored_decoder(model), inference, model)
     if inference.uses_grammar:
         builder.grammar()
+
+
+def settle_decoder(
+    loaded: PreTrainedModel | PeftModel, inference: InferenceConfig, model: ModelConfig, *, context: int | None
+) -> None:
+    """Find out what completes the prompts of a loaded model, if its architecture is not known.
+
+    `model` is its config, and `context` the most tokens of prompt and answer, or None. Raise ModelError where nothing
+    can, or not in the way of `inference`; say so if it is transformers' generate.
+    """
+    try:
+        decoder = decoder_for(loaded, context=context)
+    except ModelError as error:
+        raise ModelError(f"model.path={model.path}: {error}") from error
+    _check_decoder(decoder, inference, model)
+    if decoder is Decoder.GENERATE and not isinstance(inference, GenerateConfig):
+        note(
+            f"models of type {loaded.config.get_text_config(decoder=True).model_type} are decoded by transformers' "
+            "generate, which is slower than arcft's decoder"
+        )
+
+
+def _check_decoder(decoder: Decoder | None, inference: InferenceConfig, model: ModelConfig) -> None:
+    if decoder is Decoder.GENERATE and isinstance(inference, SearchConfig):
+        raise ModelError(f"model.path={model.path}: {CANNOT_SEARCH}")
+    if decoder is Decoder.GENERATE and model.positions != "none":
+        raise ModelError(
+            f"model.positions={model.positions}: the model at {model.path} is decoded by transformers' generate, which "
+            "only counts positions; use model.positions=none"
+        )
 
 
 def view_dealer(kind: Kind, inference: InferenceConfig) -> DealViews:

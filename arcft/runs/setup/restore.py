@@ -18,7 +18,7 @@ from arcft.models.fingerprint import base_fingerprint
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import CONFIG_FILE as ADAPTER_CONFIG
 from arcft.models.lora import load_adapter, load_adapter_weights
-from arcft.runs.setup.build import choose_device, example_builder
+from arcft.runs.setup.build import choose_device, example_builder, settle_decoder
 from arcft.runs.setup.checkpoint_config import TrainedRun, check_base
 from arcft.runs.setup.kinds import kind_of
 from arcft.text.builder import ExampleBuilder
@@ -64,7 +64,7 @@ class ModelHost:
     """Holds one base model and applies a checkpoint's adapter to it; reloads the base only if it differs."""
 
     def __init__(self, inference: InferenceConfig) -> None:
-        self._dtype_name = inference.dtype
+        self._inference = inference
         self._base: dict[str, Any] | None = None
         self._fingerprint = ""
         self._adapter = b""
@@ -79,7 +79,9 @@ class ModelHost:
         """The model of `config` without an adapter."""
         # Only now, because a process that delegates the work must not occupy a GPU.
         device = choose_device()
-        return load_model(config, dtype=resolve_dtype(self._dtype_name, device), device=device)
+        model = load_model(config, dtype=resolve_dtype(self._inference.dtype, device), device=device)
+        settle_decoder(model, self._inference, config, context=self._inference.max_seq_length)
+        return model
 
     def restored(self, run: TrainedRun) -> PreTrainedModel | PeftModel:
         """The trained model of `run`, for inference. Raises CheckpointError if its base model has changed."""

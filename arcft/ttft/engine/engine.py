@@ -58,6 +58,13 @@ class Engine:
         deadlines."""
         on_cpu = stacked.model.device.type == "cpu"
         slots = resolve_slots(config.slots, stacked.model.device.type)
+        if not stacked.shares_passes:
+            if slots not in (1, "auto"):
+                raise LoraError(
+                    f"ttft.slots={slots}: the adapters change fused experts, which serve all rows of a batch at once, "
+                    "so they can't share a pass; use ttft.slots=1, or leave the experts out of lora.target_modules"
+                )
+            slots = 1
         self._stacked = stacked
         self._current = Current(
             memory

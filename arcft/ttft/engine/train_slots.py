@@ -313,6 +313,8 @@ class SlotTraining:
         """Reduce the adapters to the new rank, if it changed; False if there is not even enough memory for that."""
         if new.rank == self._stacked.rank:
             return True
+        if not self._stacked.can_lower_rank:
+            return False
         try:
             self._stacked.lower_rank(new.rank)
         except (RuntimeError, MemoryError) as error:
