@@ -25,6 +25,7 @@ from transformers import (
 
 from arcft.config.model import ModelConfig
 from arcft.decoding.core.completion import Completion
+from arcft.decoding.core.sampling import Sampler
 from arcft.errors import DecodingError
 from arcft.models.load import load_model, load_tokenizer
 from tests.support.decoding import decode
@@ -537,3 +538,11 @@ def test_greedy_equals_generate_on_the_real_smollm2(smollm2_gguf: Path) -> None:
     for prompt, completion in zip(prompts, completions, strict=True):
         expected = forward_logprob(real, prompt, produced(completion, end_ids))
         assert completion.logprob == pytest.approx(expected, abs=1e-3)
+
+
+def test_top_p_ends_with_the_token_that_reaches_it() -> None:
+    uniform = torch.linspace(0, 0.99, 50, dtype=torch.float64)[:, None]
+    sampler = Sampler(uniform, temperature=1.0, top_p=0.5)
+    # Four tokens of a probability of exactly a quarter.
+    drawn = sampler.draw(torch.zeros(50, 4), prompts=range(50), steps=[0] * 50)
+    assert len(set(drawn.tolist())) == 2

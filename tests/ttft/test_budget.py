@@ -293,6 +293,9 @@ def test_a_tenth_of_the_time_goes_into_predictions_before_adapting() -> None:
     assert plans[0] is not None
     assert (plans[0].steps, plans[0].predictions, plans[0].cost) == (0, 1, pytest.approx(30))
     assert budget.before(unit, costs, predictions=1, spent=200, promised=0, capped=False) is not None
+    four = Budget(1000, clock=clock, workers=4)
+    plans = [four.before(unit, costs, predictions=1, spent=spent, promised=0, capped=True) for spent in (200, 369, 371)]
+    assert [plan is not None for plan in plans] == [True, True, False]
 
 
 @dataclasses.dataclass
