@@ -306,6 +306,9 @@ class MetricSet(Protocol):
     primary: str
     """The one that says whether a problem is solved: 1 if every test is, by one of the attempts."""
 
+    score_over_tests: str
+    """What the primary metric is called elsewhere if it is averaged over all tests alike; empty if it has no name."""
+
     any_correct: str
     """1 for a test if any prediction is right."""
 
@@ -537,7 +540,15 @@ class Kind(AnswerCodec, Protocol):
     def write_submission(
         self, path: Path, problems: Sequence[Problem], attempts: Mapping[TestKey, Sequence[Answer]]
     ) -> None:
-        """Write the answers to submit, whole or not at all: a JSON object with an entry for each problem by its id."""
+        """Write the answers to submit, whole or not at all: a JSON object with an entry for each problem by its id.
+
+        `attempts` has every test of `problems`; those that were not predicted have none.
+        """
+
+    def read_submission(self, values: Any, where: str) -> Iterator[tuple[TestKey, Answer | AnswerError]]:
+        """The answers in the parsed JSON of a submission, without placeholders; an AnswerError for one that breaks a
+        rule of the kind. Raise ProblemError, which starts with `where`, for what is no submission."""
+        raise ProblemError(f"{where}: a submission of data.kind={self.name} can't be read; use predictions.jsonl")
 
     def problems(self, config: Any) -> Iterator[str]:
         """What is wrong with a run's config (TrainConfig or EvaluateConfig) as far as only the kind can tell."""

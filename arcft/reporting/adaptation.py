@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from arcft.protocols import MetricSet
-from arcft.reporting.words import count, percent, plus_minus, points
+from arcft.reporting.words import count, percent, plus_minus, points, spread
 from arcft.scoring.metrics import Scores, mean_and_error
 from arcft.scoring.predictions import Prediction
 from arcft.scoring.voting import vote
@@ -107,10 +107,20 @@ class Change:
     """Standard error of the per-task differences; smaller than the two errors suggest, as the tasks are the same."""
 
 
-def changes(adaptation: Adaptation) -> list[Change]:
-    """Every metric, over the tasks that have both scores; empty if either is missing."""
+def compared(adaptation: Adaptation) -> list[str]:
+    """Ids of the tasks that have both scores."""
     before, after = adaptation.before, adaptation.after
-    common = [task_id for task_id in after.problems if task_id in before.problems] if before and after else []
+    return [task_id for task_id in after.problems if task_id in before.problems] if before and after else []
+
+
+def difference_spread(change: Change) -> str:
+    """The standard error of the difference; empty where it is the same for all tasks."""
+    return plus_minus(change.difference_error) if change.difference_error else ""
+
+
+def changes(adaptation: Adaptation) -> list[Change]:
+    """Every metric, over the `compared` tasks; empty if there are none."""
+    before, after, common = adaptation.before, adaptation.after, compared(adaptation)
     if before is None or after is None or not common:
         return []
     found = []
@@ -183,12 +193,13 @@ def before_after_table(adaptation: Adaptation, *, title: str | None = None) -> T
     table.add_column(f"before\n{count(adaptation.predictions_before, 'prediction')}", justify="right", no_wrap=True)
     table.add_column(f"after\n{count(adaptation.predictions_after, 'prediction')}", justify="right", no_wrap=True)
     table.add_column("change\nin points", justify="right", no_wrap=True)
+    number = len(compared(adaptation))
     for change in found:
         table.add_row(
             change.metric,
-            f"{percent(change.before)} {plus_minus(change.before_error)}".strip(),
-            f"{percent(change.after)} {plus_minus(change.after_error)}".strip(),
-            f"{points(change.difference)} {plus_minus(change.difference_error)}".strip(),
+            f"{percent(change.before)} {spread(change.before, change.before_error, number)}".strip(),
+            f"{percent(change.after)} {spread(change.after, change.after_error, number)}".strip(),
+            f"{points(change.difference)} {difference_spread(change)}".strip(),
             style="bold" if change.metric == adaptation.metric_set.primary else None,
         )
     return table

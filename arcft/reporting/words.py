@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from arcft.protocols import MetricSet
 from arcft.reporting.outcomes import Result
+from arcft.scoring.metrics import Scores, wilson_interval
 
 
 def count(number: int, noun: str) -> str:
@@ -25,7 +27,39 @@ def percent(value: float) -> str:
 
 def plus_minus(error: float) -> str:
     """A standard error in points of a hundred; nothing where it is not known."""
-    return "" if math.isnan(error) else f"± {100 * error:.1f}"
+    if math.isnan(error):
+        return ""
+    return "± <0.1" if 0 < 100 * error < 0.05 else f"± {100 * error:.1f}"
+
+
+def spread(value: float, error: float, number: int) -> str:
+    """How certain the mean `value` of `number` values from 0 to 1 is: its standard error as `plus_minus` has it, or
+    Wilson's 95% interval, such as `(0–49%)`, where all are equal and the error is 0."""
+    return interval(value, number) if error == 0 and number > 1 else plus_minus(error)
+
+
+def interval(value: float, number: int) -> str:
+    """Wilson's 95% interval of a mean of `number` values from 0 to 1, e.g. `(2.0–43%)`."""
+    low, high = wilson_interval(value, number)
+    return f"({_bound(low)}–{_bound(high)}%)"
+
+
+def _bound(share: float) -> str:
+    return f"{100 * share:.1f}" if 0 < share < 0.1 else f"{100 * share:.0f}"
+
+
+SPREAD = "± is the standard error over tasks, a range the 95% interval where all tasks score the same"
+
+
+def over_tests(scores: Scores, metric_set: MetricSet) -> str:
+    """The primary metric over all tests, e.g. `over tests: 1 of 9 solved, 11.1% (2.0–43%); this is Kaggle's score`;
+    empty if it is not known."""
+    if metric_set.primary not in scores.over_tests:
+        return ""
+    share = scores.over_tests[metric_set.primary]
+    solved = f"{round(share * scores.num_tests):,} of {count(scores.num_tests, 'test')} solved"
+    named = f"; this is {metric_set.score_over_tests}" if metric_set.score_over_tests else ""
+    return f"{metric_set.primary} over tests: {solved}, {percent(share)} {interval(share, scores.num_tests)}{named}"
 
 
 def points(difference: float) -> str:

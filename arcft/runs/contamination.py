@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 from arcft.console import complain
 from arcft.errors import ArcftError
@@ -17,9 +18,14 @@ SHOWN = 8
 """Pairs of ids that are listed per comparison."""
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(visible(message))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print what two sets share; return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="arcft contamination",
         description="Find problems that two sets share.",
         epilog="; ".join(f"{name}: a set is {make().set_help}" for name, make in KINDS.items()),

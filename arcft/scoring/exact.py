@@ -12,6 +12,7 @@ class ExactMetrics:
 
     names: Sequence[str] = ("accuracy", "pass_n", "unanswered", "vote")
     primary: str = "vote"
+    score_over_tests: str = ""
     any_correct: str = "pass_n"
     attempts: int = 1
     by_rank: Mapping[str, int | None] = {"pass_n": None, "vote": 1}

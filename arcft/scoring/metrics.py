@@ -1,9 +1,11 @@
-"""From the metrics of single tests to those of a set: means over tests, then over problems."""
+"""From the metrics of single tests to those of a set: means over a problem's tests and then over problems, and means
+over all tests."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 
 from arcft.protocols import MetricSet, Problem
@@ -19,11 +21,28 @@ class Scores:
     """Means over problems, in the order of the MetricSet; empty if no answer is known."""
 
     problems: dict[str, dict[str, float]]
-    """The same for each problem, by id, of which at least one answer is known."""
+    """The same for each problem, by id, of which at least one answer is known: means over its tests."""
+
+    over_tests: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Means over all tests whose answer is known: a problem with two tests counts twice. Empty where `metrics` are, or
+    where they were stored by a version that did not know them."""
+
+    num_tests: int = 0
+    """The number of these tests."""
 
     def standard_errors(self) -> dict[str, float]:
         """The standard error of each of `metrics` over problems; NaN with a single one."""
         return {name: mean_and_error([one[name] for one in self.problems.values()])[1] for name in self.metrics}
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """A 95% interval for each of `metrics`: Wilson's, with the number of problems."""
+        return {name: wilson_interval(value, len(self.problems)) for name, value in self.metrics.items()}
+
+    def tracked(self, metric_set: MetricSet) -> dict[str, float]:
+        """`metrics`, and the primary one over tests, by the names that trackers give them."""
+        values = {f"eval/{name}": value for name, value in self.metrics.items()}
+        name = metric_set.primary
+        return values | ({f"eval/{name}_over_tests": self.over_tests[name]} if name in self.over_tests else {})
 
     def solved(self, metric_set: MetricSet) -> dict[str, bool]:
         """Whether every test of a problem is solved, by problem id."""
@@ -40,6 +59,7 @@ def score_problems(
     """
     groups = group_by_test(problems, predictions)
     scored: dict[str, dict[str, float]] = {}
+    all_tests: list[Mapping[str, float]] = []
     for problem in problems:
         tests = [
             metric_set.score_test(
@@ -52,7 +72,15 @@ def score_problems(
         ]
         if tests:
             scored[problem.id] = _average(tests, metric_set.names)
-    return Scores(metrics=_average(list(scored.values()), metric_set.names) if scored else {}, problems=scored)
+            all_tests += tests
+    if not scored:
+        return Scores(metrics={}, problems={})
+    return Scores(
+        metrics=_average(list(scored.values()), metric_set.names),
+        problems=scored,
+        over_tests=_average(all_tests, metric_set.names),
+        num_tests=len(all_tests),
+    )
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -64,6 +92,20 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
         return mean, math.nan
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return mean, math.sqrt(variance / len(values))
+
+
+def wilson_interval(share: float, number: int) -> tuple[float, float]:
+    """Wilson's 95% interval for a mean of `number` values from 0 to 1. Unlike the standard error it says something
+    where all values are equal: 0 of 4 is 0 to 0.49.
+
+    Exact coverage is for values that are 0 or 1; for others the interval is wider than needed.
+    """
+    z = statistics.NormalDist().inv_cdf(0.975)
+    scale = 1 + z * z / number
+    middle = (share + z * z / (2 * number)) / scale
+    half = z * math.sqrt(share * (1 - share) / number + z * z / (4 * number * number)) / scale
+    low, high = middle - half, middle + half
+    return (0.0 if share == 0 else max(low, 0.0)), (1.0 if share == 1 else min(high, 1.0))
 
 
 def _average(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, float]:

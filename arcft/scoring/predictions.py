@@ -118,14 +118,19 @@ def prediction_from_json(values: Any, where: str, answers: AnswerCodec) -> Predi
 
 
 def read_predictions(path: Path | str, answers: AnswerCodec, *, allow_torn: bool = False) -> list[Prediction]:
-    """Read a file with one JSON object a line; blank lines are skipped.
+    """Read a file with one JSON object a line; see `parse_predictions`."""
+    return parse_predictions(_read_bytes(Path(path)), path, answers, allow_torn=allow_torn)
+
+
+def parse_predictions(
+    content: bytes, path: Path | str, answers: AnswerCodec, *, allow_torn: bool = False
+) -> list[Prediction]:
+    """The predictions in the `content` of a file with one JSON object a line, in UTF-8; blank lines are skipped.
 
     A last line that was cut off while it was written is dropped with `allow_torn`; otherwise, like any other broken
     line, it raises a PredictionError that names the file and the line. With `allow_torn`, for a file that is to be
     added to, so does a line that does not match its checksum.
     """
-    path = Path(path)
-    content = _read_bytes(path)
     lines = content.split(b"\n")
     predictions = []
     for number, line in enumerate(lines, 1):

@@ -81,6 +81,7 @@ def test_one_column_of_metrics_says_what_each_means() -> None:
     )
     lines = rows_of(printed(target))
     assert lines[0] == "8 tasks"
+    assert lines[1].split(maxsplit=2) == ["metric", "checkpoint-20", "share of, averaged over tasks"]
     assert [line.split()[0] for line in lines[2:]] == list(METRICS)
     assert lines[2].split(maxsplit=4) == ["accuracy", "25.0%", "±", "6.2", "predictions that are exactly right"]
     assert lines[6].split()[:2] == ["any_correct_size", "100%"]
@@ -97,6 +98,25 @@ def test_several_rows_of_metrics_fit_into_80_columns() -> None:
     assert lines[2].split() == ["checkpoint-100", "25.0%", "50.0%", "75.0%", "50.0%", "0%", "12.5%", "25.0%"]
     assert lines[3].split() == ["±6.2"] * 7
     assert lines[4].split()[0] == "checkpoint-2000"
+    assert len(lines) == 6
+
+
+def test_where_all_tasks_agree_an_interval_is_shown() -> None:
+    errors = {"a": dict.fromkeys(METRICS, 0.0) | {"accuracy": 0.0001}}
+    values = dict.fromkeys(METRICS, 0.0) | {"accuracy": 0.0002, "vote_2": 1.0}
+    target = console()
+    target.print(metrics_table({"a": values}, ArcMetrics(), errors=errors, number=4))
+    lines = rows_of(printed(target))
+    assert lines[1].split(maxsplit=4)[1:4] == ["0.0%", "±", "<0.1"]
+    assert lines[8].split(maxsplit=3)[1:3] == ["0%", "(0–49%)"]
+    assert lines[9].split(maxsplit=3)[1:3] == ["100%", "(51–100%)"]
+    names = ["checkpoint-100", "checkpoint-2000"]
+    target = console()
+    target.print(
+        metrics_table(dict.fromkeys(names, values), ArcMetrics(), errors=dict.fromkeys(names, errors["a"]), number=4)
+    )
+    lines = rows_of(printed(target))
+    assert lines[3].split() == ["±<0.1", *["0–49"] * 5, "51–100"]
     assert len(lines) == 6
 
 

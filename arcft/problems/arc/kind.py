@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -20,6 +20,7 @@ from arcft.problems.arc.config.data import (
 )
 from arcft.protocols import (
     Answer,
+    AnswerError,
     Card,
     DealViews,
     Item,
@@ -157,6 +158,11 @@ class ArcKind(Kind):
         from arcft.problems.arc.scoring.submission import write_submission
 
         write_submission(path, problems, attempts)
+
+    def read_submission(self, values: Any, where: str) -> Iterator[tuple[TestKey, Answer | AnswerError]]:
+        from arcft.problems.arc.scoring.submission import read_submission
+
+        return read_submission(values, where)
 
 
 @functools.cache

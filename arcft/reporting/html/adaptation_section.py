@@ -7,11 +7,20 @@ from typing import Any
 
 from markupsafe import Markup
 
-from arcft.reporting.adaptation import Adaptation, TaskRow, changes, gained_and_lost, median, number_note
+from arcft.reporting.adaptation import (
+    Adaptation,
+    TaskRow,
+    changes,
+    compared,
+    difference_spread,
+    gained_and_lost,
+    median,
+    number_note,
+)
 from arcft.reporting.charts.adaptation_charts import adaptation_svg
 from arcft.reporting.html.templating import render
 from arcft.reporting.outcomes import Result
-from arcft.reporting.words import duration, percent, plus_minus
+from arcft.reporting.words import SPREAD, duration, percent, spread
 from arcft.scoring.metrics import Scores
 
 MOST_OPEN_ROWS = 20
@@ -42,6 +51,8 @@ def adaptation_section(adaptation: Adaptation, results: Sequence[Result], anchor
         is_unchanged=adaptation.before is not None and not gained and not lost,
         costs=_costs(adaptation),
         changes=changes(adaptation),
+        num_compared=len(compared(adaptation)),
+        difference_spread=difference_spread,
         changes_note=_changes_note(adaptation),
         primary=adaptation.metric_set.primary,
         predictions_before=adaptation.predictions_before,
@@ -62,8 +73,9 @@ def before_words(before: Scores | None, metric: str) -> str:
     """For a headline, e.g. `before 12.5% ± 3.1`; empty if unknown."""
     if before is None or metric not in before.metrics:
         return ""
-    error = before.standard_errors()[metric] if len(before.problems) > 1 else float("nan")
-    return f"before {percent(before.metrics[metric])} {plus_minus(error)}".strip()
+    value, number = before.metrics[metric], len(before.problems)
+    error = before.standard_errors()[metric] if number > 1 else float("nan")
+    return f"before {percent(value)} {spread(value, error, number)}".strip()
 
 
 def _costs(adaptation: Adaptation) -> str:
@@ -86,7 +98,7 @@ def _costs(adaptation: Adaptation) -> str:
 def _changes_note(adaptation: Adaptation) -> str:
     note = number_note(adaptation)
     if len(adaptation.rows) > 1:
-        return f"± is the standard error over tasks; that of the change is taken task by task. {note}"
+        return f"Means over tasks. {SPREAD}; that of the change is taken task by task. {note}"
     return note
 
 

@@ -18,7 +18,7 @@ from arcft.reporting.html.adaptation_section import adaptation_section, before_w
 from arcft.reporting.html.card import problem_card
 from arcft.reporting.html.templating import render
 from arcft.reporting.outcomes import ANSWERED, OUTCOMES, SOLVED, UNANSWERED, Outcome, Result
-from arcft.reporting.words import describe, spelled
+from arcft.reporting.words import SPREAD, describe, over_tests, spelled, spread
 from arcft.scoring.metrics import Scores
 from arcft.scoring.resampling import SubsampledMetrics
 
@@ -84,13 +84,19 @@ def _headlines(scores: Scores | None, before: Scores | None, metric_set: MetricS
             "name": name,
             "is_primary": name == metric_set.primary,
             "value": scores.metrics[name],
-            "error": errors[name],
+            "spread": spread(scores.metrics[name], errors[name], len(scores.problems)),
             "definition": metric_set.definitions[name],
             "before": before_words(before, name),
         }
         for name in [*first, *(name for name in metric_set.names if name not in first)]
     ]
-    return render("headlines.html.j2", boxes=boxes, number=len(scores.problems))
+    return render(
+        "headlines.html.j2",
+        boxes=boxes,
+        number=len(scores.problems),
+        explained=SPREAD,
+        over_tests=over_tests(scores, metric_set),
+    )
 
 
 def _sections(

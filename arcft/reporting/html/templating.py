@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from arcft.names import visible
-from arcft.reporting.words import count, duration, percent, plus_minus, points
+from arcft.reporting.words import count, duration, percent, plus_minus, points, spread
 
 
 def render(template: str, **values: Any) -> Markup:
@@ -29,6 +29,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "count": count, "duration": duration, "percent": percent, "plus_minus": plus_minus, "points": points,
+        "spread": spread,
     }  # fmt: skip
     return environment
 

@@ -28,7 +28,7 @@ from arcft.reporting.pictures.tiles import (
     one_line,
     tiles_of_problem,
 )
-from arcft.reporting.words import count, describe, percent, plus_minus
+from arcft.reporting.words import SPREAD, count, describe, percent, spread
 from arcft.scoring.metrics import Scores
 
 Item = TypeVar("Item")
@@ -58,7 +58,7 @@ def draw_summary(
     draw.text((EDGE, 44), shorten(draw, one_line(title), 40, WIDTH - 2 * EDGE), fill=INK, font=font(40, bold=True))
     words = describe(results)
     if scores and len(scores.problems) > 1:
-        words += "; ± is the standard error over tasks"
+        words += f"; means over tasks; {SPREAD}"
     draw.text((EDGE, 100), words, fill=FAINT, font=font(22))
     if note:
         draw.text((WIDTH - EDGE, 100), note, fill=WARNING, font=font(22, bold=True), anchor="ra")
@@ -114,7 +114,7 @@ def _draw_headlines(
     for number, (name, words) in enumerate(headlines.items()):
         left = EDGE + number * step
         value = percent(scores.metrics[name])
-        error = plus_minus(errors[name])
+        error = spread(scores.metrics[name], errors[name], len(scores.problems))
         after = left
         if before is not None and before.metrics:
             # Both values and an error would be wider than a column: the error goes below.

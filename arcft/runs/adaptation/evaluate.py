@@ -29,7 +29,8 @@ from arcft.runs.common.progress import progress_bar
 from arcft.runs.common.signals import Stopped, stop_on_signals
 from arcft.runs.evaluation import results
 from arcft.runs.evaluation.changes import Changes
-from arcft.runs.evaluation.messages import show_files, show_metrics, show_reused
+from arcft.runs.evaluation.live_submission import LiveSubmission
+from arcft.runs.evaluation.messages import show_files, show_metrics, show_over_tests, show_reused
 from arcft.runs.evaluation.predict import count_prompts
 from arcft.runs.evaluation.targets import EvaluationTarget
 from arcft.runs.setup.ttft_settings import TtftSettings
@@ -83,7 +84,14 @@ def adapt_and_score(
         show_reused(target, earlier, folder)
         if settings.ttft.keep_adapters and earlier.resolve() != folder.resolve():
             say(f"its adapters stay in {earlier / ADAPTERS_FOLDER}")
-        scores = results.reuse_evaluation(earlier, folder)
+        scores = results.reuse_evaluation(
+            earlier,
+            folder,
+            kind=target.kind,
+            problems=target.tasks,
+            submitted=target.submitted,
+            selector=make_selector(settings.config.selection, target.kind),
+        )
         show(target, scores, outcome, folder)
         _track(target, scores, outcome, folder, tracker, step)
         return scores
@@ -95,6 +103,7 @@ def adapt_and_score(
         title=f"{target.title}, adapted",
         kind=target.kind,
         problems=target.tasks,
+        submitted=target.submitted,
         predictions=outcome.predictions,
         selector=make_selector(settings.config.selection, target.kind),
         run={**target.about, **{name: round(value, 1) for name, value in seconds.items()}},
@@ -159,8 +168,7 @@ def _adapt(settings: TtftSettings, target: EvaluationTarget, folder: Path, track
                 target.kind,
                 target.tasks,
                 queue,
-                folder,
-                selector=selector,
+                LiveSubmission(folder, target.kind, target.tasks, target.submitted, selector),
                 tracker=tracker,
                 advance=advance,
                 ledger=ledger,
@@ -213,7 +221,8 @@ def show_outcome(target: EvaluationTarget, scores: Scores, outcome: AdaptationOu
     title = count(len(target.tasks), "task")
     adaptation = outcome.adaptation
     if scores.metrics and adaptation.before is not None:
-        show_table(before_after_table(adaptation, title=f"{target.name}, {title}"))
+        show_table(before_after_table(adaptation, title=f"{target.name}, {title}: means over tasks"))
+        show_over_tests(scores, target.kind.metrics)
     else:
         show_metrics(target, scores)
     for line in lines_of(outcome.notes, "adapter" if adaptation.shares_adapters else "task"):
@@ -226,7 +235,7 @@ def show_outcome(target: EvaluationTarget, scores: Scores, outcome: AdaptationOu
         say(f"{number} of {title} {what}; {stands}:", "yellow")
         for line in lines_of(outcome.failed):
             say(f"  {line}")
-    show_files(folder)
+    show_files(target, folder)
 
 
 def _track(
@@ -235,7 +244,7 @@ def _track(
     """Log the whole evaluation as one W&B run."""
     if isinstance(tracker, NoTracker):
         return
-    tracker.log({f"eval/{name}": value for name, value in scores.metrics.items()}, step)
+    tracker.log(scores.tracked(target.kind.metrics), step)
     tracker.picture("eval/summary", folder / SUMMARY_FILE)
     if outcome.adaptation.before is not None:
         before = {f"before/{name}": value for name, value in outcome.adaptation.before.metrics.items()}

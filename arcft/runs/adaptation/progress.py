@@ -6,16 +6,14 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
 from arcft.protocols import Kind, Problem
 from arcft.reporting.words import duration
 from arcft.runs.common.progress import Advance
-from arcft.runs.evaluation.results import SUBMISSION_FILE
+from arcft.runs.evaluation.live_submission import LiveSubmission
 from arcft.scoring.metrics import score_problems
-from arcft.scoring.selection import Selector, attempts_of
 from arcft.tracking import Tracker
 from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.scheduling.queue import Progress, Queue
@@ -23,10 +21,6 @@ from arcft.ttft.units import Event, Failed, Finished, Lowered, Predicted
 
 Say = Callable[[str], None]
 
-_SHARE = 0.02
-"""Share of the time that updating the submission may take."""
-_SECONDS = 2.0
-"""Minimum seconds between two updates."""
 _LINE_SECONDS = 0.25
 """Minimum seconds between two progress lines."""
 
@@ -39,9 +33,8 @@ class LiveProgress:
         kind: Kind,
         tasks: Sequence[Problem],
         queue: Queue,
-        folder: Path,
+        submission: LiveSubmission,
         *,
-        selector: Selector,
         tracker: Tracker,
         advance: Advance,
         ledger: Ledger,
@@ -51,15 +44,13 @@ class LiveProgress:
         self._kind = kind
         self._tasks = tasks
         self._queue = queue
-        self._selector = selector
-        self._path = folder / SUBMISSION_FILE
+        self._submission = submission
         self._tracker = tracker
         self._advance = advance
         self._ledger = ledger
         self._say = say
         self._known = any(answer is not None for task in tasks for answer in task.answers)
         self._solved = 0
-        self._next_look = 0.0
         self._next_line = 0.0
         # The file is valid from the start, even without predictions.
         self.look()
@@ -70,7 +61,7 @@ class LiveProgress:
         if isinstance(event, Failed):
             self._say(self._failure(event))
         now = time.monotonic()
-        if isinstance(event, Predicted | Finished) and self._queue.changed and now >= self._next_look:
+        if isinstance(event, Predicted | Finished) and self._queue.changed and self._submission.is_due:
             self.look()
         if now >= self._next_line or isinstance(event, Finished | Failed):
             self._next_line = now + _LINE_SECONDS
@@ -84,12 +75,10 @@ class LiveProgress:
 
     def look(self) -> None:
         """Select from the current predictions, write the submission, and log how many tasks are solved."""
-        start = time.monotonic()
         self._queue.changed = False
         predictions = self._queue.predictions()
         metric_set = self._kind.metrics
-        attempts = attempts_of(self._selector.candidates(self._tasks, predictions), metric_set.attempts)
-        self._kind.write_submission(self._path, self._tasks, attempts)
+        attempts = self._submission.write(predictions)
         if self._known:
             scores = score_problems(self._tasks, predictions, attempts, metric_set)
             self._solved = sum(scores.solved(metric_set).values())
@@ -98,8 +87,6 @@ class LiveProgress:
             values = {"ttft/solved": self._solved, "ttft/done": progress.done, "ttft/failed": progress.failed}
             # There is no training step, so the elapsed seconds serve as the step, and as the charts' axis.
             self._tracker.log({**values, "ttft/seconds": seconds}, int(seconds))
-        end = time.monotonic()
-        self._next_look = end + max(_SECONDS, (end - start) / _SHARE)
 
     def words(self, progress: Progress) -> str:
         """For example `3 solved, 12m left, 3,412 tokens/s, 1.2 GB`."""

@@ -19,6 +19,7 @@ from arcft.protocols import AnswerCodec, DealViews, Kind, Problem, TestKey
 from arcft.runs.common.command import stopped
 from arcft.runs.common.progress import progress_bar
 from arcft.runs.common.signals import Stopped, end_on_signals, resumable, stop_on_signals
+from arcft.runs.evaluation.live_submission import LiveSubmission
 from arcft.runs.evaluation.results import write_predictions
 from arcft.runs.evaluation.vllm import predict_with_vllm
 from arcft.scoring.predictions import Prediction, append_prediction, open_for_append, read_predictions
@@ -57,10 +58,12 @@ def predict_shares(
     kind: Kind,
     title: str,
     resume: Path,
+    submission: LiveSubmission,
 ) -> list[Prediction]:
     """Predict the tests that `path` lacks, append them there one by one, and return all predictions.
 
-    With selection=score, answers are scored as they are predicted, while their model is loaded.
+    With selection=score, answers are scored as they are predicted, while their model is loaded. The `submission` is
+    written at the start, from time to time, and when the evaluation is stopped.
 
     Raises Stopped after SIGTERM or SIGINT, with the current test finished; its message names `resume`, the
     evaluation's folder.
@@ -76,12 +79,15 @@ def predict_shares(
         resumable(stopped("evaluate", resume)),
         stop_on_signals(lambda reason: None) as received,
     ):
+        submission.write(predictions)
         for group in _groups(shares, config, selection, done):
             for prediction in group:
                 append_prediction(file, prediction, kind)
             predictions += group
             tally.add(group)
             advance(tally.tests * config.predictions_per_test, tally.words())
+            if received or submission.is_due:
+                submission.write(predictions)
             if received:
                 raise Stopped(received[0], stopped("evaluate", resume))
     return predictions

@@ -17,11 +17,12 @@ from arcft.console import note
 from arcft.errors import ArcftError
 from arcft.protocols import Problem, TestKey
 from arcft.reporting.words import count
+from arcft.runs.evaluation.given_files import prediction_files, read_answers
 from arcft.runs.evaluation.results import METRICS_FILE, SUBMISSION_FILE
 from arcft.runs.setup.checkpoint_config import distinct_names, is_pattern, matching_checkpoints
 from arcft.runs.setup.kinds import kind_of, read_stored
-from arcft.runs.setup.tasks import chosen_tasks, default_data, filter_tasks, tasks_with_ids
-from arcft.scoring.predictions import Prediction, group_by_test, read_predictions
+from arcft.runs.setup.tasks import all_tasks, default_data, filter_tasks, tasks_with_ids
+from arcft.scoring.predictions import Prediction, group_by_test
 
 NEEDS_TASKS = "predictions= needs the tasks they answer: add data=arc1, data=kaggle data.path=TASKS.json, ..."
 
@@ -33,6 +34,9 @@ class LoadedPredictions:
     name: str
     predictions: list[Prediction]
     tasks: Sequence[Problem]
+    submitted: Sequence[Problem]
+    """All tasks of the set that `tasks` were chosen from."""
+
     about: dict[str, Any]
     """Where they come from, for metrics.json and the report."""
 
@@ -49,33 +53,37 @@ def given_predictions(config: EvaluateConfig, explicit: Collection[str]) -> Load
         raise ConfigError(
             [f"{key}= has no effect with predictions=, which are made already; drop it" for key in without_effect]
         )
-    files = [config.predictions] if isinstance(config.predictions, str) else config.predictions or []
+    files = prediction_files([config.predictions] if isinstance(config.predictions, str) else config.predictions or [])
     kind = kind_of(config.data)
-    predictions = [prediction for file in files for prediction in read_predictions(file, kind)]
-    about: dict[str, Any] = {"predictions": files}
+    predictions = [prediction for file in files for prediction in read_answers(file, kind)]
+    about: dict[str, Any] = {"predictions": [str(file) for file in files]}
     if config.data.is_held_out:
-        evaluated = evaluated_tasks(Path(files[0]))
+        evaluated, submitted = evaluated_tasks(files[0])
         tasks = filter_tasks(evaluated, config.data, None)
         if tasks == evaluated:
-            about["trained_on"] = _stored(Path(files[0]).parent / METRICS_FILE)["run"].get("trained_on", 0)
+            about["trained_on"] = _stored(files[0].parent / METRICS_FILE)["run"].get("trained_on", 0)
     else:
-        tasks = chosen_tasks(config.data, None)
+        submitted = all_tasks(config.data)
+        tasks = filter_tasks(submitted, config.data, None)
     groups = group_by_test(tasks, predictions)  # raises where they don't belong together
-    name = Path(files[0]).name if len(files) == 1 else f"{len(files)} files"
+    name = files[0].name if len(files) == 1 else f"{len(files)} files"
     if isinstance(config.selection, ScoreConfig):
         check_scores(groups, config.selection, explicit, name, kind.card.noun)
-    return LoadedPredictions(name=name, predictions=predictions, tasks=tasks, about=about)
+    return LoadedPredictions(name=name, predictions=predictions, tasks=tasks, submitted=submitted, about=about)
 
 
-def evaluated_tasks(file: Path) -> list[Problem]:
-    """The tasks of the finished evaluation that wrote `file`, in its order, from their own source.
+def evaluated_tasks(file: Path) -> tuple[list[Problem], list[Problem]]:
+    """The tasks of the finished evaluation that wrote `file`, and those of its submission, in its order, from their own
+    source.
 
     Raises ConfigError where no evaluation wrote the file, TaskError or CheckpointError where its data is gone.
     """
     data = _data_of(file)
+    # Before 0.2, the submission had the evaluated tasks alone.
+    evaluated = _stored(file.parent / METRICS_FILE).get("evaluated")
     ids = list(_stored(file.parent / SUBMISSION_FILE))
     tasks = {task.id: task for task in tasks_with_ids(data, ids)}
-    return [tasks[task_id] for task_id in ids]
+    return [tasks[task_id] for task_id in evaluated or ids], [tasks[task_id] for task_id in ids]
 
 
 def _data_of(file: Path) -> DataConfig:
@@ -88,7 +96,8 @@ def _data_of(file: Path) -> DataConfig:
     if not config.data.is_held_out:
         return config.data
     if config.predictions is not None:
-        return _data_of(Path(config.predictions if isinstance(config.predictions, str) else config.predictions[0]))
+        given = [config.predictions] if isinstance(config.predictions, str) else config.predictions
+        return _data_of(prediction_files(given)[0])
     if config.checkpoint is None:
         return default_data()
     if config.adapters is not None:

@@ -18,10 +18,11 @@ from arcft.reporting.charts.curves import Curves, curves_png
 from arcft.reporting.report import NUMBERS_FILE, REPORT_FILE, SUMMARY_FILE, write_report
 from arcft.reporting.words import count
 from arcft.runs.common.extras import extra
-from arcft.scoring.metrics import Scores, score_problems
-from arcft.scoring.predictions import Prediction, append_prediction
+from arcft.scoring.metrics import Scores, score_problems, wilson_interval
+from arcft.scoring.predictions import Prediction, all_tests, append_prediction, read_predictions
 from arcft.scoring.resampling import metrics_by_count
 from arcft.scoring.selection import Selector, attempts_of, with_reasons
+from arcft.scoring.voting import Attempts
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.jsonl"
@@ -40,6 +41,7 @@ def write_results(
     title: str,
     kind: Kind,
     problems: Sequence[Problem],
+    submitted: Sequence[Problem],
     predictions: Sequence[Prediction],
     selector: Selector,
     run: Mapping[str, Any],
@@ -50,7 +52,8 @@ def write_results(
     """Select, score, and write predictions.jsonl with the reasons of the selection, submission.json, the report, and
     metrics.json, which comes last and marks the evaluation as complete.
 
-    Metrics are empty if no answer is known; the other files are written anyway. `run` is stored in metrics.json and in
+    `submitted` are the problems of the submission, `problems` among them. Metrics are empty if no answer is known; the
+    other files are written anyway. `run` is stored in metrics.json and in
     the report; if it counts tasks under `trained_on`, report and picture start with that warning. `adaptation` holds
     the results of test-time fine-tuning; its scores before adapting are added to metrics.json. So are `changes`: by
     task id, what was done otherwise than asked.
@@ -61,7 +64,7 @@ def write_results(
     scores = score_problems(problems, predictions, attempts, kind.metrics)
     numbers = metrics_by_count(problems, predictions, candidates, kind.metrics)
     write_predictions(folder / PREDICTIONS_FILE, with_reasons(predictions, candidates, selector.name), kind)
-    kind.write_submission(folder / SUBMISSION_FILE, problems, attempts)
+    write_submission(folder, kind, submitted, attempts)
     with extra("the report"):
         write_report(
             folder,
@@ -83,12 +86,41 @@ def write_results(
     content = {"metrics": scores.metrics, "tasks": scores.problems, "run": dict(run)}
     if changes:
         content["changes"] = dict(changes)
+    content["evaluated"] = [problem.id for problem in problems]
+    if scores.over_tests:
+        content["averages"] = _averages(kind.metrics)
+        content["metrics_over_tests"] = scores.over_tests
+        share = scores.over_tests[kind.metrics.primary]
+        content["tests"] = {
+            "number": scores.num_tests,
+            "solved": round(share * scores.num_tests),
+            "share": share,
+            "interval_95": wilson_interval(share, scores.num_tests),
+        }
+        content["intervals_95"] = scores.intervals()
     if adaptation is not None and adaptation.before is not None:
         content["before"] = adaptation.before.metrics
     if numbers:
         content["by_number"] = [number.to_json() for number in numbers]
     write_json(folder / METRICS_FILE, content)
     return scores
+
+
+def _averages(metric_set: MetricSet) -> dict[str, str]:
+    """What the figures of metrics.json are, for readers."""
+    name = metric_set.score_over_tests
+    return {
+        "metrics": "means over tasks of the means over each task's tests",
+        "metrics_over_tests": "means over all tests" + (f"; {metric_set.primary} is {name}" if name else ""),
+        "intervals_95": "of metrics, over tasks (Wilson)",
+    }
+
+
+def write_submission(folder: Path, kind: Kind, submitted: Sequence[Problem], attempts: Attempts) -> None:
+    """Write the submission, with an entry for each test of `submitted`, also where there are no attempts."""
+    kind.write_submission(
+        folder / SUBMISSION_FILE, submitted, {key: attempts.get(key, ()) for key in all_tests(submitted)}
+    )
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction], answers: AnswerCodec) -> None:
@@ -150,15 +182,36 @@ def record_evaluation(run_folder: Path, key: str, checkpoint: str, folder: Path)
         index.write(json.dumps(entry) + "\n")
 
 
-def reuse_evaluation(found: Path, folder: Path) -> Scores:
-    """Copy a finished evaluation's files into `folder`, unless they are there; return its scores."""
+def reuse_evaluation(
+    found: Path,
+    folder: Path,
+    *,
+    kind: Kind,
+    problems: Sequence[Problem],
+    submitted: Sequence[Problem],
+    selector: Selector,
+) -> Scores:
+    """Copy a finished evaluation's files into `folder`, unless they are there; return its scores.
+
+    It answered `problems`, but they may have been chosen from another set: the submission is that of `submitted`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     numbers = [NUMBERS_FILE] if (found / NUMBERS_FILE).is_file() else []
     for name in [*numbers, *FILES]:
         if found.resolve() != folder.resolve():
             shutil.copyfile(found / name, folder / name)
+    if list(json.loads((folder / SUBMISSION_FILE).read_text(encoding="utf-8"))) != [
+        problem.id for problem in submitted
+    ]:
+        predictions = read_predictions(folder / PREDICTIONS_FILE, kind)
+        write_submission(folder, kind, submitted, selector.attempts(problems, predictions, kind.metrics.attempts))
     stored = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))
-    return Scores(metrics=stored["metrics"], problems=stored["tasks"])
+    return Scores(
+        metrics=stored["metrics"],
+        problems=stored["tasks"],
+        over_tests=stored.get("metrics_over_tests", {}),
+        num_tests=stored.get("tests", {}).get("number", 0),
+    )
 
 
 def write_sweep(

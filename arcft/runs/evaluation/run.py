@@ -14,18 +14,19 @@ from arcft import __version__
 from arcft.checkpoints import RUN_FILE, CheckpointError, lock_run, read_run_yaml, write_run_yaml
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError, to_dict
-from arcft.console import say, say_path
+from arcft.console import note, say, say_path
 from arcft.console import show as show_table
 from arcft.reporting.charts.curves import read_history
 from arcft.reporting.previews import metrics_table
 from arcft.reporting.report import SUMMARY_FILE
-from arcft.reporting.words import count
+from arcft.reporting.words import SPREAD, count
 from arcft.runs.adaptation.evaluate import Show, adapt_and_score, show_outcome, show_plan
 from arcft.runs.common.optimized_metric import check_name
 from arcft.runs.common.tracking import tracked
 from arcft.runs.evaluation import results
 from arcft.runs.evaluation.changes import Changes, changed_prompts, chosen_dtype
-from arcft.runs.evaluation.messages import show_files, show_metrics, show_reused
+from arcft.runs.evaluation.live_submission import LiveSubmission
+from arcft.runs.evaluation.messages import not_predicted, show_files, show_metrics, show_reused
 from arcft.runs.evaluation.predict import count_prompts, predict_shares
 from arcft.runs.evaluation.targets import EvaluationTarget, resolve_targets
 from arcft.runs.setup.checkpoint_config import is_pattern
@@ -74,7 +75,7 @@ def run_evaluation(
             else:
                 scores = _scores(config, targets[0], changes[0], folder, folder, tracker)
                 show_metrics(targets[0], scores)
-                show_files(folder)
+                show_files(targets[0], folder)
                 metrics = scores.metrics
             if tracker.where:
                 say(f"W&B: {tracker.where}")
@@ -132,9 +133,12 @@ def _scores(
     """Evaluate one target into `folder`, or copy the finished evaluation that the index of its run lists."""
     run = target.run
     found = results.find_evaluation(run.folder, target.key) if run else None
+    selector = make_selector(config.selection, target.kind)
     if found:
         show_reused(target, found, folder)
-        scores = results.reuse_evaluation(found, folder)
+        scores = results.reuse_evaluation(
+            found, folder, kind=target.kind, problems=target.tasks, submitted=target.submitted, selector=selector
+        )
     else:
         folder.mkdir(parents=True, exist_ok=True)
         predictions = target.predictions
@@ -148,6 +152,7 @@ def _scores(
                 kind=target.kind,
                 title=target.name,
                 resume=resume,
+                submission=LiveSubmission(folder, target.kind, target.tasks, target.submitted, selector),
             )
         seconds = sum(prediction.seconds or 0.0 for prediction in predictions)
         scores = results.write_results(
@@ -155,8 +160,9 @@ def _scores(
             title=target.title,
             kind=target.kind,
             problems=target.tasks,
+            submitted=target.submitted,
             predictions=predictions,
-            selector=make_selector(config.selection, target.kind),
+            selector=selector,
             run={**target.about, "seconds": round(seconds, 1)},
             curves=read_history(run.folder, target.kind.metrics) if run else None,
             changes=changes,
@@ -164,7 +170,7 @@ def _scores(
         if run:
             results.record_evaluation(run.folder, target.key, run.checkpoint.path.name, folder)
     step = run.checkpoint.step if run else 0
-    tracker.log({f"eval/{name}": value for name, value in scores.metrics.items()}, step)
+    tracker.log(scores.tracked(target.kind.metrics), step)
     tracker.picture("eval/summary", folder / SUMMARY_FILE)
     return scores
 
@@ -189,7 +195,9 @@ def _sweep(
         plot = results.write_sweep(folder, history, metrics, metric_set, by_step=of_one_run)
         errors = {name: score.standard_errors() for name, score in scores.items() if len(score.problems) > 1}
         title = f"{count(len(metrics), 'checkpoint')} on {count(len(targets[0].tasks), 'task')}"
-        show_table(metrics_table(metrics, metric_set, errors=errors, title=title))
+        number = max(len(score.problems) for score in scores.values())
+        show_table(metrics_table(metrics, metric_set, errors=errors, number=number, title=title))
+        say(f"each is the mean over tasks; {SPREAD}" if errors else "each is the mean over tasks")
         tracker.table("checkpoints", ["checkpoint", *metric_set.names], [[k, *v.values()] for k, v in metrics.items()])
         if plot is not None:
             say_path("metrics against training step", plot)
@@ -197,3 +205,6 @@ def _sweep(
     else:
         say("no answers are known, so there are no metrics")
     say_path("a folder for each checkpoint", folder)
+    for line in dict.fromkeys(not_predicted(target, folder / target.name) for target in targets):
+        if line:
+            note(line)

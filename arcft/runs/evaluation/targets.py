@@ -41,7 +41,7 @@ from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.leaks import warn_trained_on
 from arcft.runs.setup.restore import ModelHost, base_model, base_of_adapters, restored_builder, restored_tokenizer
 from arcft.runs.setup.task_adapters import adapted_runs, tasks_adapted_to
-from arcft.runs.setup.tasks import chosen_tasks, default_held_out, filter_tasks, tasks_of_run
+from arcft.runs.setup.tasks import all_tasks, default_held_out, filter_tasks, tasks_of_run
 from arcft.runs.setup.ttft_settings import ttft_identity
 from arcft.scoring.predictions import Prediction
 from arcft.text.builder import ExampleBuilder
@@ -59,6 +59,9 @@ class EvaluationTarget:
     """For report and picture."""
 
     tasks: list[Problem]
+    submitted: list[Problem]
+    """All tasks of the set that `tasks` were chosen from: the submission has an entry for each."""
+
     shares: list[ModelAssignment]
     predictions: list[Prediction] | None = None
     """Predictions read from files; `shares` is empty then."""
@@ -106,6 +109,7 @@ class _Finder:
             "Predictions of " + given.name,
             [],
             given.about,
+            submitted=given.submitted,
             tasks=given.tasks,
             predictions=given.predictions,
             of=data_sha256({"predictions": [one.to_json(self.kind.answer_field) for one in given.predictions]}),
@@ -117,17 +121,18 @@ class _Finder:
         assert model is not None
         builder = self._base_builder(model)
         if config.data.is_held_out:
-            held_out = default_held_out(
+            everything = default_held_out(
                 self.kind,
                 builder.num_tokens,
                 model.recommended.data.max_tokens or model.recommended.training.max_seq_length,
             )
-            tasks = filter_tasks(held_out, config.data, builder.num_tokens, self._say_once)
         else:
-            tasks = chosen_tasks(config.data, builder.num_tokens, self._say_once)
+            everything = all_tasks(config.data)
+        tasks = filter_tasks(everything, config.data, builder.num_tokens, self._say_once)
         seen = warn_trained_on(self.kind, model, tasks)
         about = {"model": model.name, "path": str(model.path), "trained_on": len(seen)}
-        return self._subject(model.name, f"{model.name}, as it is", [self._base_share(model, builder, tasks)], about)
+        shares = [self._base_share(model, builder, tasks)]
+        return self._subject(model.name, f"{model.name}, as it is", shares, about, submitted=everything)
 
     def _base_builder(self, model: ModelConfig) -> ExampleBuilder:
         """The builder of a base model, in the format that it recommends or that the config names."""
@@ -173,13 +178,15 @@ class _Finder:
         notes: dict[tuple[Path, str], list[str]] = {}
         for name, run in zip(distinct_names(paths), runs, strict=True):
             self._refuse_contradictions(run)
-            tasks = self._tasks_for(run)
+            everything = tasks_of_run(run) if self.config.data.is_held_out else all_tasks(self.config.data)
+            tasks = filter_tasks(everything, self.config.data, self._builder(run).num_tokens, self._say_once)
             known = (run.folder, self.kind.fingerprint(tasks))
             if known not in notes:
                 notes[known] = warn_trained_on(self.kind, run, tasks)
             about = {**_about(run), "trained_on": len(notes[known])}
             title = f"{run.config.model.name}, {name}"
-            targets.append(self._subject(name, title, [self._share(run, tasks)], about, run=run))
+            shares = [self._share(run, tasks)]
+            targets.append(self._subject(name, title, shares, about, submitted=everything, run=run))
         return targets
 
     def adapters(self) -> EvaluationTarget:
@@ -199,11 +206,8 @@ class _Finder:
             moved = config.base_model if isinstance(start.config.lora, LoraConfig) else str(start.checkpoint.path)
             belongs = dataclasses.replace(start.config, model=base_of_adapters(start))
             adapted = adapted_runs(str(config.adapters), belongs, str(start.checkpoint.path), moved)
-        num_tokens = builder.num_tokens
-        if self.config.data.is_held_out:
-            tasks = filter_tasks(tasks_adapted_to(adapted), self.config.data, num_tokens, self._say_once)
-        else:
-            tasks = chosen_tasks(self.config.data, num_tokens, self._say_once)
+        everything = tasks_adapted_to(adapted) if config.data.is_held_out else all_tasks(config.data)
+        tasks = filter_tasks(everything, config.data, builder.num_tokens, self._say_once)
         answering: dict[Path, tuple[TrainedRun, list[Problem]]] = {}
         for task in tasks:
             if task.id in adapted:
@@ -223,7 +227,7 @@ class _Finder:
             "trained_on": len(warn_trained_on(self.kind, start, tasks)),
         }
         name = start.name if isinstance(start, ModelConfig) else f"{start.config.model.name}, {start.name}"
-        return self._subject("adapters", f"{name} and {len(answering)} adapters", shares, about)
+        return self._subject("adapters", f"{name} and {len(answering)} adapters", shares, about, submitted=everything)
 
     def _start_of_adapters(self) -> TrainedRun:
         if is_pattern(str(self.config.checkpoint)):
@@ -272,12 +276,6 @@ class _Finder:
             self._builders[key] = builder
         return self._builders[key]
 
-    def _tasks_for(self, run: TrainedRun) -> list[Problem]:
-        num_tokens = self._builder(run).num_tokens
-        if self.config.data.is_held_out:
-            return filter_tasks(tasks_of_run(run), self.config.data, num_tokens, self._say_once)
-        return chosen_tasks(self.config.data, num_tokens, self._say_once)
-
     def _say_once(self, words: str) -> None:
         if words not in self._said:
             self._said.add(words)
@@ -290,6 +288,7 @@ class _Finder:
         shares: list[ModelAssignment],
         about: dict[str, Any],
         *,
+        submitted: Sequence[Problem],
         tasks: Sequence[Problem] | None = None,
         predictions: list[Prediction] | None = None,
         run: TrainedRun | None = None,
@@ -318,6 +317,7 @@ class _Finder:
             name=name,
             title=title,
             tasks=list(tasks),
+            submitted=list(submitted),
             shares=shares,
             predictions=predictions,
             key=data_sha256(key),

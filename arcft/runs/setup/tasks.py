@@ -138,11 +138,15 @@ def _all_excluded(exclude: list[str] | str) -> str:
     return f"data.exclude={shown}: excludes every task; list fewer ids"
 
 
-def chosen_tasks(config: DataConfig, num_tokens: CountTokens | None, say: Say = lambda words: None) -> list[Problem]:
-    """The tasks of the source that `config` names, narrowed as it says."""
+def all_tasks(config: DataConfig) -> list[Problem]:
+    """Every task of the source that `config` names, chosen by it or not: what a submission answers."""
     everything = load_sources(dataclasses.replace(config, task_ids=None, exclude=[]))
-    tasks = [item for _, items in everything for item in items if not isinstance(item, ProblemPool)]
-    return filter_tasks(tasks, config, num_tokens, say)
+    return [item for _, items in everything for item in items if not isinstance(item, ProblemPool)]
+
+
+def chosen_tasks(config: DataConfig, num_tokens: CountTokens | None) -> list[Problem]:
+    """The tasks of the source that `config` names, narrowed as it says."""
+    return filter_tasks(all_tasks(config), config, num_tokens)
 
 
 def filter_tasks(

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from arcft.errors import ArcftError
 from arcft.files import open_atomic
-from arcft.problems.arc.task import TaskError, as_grid
-from arcft.protocols import Answer, Problem
+from arcft.problems.arc.answers import answer_from_json
+from arcft.problems.arc.task import TaskError, as_grid, check_id
+from arcft.protocols import Answer, AnswerError, Problem, TestKey
 from arcft.scoring.voting import Attempts
 
 ATTEMPT_NAMES = ("attempt_1", "attempt_2")
 NO_ANSWER = [[0]]
 """Kaggle wants a grid in every place."""
+
+PLACEHOLDERS = (NO_ANSWER, [[0, 0], [0, 0]], None)
+"""What stands in submissions for no answer: ours, that of Kaggle's sample submission, and null."""
 
 
 class SubmissionError(ArcftError):
@@ -67,6 +72,35 @@ def check_submission(submission: Any, tasks: Sequence[Problem]) -> None:
                     as_grid(test[name], where=f"{where}, {name}")
                 except TaskError as error:
                     raise SubmissionError(str(error)) from None
+
+
+def read_submission(submission: Any, where: str) -> Iterator[tuple[TestKey, Answer | AnswerError]]:
+    """The answers in the plain data of a submission with any number of attempts, `attempt_1` first.
+
+    PLACEHOLDERS are left out; an AnswerError stands for a grid that breaks a rule of ARC. Raises SubmissionError, which
+    starts with `where`, for anything else.
+    """
+    for task_id, tests in submission.items():
+        check_id(task_id, where)
+        for index, test in enumerate(tests):
+            place = f"{where}: task {task_id}, test {index}"
+            if not isinstance(test, dict) or not test or not all(map(_ATTEMPT.fullmatch, test)):
+                raise SubmissionError(f"{place}: a submission has an object of attempt_1, attempt_2, ... for each test")
+            for name in sorted(test, key=lambda name: int(name.removeprefix("attempt_"))):
+                if test[name] in PLACEHOLDERS:
+                    continue
+                try:
+                    answer = answer_from_json(test[name])
+                except AnswerError as error:
+                    yield (task_id, index), error
+                except ValueError:
+                    raise SubmissionError(f"{place}, {name}: is no list of rows of whole numbers") from None
+                else:
+                    assert answer is not None  # null is a placeholder
+                    yield (task_id, index), answer
+
+
+_ATTEMPT = re.compile(r"attempt_[1-9][0-9]{0,5}")
 
 
 def _attempts_of_test(answers: Sequence[Answer]) -> dict[str, Any]:

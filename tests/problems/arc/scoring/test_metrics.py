@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from arcft.problems.arc.scoring.metrics import METRICS, ArcMetrics
 from arcft.problems.arc.task import Grid, GridAnswer, Pair, Task, as_grid
-from arcft.scoring.metrics import Scores, mean_and_error, score_problems
+from arcft.scoring.metrics import Scores, mean_and_error, score_problems, wilson_interval
 from arcft.scoring.predictions import Prediction, PredictionError
 from tests.support.arc import prediction, scored
 
@@ -135,6 +135,37 @@ def test_standard_errors_over_tasks() -> None:
     # One of four solved: sample variance 4/3 * 1/4 * 3/4 = 1/4, so the error is sqrt(1/4 / 4) = 1/4.
     assert errors["vote_2"] == pytest.approx(0.25)
     assert Scores({}, {}).standard_errors() == {}
+
+
+def test_tasks_and_tests_are_averaged_apart() -> None:
+    """One of three tests is solved: the task that has two counts as half solved, or each of its tests alike."""
+    tasks = [task("t", TRUTH, TRUTH), task("u", TRUTH), task("v", None, TRUTH)]
+    scores = scored(tasks, [answer(TRUTH), answer(None, "u")])
+    assert scores.metrics["vote_2"] == pytest.approx(1 / 6)
+    assert scores.over_tests["vote_2"] == 1 / 4
+    assert scores.over_tests["unanswered"] == 3 / 4
+    assert tuple(scores.over_tests) == METRICS
+    assert scores.num_tests == 4
+    assert scores.tracked(ArcMetrics())["eval/vote_2"] == pytest.approx(1 / 6)
+    assert scores.tracked(ArcMetrics())["eval/vote_2_over_tests"] == 1 / 4
+    assert scores.intervals()["vote_1"] == wilson_interval(1 / 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("share", "number", "expected"),
+    [
+        # Newcombe 1998 (Statistics in Medicine 17), table I, method 3.
+        (81 / 263, 263, (0.2553, 0.3662)),
+        (15 / 148, 148, (0.0624, 0.1605)),
+        (0 / 20, 20, (0, 0.1611)),
+        (1 / 29, 29, (0.0061, 0.1718)),
+        (0, 4, (0, 0.4899)),
+        (1, 4, (0.5101, 1)),
+        (0, 1, (0, 0.7935)),
+    ],
+)
+def test_wilson_intervals(share: float, number: int, expected: tuple[float, float]) -> None:
+    assert wilson_interval(share, number) == pytest.approx(expected, abs=5e-5)
 
 
 def test_the_parts_of_the_metric_set_name_metrics() -> None:

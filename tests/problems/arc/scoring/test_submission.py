@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,24 @@ def test_tests_without_attempts_are_padded_too(tmp_path: Path) -> None:
     write_submission(tmp_path / "s.json", TASKS, {})
     padded = {"attempt_1": [[0]], "attempt_2": [[0]]}
     assert json.loads((tmp_path / "s.json").read_text(encoding="utf-8")) == {"a": [padded, padded], "b": [padded]}
+
+
+def test_a_submission_is_on_the_disk_before_it_replaces_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: steps.append("fsync") or fsync(descriptor))
+    monkeypatch.setattr(os, "replace", lambda *paths: steps.append("rename") or replace(*paths))
+    write_submission(tmp_path / "s.json", TASKS, {})
+    assert steps == ["fsync", "rename"]
+
+
+def test_a_submission_of_many_tasks_is_written_in_linear_time(tmp_path: Path) -> None:
+    tasks = [Task(f"{number:08x}", (Pair(ONE, TWO),), (Pair(ONE),)) for number in range(20_000)]
+    start = time.monotonic()
+    write_submission(tmp_path / "s.json", tasks, {(tasks[7].id, 0): [GridAnswer(ONE)]})
+    assert time.monotonic() - start < 2
 
 
 @pytest.mark.parametrize(
