@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 
 _PLAIN = re.compile(r"[a-z0-9_-][a-z0-9_.-]{0,79}")
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 """Names that Windows keeps for devices, with any extension."""
 
-_HIDDEN = ("Cc", "Cs", "Zl", "Zp")
-"""Unicode's categories of control characters, halves of surrogate pairs, and separators of lines and paragraphs."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # Marks that change the direction of all that follows, so that a line reads differently from what it says.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def fault_of_id(identifier: str) -> str | None:
-    """Why `identifier` can't be the id of a problem: it is blank, or has characters that nothing can show or store;
-    None where it can."""
+    """Why `identifier` can't be the id of a problem: it is blank, or can't be stored as UTF-8; None where it can."""
     if not identifier.strip():
         return "is blank"
-    if identifier.isprintable():
-        return None
-    for character in identifier:
-        if unicodedata.category(character) in _HIDDEN:
-            return f"has the character U+{ord(character):04X}, which can't be shown or stored"
-    return None
+    half = _SURROGATE.search(identifier)
+    return None if half is None else f"has half of a surrogate pair (U+{ord(half[0]):04X}), which can't be stored"
 
 
 def file_name(identifier: str) -> str:

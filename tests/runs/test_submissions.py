@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from arcft.errors import ArcftError
+from arcft.names import file_name
 from arcft.problems.arc.data.sources import load_kaggle
 from arcft.problems.arc.scoring.submission import check_submission
 from arcft.runs.common.signals import Stopped
@@ -286,3 +287,18 @@ def test_a_submission_in_utf_16_is_read(challenges: Path, tmp_path: Path) -> Non
     path.write_text(path.read_text(encoding="utf-8"), encoding="utf-16")
     folder = evaluated(tmp_path / "evaluation", f"predictions={path}", *data(challenges))
     assert submitted(folder, challenges)["one"][0]["attempt_1"] == ONE
+
+
+def test_tasks_of_unusual_ids_are_adapted_to_and_kept_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["A", "a", "é", "e\u0301", "x" * 3000, "..", "\x1b[31m[/red]"]
+    path = tmp_path / "tasks.json"
+    path.write_text(json.dumps({key: {"train": [PAIR, PAIR], "test": [PAIR]} for key in names}), encoding="utf-8")
+    overrides = [*TINY, *data(path), "ttft=per_task", "ttft.max_steps=1", "ttft.keep_adapters=true"]
+    folder = evaluated(tmp_path / "evaluation", *overrides)
+    assert {adapter.name for adapter in (folder / "adapters").iterdir()} == set(map(file_name, names))
+    # What is finished is only written anew.
+    (folder / "metrics.json").unlink()
+    evaluated(folder, *overrides)
+    assert list(json.loads((folder / "submission.json").read_text(encoding="utf-8"))) == names
+    assert run_json(folder)["evaluated"] == names
+    assert "\x1b" not in capsys.readouterr().out

@@ -26,7 +26,7 @@ class TaskError(ProblemError):
 
 
 def check_id(task_id: str, where: str) -> None:
-    """Raise TaskError, which `where` opens, for an id that is blank or can't be shown or stored."""
+    """Raise TaskError, which `where` opens, for an id that is blank or can't be stored."""
     fault = fault_of_id(task_id)
     if fault:
         raise TaskError(f"{where}: the task id {_shorten(task_id)} {fault}; give the task another id")

@@ -11,6 +11,8 @@ import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from arcft.names import visible
+
 LAST_SECONDS = 10.0
 """A process that has been told to end at once, and is still there after this time, is ended without cleaning up: it
 hangs in a library, or code that it runs has swallowed the exception."""
@@ -44,7 +46,7 @@ def program() -> Iterator[None]:
             yield
     except Interrupted as interrupted:
         sys.stdout.flush()
-        print(interrupted, file=sys.stderr)
+        print(visible(str(interrupted)), file=sys.stderr)
         sys.exit(128 + interrupted.number)
 
 
@@ -125,5 +127,5 @@ def _end_at_once(number: int, frame: FrameType | None) -> None:
 
 
 def _end_without_cleaning_up(interrupted: Interrupted) -> None:
-    print(interrupted, file=sys.stderr, flush=True)
+    print(visible(str(interrupted)), file=sys.stderr, flush=True)
     os._exit(128 + interrupted.number)

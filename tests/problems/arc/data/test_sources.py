@@ -89,8 +89,8 @@ def test_sets_of_many_pairs(tmp_path: Path) -> None:
     assert pool == PairPool("a", (Pair(as_grid([[1, 2]]), as_grid([[3]])), Pair(as_grid([[9]]), as_grid([[8]]))), 1)
 
 
-@pytest.mark.parametrize("task_id", ["", " ", "a\x1b[31mb", "a\nb", "\ud800abc", "a\u2028b"])
-def test_ids_that_can_not_be_shown_or_stored_are_refused_with_their_file(tmp_path: Path, task_id: str) -> None:
+@pytest.mark.parametrize("task_id", ["", " ", "\n", "\ud800abc"])
+def test_ids_that_can_not_be_stored_are_refused_with_their_file(tmp_path: Path, task_id: str) -> None:
     pairs = [PAIR, PAIR]
     for load, content in ((load_kaggle, {task_id: TASK}), (lambda path: load_pairs(path, 1), {task_id: pairs})):
         with pytest.raises(TaskError) as caught:
@@ -101,7 +101,7 @@ def test_ids_that_can_not_be_shown_or_stored_are_refused_with_their_file(tmp_pat
 
 
 def test_unusual_ids_are_taken_as_they_are(tmp_path: Path) -> None:
-    ids = ["..", "a/b", "é", "e\u0301", "CON", "con", "日本", "x" * 3000, "[/red]", "👨\u200d👩"]
+    ids = ["..", "a/b", "é", "e\u0301", "CON", "con", "日本", "x" * 3000, "[/red]", "\x1b[31mred", "👨\u200d👩"]
     assert [task.id for task in load_kaggle(write(tmp_path / "tasks.json", dict.fromkeys(ids, TASK)))] == ids
 
 
