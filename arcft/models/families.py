@@ -100,7 +100,7 @@ def stored_decoder(config: ModelConfig) -> Decoder | None:
     """
     try:
         architecture = load_architecture(config)
-    except (OSError, ValueError, KeyError, ImportError):
+    except (OSError, ValueError, KeyError, ImportError, ModelError):
         return None
     if config.backend == "transformers":
         _check_attention(architecture, config)
