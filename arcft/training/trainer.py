@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any, cast
 import peft
 import torch
 from torch import nn
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_utils import TrainOutput
 
 from arcft import checkpoints
 from arcft.config.optimizer import OptimizerConfig
 from arcft.config.scheduler import SchedulerConfig
+from arcft.errors import ArcftError
 from arcft.protocols import Positions
 from arcft.text.tokens import IGNORED, Example
 from arcft.training.arguments import check_length
@@ -30,6 +32,9 @@ from arcft.training.optimizers import build_optimizer
 from arcft.training.saving import STATE_FILE, LoopState, Saving, check_origin, load_weights, save_weights
 from arcft.training.stopping import StopRequest
 from arcft.training.throughput import Throughput
+
+WORKER_SECONDS = 120
+"""How long a process of training.num_workers may take to send a batch."""
 
 
 class ArcftTrainer(Trainer):
@@ -180,7 +185,20 @@ class ArcftTrainer(Trainer):
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
         """The batches of one optimizer step, and their number of supervised tokens, an int64 scalar on `device`."""
-        batches = list(itertools.islice(epoch_iterator, num_batches))
+        try:
+            batches = list(itertools.islice(epoch_iterator, num_batches))
+        except RuntimeError as error:
+            # torch has no class of its own for either.
+            if "DataLoader timed out" not in str(error) and "exited unexpectedly" not in str(error):
+                raise
+            # A stopped process would be waited for again at the end of this one.
+            for process in multiprocessing.active_children():
+                process.kill()
+            raise ArcftError(
+                f"training.num_workers={self.args.dataloader_num_workers}: a process that makes examples died, or sent "
+                f"none for {WORKER_SECONDS} s ({str(error).splitlines()[0]}); resume the run from its last checkpoint, "
+                "with training.num_workers=0 if it happens again"
+            ) from error
         counts = [group["labels"].ne(IGNORED).sum() for batch in batches for group in batch["groups"]]
         return batches, torch.stack(counts).sum().to(device)
 
@@ -221,6 +239,14 @@ class ArcftTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
         """Not counted: that would iterate over all parameters for every batch."""
         return 0
+
+    def get_train_dataloader(self) -> DataLoader[Batch]:
+        """Batches of the stream; a process that makes them is waited for WORKER_SECONDS at most."""
+        loader = super().get_train_dataloader()
+        if self.args.dataloader_num_workers:
+            # accelerate wraps the loader that does the work.
+            getattr(loader, "base_dataloader", loader).timeout = WORKER_SECONDS
+        return loader
 
     def _get_train_sampler(self, train_dataset: Dataset[Example] | None = None) -> SequentialSampler:
         # The stream is already shuffled, and resuming means jumping to an index.

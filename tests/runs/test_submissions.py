@@ -74,6 +74,7 @@ def test_what_was_not_chosen_has_placeholders(
     evaluated_ids = run_json(folder)["evaluated"]
     assert sorted(left or evaluated_ids) == sorted(evaluated_ids)
     assert {one.task_id for one in predicted(folder)} == set(evaluated_ids)
+    assert sorted([*evaluated_ids, *run_json(folder)["not_evaluated"]]) == sorted(SOLUTIONS)
     for task_id in SOLUTIONS.keys() - evaluated_ids:
         assert submission[task_id] == [EMPTY] * len(SOLUTIONS[task_id])
     number = 5 - len(evaluated_ids)
@@ -300,5 +301,5 @@ def test_tasks_of_unusual_ids_are_adapted_to_and_kept_apart(tmp_path: Path, caps
     (folder / "metrics.json").unlink()
     evaluated(folder, *overrides)
     assert list(json.loads((folder / "submission.json").read_text(encoding="utf-8"))) == names
-    assert run_json(folder)["evaluated"] == names
+    assert run_json(folder)["evaluated"] == sorted(names)
     assert "\x1b" not in capsys.readouterr().out

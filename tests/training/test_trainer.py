@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +19,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from arcft.checkpoints import find_checkpoints, read_checkpoint
+from arcft.checkpoints import find_checkpoints, last_checkpoint, read_checkpoint
 from arcft.config.model import ModelConfig
 from arcft.config.scheduler.cosine import CosineConfig
+from arcft.errors import ArcftError
 from arcft.models.load import load_model
 from arcft.models.lora import apply_lora, load_adapter
+from arcft.text.tokens import Example
 from arcft.training.arguments import TrainingError, make_training_arguments
 from arcft.training.batches import collate
 from arcft.training.finite import NonFiniteError
@@ -467,3 +472,33 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     GOLDEN_FILE.parent.mkdir(exist_ok=True)
     GOLDEN_FILE.write_text(json.dumps(trajectory(Path(tempfile.mkdtemp())), indent=1) + "\n")
+
+
+class Stuck(CopyStream):
+    """A stream whose tenth example never comes: the process that makes it stops, or is killed."""
+
+    def __init__(self, by: signal.Signals) -> None:
+        super().__init__()
+        self.by = by
+
+    def __getitem__(self, index: int) -> Example:
+        if index == 9 and multiprocessing.parent_process() is not None:
+            # What it has sent before is on its way: a process that stops within a message can't be noticed.
+            time.sleep(1)
+            os.kill(os.getpid(), self.by)
+            time.sleep(60)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(
+    ("by", "says"), [(signal.SIGSTOP, "DataLoader timed out after 2 seconds"), (signal.SIGKILL, "exited unexpectedly")]
+)
+def test_a_process_that_makes_examples_is_not_waited_for_for_ever(
+    by: signal.Signals, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("arcft.training.trainer.WORKER_SECONDS", 2)
+    trainer = small_run(tmp_path, num_workers=1, per_device_train_batch_size=2, save_steps=2).trainer
+    trainer.train_dataset = Stuck(by)
+    with pytest.raises(ArcftError, match=rf"training\.num_workers=1: .*{says}.*resume the run from its last"):
+        trainer.train()
+    assert last_checkpoint(tmp_path).name == "checkpoint-2"

@@ -53,10 +53,10 @@ def write_results(
     metrics.json, which comes last and marks the evaluation as complete.
 
     `submitted` are the problems of the submission, `problems` among them. Metrics are empty if no answer is known; the
-    other files are written anyway. `run` is stored in metrics.json and in
-    the report; if it counts tasks under `trained_on`, report and picture start with that warning. `adaptation` holds
-    the results of test-time fine-tuning; its scores before adapting are added to metrics.json. So are `changes`: by
-    task id, what was done otherwise than asked.
+    other files are written anyway. `run` is stored in metrics.json and in the report; if it counts tasks under
+    `trained_on`, report and picture start with that warning. `adaptation` holds the results of test-time fine-tuning;
+    its scores before adapting are added to metrics.json. So are `changes`, by task id what was done otherwise than
+    asked, and the ids of the submission's problems that were not evaluated.
     """
     seen = run.get("trained_on", 0)
     candidates = selector.candidates(problems, predictions)
@@ -86,7 +86,9 @@ def write_results(
     content = {"metrics": scores.metrics, "tasks": scores.problems, "run": dict(run)}
     if changes:
         content["changes"] = dict(changes)
-    content["evaluated"] = [problem.id for problem in problems]
+    evaluated = {problem.id for problem in problems}
+    content["evaluated"] = sorted(evaluated)
+    content["not_evaluated"] = sorted(problem.id for problem in submitted if problem.id not in evaluated)
     if scores.over_tests:
         content["averages"] = _averages(kind.metrics)
         content["metrics_over_tests"] = scores.over_tests
