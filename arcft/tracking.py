@@ -255,7 +255,8 @@ def _kill_service() -> None:
         with contextlib.suppress(psutil.Error):
             if "wandb" in child.name():
                 child.kill()
-    with contextlib.suppress(Exception):
+    # wandb exits with the exit code of that process.
+    with contextlib.suppress(Exception, SystemExit):
         within(CALL_SECONDS, wandb.teardown)
 
 

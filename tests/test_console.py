@@ -77,8 +77,9 @@ def test_the_log_does_not_print_again(capsys: pytest.CaptureFixture[str], job_lo
     assert job_log.getvalue() == "once\n"
 
 
-HOSTILE = "a\x1b[31mred\x07\x9b\u202e[/b]:smile:\ud800"
-SHOWN = "a\\x1b[31mred\\x07\\x9b\\u202e[/b]:smile:\\ud800"
+# A half of a surrogate pair is in a test of its own: pytest-xdist can not send a log that holds one.
+HOSTILE = "a\x1b[31mred\x07\x9b\u202e[/b]:smile:"
+SHOWN = "a\\x1b[31mred\\x07\\x9b\\u202e[/b]:smile:"
 
 
 def test_control_characters_never_reach_terminal_or_log(

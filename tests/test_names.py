@@ -92,3 +92,7 @@ def test_ids_that_are_taken(name: str) -> None:
 )
 def test_ids_that_are_refused(name: str, fault: str) -> None:
     assert fault_of_id(name) == fault
+
+
+def test_half_a_surrogate_pair_is_shown_as_an_escape() -> None:
+    assert visible("a\ud800b") == "a\\ud800b"

