@@ -102,7 +102,8 @@ def test_a_run_means_its_last_complete_checkpoint_and_its_held_out_tasks(
     assert {path.name for path in folder.iterdir()} == KNOWN_FILES | {"run.yaml", ".lock"}
     written = run_json(folder)
     assert list(written) == [
-        "metrics", "tasks", "run", "evaluated", "not_evaluated", "averages", "metrics_over_tests", "tests", "intervals_95",
+        "metrics", "tasks", "run", "evaluated", "not_evaluated", "averages", "metrics_over_tests", "tests",
+        "intervals_95",
         "by_number",
     ]  # fmt: skip
     assert list(written["metrics"]) == list(METRICS)

