@@ -199,8 +199,8 @@ def write_run_yaml(folder: Path, config: Mapping[str, Any]) -> None:
 
     Its second key is a checksum of the others, near the top so that a file that was cut off has it too.
     """
-    (first, value), *others = config.items()
-    content = {first: value, "sha256": manifest_sha256(config), **dict(others)}
+    entries = list(config.items())
+    content = dict(entries[:1]) | {"sha256": manifest_sha256(config)} | dict(entries[1:])
     text = yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
     write_text(folder / RUN_FILE, text)
 

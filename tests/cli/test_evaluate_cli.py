@@ -163,7 +163,7 @@ def test_one_message_for_each_mistake(run: Path, tmp_path: Path) -> None:
     )
     missing = tmp_path / "missing.json"
     assert str(missing) in refused(tmp_path, f"checkpoint={run}", "data=kaggle", f"data.path={missing}", NONE_HELD_OUT)
-    assert "nothing.jsonl: No such file" in refused(tmp_path, "predictions=nothing.jsonl", *DATA[:2])
+    assert "nothing.jsonl: no such file" in refused(tmp_path, "predictions=nothing.jsonl", *DATA[:2])
     other = write_answers(tmp_path / "other.jsonl", {("007bbfb7", 0): [[[1]]]})
     assert "none of the 1 predictions is for one of the 400 tasks" in refused(
         tmp_path, f"predictions={other}", *DATA[:2]

@@ -15,7 +15,7 @@ from tests.support.train_command import QUICK, start_train
 pytestmark = pytest.mark.slow
 
 LONG = ["model=tiny", *evaluation_tasks(), "encoder=minimal", "tracking=none", "inference.max_new_tokens=1000",
-        "inference.predictions_per_test=16"]  # fmt: skip
+        "inference.predictions_per_test=160"]  # fmt: skip
 ADAPTING = [*LONG, "ttft=per_task", "ttft.max_steps=100000"]
 
 

