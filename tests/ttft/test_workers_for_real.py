@@ -158,7 +158,7 @@ def test_the_cluster_says_how_many_actors_there_are(tmp_path: Path) -> None:
 def test_a_cluster_that_is_lost_is_started_again(tmp_path: Path, name: str) -> None:
     """Ray's own processes are killed while two units are worked on."""
     pytest.importorskip("ray")
-    driver = start_driver(tmp_path, "well", "ray", pause=40.0)
+    driver = start_driver(tmp_path, "well", "ray", pause=12.0)
     [process] = [each for each in psutil.Process(driver.pid).children(recursive=True) if name in each.name()]
     process.kill()
     out, err = driver.communicate(timeout=250)
