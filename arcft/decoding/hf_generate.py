@@ -108,7 +108,7 @@ class _Chooser(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """float [rows, vocabulary] in and out: -inf for all but the token chosen for each row."""
         logits = scores.float()
-        live = [row for row, tokens in enumerate(self._tokens) if self._is_live(row, tokens)]
+        live = [row for row in range(len(self._tokens)) if self._is_live(row)]
         for row in live:
             cursor = self._cursors[row]
             if cursor is not None:
@@ -120,9 +120,9 @@ class _Chooser(LogitsProcessor):
             steps = [min(len(tokens), self._sampler.uniform.shape[1] - 1) for tokens in self._tokens]
             chosen = self._sampler.draw(logits, self._numbers, steps)
         logprobs = logits.gather(-1, chosen[:, None]).squeeze(-1) - logits.logsumexp(dim=-1)
-        for row, (token, logprob) in enumerate(zip(chosen.tolist(), logprobs.tolist(), strict=True)):
-            if row in live:
-                self._append(row, token, logprob)
+        tokens, values = chosen.tolist(), logprobs.tolist()
+        for row in live:
+            self._append(row, tokens[row], values[row])
         return torch.full_like(scores, -math.inf).scatter_(-1, chosen[:, None], 0.0)
 
     def completions(self) -> list[Completion]:
@@ -132,8 +132,8 @@ class _Chooser(LogitsProcessor):
             for tokens, logprob, ended in zip(self._tokens, self._logprobs, self._finished, strict=True)
         ]
 
-    def _is_live(self, row: int, tokens: Sequence[int]) -> bool:
-        return not self._finished[row] and len(tokens) < self._limits[row]
+    def _is_live(self, row: int) -> bool:
+        return not self._finished[row] and len(self._tokens[row]) < self._limits[row]
 
     def _append(self, row: int, token: int, logprob: float) -> None:
         if not math.isfinite(logprob):
@@ -145,7 +145,7 @@ class _Chooser(LogitsProcessor):
         if cursor is None:
             return
         cursor.advance(token)
-        if self._is_live(row, self._tokens[row]) and not cursor.choices:
+        if self._is_live(row) and not cursor.choices:
             raise DecodingError(
                 f"prompt {self._numbers[row]}: the grammar ends with token {token}, which is not in end_ids"
             )

@@ -84,7 +84,8 @@ def apply_lora(
             raise LoraError(f"{keys}: {error}") from error
     _check_layers(adapted)
     # What is trained now has to be read later.
-    _parse_adapter_config(_plain(adapted.peft_config["default"].to_dict()), "the new adapter's config")
+    sort_names(peft_config)
+    _parse_adapter_config(peft_config.to_dict(), "the new adapter's config")
     _train_in_float32(adapted)
     return adapted
 
@@ -123,11 +124,6 @@ def _check_layers(adapted: peft.PeftModel) -> None:
                 f"lora.target_modules: {name.removeprefix('base_model.model.')} computes more than a product, so LoRA "
                 "can't be added to it; leave it out, or use lora.target_modules=all-linear"
             )
-
-
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` as JSON would hold it."""
-    return {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> peft.PeftModel:

@@ -200,14 +200,29 @@ def _fused(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor, **optio
     return (torch.addmm if total.dim() == 2 else torch.baddbmm)(total, left, right, **options)
 
 
-class StackedWhole(nn.Module):
-    """A module that is trained whole: each slot has its own parameters, and the module runs slot by slot."""
+class Wrapper(nn.Module):
+    """A module in place of another one, which it holds as `module`."""
 
-    def __init__(self, module: nn.Module, name: str, routing: Routing) -> None:
-        """Replace the parameters of `module` by plain attributes; `name` is for messages."""
+    def __init__(self, name: str, routing: Routing) -> None:
+        """`name` is for messages. A subclass sets `module`."""
         super().__init__()
         self.name = name
         self.routing = routing
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the module: models read settings such as an embedding's padding_idx."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+
+class StackedWhole(Wrapper):
+    """A module that is trained whole: each slot has its own parameters, and the module runs slot by slot."""
+
+    def __init__(self, module: nn.Module, name: str, routing: Routing) -> None:
+        """Replace the parameters of `module` by plain attributes."""
+        super().__init__(name, routing)
         self._places = []
         for parameter, _ in list(module.named_parameters(remove_duplicate=False)):
             path, _, attribute = parameter.rpartition(".")
@@ -227,13 +242,6 @@ class StackedWhole(nn.Module):
     def _show(self, weights: Sequence[torch.Tensor]) -> None:
         for (owner, attribute), weight in zip(self._places, weights, strict=True):
             setattr(owner, attribute, weight)
-
-    def __getattr__(self, name: str) -> Any:
-        """Attributes of the module: models read settings such as an embedding's padding_idx."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("module"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output, each group of rows by its slot's parameters. Raise LoraError for several groups and

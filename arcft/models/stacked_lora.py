@@ -43,11 +43,9 @@ class StackedLora:
     slots: int
     """K, the number of slots."""
 
-    shares_passes: bool
-    """Whether several adapters can share a pass; False if fused experts are adapted, which serve all rows at once."""
-
-    can_lower_rank: bool
-    """Whether `lower_rank` works; False if parameters are adapted, which have ranks of their own."""
+    adapts_parameters: bool
+    """Whether fused experts or routers are adapted. Then adapters can't share a pass, because an expert serves all rows
+    at once, and their ranks can't be lowered."""
 
     can_merge: bool
     """Whether adapters can be merged into the base weights; False if those are quantised."""
@@ -71,7 +69,7 @@ class StackedLora:
         self.model.register_forward_pre_hook(self._routing.record_shape, with_kwargs=True)
         base: list[torch.Tensor] = [layer.weight for layer, _, _ in self._parts.linears]
         base += [one.weight for layer, _ in self._parts.parameters for one in layer.parameters_adapted]
-        self.shares_passes = self.can_lower_rank = not self._parts.parameters
+        self.adapts_parameters = bool(self._parts.parameters)
         self.can_merge = all(weight.is_floating_point() for weight in base)
         self.merge_bytes = sum(weight.numel() * weight.element_size() for weight in base)
         self.compute_dtype = _main_dtype(self.model)
@@ -179,7 +177,7 @@ class StackedLora:
         Another scale, or a lower rank, is converted exactly; a higher rank is approximated as by `lower_rank`.
         """
         config = read_adapter_config(folder)
-        if self._parts.parameters and _ranks(config) != _ranks(self._config):
+        if self.adapts_parameters and _ranks(config) != _ranks(self._config):
             raise LoraError(f"{folder}: its ranks or scales are not those of this run's adapters")
         ranked = {piece for _, *factors in self._parts.linears for piece in factors}
         shapes = {name: value.shape for name, value in self._parts.constants.items()}
@@ -273,10 +271,10 @@ class StackedLora:
         """Replace the initial adapter and all slots by their best approximations of a lower rank (Eckart, Young 1936).
 
         The scale stays the same, so alpha falls with the rank. If memory runs out, the error is passed on, and
-        everything is as before. Raise ValueError for a rank below 1 or not below the present one, or without
-        `can_lower_rank`.
+        everything is as before. Raise ValueError for a rank below 1 or not below the present one, or if
+        parameters are adapted.
         """
-        if not self.can_lower_rank:
+        if self.adapts_parameters:
             raise ValueError("adapted parameters have ranks of their own, which can't be lowered")
         if not 1 <= rank < self.rank:
             raise ValueError(f"rank {rank}: at least 1 and below the present {self.rank}")

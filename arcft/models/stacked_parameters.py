@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from arcft.models.lora import LoraError
-from arcft.models.stacked_layers import Routing
+from arcft.models.stacked_layers import Routing, Wrapper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +40,13 @@ class AdaptedParameter:
         return torch.add(self.weight.to(change.dtype), change, alpha=self.scale).to(self.weight.dtype)
 
 
-class StackedParameters(nn.Module):
+class StackedParameters(Wrapper):
     """A module with adapted parameters, for one slot at a time: tokens of all rows share an expert's product."""
 
     def __init__(self, module: nn.Module, name: str, routing: Routing, parameters: Sequence[AdaptedParameter]) -> None:
-        """Replace the parameters by plain attributes; `name` is for messages."""
-        super().__init__()
+        """Replace the parameters by plain attributes."""
+        super().__init__(name, routing)
         self.module = module
-        self.name = name
-        self.routing = routing
         self.parameters_adapted = parameters
         self.factors: Sequence[tuple[torch.Tensor, torch.Tensor]] = ()
         """For each parameter A and B of the present slot."""
@@ -68,13 +66,6 @@ class StackedParameters(nn.Module):
             parameter.adapted(*factors)
             for parameter, factors in zip(self.parameters_adapted, self.factors, strict=True)
         ]
-
-    def __getattr__(self, name: str) -> Any:
-        """Attributes of the module: models read settings of theirs."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("module"), name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output by the present slot's parameters. Raise LoraError for several slots."""

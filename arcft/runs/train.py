@@ -176,8 +176,6 @@ def _check_optimized_metric(config: TrainConfig, prepared: Prepared) -> None:
 
 def prepare(config: TrainConfig) -> Prepared:
     """Tokenizer, text format, task sets and the stream of examples; raises ArcftError if training is impossible."""
-    # Also where nothing is predicted while training: a model that reads both ways would learn to copy.
-    stored_decoder(config.model)
     tokenizer = load_tokenizer(config.model)
     training = config.training
     kind = kind_of(config.data)
@@ -203,6 +201,9 @@ def prepare(config: TrainConfig) -> Prepared:
     )
     if training.generation_tasks and sets.held_out:
         check_answers(builder, config.inference, config.model)
+    else:
+        # A model that reads both ways is refused all the same: it would learn to copy.
+        stored_decoder(config.model)
     trial = stream.check()
     held_out = _held_out_examples(builder, sets.held_out)
     fitting = [example for example in held_out if example is not None]

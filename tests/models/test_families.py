@@ -213,7 +213,7 @@ def test_stacked_experts_have_the_gradients_of_peft(kind: str, tmp_path: Path) -
 def test_several_adapters_on_fused_experts_are_an_error(tmp_path: Path) -> None:
     save_adapter(apply_lora(family_model("mixtral"), LORA, [], seed=0), tmp_path)
     stacked = StackedLora(load_adapter(family_model("mixtral"), tmp_path, trainable=True), 2)
-    assert not stacked.shares_passes
+    assert stacked.adapts_parameters
     with (
         stacked.training(0, 2),
         pytest.raises(LoraError, match=r"serve all rows of a batch at once.*use ttft\.slots=1"),

@@ -79,7 +79,7 @@ def evaluated_tasks(file: Path) -> tuple[list[Problem], list[Problem]]:
     Raises ConfigError where no evaluation wrote the file, TaskError or CheckpointError where its data is gone.
     """
     data = _data_of(file)
-    # Before 0.2, the submission had the evaluated tasks alone.
+    # Submissions of version 0.1.0 have the evaluated tasks alone.
     evaluated = _stored(file.parent / METRICS_FILE).get("evaluated")
     ids = list(_stored(file.parent / SUBMISSION_FILE))
     tasks = {task.id: task for task in tasks_with_ids(data, ids)}

@@ -89,17 +89,7 @@ def write_results(
     evaluated = {problem.id for problem in problems}
     content["evaluated"] = sorted(evaluated)
     content["not_evaluated"] = sorted(problem.id for problem in submitted if problem.id not in evaluated)
-    if scores.over_tests:
-        content["averages"] = _averages(kind.metrics)
-        content["metrics_over_tests"] = scores.over_tests
-        share = scores.over_tests[kind.metrics.primary]
-        content["tests"] = {
-            "number": scores.num_tests,
-            "solved": round(share * scores.num_tests),
-            "share": share,
-            "interval_95": wilson_interval(share, scores.num_tests),
-        }
-        content["intervals_95"] = scores.intervals()
+    content |= _over_tests(scores, kind.metrics)
     if adaptation is not None and adaptation.before is not None:
         content["before"] = adaptation.before.metrics
     if numbers:
@@ -108,13 +98,26 @@ def write_results(
     return scores
 
 
-def _averages(metric_set: MetricSet) -> dict[str, str]:
-    """What the figures of metrics.json are, for readers."""
-    name = metric_set.score_over_tests
+def _over_tests(scores: Scores, metric_set: MetricSet) -> dict[str, Any]:
+    """What metrics.json says of all tests alike, and, under `averages`, what its figures are means of; nothing if no
+    answer is known."""
+    if not scores.over_tests:
+        return {}
+    name, share = metric_set.score_over_tests, scores.over_tests[metric_set.primary]
     return {
-        "metrics": "means over tasks of the means over each task's tests",
-        "metrics_over_tests": "means over all tests" + (f"; {metric_set.primary} is {name}" if name else ""),
-        "intervals_95": "of metrics, over tasks (Wilson)",
+        "averages": {
+            "metrics": "means over tasks of the means over each task's tests",
+            "metrics_over_tests": "means over all tests" + (f"; {metric_set.primary} is {name}" if name else ""),
+            "intervals_95": "of metrics, over tasks (Wilson)",
+        },
+        "metrics_over_tests": scores.over_tests,
+        "tests": {
+            "number": scores.num_tests,
+            "solved": round(share * scores.num_tests),
+            "share": share,
+            "interval_95": wilson_interval(share, scores.num_tests),
+        },
+        "intervals_95": scores.intervals(),
     }
 
 

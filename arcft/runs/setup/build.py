@@ -51,7 +51,9 @@ def check_answers(builder: ExampleBuilder, inference: InferenceConfig, model: Mo
     if isinstance(inference, VllmConfig):
         require_vllm()
     else:
-        _check_decoder(stored_decoder(model), inference, model)
+        decoder = stored_decoder(model)
+        _check_decoder(decoder, inference, model)
+        _say_generate(decoder, inference, model)
     if inference.uses_grammar:
         builder.grammar()
 
@@ -59,21 +61,18 @@ def check_answers(builder: ExampleBuilder, inference: InferenceConfig, model: Mo
 def settle_decoder(
     loaded: PreTrainedModel | PeftModel, inference: InferenceConfig, model: ModelConfig, *, context: int | None
 ) -> None:
-    """Find out what completes the prompts of a loaded model, if its architecture is not known.
+    """Find out what completes the prompts of a loaded model, if its architecture is not known to `check_answers`.
 
     `model` is its config, and `context` the most tokens of prompt and answer, or None. Raise ModelError where nothing
-    can, or not in the way of `inference`; say so if it is transformers' generate.
+    can, or not in the way of `inference`.
     """
     try:
         decoder = decoder_for(loaded, context=context)
     except ModelError as error:
         raise ModelError(f"model.path={model.path}: {error}") from error
     _check_decoder(decoder, inference, model)
-    if decoder is Decoder.GENERATE and not isinstance(inference, GenerateConfig):
-        note(
-            f"models of type {loaded.config.get_text_config(decoder=True).model_type} are decoded by transformers' "
-            "generate, which is slower than arcft's decoder"
-        )
+    if decoder is Decoder.GENERATE and stored_decoder(model) is None:
+        _say_generate(decoder, inference, model)
 
 
 def _check_decoder(decoder: Decoder | None, inference: InferenceConfig, model: ModelConfig) -> None:
@@ -84,6 +83,11 @@ def _check_decoder(decoder: Decoder | None, inference: InferenceConfig, model: M
             f"model.positions={model.positions}: the model at {model.path} is decoded by transformers' generate, which "
             "only counts positions; use model.positions=none"
         )
+
+
+def _say_generate(decoder: Decoder | None, inference: InferenceConfig, model: ModelConfig) -> None:
+    if decoder is Decoder.GENERATE and not isinstance(inference, GenerateConfig):
+        note(f"{model.path} is decoded by transformers' generate, which is slower than arcft's decoder")
 
 
 def view_dealer(kind: Kind, inference: InferenceConfig) -> DealViews:

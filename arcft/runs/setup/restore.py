@@ -71,7 +71,8 @@ class ModelHost:
         self._model: PreTrainedModel | PeftModel | None = None
 
     def plain(self, config: ModelConfig) -> PreTrainedModel:
-        """The same, once no adapter is needed any more: a large model does not fit twice."""
+        """The model of `config` without an adapter, in place of the one that is held: a large model does not fit
+        twice."""
         self._forget()
         return self.base(config)
 

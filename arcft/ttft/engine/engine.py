@@ -57,14 +57,7 @@ class Engine:
         many augmentations. `memory` holds the memory settings of an earlier process, if there was one. `clock` measures
         deadlines."""
         on_cpu = stacked.model.device.type == "cpu"
-        slots = resolve_slots(config.slots, stacked.model.device.type)
-        if not stacked.shares_passes:
-            if slots not in (1, "auto"):
-                raise LoraError(
-                    f"ttft.slots={slots}: the adapters change fused experts, which serve all rows of a batch at once, "
-                    "so they can't share a pass; use ttft.slots=1, or leave the experts out of lora.target_modules"
-                )
-            slots = 1
+        slots = resolve_slots(config.slots, stacked.model.device.type, can_share=not stacked.adapts_parameters)
         self._stacked = stacked
         self._current = Current(
             memory

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import Literal
 
+from arcft.models.lora import LoraError
+
 MOST = 8
 """The largest number that is tried."""
 
@@ -18,8 +20,20 @@ GAIN = 1.05
 """Required speedup of twice as many slots; otherwise fewer are kept, which need less memory and finish sooner."""
 
 
-def resolve_slots(slots: int | Literal["auto"] | None, device_type: str) -> int | Literal["auto"]:
-    """Resolve ttft.slots for a device: null means 1 on a CPU, which one task keeps busy, and auto elsewhere."""
+def resolve_slots(
+    slots: int | Literal["auto"] | None, device_type: str, *, can_share: bool = True
+) -> int | Literal["auto"]:
+    """Resolve ttft.slots for a device: null means 1 on a CPU, which one task keeps busy, and auto elsewhere.
+
+    Where the adapters of several tasks can't share a pass, it is 1; raises LoraError if `slots` asks for more.
+    """
+    if not can_share:
+        if slots in (None, 1, "auto"):
+            return 1
+        raise LoraError(
+            f"ttft.slots={slots}: the adapters change fused experts, which serve all rows of a batch at once, so they "
+            "can't share a pass; use ttft.slots=1, or leave the experts out of lora.target_modules"
+        )
     if slots is not None:
         return slots
     return 1 if device_type == "cpu" else "auto"

@@ -313,7 +313,7 @@ class SlotTraining:
         """Reduce the adapters to the new rank, if it changed; False if there is not even enough memory for that."""
         if new.rank == self._stacked.rank:
             return True
-        if not self._stacked.can_lower_rank:
+        if self._stacked.adapts_parameters:
             return False
         try:
             self._stacked.lower_rank(new.rank)

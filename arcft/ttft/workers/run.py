@@ -71,10 +71,9 @@ def drain_on_ray(
     """Process the queue in `count` actors of a Ray cluster: the one at RAY_ADDRESS, or started here by `ray start`.
 
     If there is none, a local cluster is started and ends with this call. A cluster that is lost is joined or started
-    again, MAX_CLUSTERS times in all. `count` defaults to one actor per GPU or,
-    without GPUs, per four cores. On every machine arcft, the checkpoint's files and, if adapters are saved, the run's
-    folder must have the same path. `factory` is sent to each actor and called there. Raises WorkerError, see
-    WorkerPool.work.
+    again, up to MAX_CLUSTERS clusters in all. `count` defaults to one actor per GPU or, without GPUs, per four cores.
+    On every machine arcft, the checkpoint's files and, if adapters are saved, the run's folder must have the same path.
+    `factory` is sent to each actor and called there. Raises WorkerError, see WorkerPool.work.
     """
     for _ in range(MAX_CLUSTERS):
         try:
