@@ -307,7 +307,8 @@ class MetricSet(Protocol):
     """The one that says whether a problem is solved: 1 if every test is, by one of the attempts."""
 
     score_over_tests: str
-    """What the primary metric is called elsewhere if it is averaged over all tests alike; empty if it has no name."""
+    """Completes `this is ...` for the mean of the primary metric over all tests, e.g. `how Kaggle scores`; empty if
+    there is nothing to say."""
 
     any_correct: str
     """1 for a test if any prediction is right."""

@@ -48,11 +48,11 @@ def _bound(share: float) -> str:
     return f"{100 * share:.1f}" if 0 < share < 0.1 else f"{100 * share:.0f}"
 
 
-SPREAD = "± is the standard error over tasks, a range the 95% interval where all tasks score the same"
+SPREAD = "± is the standard error over tasks, a range is a 95% interval"
 
 
 def over_tests(scores: Scores, metric_set: MetricSet) -> str:
-    """The primary metric over all tests, e.g. `over tests: 1 of 9 solved, 11.1% (2.0–43%); this is Kaggle's score`;
+    """The primary metric over all tests, e.g. `over tests: 1 of 9 solved, 11.1% (2.0–43%); this is how Kaggle scores`;
     empty if it is not known."""
     if metric_set.primary not in scores.over_tests:
         return ""

@@ -22,8 +22,8 @@ from arcft.problems.arc.scoring.verifier import Consistency
 from arcft.problems.arc.task import Grid, Pair, Task, as_grid
 from arcft.reporting.charts.curves import Curves
 from arcft.reporting.outcomes import sorted_results
-from arcft.reporting.pictures.summary import evenly
-from arcft.reporting.pictures.tiles import fit_box, tile_size
+from arcft.reporting.pictures.summary import EDGE, WARNING, evenly
+from arcft.reporting.pictures.tiles import PAPER, fit_box, tile_size
 from arcft.reporting.report import write_report
 from arcft.reporting.words import percent
 from arcft.scoring.predictions import Prediction, PredictionError, group_by_test
@@ -329,3 +329,16 @@ def test_examples_are_spread_evenly() -> None:
 
 def test_percentages() -> None:
     assert [percent(value) for value in (0, 0.0004, 0.125, 0.9996, 1)] == ["0%", "0.0%", "12.5%", "100.0%", "100%"]
+
+
+@pytest.mark.parametrize("note", ["25 of 25 tasks were trained on", "all of it was seen before, " * 4])
+def test_the_warning_in_the_summary_picture_stands_clear_of_the_words_beside_it(tmp_path: Path, note: str) -> None:
+    write(tmp_path, TASKS, PREDICTIONS, note=note)
+    with Image.open(tmp_path / "summary.png") as picture:
+        line = np.asarray(picture.convert("RGB")).astype(int)[96:132]
+    is_red = (abs(line - ImageColor.getrgb(WARNING)) < 8).all(axis=-1).any(axis=0)
+    begins = int(is_red.argmax())
+    assert begins > EDGE
+    before = line[:, begins - 20 : begins - 2]
+    assert (before == ImageColor.getrgb(PAPER)).all()
+    assert (line[:, EDGE : begins - 20] != ImageColor.getrgb(PAPER)).any()

@@ -198,7 +198,7 @@ def test_averages_over_tasks_and_over_tests_are_told_apart(
     out = capsys.readouterr().out
     assert "share of, averaged over tasks" in out
     assert ["vote_2", "10.0%", "±", "10.0", "tests"] in [line.split()[:5] for line in out.splitlines()]
-    over_tests = "vote_2 over tests: 1 of 9 tests solved, 11.1% (2.0–43%); this is Kaggle's score"
+    over_tests = "vote_2 over tests: 1 of 9 tests solved, 11.1% (2.0–43%); this is how Kaggle scores"
     assert f"\n{over_tests}\n" in out
     written = run_json(folder)
     assert written["metrics"]["vote_2"] == 0.1
@@ -206,7 +206,7 @@ def test_averages_over_tasks_and_over_tests_are_told_apart(
     assert written["tests"] == {
         "number": 9, "solved": 1, "share": 1 / 9, "interval_95": pytest.approx([0.0199, 0.4350], abs=1e-4),
     }  # fmt: skip
-    assert written["averages"]["metrics_over_tests"] == "means over all tests; vote_2 is Kaggle's score"
+    assert written["averages"]["metrics_over_tests"] == "means over all tests; vote_2 is how Kaggle scores"
     assert written["intervals_95"]["vote_2"] == pytest.approx([0.0105, 0.5371], abs=1e-4)
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert over_tests.replace("'", "&#39;") in page

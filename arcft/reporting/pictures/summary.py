@@ -59,9 +59,11 @@ def draw_summary(
     words = describe(results)
     if scores and len(scores.problems) > 1:
         words += f"; means over tasks; {SPREAD}"
-    draw.text((EDGE, 100), words, fill=FAINT, font=font(22))
+    room = WIDTH - 2 * EDGE
     if note:
         draw.text((WIDTH - EDGE, 100), note, fill=WARNING, font=font(22, bold=True), anchor="ra")
+        room -= int(draw.textlength(note, font=font(22, bold=True))) + 40
+    draw.text((EDGE, 100), shorten(draw, words, 22, room), fill=FAINT, font=font(22))
     top = 158
     if scores and scores.metrics:
         _draw_headlines(draw, scores, adaptation.before if adaptation else None, metric_set.headlines, top)
@@ -69,12 +71,12 @@ def draw_summary(
     _draw_bar(draw, results, top)
     top += 92
     left = EDGE
-    room = (540, HEIGHT - EDGE - top - 34)
-    words, charts = _charts(curves, adaptation, metric_set, room)
+    size = (540, HEIGHT - EDGE - top - 34)
+    words, charts = _charts(curves, adaptation, metric_set, size)
     if charts is not None:
         draw.text((left, top), words, fill=FAINT, font=font(17))
         picture.paste(charts, (left, top + 34))
-        left += room[0] + 48
+        left += size[0] + 48
     _draw_examples(picture, results, card, left, top, WIDTH - EDGE - left, HEIGHT - 30 - top)
     return picture
 

@@ -29,7 +29,7 @@ class ArcMetrics:
 
     names: Sequence[str] = METRICS
     primary: str = "vote_2"
-    score_over_tests: str = "Kaggle's score"
+    score_over_tests: str = "how Kaggle scores"
     any_correct: str = "pass_n"
     attempts: int = 2
     by_rank: Mapping[str, int | None] = {"pass_n": None, "vote_1": 1, "vote_2": 2}
