@@ -63,7 +63,7 @@ def draw_summary(
     if note:
         draw.text((WIDTH - EDGE, 100), note, fill=WARNING, font=font(22, bold=True), anchor="ra")
         room -= int(draw.textlength(note, font=font(22, bold=True))) + 40
-    draw.text((EDGE, 100), shorten(draw, words, 22, room), fill=FAINT, font=font(22))
+    draw.text((EDGE, 100), shorten(draw, words, 22, room, bold=False), fill=FAINT, font=font(22))
     top = 158
     if scores and scores.metrics:
         _draw_headlines(draw, scores, adaptation.before if adaptation else None, metric_set.headlines, top)
@@ -96,9 +96,9 @@ def write_summary(
     draw_summary(title, scores, results, curves, metric_set, card, note, adaptation).save(path, optimize=True)
 
 
-def shorten(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> str:
+def shorten(draw: ImageDraw.ImageDraw, text: str, size: int, width: int, *, bold: bool = True) -> str:
     """`text`, cut with an ellipsis where it would be wider than `width` pixels."""
-    lettering = font(size, bold=True)
+    lettering = font(size, bold=bold)
     if draw.textlength(text, font=lettering) <= width:
         return text
     lengths = range(len(text))
