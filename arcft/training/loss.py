@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from arcft.models.selected_logits import selected_logits
 from arcft.text.tokens import IGNORED, Example
 from arcft.training.batches import Collate, group_by_length
+from arcft.training.chunked_loss import cross_entropy_sums
 
 
 def summed_cross_entropy(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -21,20 +21,17 @@ def summed_cross_entropy(model: nn.Module, batch: Mapping[str, torch.Tensor]) ->
             `input_ids` of the same shape among them.
 
     Returns:
-        The loss in nats, float32 scalar, and the number of supervised tokens, int64 scalar.
+        The loss in nats, a float32 scalar (float64 for a float64 model), and the number of supervised tokens, an int64
+        scalar.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    rows, length = batch["labels"].shape
+    length = batch["labels"].shape[1]
     targets = batch["labels"][:, 1:]
-    # Logits are computed in columns where some row is supervised: the vocabulary is by far the widest layer, and most
-    # tokens belong to prompts.
-    columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)
-    places = length * torch.arange(rows, device=columns.device)[:, None] + columns
-    logits = selected_logits(model, {**inputs, "use_cache": False}, places)
-    targets = targets[:, columns]
-    supervised = targets != IGNORED
-    loss = nn.functional.cross_entropy(logits[supervised].float(), targets[supervised], reduction="sum")
-    return loss, supervised.sum()
+    rows, columns = (targets != IGNORED).nonzero(as_tuple=True)
+    # The vocabulary is by far the widest layer, and most tokens belong to prompts.
+    places = (rows * length + columns)[None]
+    sums = cross_entropy_sums(model, {**inputs, "use_cache": False}, places, targets[rows, columns][None])
+    return sums[0], sums.new_tensor(places.numel(), dtype=torch.int64)
 
 
 @torch.no_grad()

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from arcft.models.selected_logits import selected_logits
 from arcft.models.stacked_lora import StackedLora
 from arcft.protocols import Positions
 from arcft.text.tokens import IGNORED, Example
 from arcft.training.batches import collate
+from arcft.training.chunked_loss import cross_entropy_sums
 from arcft.training.finite import SMALLEST_SCALE
 
 _INITIAL_SCALE = 2.0**14
@@ -247,12 +247,8 @@ class _SlotBatch:
 
     def losses(self, model: nn.Module) -> torch.Tensor:
         """The mean cross entropy of each slot in nats: [slots], float32, or float64 for a float64 model."""
-        logits = selected_logits(model, {**self.inputs, "use_cache": False}, self.places)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        each = nn.functional.cross_entropy(
-            logits.flatten(0, 1), self.targets.flatten(), reduction="none", ignore_index=IGNORED
-        )
-        return each.view_as(self.targets).sum(dim=1) * self.weights.to(each.dtype)
+        sums = cross_entropy_sums(model, {**self.inputs, "use_cache": False}, self.places, self.targets)
+        return sums * self.weights.to(sums.dtype)
 
 
 def _begin_moments(progress: _SlotProgress, size: int, old: dict[str, torch.Tensor] | None) -> None:

@@ -116,8 +116,8 @@ def test_the_head_runs_only_where_it_is_needed() -> None:
     shapes: list[tuple[int, ...]] = []
     model.lm_head.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape)))
     summed_cross_entropy(model, collate([LONG, SHORT], PAD))
-    # LONG is supervised at 2 and 4 (0 has nothing before it), SHORT at 1 and 2: the columns before 1, 2 and 4.
-    assert shapes == [(2, 3, VOCABULARY)]
+    # LONG is supervised at 2 and 4 (0 has nothing before it), SHORT at 1 and 2.
+    assert shapes == [(1, 4, VOCABULARY)]
 
 
 def test_the_mean_loss_does_not_depend_on_batches_or_order() -> None:
