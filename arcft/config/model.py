@@ -8,6 +8,10 @@ from typing import ClassVar, Literal
 
 from arcft.config.recommended import RecommendedConfig
 
+QUANTIZATION_SKIP = ("lm_head", "embed_out", "gate", "shared_expert_gate", "router")
+"""Errors hurt most in the logits and in what chooses the experts of a mixture. (`gate_proj`, a large layer of dense
+models, is another name.)"""
+
 
 @dataclasses.dataclass(kw_only=True)
 class ModelConfig:
@@ -41,8 +45,11 @@ class ModelConfig:
     backend: Literal["transformers", "unsloth"] = "transformers"
     """`unsloth` needs a CUDA GPU and the extra of that name."""
 
-    quantization: Literal["none", "nf4", "int8"] = "none"
-    """bitsandbytes quantisation of the frozen base weights."""
+    quantization: Literal["none", "int8", "nf4", "fp4"] = "none"
+    """Quantisation of the frozen base weights by bitsandbytes; nf4 and fp4 have 4 bits."""
+
+    quantization_skip: list[str] = dataclasses.field(default_factory=lambda: list(QUANTIZATION_SKIP))
+    """Modules that are not quantised, with all that is in them, by the end of their name."""
 
     positions: str = "none"
     """How tokens get their positions: `none` counts them, other values are the kind's. `grid`, ARC's, tells the model
@@ -66,8 +73,15 @@ class ModelConfig:
             yield "model.path is not set: give a hub id, a folder or a .gguf file, e.g. model.path=/models/my-model"
             return
         yield from self.recommended.problems_at("model.recommended")
-        if self.init == "random" and self.quantization != "none":
-            yield f"model.quantization={self.quantization} has no effect on random weights; use model.quantization=none"
+        if self.quantization == "none" and self.quantization_skip != list(QUANTIZATION_SKIP):
+            yield (
+                f"model.quantization_skip={self.quantization_skip} has no effect with model.quantization=none; drop "
+                "it, or use int8, nf4 or fp4"
+            )
+        if self.backend == "unsloth" and self.quantization == "fp4":
+            yield "model.quantization=fp4: unsloth has nf4 only; use that, or model.backend=transformers"
+        if self.backend == "unsloth" and self.quantization_skip != list(QUANTIZATION_SKIP):
+            yield "model.quantization_skip: unsloth chooses by itself; drop it, or use model.backend=transformers"
         if self.init == "pretrained" and self.seed != 0:
             yield f"model.seed={self.seed} has no effect with model.init=pretrained; drop it, or use model.init=random"
         if self.path.endswith(".gguf"):

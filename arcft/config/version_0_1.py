@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from arcft.config.model import ModelConfig
+from arcft.config.model import QUANTIZATION_SKIP, ModelConfig
 from arcft.config.run import EvaluateConfig
 from arcft.config.schema import to_dict
 
@@ -176,6 +176,8 @@ def _read_model(values: Values) -> Values:
 
 def _write_model(values: Values) -> Values:
     rest = {key: value for key, value in values.items() if key != "recommended"}
+    if values["quantization_skip"] == list(QUANTIZATION_SKIP):
+        del rest["quantization_skip"]
     for old, new in _RECOMMENDED.items():
         _, group, key = new.split(".")
         rest[old] = values["recommended"][group][key]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from arcft.config.model import ModelConfig
 from arcft.errors import ModelError
@@ -32,6 +30,13 @@ from arcft.models.bundled import BUNDLED, check_tokenizer, check_weights
 from arcft.models.folded_attention import use_folded_attention
 from arcft.models.gguf_tokenizer import load_gguf_tokenizer
 from arcft.models.positional_kernels import set_positional_kernels
+from arcft.models.quantization import (
+    FOUR_BITS,
+    bitsandbytes_config,
+    no_progress_bar,
+    prepare_quantised,
+    quantise,
+)
 from arcft.models.source import hub_options, load_architecture, model_path, not_loaded, resolve_path, trusts_code
 
 
@@ -105,9 +110,15 @@ def load_model(
         return _load_unsloth(config, dtype, max_seq_length)
     try:
         if config.init == "random":
-            model = draw_random_model(config).to(device=device, dtype=dtype)  # type: ignore[call-arg]
+            model = draw_random_model(config)
+            if config.quantization != "none":
+                model = quantise(model, config, dtype, device)
+            else:
+                model = model.to(device=device, dtype=dtype)  # type: ignore[call-arg]
         else:
             model = _load_pretrained(config, dtype, device)
+        if config.quantization != "none":
+            prepare_quantised(model, config)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, struct.error) as error:
         raise ModelError(not_loaded("model.path", model_path(config), "a causal language model", error)) from error
     if device.type == "cpu" and torch.bfloat16 in (dtype, autocast):
@@ -140,41 +151,18 @@ def _load_pretrained(config: ModelConfig, dtype: torch.dtype, device: torch.devi
         "device_map": {"": device},
     }
     if source.endswith(".gguf"):
-        return _load_gguf(Path(source), options)
+        if config.quantization == "none":
+            return _load_gguf(Path(source), options)
+        # bitsandbytes quantises dense weights only; on the CPU, because they may not fit on a GPU.
+        dense = _load_gguf(Path(source), options | {"device_map": {"": "cpu"}})
+        return quantise(dense, config, dtype, device)
     if config.quantization != "none":
-        options["quantization_config"] = _quantization(config.quantization, dtype)
+        options["quantization_config"] = bitsandbytes_config(config, dtype)
     # Bundled models load too fast for a progress bar.
-    with _no_progress_bar() if model_path(config).startswith(BUNDLED) else contextlib.nullcontext():
-        model = AutoModelForCausalLM.from_pretrained(
+    with no_progress_bar() if model_path(config).startswith(BUNDLED) else contextlib.nullcontext():
+        return AutoModelForCausalLM.from_pretrained(
             source, use_safetensors=True, trust_remote_code=trusts_code(config), **options, **hub_options(source)
         )
-    if config.quantization == "nf4":
-        _keep_gradients(model)
-    return model
-
-
-@contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    was_shown = is_progress_bar_enabled()
-    disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_shown:
-            enable_progress_bar()
-
-
-def _keep_gradients(model: PreTrainedModel) -> None:
-    """Keep bitsandbytes 0.50 from repacking 4-bit weights in the first evaluation pass.
-
-    It does so on CPUs with AVX512-BF16, and the packed product has no gradient: an adapter would silently stop
-    learning.
-    """
-    import bitsandbytes
-
-    for module in model.modules():
-        if isinstance(module, bitsandbytes.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _load_gguf(path: Path, options: dict[str, Any]) -> PreTrainedModel:
@@ -185,28 +173,13 @@ def _load_gguf(path: Path, options: dict[str, Any]) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, **options)
 
 
-def _quantization(name: str, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
-    # Errors hurt most in the logits and in the `gate` that routes a mixture of experts: these are not quantised.
-    # Names match by suffix, so the dot keeps the large `gate_proj` of dense layers quantised.
-    kept = ["lm_head", ".gate", ".shared_expert_gate"]
-    if name == "int8":
-        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=kept,
-    )
-
-
 def _load_unsloth(config: ModelConfig, dtype: torch.dtype, max_seq_length: int | None) -> PreTrainedModel:
     unsloth: Any = import_backend(config)
     model, _ = unsloth.FastLanguageModel.from_pretrained(
         model_name=resolve_path(model_path(config)),
         max_seq_length=max_seq_length,
         dtype=dtype,
-        load_in_4bit=config.quantization == "nf4",
+        load_in_4bit=config.quantization in FOUR_BITS,
         load_in_8bit=config.quantization == "int8",
         trust_remote_code=trusts_code(config),
     )

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from arcft.config.optimizer import EightBitAdamWConfig, MuonConfig, OptimizerConfig
+from arcft.console import note
 from arcft.errors import ArcftError
 
 Groups = list[dict[str, Any]]
@@ -35,7 +36,7 @@ def build_optimizer(
         return _muon(model, trainable, config, learning_rate)
     options = _adamw_options(config, learning_rate)
     if isinstance(config, EightBitAdamWConfig):
-        return _eight_bit(config.name)(_groups(trainable, config), **options)
+        return _eight_bit(config.name, trainable[0].device)(_groups(trainable, config), **options)
     return torch.optim.AdamW(_groups(trainable, config), **options)
 
 
@@ -150,11 +151,14 @@ def _groups(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> Grou
     return [group for group in groups if group["params"]]
 
 
-def _eight_bit(name: str) -> type[torch.optim.Optimizer]:
+def _eight_bit(name: str, device: torch.device) -> type[torch.optim.Optimizer]:
     try:
         import bitsandbytes
     except ImportError as error:
         raise OptimizerError(f"optimizer={name} needs bitsandbytes: pip install bitsandbytes ({error})") from error
+    if name == "paged_adamw_8bit" and device.type == "cpu":
+        note("optimizer=paged_adamw_8bit: there is no GPU whose memory could be paged; the same as adamw_8bit")
+        name = "adamw_8bit"
     return {
         "adamw_8bit": bitsandbytes.optim.AdamW8bit,
         "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit,

@@ -237,7 +237,7 @@ def test_training_does_not_change_the_fingerprint(folder: Path) -> None:
     assert base_fingerprint(config, model) == before
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
 def test_quantised_models_keep_head_and_router(tmp_path: Path, quantization: str) -> None:
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
     from transformers import Qwen2MoeConfig, Qwen2MoeForCausalLM
@@ -247,7 +247,7 @@ def test_quantised_models_keep_head_and_router(tmp_path: Path, quantization: str
     mixture = Qwen2MoeConfig(num_key_value_heads=2, decoder_sparse_step=1, **small, **experts)
     Qwen2MoeForCausalLM(mixture).save_pretrained(tmp_path)
     small_model(tie_word_embeddings=False).save_pretrained(tmp_path / "dense")
-    quantised = Linear4bit if quantization == "nf4" else Linear8bitLt
+    quantised = Linear8bitLt if quantization == "int8" else Linear4bit
     for path in (tmp_path, tmp_path / "dense"):
         model = load_model(config_of(path, quantization=quantization), dtype=torch.float32, device=CPU)
         kinds = {name: type(module) for name, module in model.named_modules() if hasattr(module, "weight")}

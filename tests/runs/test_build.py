@@ -204,7 +204,8 @@ def test_optimizers(option: str) -> None:
         "adamw": torch.optim.AdamW,
         "muon": MuonWithAdamW,
         "adamw_8bit": bitsandbytes.optim.AdamW8bit,
-        "paged_adamw_8bit": bitsandbytes.optim.PagedAdamW8bit,
+        # There is nothing to page on a CPU.
+        "paged_adamw_8bit": bitsandbytes.optim.AdamW8bit,
     }
     assert type(optimizer) is kinds[option]
     held = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])

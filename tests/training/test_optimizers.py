@@ -102,7 +102,7 @@ def test_a_schedule_moves_both_parts_also_after_loading() -> None:
     assert [part.param_groups[0]["lr"] for part in optimizer.parts.values()] == [0.5, 0.5]
 
 
-@pytest.mark.filterwarnings("ignore:.*[Pp]aged")
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_optimizer_learns_and_resumes_from_its_state(name: str) -> None:
     # bitsandbytes keeps 8-bit states only from 4096 elements on.
@@ -116,6 +116,12 @@ def test_every_optimizer_learns_and_resumes_from_its_state(name: str) -> None:
     loaded = build_optimizer(again, optimizer_config(name), 1e-2)
     loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     assert take_steps(again, loaded, range(4, 6)) == take_steps(model, optimizer, range(4, 6))
+
+
+def test_where_nothing_can_be_paged_a_note_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    model = small_model(intermediate_size=256)
+    take_steps(model, build_optimizer(model, optimizer_config("paged_adamw_8bit"), 1e-2), range(3))
+    assert capsys.readouterr().out.count("the same as adamw_8bit") == 1
 
 
 def test_a_state_of_another_optimizer_is_refused() -> None:

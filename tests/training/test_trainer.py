@@ -386,7 +386,7 @@ def test_full_fine_tuning_saves_the_whole_model(tmp_path: Path) -> None:
     assert not torch.equal(loaded.lm_head.weight, small_model().lm_head.weight)
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
 def test_adapters_on_a_quantised_model_train_and_save(tmp_path: Path, quantization: str) -> None:
     # Blocks of nf4 hold 64 weights of one row.
     small_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")

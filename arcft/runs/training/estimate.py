@@ -8,6 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from arcft.config.run import TrainConfig
+from arcft.models.quantization import num_parameters
 
 # Bytes of activations a layer keeps per token and hidden unit in 16 bits with fused attention: Korthikanti et al. 2022,
 # "Reducing Activation Recomputation in Large Transformer Models", equation 2 without the attention term.
@@ -68,7 +69,7 @@ def estimate(model: PreTrainedModel | nn.Module, config: TrainConfig, hidden_siz
         optimizer=trainable * OPTIMIZER_BYTES[config.optimizer.name],
         activations=tokens * hidden_size * layers * width,
         trainable=trainable,
-        parameters=sum(parameter.numel() for parameter in parameters),
+        parameters=num_parameters(model),
         examples=examples,
         max_tokens=examples * training.max_seq_length,
         steps=training.max_steps,

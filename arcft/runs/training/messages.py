@@ -13,6 +13,7 @@ from arcft.config.run import TrainConfig
 from arcft.console import note, print_with, say, show
 from arcft.models.load import resolve_dtype
 from arcft.models.lora import trainable_parameters
+from arcft.models.quantization import num_parameters
 from arcft.protocols import ProblemPool
 from arcft.reporting.previews import print_example
 from arcft.reporting.words import count
@@ -69,7 +70,7 @@ def show_first_example(stream: ExampleStream, tokenizer: PreTrainedTokenizerBase
 
 def say_model(config: TrainConfig, model: PreTrainedModel | PeftModel, device: torch.device) -> None:
     """Print the model's name and size, and the dtype of its passes."""
-    total = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    total = num_parameters(model) / 1e6
     trained = trainable_parameters(model) / 1e6
     dtype = str(resolve_dtype(config.training.dtype, device)).removeprefix("torch.")
     say(f"model {config.model.name}: {total:.2f} M parameters, {trained:.2f} M trained, {dtype} on {device}")

@@ -1,0 +1,143 @@
+"""Quantised base weights by bitsandbytes: int8 (Dettmers et al. 2022), nf4 (Dettmers et al. 2023) and fp4."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
+from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+from arcft.config.model import ModelConfig
+from arcft.console import note
+
+FOUR_BITS = ("nf4", "fp4")
+
+
+def bitsandbytes_config(config: ModelConfig, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
+    """How transformers quantises while it loads; `dtype` is that of the arithmetic."""
+    skipped = [_pattern(name) for name in config.quantization_skip]
+    if config.quantization == "int8":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=config.quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=skipped,
+    )
+
+
+def quantise(model: PreTrainedModel, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """A quantised copy of `model`, whose weights are in memory: drawn, or read from a GGUF file."""
+    architecture = model.config
+    # transformers takes it for weights that are quantised already.
+    if "quantization_config" in architecture.to_dict():
+        del architecture.quantization_config
+    with no_progress_bar():
+        return type(model).from_pretrained(
+            None,
+            config=architecture,
+            state_dict=model.state_dict(),
+            quantization_config=bitsandbytes_config(config, dtype),
+            attn_implementation=config.attn_implementation,
+            dtype=dtype,
+            device_map={"": device},
+        )
+
+
+def prepare_quantised(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Make a freshly quantised `model` compute the same in training and evaluation, and say what stayed as it was."""
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            # On CPUs with AVX512-BF16, bitsandbytes 0.50 repacks weights in the first evaluation pass, and the packed
+            # product has no gradient: an adapter would silently stop learning.
+            module.support_avx512bf16_for_cpu = False
+        elif isinstance(module, bitsandbytes.nn.Linear8bitLt) and module.weight.device.type == "cpu":
+            module.state = _weight_only(module.state)
+    _say_unquantised(model, config)
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Number of parameters. A weight in two places counts once, and packed weights count as what they hold: a byte
+    holds two weights of four bits."""
+    packed: dict[int, Any] = {}
+    for module in model.modules():
+        if isinstance(module, ParametrizationList):
+            packed |= {id(module.original): step.quant_state for step in module if _unpacks(step)}
+    total = 0
+    for parameter in model.parameters():
+        state = vars(parameter).get("quant_state") or packed.get(id(parameter))
+        total += parameter.numel() if state is None else math.prod(state.shape)
+    return total
+
+
+def _unpacks(parametrization: Any) -> bool:
+    return type(parametrization).__name__ == "Bnb4bitParametrization"
+
+
+@contextlib.contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Without transformers' bars over the loading of weights."""
+    was_shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            enable_progress_bar()
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether `module` is a linear layer whose weight bitsandbytes has quantised."""
+    return type(module).__name__ in ("Linear4bit", "Linear8bitLt") and type(module).__module__.startswith(
+        "bitsandbytes."
+    )
+
+
+def _pattern(name: str) -> str:
+    """The regular expression, matched from the beginning of a module's path, for `name` as the path's last part, and
+    for all that lies below it."""
+    return rf"(.*\.)?{re.escape(name)}(\..*)?$"
+
+
+def _weight_only(state: Any) -> Any:
+    """`state` of an int8 layer for a CPU: the weight is dequantised and multiplied, in training and evaluation alike.
+
+    Otherwise bitsandbytes 0.50 does so in training alone. In evaluation it also quantises the inputs, with a warning
+    for each product, and what it leaves out depends on the other rows of the batch, so answers would too.
+    """
+    import bitsandbytes
+
+    class WeightOnlyState(bitsandbytes.MatmulLtState):
+        is_training = property(lambda self: True, lambda self, value: None)
+
+    new = WeightOnlyState()
+    for name, value in vars(state).items():
+        if name != "is_training":
+            setattr(new, name, value)
+    return new
+
+
+def _say_unquantised(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Note the weights of experts that bitsandbytes leaves as they are: they are no linear layers."""
+    fused = [parameter for parameter in model.parameters() if parameter.ndim == 3 and parameter.is_floating_point()]
+    share = _count(fused) / num_parameters(model)
+    if share > 0.05:
+        note(
+            f"model.quantization={config.quantization}: {share:.0%} of the weights are in fused experts, which "
+            f"bitsandbytes does not quantise; they stay in {str(fused[0].dtype).removeprefix('torch.')}"
+        )
+
+
+def _count(parameters: Sequence[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
