@@ -78,6 +78,10 @@ class TrainingConfig:
     """Pass a batch through the model in groups of similar length, each of at most this many tokens, padding included (a
     longer example is a group); null passes whole batches. The gradient is the same up to rounding."""
 
+    packing: bool = False
+    """Lay the examples of a forward pass in one row without padding, each attending to itself only. The gradient is the
+    same up to rounding. Models whose examples would see each other all the same are padded."""
+
     curriculum: list[CurriculumStage] = dataclasses.field(default_factory=list)
     """Shorter examples first: stages of growing `max_seq_length`; empty trains on all lengths throughout."""
 

@@ -76,6 +76,29 @@ _UNLIKE_ITSELF = _names(
 )
 
 
+_PACKS = _names(
+    """
+    afmoe apertus arcee aria_text axk1 bert bert-generation biogpt bitnet cohere cohere2 cohere2_moe ctrl cwm
+    deepseek_v2 deepseek_v3 diffllama dots1 electra ernie ernie4_5 ernie4_5_moe exaone4 exaone_moe flex_olmo gemma
+    gemma2 gemma3_text gemma3n_text gemma4_text gemma4_unified_text glm glm4 glm4_moe glm4_moe_lite gpt-sw3 gpt2
+    gpt_bigcode gpt_neox granite granitemoe granitemoeshared helium hrm_text hunyuan_v1_dense hunyuan_v1_moe hy_v3
+    hyperclovax jais2 jetmoe laguna llama mellum minicpm3 minimax_m2 minimax_m3_vl_text ministral ministral3 mistral
+    mixtral modernbert-decoder nanochat nemotron olmo olmo2 olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_moe
+    qwen3 qwen3_moe roc_bert seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma whisper youtu
+    """
+)
+"""Packed examples have the logits of each alone (arcft/models/packed_attention.py). Other architectures carry a state
+from one to the next, add biases to masks of their own, or have eager attention only."""
+
+
+def known_packing(config: PretrainedConfig) -> bool | None:
+    """Whether examples of a model of this config can share a row; None if it has to be measured."""
+    kind = config.get_text_config(decoder=True).model_type
+    if _release() != MEASURED_WITH or kind not in _PACKS | _OWN | _GENERATE | _ENCODERS:
+        return None
+    return kind in _PACKS
+
+
 def known_decoder(config: PretrainedConfig) -> Decoder | None:
     """The decoder for a model of this config; None if it has to be measured. Raise ModelError if there is none."""
     config = config.get_text_config(decoder=True)

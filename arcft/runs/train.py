@@ -27,6 +27,7 @@ from arcft.models.fingerprint import base_fingerprint
 from arcft.models.limits import embedding_rows, position_limit, refuse_beyond
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
+from arcft.models.packed_attention import packs
 from arcft.protocols import DealViews, Problem, QuestionSampler
 from arcft.runs.common.command import command, stopped
 from arcft.runs.common.extras import extra
@@ -121,6 +122,7 @@ def train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
         value=config.training.max_seq_length,
         path=str(config.model.path),
     )
+    packing = config.training.packing and _packs(config, model)
     say_model(config, model, device)
     if config.dry_run:
         show_estimate(config, model)
@@ -131,7 +133,7 @@ def train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
         remove_leftovers(folder)
         write_run_yaml(folder, saving.run_config)
         with resumable(stopped("train", folder)):
-            results = _train(config, folder, prepared, model, arguments, saving, tracker)
+            results = _train(config, folder, prepared, model, arguments, saving, tracker, packing=packing)
             if results is None:
                 return {}
             # The showcase loads the checkpoint, and a large model does not fit into memory twice.
@@ -279,6 +281,20 @@ def build_model(config: TrainConfig, device: torch.device) -> tuple[PreTrainedMo
     return adapted, fingerprint
 
 
+def _packs(config: TrainConfig, model: PreTrainedModel | PeftModel) -> bool:
+    """Whether the model allows training.packing; otherwise note why examples are padded."""
+    if packs(model):
+        return True
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(base, PreTrainedModel)
+    if base.config._attn_implementation == "eager":
+        reason = "packed ones need an attention other than eager"
+    else:
+        reason = f"packed ones would see each other in a model of type {base.config.model_type}"
+    note(f"training.packing=true: examples are padded instead, because {reason}")
+    return False
+
+
 def _check_vocabulary(config: TrainConfig, prepared: Prepared, model: PreTrainedModel | PeftModel) -> None:
     """Raise ModelError where the tokenizer belongs to another model: it writes tokens without an embedding.
 
@@ -301,6 +317,8 @@ def _train(
     arguments: TrainingArguments,
     saving: Saving,
     tracker: Tracker,
+    *,
+    packing: bool,
 ) -> TrainingResults | None:
     """Train to the end; None where training.max_time ended it early. Raises Stopped after a signal."""
     checkpoints = find_checkpoints(folder) if config.resume is not None else []
@@ -326,7 +344,7 @@ def _train(
         callbacks = [recorder, ProgressBar(advance)]
         if config.training.profile_steps:
             callbacks.append(StepProfiler(folder, steps=config.training.profile_steps, max_steps=max_steps))
-        trainer = _trainer(config, prepared, model, arguments, saving, generation, callbacks, stop)
+        trainer = _trainer(config, prepared, model, arguments, saving, generation, callbacks, stop, packing=packing)
         trainer.train(checkpoints[-1] if checkpoints else None)
         if start == max_steps and generation.tasks and not generation.predictions:
             # Nothing was left to train: predict again for the final table, without recording it twice.
@@ -353,6 +371,8 @@ def _trainer(
     generation: GenerationMetrics,
     callbacks: Sequence[TrainerCallback],
     stop: StopRequest,
+    *,
+    packing: bool,
 ) -> ArcftTrainer:
     predicts = bool(generation.tasks)
     return ArcftTrainer(
@@ -366,6 +386,7 @@ def _trainer(
         eval_steps=config.training.eval_steps,
         saving=saving,
         max_batch_tokens=config.training.max_batch_tokens,
+        packing=packing,
         more_metrics=generation if predicts else None,
         best_metric=config.training.best_metric if predicts else None,
         callbacks=list(callbacks),

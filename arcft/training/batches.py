@@ -3,43 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 
 from arcft.protocols import Positions
 from arcft.text.tokens import IGNORED, Example
 
-Collate = Callable[[Sequence[Example]], dict[str, torch.Tensor]]
-"""Makes the tensors of a batch, as `collate` does."""
+Group = dict[str, Any]
+"""The tensors of a forward pass; from `pack`, also the lengths of its examples."""
+
+Collate = Callable[[Sequence[Example]], Group]
+"""Makes a forward pass of examples, as `collate` and `pack` do."""
 
 
 class Batch(TypedDict):
     """What the data loader yields: examples whose losses are summed, in groups that share a forward pass."""
 
-    groups: list[dict[str, torch.Tensor]]
-    """The tensors of each group, as `collate` makes them."""
+    groups: list[Group]
+    """As `collate` or `pack` makes them."""
 
     tokens: int
     """Tokens of all examples, without padding."""
 
 
-def collate_in_groups(examples: Sequence[Example], collate: Collate, max_batch_tokens: int | None) -> Batch:
-    """Split `examples` into groups of similar length with at most `max_batch_tokens` tokens each, padding included.
-
-    None makes one group, in the order given.
-    """
-    groups = [examples] if max_batch_tokens is None else group_by_length(examples, max_tokens=max_batch_tokens)
+def collate_in_groups(
+    examples: Sequence[Example], collate: Collate, max_batch_tokens: int | None, *, packing: bool = False
+) -> Batch:
+    """Split `examples` into groups as `group_by_length` does; None makes one group, in the order given."""
+    if max_batch_tokens is None:
+        groups: Sequence[Sequence[Example]] = [examples]
+    else:
+        groups = group_by_length(examples, max_tokens=max_batch_tokens, packing=packing)
     return Batch(
         groups=[collate(group) for group in groups], tokens=sum(len(example.input_ids) for example in examples)
     )
 
 
 def group_by_length(
-    examples: Sequence[Example], *, max_tokens: int | None, max_rows: int | None = None
+    examples: Sequence[Example], *, max_tokens: int | None, max_rows: int | None = None, packing: bool = False
 ) -> list[list[Example]]:
-    """Sort `examples`, the longest first, into groups of at most `max_tokens` tokens each, padding included, and
-    `max_rows` examples; None is no limit. An example longer than `max_tokens` forms its own group."""
+    """Sort `examples`, the longest first, into groups of at most `max_tokens` tokens each and `max_rows` examples; None
+    is no limit. An example longer than `max_tokens` forms its own group.
+
+    With `packing`, padding does not count, and an example goes into the first group that has room for it.
+    """
+    if packing:
+        return _fill(examples, max_tokens, max_rows)
     groups: list[list[Example]] = []
     # The longest first, so that a run that does not fit in memory fails early.
     for example in sorted(examples, key=lambda example: len(example.input_ids), reverse=True):
@@ -52,7 +62,24 @@ def group_by_length(
     return groups
 
 
-def collate(examples: Sequence[Example], pad_id: int, positions: Positions | None = None) -> dict[str, torch.Tensor]:
+def _fill(examples: Sequence[Example], max_tokens: int | None, max_rows: int | None) -> list[list[Example]]:
+    groups: list[list[Example]] = []
+    sizes: list[int] = []
+    for example in sorted(examples, key=lambda example: len(example.input_ids), reverse=True):
+        size = len(example.input_ids)
+        for number, group in enumerate(groups):
+            fits = max_tokens is None or sizes[number] + size <= max_tokens
+            if fits and (max_rows is None or len(group) < max_rows):
+                group.append(example)
+                sizes[number] += size
+                break
+        else:
+            groups.append([example])
+            sizes.append(size)
+    return groups
+
+
+def collate(examples: Sequence[Example], pad_id: int, positions: Positions | None = None) -> Group:
     """Pad `examples` on the right to one length.
 
     Returns:
@@ -72,8 +99,27 @@ def collate(examples: Sequence[Example], pad_id: int, positions: Positions | Non
         end = len(example.input_ids)
         input_ids[row, :end] = torch.tensor(example.input_ids)
         labels[row, 1:end] = torch.tensor(example.labels[1:])
-    batch = {"input_ids": input_ids, "labels": labels}
+    batch: Group = {"input_ids": input_ids, "labels": labels}
     if positions is not None:
         batch["position_ids"] = torch.stack([torch.tensor(positions(row)) for row in input_ids.tolist()])
         batch["attention_mask"] = torch.ones_like(input_ids)
     return batch
+
+
+def pack(examples: Sequence[Example], positions: Positions | None = None) -> Group:
+    """Lay `examples` in one row without padding, for models/packed_attention.py.
+
+    Returns:
+        `input_ids`, `labels` and `position_ids`, int64 [1, tokens], and `lengths`, the tokens of each example.
+        Positions begin anew with each example: `positions` of it, or counted from 0. No example's first label is a
+        target.
+    """
+    lengths = tuple(len(example.input_ids) for example in examples)
+    labels = [label for example in examples for label in (IGNORED, *example.labels[1:])]
+    own = [range(length) for length in lengths] if positions is None else [positions(one.input_ids) for one in examples]
+    return {
+        "input_ids": torch.tensor([[token for example in examples for token in example.input_ids]]),
+        "labels": torch.tensor([labels]),
+        "position_ids": torch.tensor([[place for places in own for place in places]]),
+        "lengths": lengths,
+    }

@@ -21,10 +21,11 @@ from arcft import checkpoints
 from arcft.config.optimizer import OptimizerConfig
 from arcft.config.scheduler import SchedulerConfig
 from arcft.errors import ArcftError
+from arcft.models.packed_attention import use_packed_attention
 from arcft.protocols import Positions
 from arcft.text.tokens import IGNORED, Example
 from arcft.training.arguments import check_length
-from arcft.training.batches import Batch, collate, collate_in_groups
+from arcft.training.batches import Batch, Collate, Group, collate, collate_in_groups, pack
 from arcft.training.finite import SMALLEST_SCALE, check_finite
 from arcft.training.flow import FlowCallback
 from arcft.training.loss import mean_loss, summed_cross_entropy
@@ -63,6 +64,7 @@ class ArcftTrainer(Trainer):
         eval_steps: int,
         saving: Saving,
         max_batch_tokens: int | None = None,
+        packing: bool = False,
         positions: Positions | None = None,
         more_metrics: Callable[[nn.Module, int], Mapping[str, float] | None] | None = None,
         best_metric: str | None = None,
@@ -82,6 +84,8 @@ class ArcftTrainer(Trainer):
             eval_steps: Evaluate after this many optimizer steps, and after the last one.
             saving: What goes into checkpoints.
             max_batch_tokens: Maximum tokens per forward pass, padding included; None: a batch is one pass.
+            packing: Lay the examples of a pass in one row without padding; the model has to allow that (see
+                models/packed_attention.py).
             positions: Position ids that jump; None counts from 0.
             more_metrics: Called as `more_metrics(model, step)` in evaluations, under the trainer's autocast; its
                 metrics are logged as `eval_NAME`. It returns None if it was asked to stop; the evaluation is then
@@ -103,7 +107,12 @@ class ArcftTrainer(Trainer):
         self._resumed_from: Path | None = None
         self.trained_model = model
         self.eval_examples = eval_dataset or []
-        self._collate = functools.partial(collate, pad_id=pad_id, positions=positions)
+        self.packing = packing
+        if packing:
+            use_packed_attention(model)
+            self._collate: Collate = functools.partial(pack, positions=positions)
+        else:
+            self._collate = functools.partial(collate, pad_id=pad_id, positions=positions)
         self._flow = FlowCallback(
             eval_steps=eval_steps,
             can_evaluate=bool(self.eval_examples) or more_metrics is not None,
@@ -115,7 +124,7 @@ class ArcftTrainer(Trainer):
             model=model,
             args=args,
             data_collator=functools.partial(  # type: ignore[arg-type]
-                collate_in_groups, collate=self._collate, max_batch_tokens=max_batch_tokens
+                collate_in_groups, collate=self._collate, max_batch_tokens=max_batch_tokens, packing=packing
             ),
             train_dataset=train_dataset,
             callbacks=[*callbacks, self._flow],
@@ -215,7 +224,7 @@ class ArcftTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: Group,
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
@@ -284,6 +293,7 @@ class ArcftTrainer(Trainer):
                     self._collate,
                     batch_size=self.args.per_device_eval_batch_size,
                     max_batch_tokens=self.max_batch_tokens,
+                    packing=self.packing,
                 )
             if self.more_metrics is not None:
                 more = self.more_metrics(self.trained_model, self.state.global_step)

@@ -112,3 +112,16 @@ def test_an_evaluation_that_fails_leaves_the_checkpoint(tmp_path: Path, capsys: 
     assert run_train(tmp_path / "run", f"resume='{tmp_path / 'run'}'") == 0
     assert last_checkpoint(tmp_path / "run").name == "checkpoint-4"
     assert [line["step"] for line in history(tmp_path / "run") if "eval_accuracy" in line] == [2, 4]
+
+
+def test_packing_where_examples_would_see_each_other_is_padding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*words_for("lfm2", saved_model("lfm2", tmp_path / "model")), "training.generation_tasks=0"]
+    assert run_train(tmp_path / "padded", *words) == 0
+    capsys.readouterr()
+    assert run_train(tmp_path / "packed", *words, "training.packing=true") == 0
+    text = " ".join("".join(capsys.readouterr()).split())
+    assert "training.packing=true: examples are padded instead" in text
+    assert "would see each other in a model of type lfm2" in text
+    assert history(tmp_path / "packed") == history(tmp_path / "padded") != []

@@ -348,6 +348,13 @@ def test_workers_and_accumulation_change_nothing(quick_run: Path, tmp_path: Path
         assert recorded(tmp_path / "run", name) == pytest.approx(recorded(quick_run, name), rel=1e-4)
 
 
+def test_packing_changes_nothing(quick_run: Path, tmp_path: Path) -> None:
+    assert run_train(tmp_path / "run", *QUICK, "training.packing=true", "training.max_batch_tokens=256") == 0
+    for name in ("loss", "grad_norm", "eval_loss"):
+        assert recorded(quick_run, name)
+        assert recorded(tmp_path / "run", name) == pytest.approx(recorded(quick_run, name), rel=1e-4)
+
+
 # Data
 
 

@@ -160,6 +160,7 @@ def small_run(folder: Path, model: Any = None, device: torch.device = CPU, **cha
         scheduler_config=CosineConfig(warmup_ratio=0.2, min_lr_ratio=0.1),
         eval_steps=config.eval_steps,
         max_batch_tokens=config.max_batch_tokens,
+        packing=config.packing,
         saving=Saving(
             tokenizer=small_tokenizer(),
             run_config={"training": dataclasses.asdict(config)},

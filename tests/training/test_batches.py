@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from arcft.text.tokens import IGNORED, Example
-from arcft.training.batches import collate, collate_in_groups, group_by_length
+from arcft.training.batches import collate, collate_in_groups, group_by_length, pack
 from arcft.training.loss import mean_loss, summed_cross_entropy
 from tests.support.small_training import EVALUATION, PAD, VOCABULARY, adapted_model, small_model
 
@@ -128,3 +128,21 @@ def test_the_mean_loss_does_not_depend_on_batches_or_order() -> None:
     ]
     total, count = plain_loss(model, EVALUATION)
     assert all(abs(loss - total / count) < 1e-5 for loss in losses)
+
+
+def test_packed_examples_lie_in_one_row_and_none_has_a_first_target() -> None:
+    batch = pack([SHORT, LONG])
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 10, 11, 12]]
+    assert batch["labels"].tolist() == [[-100, 6, 7, -100, -100, 10, -100, 12]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 2, 3, 4]]
+    assert batch["lengths"] == (3, 5)
+    assert pack([SHORT], lambda ids, after=-1: [7, 9, 40])["position_ids"].tolist() == [[7, 9, 40]]
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "max_rows", "expected"),
+    [(None, None, [[9, 5, 5, 3, 2, 2]]), (12, None, [[9, 3], [5, 5, 2], [2]]), (14, 2, [[9, 5], [5, 3], [2, 2]])],
+)
+def test_packed_groups_are_filled_up(max_tokens: int | None, max_rows: int | None, expected: list[list[int]]) -> None:
+    groups = group_by_length(of_lengths(2, 5, 9, 3, 5, 2), max_tokens=max_tokens, max_rows=max_rows, packing=True)
+    assert [[len(example.input_ids) for example in group] for group in groups] == expected

@@ -81,6 +81,8 @@ def golden() -> dict[str, list[float]]:
         {"max_batch_tokens": 40, "gradient_checkpointing": True, "num_workers": 2},
         {"max_batch_tokens": 40, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
         {"max_batch_tokens": 1},
+        {"packing": True},
+        {"packing": True, "max_batch_tokens": 40, "gradient_checkpointing": True, "num_workers": 2},
         {"eval_dataset": EVALUATION, "eval_steps": 2},
     ],
     ids=[
@@ -94,6 +96,8 @@ def golden() -> dict[str, list[float]]:
         "checkpointed groups",
         "groups 4x2",
         "alone",
+        "packed",
+        "packed, checkpointed groups",
         "evaluation",
     ],
 )
@@ -147,8 +151,11 @@ def test_the_loss_is_the_mean_over_all_supervised_tokens_of_a_step(tmp_path: Pat
         {"max_batch_tokens": 1},
         {"max_batch_tokens": 64, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
         {"max_batch_tokens": 64, "gradient_checkpointing": True},
+        {"packing": True},
+        {"packing": True, "max_batch_tokens": 64},
+        {"packing": True, "gradient_checkpointing": True},
     ],
-    ids=["groups", "alone", "accumulated", "checkpointed"],
+    ids=["groups", "alone", "accumulated", "checkpointed", "packed", "packed groups", "packed, checkpointed"],
 )
 def test_a_step_has_one_gradient_however_it_is_grouped(
     tmp_path: Path, changes: dict[str, Any], dtype: torch.dtype, tolerance: float
@@ -182,6 +189,20 @@ def test_groups_are_passed_one_after_the_other(tmp_path: Path) -> None:
     assert sum(rows for rows, _ in shapes) == 8 + len(EVALUATION)
     assert all(rows * length <= 60 for rows, length in shapes)
     assert {rows for rows, _ in shapes} > {2, 3}
+
+
+def test_packed_groups_are_rows_without_padding(tmp_path: Path) -> None:
+    shapes: list[tuple[int, ...]] = []
+    run = small_run(tmp_path, max_steps=1, max_batch_tokens=60, packing=True, eval_dataset=EVALUATION)
+    embeddings = run.trainer.trained_model.get_input_embeddings()
+    embeddings.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape)))
+    run.trainer.train()
+    examples = [CopyStream()[k] for k in range(8)] + EVALUATION
+    assert sum(length for _, length in shapes) == sum(len(example.input_ids) for example in examples)
+    assert {rows for rows, _ in shapes} == {1}
+    assert max(length for _, length in shapes) <= 60
+    expected = mean_loss(run.trainer.trained_model, EVALUATION, lambda rows: collate(rows, PAD), batch_size=1)
+    assert run.logs.of("eval_loss") == pytest.approx([expected], rel=1e-5)
 
 
 def test_tokens_are_counted_without_padding_and_timed_without_evaluation(tmp_path: Path) -> None:

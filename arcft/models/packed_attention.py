@@ -1,0 +1,251 @@
+"""Packing: examples side by side in one row, without padding, each attending to itself only.
+
+Attention goes example by example: on a GPU in one call of torch's flash attention for sequences of different lengths,
+on a CPU in a call for each. Models whose examples would see each other all the same (in a recurrent state, a
+convolution, a mask of their own) are told apart by `packs`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from inspect import signature
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import and_masks, causal_mask_function, packed_sequence_mask_function, sdpa_mask
+
+from arcft.models import folded_attention
+from arcft.models.families import known_packing
+
+try:
+    from torch.nn.attention import varlen
+except ImportError:
+    varlen = None  # type: ignore[assignment]
+
+NAME = "arcft_packed"
+"""Its name as `attn_implementation`."""
+
+OURS = ("sdpa", folded_attention.NAME, NAME)
+"""Implementations that it can stand in for."""
+
+FLASH = ("flash_attention_2", "flash_attention_3")
+
+_LENGTHS = (33, 20, 27)
+_LARGEST_WINDOW = 4096
+_TOLERANCE, _TOLERANCE_IN_HALF = 0.01, 0.1
+"""As in arcft/decoding/probe.py."""
+
+_lengths: contextvars.ContextVar[tuple[int, ...] | None] = contextvars.ContextVar("lengths", default=None)
+
+
+def use_packed_attention(model: PreTrainedModel | PeftModel) -> None:
+    """Switch sdpa attention to ours, which does the same for rows that are not packed."""
+    if model.config._attn_implementation in OURS:
+        AttentionInterface.register(NAME, packed_attention)
+        AttentionMaskInterface.register(NAME, packed_mask)
+        _base(model).set_attn_implementation(NAME)
+
+
+@contextlib.contextmanager
+def packed(model: Any, lengths: Sequence[int] | None) -> Iterator[dict[str, Any]]:
+    """Within this context, a forward pass of one row takes it for examples of these lengths; None for padded rows.
+
+    Yields what the pass needs besides `input_ids` and `position_ids`.
+    """
+    if lengths is None:
+        yield {}
+        return
+    implementation = model.config._attn_implementation
+    if implementation in FLASH:
+        ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=model.device)
+        longest = max(lengths)
+        yield {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+        return
+    token = _lengths.set(tuple(lengths))
+    try:
+        # flex attention cuts where positions restart, which it looks for only where there is no mask.
+        ones = torch.ones(1, sum(lengths), dtype=torch.int64, device=model.device)
+        yield {"attention_mask": ones} if implementation == NAME else {}
+    finally:
+        _lengths.reset(token)
+
+
+def packed_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    device: torch.device | str = "cpu",
+    **options: Any,
+) -> torch.Tensor | None:
+    """The mask as transformers' AttentionMaskInterface asks for it.
+
+    Within `packed`, the ends of the examples, int32 [examples + 1], where each attends to all of itself; if windows or
+    special tokens cut it further, bool [1, 1, length, length].
+    """
+    lengths = _lengths.get()
+    others = dict(options, local_size=local_size, use_vmap=use_vmap, device=device)
+    if lengths is None or q_length != sum(lengths) or q_length != kv_length or batch_size != 1:
+        return sdpa_mask(
+            batch_size=batch_size, q_length=q_length, kv_length=kv_length, mask_function=mask_function, **others
+        )
+    is_plain = mask_function is causal_mask_function or (local_size is not None and max(lengths) <= local_size)
+    if is_plain and not use_vmap:
+        ends = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
+        ends.lengths = lengths  # type: ignore[attr-defined]
+        return ends
+    numbers = torch.arange(len(lengths), device=device)
+    owners = numbers.repeat_interleave(torch.tensor(lengths, device=device), output_size=q_length)[None]
+    inside = and_masks(mask_function, packed_sequence_mask_function(owners))
+    others |= {"local_size": None, "allow_is_causal_skip": False}
+    return sdpa_mask(batch_size=1, q_length=q_length, kv_length=kv_length, mask_function=inside, **others)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention as transformers' AttentionInterface calls it; see folded_attention for the shapes.
+
+    With the ends of examples as mask, within each example; otherwise like sdpa.
+    """
+    dtype = _dtype(query)
+    folds = query.device.type == "cpu" and dtype == torch.bfloat16
+    attend = folded_attention.folded_attention if folds else sdpa_attention_forward
+    if attention_mask is None or attention_mask.dim() != 1:
+        return attend(module, query, key, value, attention_mask, dropout, scaling, is_causal, **options)
+    lengths = getattr(attention_mask, "lengths", None) or attention_mask.diff().tolist()
+    in_half = dtype in (torch.bfloat16, torch.float16)
+    if query.is_cuda and in_half and _has_varlen() and not dropout and options.get("position_bias") is None:
+        return _at_once(query.to(dtype), key.to(dtype), value.to(dtype), attention_mask, max(lengths), scaling), None
+    parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
+    outputs = [attend(module, q, k, v, None, dropout, scaling, True, **options)[0] for q, k, v in parts]
+    return torch.cat(outputs, dim=1), None
+
+
+def _at_once(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    ends: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+) -> torch.Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    output = varlen.varlen_attn(
+        query, key, value, ends, ends, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=grouped
+    )
+    assert isinstance(output, torch.Tensor)
+    return output[None]
+
+
+def _has_varlen() -> bool:
+    """Whether torch has attention for sequences of different lengths, with all the arguments that are needed here."""
+    needed = {"scale", "window_size", "enable_gqa"}
+    return varlen is not None and needed <= signature(varlen.varlen_attn).parameters.keys()
+
+
+def _dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype that attention computes in."""
+    kind = tensor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
+def packs(model: PreTrainedModel | PeftModel) -> bool:
+    """Whether packed examples have the logits that each has alone: known by the architecture, or measured."""
+    base = _base(model)
+    if not _can_pack(base):
+        return False
+    own_code = not type(base).__module__.startswith("transformers.")
+    known = None if own_code else known_packing(base.config)
+    return measure_packing(base) if known is None else known
+
+
+def _can_pack(model: PreTrainedModel) -> bool:
+    return model.config._attn_implementation in (*OURS, *FLASH, "flex_attention")
+
+
+def measure_packing(model: PreTrainedModel) -> bool:
+    """`packs`, always measured. The model's attention is as before afterwards."""
+    was_training, before = model.training, model.config._attn_implementation
+    if not _can_pack(model):
+        return False
+    model.eval()
+    try:
+        use_packed_attention(model)
+        with torch.inference_mode():
+            return _measure(model)
+    # Each architecture fails in its own way where it is fed what it does not expect.
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return False
+    finally:
+        model.set_attn_implementation(before)
+        model.train(was_training)
+
+
+def _measure(model: PreTrainedModel) -> bool:
+    texts = _texts(model)
+    lengths = [text.shape[1] for text in texts]
+    positions = torch.cat([torch.arange(length) for length in lengths])[None].to(model.device)
+    with packed(model, lengths) as inputs:
+        together = model(input_ids=torch.cat(texts, dim=1), position_ids=positions, use_cache=False, **inputs).logits
+    tolerance = _TOLERANCE if model.dtype in (torch.float32, torch.float64) else _TOLERANCE_IN_HALF
+    for text, found in zip(texts, together[0].split(lengths), strict=True):
+        expected = model(input_ids=text, use_cache=False).logits[0]
+        if not _near(found.float(), expected.float(), tolerance):
+            return False
+    return True
+
+
+def _near(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    """Whether the logits [places, vocabulary] agree, relative to their spread, at the first places and at most others.
+
+    At the first places, because a convolution looks back a few tokens only. At most of the others, because in a mixture
+    of experts a rounding error may send a token elsewhere.
+    """
+    spread = expected - expected.mean(dim=-1, keepdim=True)
+    errors = (found - expected).norm(dim=-1) / spread.norm(dim=-1)
+    return float(errors[:4].median()) <= tolerance and float(errors.median()) <= tolerance
+
+
+def _texts(model: PreTrainedModel) -> list[torch.Tensor]:
+    """Random texts [1, tokens], longer than the model's largest local window as far as its context allows."""
+    config = model.config.get_text_config(decoder=True)
+    windows = [
+        value
+        for name, value in config.to_dict().items()
+        if any(word in name for word in ("window", "chunk", "block_size", "local"))
+        and type(value) is int
+        and 0 < value <= _LARGEST_WINDOW
+    ]
+    room = (getattr(config, "max_position_embeddings", None) or 2**20) - max(_LENGTHS)
+    longer = max(0, min(max(windows, default=0), room))
+    generator = torch.Generator().manual_seed(0)
+    low = min(100, config.vocab_size // 2)
+    return [
+        torch.randint(low, config.vocab_size, (1, length + longer), generator=generator).to(model.device)
+        for length in _LENGTHS
+    ]
+
+
+def _base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    return model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[return-value]
