@@ -42,8 +42,10 @@ Job = Callable[[DictConfig], float | None]
 _failures: list[str] = []
 
 
-def run_from_command_line(job: Job, config_name: str, config_class: type) -> None:
+def run_from_command_line(job: Job, config_name: str, config_class: type, folder: Path | None = None) -> None:
     """Run `job` under hydra.main; print a user's mistake as one message and exit with code 1.
+
+    `folder` holds CONFIG_NAME.yaml, by default conf/; its folders are the groups that the command line can choose from.
 
     In a multirun a failed job is reported and the others continue. A traceback appears for bugs only, or for everything
     with HYDRA_FULL_ERROR=1.
@@ -59,11 +61,12 @@ def run_from_command_line(job: Job, config_name: str, config_class: type) -> Non
     OmegaConf.register_new_resolver("pid", os.getpid, use_cache=True, replace=True)
     _failures.clear()
     guarded = _guarded(job, wants_tracebacks)
-    entry = hydra.main(version_base="1.3", config_path=str(config_folder()), config_name=config_name)(guarded)
+    folder = folder or config_folder()
+    entry = hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(guarded)
     typed = sys.argv[1:]
     try:
         refuse_empty_paths(typed)
-        refuse_wrong_groups(typed, config_name, [field.name for field in dataclasses.fields(config_class)])
+        refuse_wrong_groups(typed, config_name, [field.name for field in dataclasses.fields(config_class)], folder)
         sys.argv[1:] = _resumed_in_place(let_unknown_keys_in(typed, config_class), config_name)
         with signals.program():
             entry()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, Sweep
@@ -33,13 +34,17 @@ def refuse_empty_paths(arguments: Sequence[str]) -> None:
         raise ConfigError([f"{key}= is empty (an unset shell variable?); give a path, or drop it" for key in empty])
 
 
-def refuse_wrong_groups(arguments: Sequence[str], program: str, own: Collection[str]) -> None:
+def refuse_wrong_groups(
+    arguments: Sequence[str], program: str, own: Collection[str], folder: Path | None = None
+) -> None:
     """Raise ConfigError for every group (model, encoder, ...) that is given no option's name, such as `lora=null`, for
     those that only another program has, and for a value without a key.
 
-    `own` are the keys of `program`, its groups among them.
+    `own` are the keys of `program`, its groups among them; `folder` holds its config and the groups, by
+    default conf/.
     """
-    groups = sorted(path.name for path in config_folder().iterdir() if path.is_dir())
+    folder = folder or config_folder()
+    groups = sorted(path.name for path in folder.iterdir() if path.is_dir())
     problems = []
     for word in arguments:
         override = _parsed(word)
@@ -52,7 +57,7 @@ def refuse_wrong_groups(arguments: Sequence[str], program: str, own: Collection[
             has = ", ".join(name for name in groups if name in own)
             problems.append(f"{word}: {program} has no group {group}, only {has}; drop it")
         elif not all(_may_name_option(value, override.is_delete()) for value in _values(override)):
-            names = ", ".join(sorted(path.stem for path in (config_folder() / group).glob("*.yaml")))
+            names = ", ".join(sorted(path.stem for path in (folder / group).glob("*.yaml")))
             problems.append(f"{word}: {group} takes the name of an option: {names}")
     if problems:
         raise ConfigError(problems)

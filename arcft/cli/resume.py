@@ -9,15 +9,17 @@ from typing import Any, TypeVar
 from arcft.checkpoints import MANIFEST_FILE, RUN_FILE, CheckpointError, read_run_yaml
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import ConfigError, to_dict
+from arcft.config.speed import SpeedConfig
 from arcft.runs.common.command import command
 from arcft.runs.setup.kinds import read_config, read_stored
 
-Config = TypeVar("Config", TrainConfig, EvaluateConfig)
+Config = TypeVar("Config", TrainConfig, EvaluateConfig, SpeedConfig)
 
 # What may change when a run is resumed: how much time it has and where it runs, nothing that decides its outcome.
 RESUMABLE = {
     "train": ("resume", "preview", "training.max_time", "training.num_workers", "tracking.mode", "optimized_metric"),
     "evaluate": ("resume", "ttft.budget", "ttft.workers", "ttft.num_workers", "tracking.mode", "optimized_metric"),
+    "speed": ("resume", "max_time", "budget", "samples", "predictions"),
 }
 
 
@@ -54,7 +56,8 @@ def _stored_values(job: str, folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"resume={folder}: {what}; give the folder of a run, e.g. outputs/{job}/...")
     stored = read_run_yaml(folder)
     if stored.get("job") != job:
-        other = {"train": "evaluate", "evaluate": "train"}[job]
+        other = str(stored.get("job"))
+        other = other if other in RESUMABLE else next(name for name in RESUMABLE if name != job)
         raise CheckpointError(f"resume={folder}: holds no {job} run; if it is the other kind, use {command(other)}")
     if not isinstance(stored.get("config"), dict):
         raise CheckpointError(f"{folder / RUN_FILE}: holds no config; was it changed by hand?")

@@ -41,7 +41,7 @@ class Panel:
 
 def charts_svg(panels: Sequence[Panel], *, share_x: bool = False) -> str:
     """The panels beside each other as an <svg> element to put into HTML, in the text colour of its surroundings."""
-    svg = _render(panels, "svg", size=(4.6 * len(panels), 3.0), ink=_SENTINEL, stacked=False, share_x=share_x).decode()
+    svg = _render(panels, "svg", size=(4.6 * len(panels), 3.0), ink=_SENTINEL, rows=1, share_x=share_x).decode()
     # Author and date are useless here, and the URLs look like fetched resources.
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     return svg.replace(_SENTINEL, "currentColor").replace("'DejaVu Sans'", "system-ui, sans-serif")
@@ -52,22 +52,25 @@ def charts_png(
     *,
     pixel_size: tuple[int, int] | None = None,
     stacked: bool = False,
+    rows: int = 1,
     share_x: bool = False,
 ) -> bytes:
-    """The panels as a PNG on white, by default as wide as needed; `stacked` puts them below each other."""
-    width, height = pixel_size or (560 * len(panels), 400)
+    """The panels as a PNG on white, by default as wide as needed; `stacked` puts them below each other, and `rows`
+    arranges them row by row."""
+    rows = len(panels) if stacked else rows
+    width, height = pixel_size or (560 * (len(panels) // rows), 400 * rows)
     size = (width / _DOTS_PER_INCH, height / _DOTS_PER_INCH)
-    return _render(panels, "png", size=size, ink="#333333", stacked=stacked, share_x=share_x)
+    return _render(panels, "png", size=size, ink="#333333", rows=rows, share_x=share_x)
 
 
 def _render(
-    panels: Sequence[Panel], kind: str, *, size: tuple[float, float], ink: str, stacked: bool, share_x: bool
+    panels: Sequence[Panel], kind: str, *, size: tuple[float, float], ink: str, rows: int, share_x: bool
 ) -> bytes:
-    """The picture as a file of this `kind`; `size` is width and height in inches."""
+    """The picture as a file of this `kind`; `size` is width and height in inches, `share_x` for a single column."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    rows, columns = (len(panels), 1) if stacked else (1, len(panels))
+    columns = len(panels) // rows
     style: Any = _STYLE | dict.fromkeys(_INKED, ink)
     buffer = io.BytesIO()
     # Some settings are read when an axis is created, others when the file is written.
@@ -75,7 +78,7 @@ def _render(
         figure = Figure(figsize=size, layout="constrained")
         for axes, panel in zip(figure.subplots(rows, columns, squeeze=False, sharex=share_x).flat, panels, strict=True):
             axes.set_title(panel.title, fontweight="bold")
-            if not (stacked and share_x) or panel is panels[-1]:
+            if not (columns == 1 and share_x) or panel is panels[-1]:
                 axes.set_xlabel(panel.x_label)
             panel.draw(axes)
             if axes.get_legend_handles_labels()[0]:

@@ -1,0 +1,1 @@
+"""A speed study in words, tables and files; the chart is in reporting/charts."""

@@ -1,0 +1,90 @@
+"""What a speed study shows, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from arcft.reporting.speed.budget import Budget, share
+from arcft.reporting.speed.rows import Row, groups
+from arcft.reporting.speed.table import longest_outputs, parameters, rate
+from arcft.reporting.words import count, duration
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How reading and writing compare, for the fastest precision of the largest model; "" if it was not measured."""
+    measured = [row for row in _measured(rows) if row.written_per_second is not None]
+    if not measured:
+        return ""
+    most = max(_size(row) for row in measured)
+    row = max((row for row in measured if _size(row) == most), key=lambda row: row.written_per_second or 0.0)
+    assert row.written_per_second is not None
+    setting, ratio = row.setting, row.read_per_second / row.written_per_second
+    compared = f"a token to write takes as long as {ratio:,.0f} to read" if ratio >= 1.5 else "about as long to each"
+    return (
+        f"At its fastest, {setting.model} ({row.precision}; batch {setting.batch}, input {setting.input:,}, output "
+        f"{setting.output:,}) reads {rate(row.read_per_second)} and writes {rate(row.written_per_second)} tokens a "
+        f"second: {compared}."
+    )
+
+
+def reasons(rows: Sequence[Row]) -> Iterator[str]:
+    """One line for each reason why settings of a model and precision have no figures."""
+    for name, own in groups(rows).items():
+        settings: dict[str, list[Row]] = {}
+        for row in own:
+            if not row.is_measured:
+                settings.setdefault(row.reason, []).append(row)
+        for reason, without in settings.items():
+            where = in_words(without[0]) if len(without) == 1 else count(len(without), "setting")
+            yield f"{name}, {where}: {reason}"
+
+
+def in_words(row: Row) -> str:
+    """For example `batch 8, input 1,024, output 32`."""
+    setting = row.setting
+    return f"batch {setting.batch}, input {setting.input:,}, output {setting.output:,}"
+
+
+def budget_words(budget: Budget, rows: Sequence[Row]) -> Iterator[str]:
+    """The answer to the budget question: a sentence on what fits, then one on each model's longest output."""
+    measured = _measured(rows)
+    fits = [row for row in measured if share(budget, row) <= 1]
+    each = f", {budget.predictions} predictions each" if budget.predictions > 1 else ""
+    yield (
+        f"{duration(budget.seconds)} for {count(budget.samples, 'sample')}{each}, loading included, leave "
+        f"{duration(budget.seconds_per_sample)} a sample: {len(fits)} of {count(len(measured), 'measured setting')} fit"
+        f"{_largest(fits)}."
+    )
+    if not measured:
+        return
+    yield (
+        "The longest output that fits, on straight lines between the lengths measured (a length of 1 is the time to "
+        "the first token), for the best precision and batch:"
+    )
+    longest = longest_outputs(rows, budget)
+    for model, size in dict.fromkeys((row.setting.model, row.setting.input) for row in measured):
+        own = [row for row in measured if (row.setting.model, row.setting.input) == (model, size)]
+        keys = {(row.name, row.setting.batch, size): row for row in own}
+        best = max(keys, key=lambda key: longest[key].tokens)
+        found, row = longest[best], keys[best]
+        if found.tokens == 0:
+            said = "not even the first token"
+        else:
+            more = " or more, the longest measured" if found.is_longest_measured else ""
+            said = f"{count(found.tokens, 'token')}{more} ({row.precision}, batch {row.setting.batch})"
+        yield f"  {model}, input {size:,}: {said}"
+
+
+def _largest(fits: Sequence[Row]) -> str:
+    if not fits:
+        return ""
+    row = max(fits, key=_size)
+    return f"; the largest model that fits is {row.setting.model}, with {parameters(_size(row))} parameters"
+
+
+def _measured(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.is_measured]
+
+
+def _size(row: Row) -> int:
+    return row.loaded.parameters if row.loaded else 0

@@ -1,0 +1,111 @@
+"""Measure how fast a loaded model completes prompts, as evaluate.py does it: with arcft's decoder, or generate."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from arcft.config.speed import Setting
+from arcft.decoding.decode import decode
+from arcft.decoding.options import DecodingOptions
+from arcft.models.limits import embedding_rows
+from arcft.protocols import Positions
+from arcft.reporting.speed.rows import Run
+
+_WARM_UP_TOKENS = 4
+_LOW = 100
+"""Prompts have no tokens below, which are often special."""
+
+
+def measure(
+    model: PreTrainedModel, setting: Setting, positions: Positions | None, *, repeats: int, max_seconds: float
+) -> tuple[list[Run], int]:
+    """Complete random prompts as `setting` says, once without counting it and then `repeats` times.
+
+    Only `batch`, `input` and `output` of the setting count here. No token ends an answer, so each has exactly `output`
+    tokens. Stops after fewer runs where another one would go beyond `max_seconds`, but not before the first.
+
+    Returns the runs and the peak memory in bytes.
+    """
+    begun = time.perf_counter()
+    prompts = random_prompts(setting, embedding_rows(model))
+    reset_peak(model.device)
+    complete(model, prompts, min(setting.output, _WARM_UP_TOKENS), positions)
+    runs: list[Run] = []
+    while len(runs) < repeats:
+        runs.append(complete(model, prompts, setting.output, positions))
+        if time.perf_counter() - begun + runs[-1].seconds > max_seconds:
+            break
+    return runs, peak_bytes(model.device)
+
+
+def random_prompts(setting: Setting, vocabulary: int) -> list[list[int]]:
+    """Token ids, the same for the same lengths."""
+    generator = np.random.default_rng((setting.batch, setting.input))
+    low = min(_LOW, vocabulary // 2)
+    return generator.integers(low, vocabulary, (setting.batch, setting.input)).tolist()  # type: ignore[no-any-return]
+
+
+def complete(model: PreTrainedModel, prompts: list[list[int]], output: int, positions: Positions | None) -> Run:
+    """Complete the prompts greedily by exactly `output` tokens each."""
+    options = DecodingOptions(pad_id=0, positions=positions)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    with _first_token_clock(model, sum(map(len, prompts))) as clock:
+        begun, cpu = time.perf_counter(), time.process_time()
+        # The ids of the tokens are on the CPU at the end, so a GPU has nothing left to do.
+        decode(model, prompts, options, max_new_tokens=output)
+        ended = time.perf_counter()
+        cpu_seconds = time.process_time() - cpu
+    first = clock[0] if clock else ended
+    return Run(first_token_seconds=first - begun, seconds=ended - begun, cpu_seconds=cpu_seconds)
+
+
+@contextlib.contextmanager
+def _first_token_clock(model: nn.Module, prompt_tokens: int) -> Iterator[list[float]]:
+    """Collects the starts of the passes that begin when all `prompt_tokens` have been fed: at the first of them, the
+    first token of every answer is chosen, and on the CPU."""
+    fed = 0
+    starts: list[float] = []
+
+    def note_start(module: nn.Module, args: tuple[object, ...], arguments: dict[str, torch.Tensor]) -> None:
+        nonlocal fed
+        if fed >= prompt_tokens:
+            starts.append(time.perf_counter())
+        fed += arguments["input_ids"].numel()
+
+    handle = model.register_forward_pre_hook(note_start, with_kwargs=True)
+    try:
+        yield starts
+    finally:
+        handle.remove()
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let `peak_bytes` count from now on; on a CPU that only Linux can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory since `reset_peak`: on a GPU what torch allocated there, otherwise what the process had resident;
+    where that can't be reset, since the start of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    kilo = 1 if sys.platform == "darwin" else 1024
+    return kilo * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

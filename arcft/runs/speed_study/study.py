@@ -1,0 +1,162 @@
+"""Measure every setting, each model and precision in a process of its own, and go on where one fails."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from arcft.config.duration import parse_duration
+from arcft.config.speed import Setting, SpeedConfig
+from arcft.processes import ChildDied, ChildProcess
+from arcft.reporting.speed.rows import Loaded, Row
+from arcft.reporting.speed.table import rate
+from arcft.runs.common.progress import progress_bar
+from arcft.runs.speed_study import worker
+from arcft.runs.speed_study.subjects import Subject
+
+Record = Callable[[Row], None]
+
+
+def run_study(
+    config: SpeedConfig,
+    subjects: Mapping[str, Subject],
+    done: Mapping[Setting, Row],
+    record: Record,
+    check_machine: Callable[[Mapping[str, Any]], None],
+) -> None:
+    """Measure the settings that `done` lacks, and pass a row for each to `record` as soon as it is known.
+
+    `check_machine` is called with the machine's description before anything is measured, and may raise.
+    """
+    settings = config.settings()
+    missing = [setting for setting in settings if setting not in done]
+    with progress_bar("settings", len(settings), len(settings) - len(missing), beats=True) as advance:
+        numbers = itertools.count(len(settings) - len(missing) + 1)
+
+        def recorded(row: Row) -> None:
+            record(row)
+            advance(next(numbers), _words(row))
+
+        for _, own in itertools.groupby(missing, _process_of):
+            group = _Group(config, subjects, list(own), list(done.values()), recorded, check_machine)
+            group.measure()
+
+
+def _process_of(setting: Setting) -> tuple[str, str, str]:
+    return setting.model, setting.dtype, setting.quantization
+
+
+def _words(row: Row) -> str:
+    """What the progress bar says about a row."""
+    setting = row.setting
+    name = f"{row.name}, {setting.batch} x {setting.input} + {setting.output}"
+    if not row.is_measured:
+        return f"{name}: {row.outcome}"
+    return f"{name}: {rate(row.read_per_second)} read, {rate(row.written_per_second)} written tok/s"
+
+
+class _Group:
+    """The settings of one model in one precision."""
+
+    def __init__(
+        self,
+        config: SpeedConfig,
+        subjects: Mapping[str, Subject],
+        settings: Sequence[Setting],
+        done: Sequence[Row],
+        record: Record,
+        check_machine: Callable[[Mapping[str, Any]], None],
+    ) -> None:
+        self._config = config
+        self._subject = subjects[settings[0].model]
+        self._settings = sorted(settings, key=lambda setting: setting.batch * (setting.input + setting.output))
+        self._record = record
+        self._check_machine = check_machine
+        self._max_seconds = parse_duration(config.max_time)
+        self._child: ChildProcess | None = None
+        self._loaded: Loaded | None = None
+        self._beyond = [
+            row for row in done if row.outcome in _LIMITS and _process_of(row.setting) == _process_of(settings[0])
+        ]
+
+    def measure(self) -> None:
+        """Record a row for each setting, the small ones first."""
+        try:
+            for number, setting in enumerate(self._settings):
+                smaller = next((row for row in self._beyond if _is_at_least(setting, row.setting)), None)
+                if smaller is not None:
+                    self._record(self._row(setting, worker.Failure("left out", _left_out(smaller))))
+                    continue
+                if self._child is None and (failure := self._load(setting)):
+                    for rest in self._settings[number:]:
+                        self._record(self._row(rest, failure))
+                    return
+                self._one(setting)
+        finally:
+            self._end()
+
+    def _load(self, setting: Setting) -> worker.Failure | None:
+        """Start the process; return why it could not load the model."""
+        self._child = worker.start(self._subject, setting)
+        answer = self._answer("loading the model")
+        if isinstance(answer, worker.Ready):
+            self._check_machine(answer.machine)
+            self._loaded = answer.loaded
+            return None
+        return answer
+
+    def _one(self, setting: Setting) -> None:
+        assert self._child is not None
+        self._child.send(worker.Request(setting, self._config.repeats, self._max_seconds))
+        answer = self._answer("it")
+        row = self._row(setting, answer)
+        self._record(row)
+        if row.outcome in _LIMITS:
+            self._beyond.append(row)
+        if not row.is_measured:
+            # What an error leaves behind must not be measured.
+            self._end()
+
+    def _answer(self, what: str) -> Any:
+        """What the process sends; a Failure also where it takes too long, or dies."""
+        assert self._child is not None
+        try:
+            return self._child.receive(self._max_seconds)
+        except TimeoutError:
+            return worker.Failure("too slow", f"{what} took more than max_time={self._config.max_time}")
+        except ChildDied as death:
+            # Without a message of its own, a process is mostly ended because the memory of the machine ran out.
+            is_killed = str(death).startswith("SIGKILL")
+            return worker.Failure("out of memory" if is_killed else "failed", f"the process ended: {death}")
+
+    def _row(self, setting: Setting, answer: worker.Measured | worker.Failure) -> Row:
+        if isinstance(answer, worker.Measured):
+            return Row(
+                setting=setting,
+                outcome="measured",
+                runs=answer.runs,
+                peak_bytes=answer.peak_bytes,
+                loaded=self._loaded,
+            )
+        return Row(setting=setting, outcome=answer.outcome, reason=answer.reason, loaded=self._loaded)
+
+    def _end(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+
+_LIMITS = ("too slow", "out of memory")
+"""Outcomes that larger settings would share."""
+
+
+def _is_at_least(setting: Setting, other: Setting) -> bool:
+    """Whether a setting asks for no less than another one of the same model and precision."""
+    return all(getattr(setting, axis) >= getattr(other, axis) for axis in ("batch", "input", "output"))
+
+
+def _left_out(row: Row) -> str:
+    setting = row.setting
+    what = f"batch {setting.batch}, input {setting.input:,}, output {setting.output:,}"
+    return f"left out, because less was too much already ({what}: {row.outcome})"

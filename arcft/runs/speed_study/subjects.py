@@ -1,0 +1,85 @@
+"""The models of a speed study, and what can be known to be wrong with them before any is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from arcft.config.model import ModelConfig
+from arcft.config.schema import ConfigError
+from arcft.config.speed import SpeedConfig
+from arcft.errors import ModelError
+from arcft.models.families import Decoder, stored_decoder
+from arcft.models.limits import position_limit
+from arcft.models.source import load_architecture, resolve_path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model with what decides its positions."""
+
+    model: ModelConfig
+    kind: str
+    """The kind of problem whose positions the model may have."""
+
+    encoder: Any
+    prompt: Any
+
+
+def refuse_impossible(config: SpeedConfig, subjects: Mapping[str, Subject]) -> None:
+    """Raise ConfigError with everything that can't be measured; nothing is loaded but the models' configs.
+
+    `subjects` are by their name in the settings.
+    """
+    problems = []
+    quantised = [name for name in config.axes["quantization"] if name != "none"]
+    if quantised and importlib.util.find_spec("bitsandbytes") is None:
+        problems.append(f"quantization={quantised[0]} needs bitsandbytes: pip install bitsandbytes")
+    for name, subject in subjects.items():
+        problems += _problems(name, subject, config)
+    if problems:
+        raise ConfigError(problems)
+
+
+def _problems(name: str, subject: Subject, config: SpeedConfig) -> Iterator[str]:
+    model = subject.model
+    for quantization in config.axes["quantization"]:
+        for problem in dataclasses.replace(model, quantization=quantization).problems():
+            yield f"model={name}: {problem}"
+    try:
+        architecture = load_architecture(model)
+        decoder = stored_decoder(model)
+    except (OSError, ValueError, KeyError, ImportError, ModelError, struct.error) as error:
+        yield f"model={name}: {_unreadable(str(model.path), error)}"
+        return
+    if decoder is Decoder.GENERATE and model.positions != "none":
+        yield f"model={name}: has model.positions={model.positions}, which transformers' generate can't count"
+    yield from _too_long(name, architecture, config)
+
+
+def _unreadable(path: str, error: Exception) -> str:
+    if isinstance(error, ModelError):
+        return str(error)
+    reason = " ".join(str(error).split())[:200]
+    if resolve_path(path) != path:
+        return f"no causal language model can be read there ({reason})"
+    return (
+        f"the hub id {path} can't be reached from here; if the model is on this machine, give its folder or .gguf file, "
+        f"in place of its name or as paths={{NAME: FILE}} ({reason})"
+    )
+
+
+def _too_long(name: str, architecture: PretrainedConfig, config: SpeedConfig) -> Iterator[str]:
+    limit = position_limit(architecture)
+    longest = max(config.axes["input"]) + max(config.axes["output"])
+    if limit is not None and longest > limit:
+        yield (
+            f"input={max(config.axes['input'])} with output={max(config.axes['output'])} is {longest} tokens, and "
+            f"model={name} takes at most {limit} (max_position_embeddings in its config); choose shorter ones, or "
+            "study it by itself"
+        )
