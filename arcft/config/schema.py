@@ -301,7 +301,7 @@ def _way_to_write(path: str, value: Any, possible: Iterable[Any]) -> str:
     key = path.partition("[")[0]
     if key in ("data.task_ids", "data.exclude"):
         return f"; YAML read the id as a number: quote it, e.g. \"{key}=['007bbfb7']\""
-    if path in ("ttft.budget", "training.max_time"):
+    if path in ("ttft.budget", "training.max_time", "budget", "max_time"):
         return "; write hours, minutes and seconds with their letters, e.g. 90s, 45m, 11h30m"
     if str in possible:
         return f"; if it is a text, quote it: \"{path}='...'\""

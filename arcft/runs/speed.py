@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -37,14 +36,15 @@ def speed(config: SpeedConfig, models: Mapping[str, EvaluateConfig], folder: Pat
     # Imported only now: it takes seconds.
     from arcft.runs.speed_study.results import CHART_FILE, JSON_FILE, Results
     from arcft.runs.speed_study.study import run_study
-    from arcft.runs.speed_study.subjects import Subject, refuse_impossible
+    from arcft.runs.speed_study.subjects import refuse_impossible
+    from arcft.runs.speed_study.worker import Subject
 
     subjects = {
         name: Subject(model=_model(one), kind=one.data.kind, encoder=one.encoder, prompt=one.prompt)
         for name, one in models.items()
     }
     named = dataclasses.replace(config, model=list(models), paths=None)
-    refuse_impossible(named, subjects)
+    refuse_impossible(config, dict(zip(config.axes["model"], subjects.values(), strict=True)))
     if config.dry_run:
         for setting in named.settings():
             say(", ".join(f"{axis} {value}" for axis, value in dataclasses.asdict(setting).items()))
@@ -82,9 +82,7 @@ def _model(config: EvaluateConfig) -> ModelConfig:
 def _budget(config: SpeedConfig) -> Budget | None:
     if config.budget is None or config.samples is None:
         return None
-    return Budget(
-        seconds=parse_duration(config.budget), samples=config.samples, predictions=config.predictions
-    )
+    return Budget(seconds=parse_duration(config.budget), samples=config.samples, predictions=config.predictions)
 
 
 def _refuse_another(folder: Path, models: Mapping[str, object]) -> None:

@@ -34,6 +34,7 @@ usage: arcft COMMAND ...
 
   train          fine-tune a model
   evaluate       predict, select, score, write a submission and a report
+  speed          measure how fast models read and write, and what fits a time budget
   contamination  find the problems that two sets share
 
 arcft COMMAND --help shows the options of a command, arcft --version what is installed.
@@ -69,7 +70,7 @@ def test_an_unknown_command_names_the_nearest(
     word: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert called(monkeypatch, word) == 2
-    assert capsys.readouterr().err == f"error: {message}the commands are train, evaluate, contamination\n"
+    assert capsys.readouterr().err == f"error: {message}the commands are train, evaluate, speed, contamination\n"
 
 
 def test_an_option_in_place_of_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,9 @@ from arcft.config.training import CurriculumStage
 from arcft.runs.common.config_folder import config_folder
 from arcft.runs.setup.kinds import read_config
 
-GROUPS = sorted(path.name for path in config_folder().iterdir() if path.is_dir() and path.name != "local")
+GROUPS = sorted(
+    path.name for path in config_folder().iterdir() if path.is_dir() and path.name not in ("local", "speed")
+)
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((config_folder() / group).glob("*.yaml"))]
 # What an option needs beside itself.
 EXTRA = {
@@ -566,4 +568,4 @@ def test_every_yaml_opens_with_its_command() -> None:
     for path in Path(config_folder()).rglob("*.yaml"):
         lines = path.read_text(encoding="utf-8").splitlines()
         first = next(line for line in lines if not line.startswith("# @package"))
-        assert first.startswith(("# python train.py", "# python evaluate.py")), path
+        assert first.startswith(("# python train.py", "# python evaluate.py", "# arcft speed")), path

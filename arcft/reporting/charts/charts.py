@@ -76,6 +76,8 @@ def _render(
     # Some settings are read when an axis is created, others when the file is written.
     with matplotlib.rc_context(style):
         figure = Figure(figsize=size, layout="constrained")
+        if columns > 1:
+            figure.get_layout_engine().set(hspace=0.08)  # type: ignore[union-attr, call-arg]
         for axes, panel in zip(figure.subplots(rows, columns, squeeze=False, sharex=share_x).flat, panels, strict=True):
             axes.set_title(panel.title, fontweight="bold")
             if not (columns == 1 and share_x) or panel is panels[-1]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ def speed_png(rows: Sequence[Row]) -> bytes:
     measured = [row for row in rows if row.is_measured]
     batches = _spread_out(sorted({row.setting.batch for row in measured}))
     panels = [panel for batch in batches for panel in _panels(measured, batch)]
-    return charts_png(panels, rows=len(batches), pixel_size=(1240, 60 + 400 * len(batches)))
+    return charts_png(panels, rows=len(batches), pixel_size=(1400, 60 + 400 * len(batches)))
 
 
 def _spread_out(values: list[int]) -> list[int]:
@@ -78,7 +79,7 @@ def _lines(rows: Sequence[Row], x: Callable[[Row], int], y: Callable[[Row], floa
 
 
 def _draw(lines: Sequence[Line], axes: Axes) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
@@ -90,8 +91,9 @@ def _draw(lines: Sequence[Line], axes: Axes) -> None:
         axes.set_xlim(lengths[0] / 1.15, lengths[-1] * 1.15)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axes.yaxis.set_minor_formatter(lambda value, _: "")
     low, high = axes.get_ylim()
     axes.set_ylim(low / 1.2, high * 1.2)
     axes.set_ylabel("tokens a second")
@@ -106,8 +108,6 @@ def _label(lines: Sequence[Line], axes: Axes) -> None:
 
     def place(value: float) -> float:
         """Points above the lower edge."""
-        import math
-
         return height * math.log(value / low) / math.log(high / low)
 
     wanted = [place(end[0][1]) for end in ends]

@@ -40,9 +40,7 @@ def seconds_needed(budget: Budget, *, batch: int, batch_seconds: float, load_sec
 def share(budget: Budget, row: Row) -> float:
     """The part of the budget that a measured setting takes; it fits up to 1."""
     assert row.loaded is not None
-    needed = seconds_needed(
-        budget, batch=row.setting.batch, batch_seconds=row.seconds, load_seconds=row.loaded.seconds
-    )
+    needed = seconds_needed(budget, batch=row.setting.batch, batch_seconds=row.seconds, load_seconds=row.loaded.seconds)
     return needed / budget.seconds
 
 

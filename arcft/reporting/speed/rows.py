@@ -50,7 +50,7 @@ class Row:
     reason: str = ""
     """In words, unless measured."""
 
-    runs: Sequence[Run] = ()
+    runs: tuple[Run, ...] = ()
     peak_bytes: int = 0
     """Most memory during the setting: on a GPU what torch allocated there, otherwise of the whole process."""
 
@@ -83,9 +83,9 @@ class Row:
 
     @property
     def spread(self) -> float:
-        """How far apart the fastest and the slowest run are, as a share of the median."""
+        """Half the distance of the fastest and the slowest run, as a share of the median."""
         times = [run.seconds for run in self.runs]
-        return (max(times) - min(times)) / self.seconds
+        return (max(times) - min(times)) / 2 / self.seconds
 
     @property
     def seconds_per_sample(self) -> float:
@@ -123,7 +123,7 @@ def row_from_json(values: Mapping[str, Any]) -> Row:
         **rest
         | {
             "setting": Setting(**values["setting"]),
-            "runs": [Run(**run) for run in values["runs"]],
+            "runs": tuple(Run(**run) for run in values["runs"]),
             "loaded": Loaded(**values["loaded"]) if values["loaded"] else None,
         }
     )

@@ -12,8 +12,6 @@ from arcft.reporting.speed.budget import Budget, LongestOutput, longest_output, 
 from arcft.reporting.speed.rows import Row, groups
 from arcft.reporting.words import duration
 
-_FEWEST_CHARACTERS = 5
-
 
 def speed_tables(rows: Sequence[Row], budget: Budget | None) -> list[Table]:
     """A table for each model and precision; with a budget, what each setting takes of it and the longest output that
@@ -32,22 +30,21 @@ def longest_outputs(rows: Sequence[Row], budget: Budget | None) -> dict[tuple[st
 def _table(
     name: str, rows: Sequence[Row], budget: Budget | None, longest: dict[tuple[str, int, int], LongestOutput]
 ) -> Table:
-    headings = ["batch", "input", "output", "read\ntok/s", "write\ntok/s", "first\ntoken", "a sample", "±", "GiB"]
-    headings += ["of the\nbudget", "longest\noutput"] if budget else []
-    table = Table(title=f"{name}{_about(rows)}", title_justify="left", title_style="bold", box=None, pad_edge=False,
-                  padding=(0, 2, 0, 0))  # fmt: skip
+    headings = ["batch", "input", "output", "read\ntok/s", "write\ntok/s", "first\ntoken", "per\nsample", "±", "GiB"]
+    headings += ["of the\nbudget", "most\noutput"] if budget else []
+    table = Table(title=f"{name}{_about(rows)}", title_justify="left", title_style="bold", box=None, pad_edge=False)
     for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True, min_width=_FEWEST_CHARACTERS)
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         setting = row.setting
         cells = [str(setting.batch), f"{setting.input:,}", f"{setting.output:,}"]
         if row.is_measured:
-            cells += [*_speeds(row), duration(row.first_token_seconds), duration(row.seconds_per_sample)]
+            cells += [*_speeds(row), short(row.first_token_seconds), short(row.seconds_per_sample)]
             cells += [f"{row.spread:.0%}", gibibytes(row)]
             if budget is not None:
                 cells += [budget_share(budget, row), _longest(longest[row.name, setting.batch, setting.input])]
         else:
-            cells.append(row.outcome)
+            cells += ["-"] * (len(headings) - len(cells))
         table.add_row(*cells)
     return table
 
@@ -56,7 +53,7 @@ def _about(rows: Sequence[Row]) -> str:
     loaded = next((row.loaded for row in rows if row.loaded), None)
     if loaded is None:
         return ""
-    return f": {parameters(loaded.parameters)} parameters, loaded in {duration(loaded.seconds)}"
+    return f": {parameters(loaded.parameters)} parameters, ready in {duration(loaded.seconds)}"
 
 
 def parameters(number: int) -> str:
@@ -66,6 +63,11 @@ def parameters(number: int) -> str:
             amount = number / least
             return f"{amount:.1f}{letter}" if amount < 100 else f"{amount:.0f}{letter}"
     return str(number)
+
+
+def short(seconds: float) -> str:
+    """A time of any length, e.g. `12 ms`, `0.32 s`, `3 min 20 s`."""
+    return f"{1000 * seconds:.{0 if seconds >= 0.00995 else 1}f} ms" if seconds < 0.0995 else duration(seconds)
 
 
 def _speeds(row: Row) -> list[str]:

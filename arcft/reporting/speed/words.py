@@ -11,7 +11,7 @@ from arcft.reporting.words import count, duration
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """How reading and writing compare, for the fastest precision of the largest model; "" if it was not measured."""
+    """How reading and writing compare where the largest model writes fastest; "" if nothing was measured."""
     measured = [row for row in _measured(rows) if row.written_per_second is not None]
     if not measured:
         return ""
@@ -19,11 +19,11 @@ def summary(rows: Sequence[Row]) -> str:
     row = max((row for row in measured if _size(row) == most), key=lambda row: row.written_per_second or 0.0)
     assert row.written_per_second is not None
     setting, ratio = row.setting, row.read_per_second / row.written_per_second
-    compared = f"a token to write takes as long as {ratio:,.0f} to read" if ratio >= 1.5 else "about as long to each"
+    compared = f"writing a token takes as long as reading {ratio:,.0f}" if ratio >= 1.5 else "about the same"
     return (
-        f"At its fastest, {setting.model} ({row.precision}; batch {setting.batch}, input {setting.input:,}, output "
-        f"{setting.output:,}) reads {rate(row.read_per_second)} and writes {rate(row.written_per_second)} tokens a "
-        f"second: {compared}."
+        f"{setting.model} ({row.precision}; batch {setting.batch}, input {setting.input:,}, output "
+        f"{setting.output:,}) reads {rate(row.read_per_second)} tokens a second and writes "
+        f"{rate(row.written_per_second)}: {compared}."
     )
 
 
@@ -65,7 +65,8 @@ def budget_words(budget: Budget, rows: Sequence[Row]) -> Iterator[str]:
     for model, size in dict.fromkeys((row.setting.model, row.setting.input) for row in measured):
         own = [row for row in measured if (row.setting.model, row.setting.input) == (model, size)]
         keys = {(row.name, row.setting.batch, size): row for row in own}
-        best = max(keys, key=lambda key: longest[key].tokens)
+        # Of those that write as much, the one that takes the least time.
+        best = max(keys, key=lambda key: (longest[key].tokens, -keys[key].seconds_per_sample))
         found, row = longest[best], keys[best]
         if found.tokens == 0:
             said = "not even the first token"

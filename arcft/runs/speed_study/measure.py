@@ -52,7 +52,7 @@ def random_prompts(setting: Setting, vocabulary: int) -> list[list[int]]:
     """Token ids, the same for the same lengths."""
     generator = np.random.default_rng((setting.batch, setting.input))
     low = min(_LOW, vocabulary // 2)
-    return generator.integers(low, vocabulary, (setting.batch, setting.input)).tolist()  # type: ignore[no-any-return]
+    return generator.integers(low, vocabulary, (setting.batch, setting.input)).tolist()
 
 
 def complete(model: PreTrainedModel, prompts: list[list[int]], output: int, positions: Positions | None) -> Run:

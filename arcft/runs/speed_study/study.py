@@ -13,7 +13,7 @@ from arcft.reporting.speed.rows import Loaded, Row
 from arcft.reporting.speed.table import rate
 from arcft.runs.common.progress import progress_bar
 from arcft.runs.speed_study import worker
-from arcft.runs.speed_study.subjects import Subject
+from arcft.runs.speed_study.worker import Subject
 
 Record = Callable[[Row], None]
 
@@ -135,7 +135,7 @@ class _Group:
             return Row(
                 setting=setting,
                 outcome="measured",
-                runs=answer.runs,
+                runs=tuple(answer.runs),
                 peak_bytes=answer.peak_bytes,
                 loaded=self._loaded,
             )

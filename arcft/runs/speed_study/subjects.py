@@ -1,4 +1,4 @@
-"""The models of a speed study, and what can be known to be wrong with them before any is loaded."""
+"""What can be known to be wrong with a speed study before any model is loaded."""
 
 from __future__ import annotations
 
@@ -6,35 +6,22 @@ import dataclasses
 import importlib.util
 import struct
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from transformers import PretrainedConfig
 
-from arcft.config.model import ModelConfig
 from arcft.config.schema import ConfigError
 from arcft.config.speed import SpeedConfig
 from arcft.errors import ModelError
 from arcft.models.families import Decoder, stored_decoder
 from arcft.models.limits import position_limit
 from arcft.models.source import load_architecture, resolve_path
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A model with what decides its positions."""
-
-    model: ModelConfig
-    kind: str
-    """The kind of problem whose positions the model may have."""
-
-    encoder: Any
-    prompt: Any
+from arcft.runs.speed_study.worker import Subject
 
 
 def refuse_impossible(config: SpeedConfig, subjects: Mapping[str, Subject]) -> None:
     """Raise ConfigError with everything that can't be measured; nothing is loaded but the models' configs.
 
-    `subjects` are by their name in the settings.
+    `subjects` are by what the user typed.
     """
     problems = []
     quantised = [name for name in config.axes["quantization"] if name != "none"]
@@ -64,13 +51,13 @@ def _problems(name: str, subject: Subject, config: SpeedConfig) -> Iterator[str]
 
 def _unreadable(path: str, error: Exception) -> str:
     if isinstance(error, ModelError):
-        return str(error)
-    reason = " ".join(str(error).split())[:200]
+        return str(error).removeprefix(f"model.path={path}: ")
+    reason = " ".join(str(error).split()).partition(". ")[0][:200]
     if resolve_path(path) != path:
         return f"no causal language model can be read there ({reason})"
     return (
-        f"the hub id {path} can't be reached from here; if the model is on this machine, give its folder or .gguf file, "
-        f"in place of its name or as paths={{NAME: FILE}} ({reason})"
+        f"the hub id {path} can't be reached from here; if the model is on this machine, give its folder or .gguf "
+        f"file, in place of its name or as paths={{NAME: FILE}} ({reason})"
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from arcft.config.model import ModelConfig
 from arcft.config.speed import Setting
 from arcft.errors import ArcftError
 from arcft.processes import ChildProcess
@@ -21,9 +22,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from arcft.protocols import Positions
-    from arcft.runs.speed_study.subjects import Subject
 
 _ORPHAN_SECONDS = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model with what decides its positions. Here, so that unpickling it loads no library."""
+
+    model: ModelConfig
+    kind: str
+    """The kind of problem whose positions the model may have."""
+
+    encoder: Any
+    prompt: Any
 
 
 @dataclasses.dataclass(frozen=True)
