@@ -10,7 +10,7 @@ from typing import Any, Literal
 from arcft.config.duration import DurationError, parse_duration
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Quantization = Literal["none", "int8", "nf4"]
+Quantization = Literal["none", "int8", "nf4", "fp4"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

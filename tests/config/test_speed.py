@@ -56,7 +56,7 @@ def test_a_model_may_be_given_another_path() -> None:
         (["model=[tiny,tiny]"], ["model: tiny is named twice; each value is measured once"]),
         (["model=tiny", "batch=[]"], ["batch=[]: give at least one value"]),
         (["model=tiny", "input=[8,0]", "repeats=0"], ["input=0: at least 1", "repeats=0: at least 1"]),
-        (["model=tiny", "quantization=int4"], ["quantization=int4: one of none, int8, nf4"]),
+        (["model=tiny", "quantization=int4"], ["quantization=int4: one of none, int8, nf4, fp4"]),
         (["model=tiny", "dtype=[float32,half]"], ["dtype[1]=half: one of auto, float32, bfloat16, float16"]),
         (["model=tiny", "samples=3"], ["samples=3 needs budget=, the time there is for them, e.g. budget=9h"]),
         (

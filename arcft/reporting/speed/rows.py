@@ -131,7 +131,14 @@ def row_from_json(values: Mapping[str, Any]) -> Row:
 
 def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows by model and precision, in their order."""
+    names: dict[tuple[str, str, str], str] = {}
+    for row in sorted(rows, key=lambda row: row.loaded is None):
+        names.setdefault(_process_of(row), row.name)
     found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.name, []).append(row)
+        found.setdefault(names[_process_of(row)], []).append(row)
     return found
+
+
+def _process_of(row: Row) -> tuple[str, str, str]:
+    return row.setting.model, row.setting.dtype, row.setting.quantization

@@ -49,11 +49,11 @@ def budget_words(budget: Budget, rows: Sequence[Row]) -> Iterator[str]:
     """The answer to the budget question: a sentence on what fits, then one on each model's longest output."""
     measured = _measured(rows)
     fits = [row for row in measured if share(budget, row) <= 1]
+    settings = count(len(measured), "measured setting")
     each = f", {budget.predictions} predictions each" if budget.predictions > 1 else ""
     yield (
         f"{duration(budget.seconds)} for {count(budget.samples, 'sample')}{each}, loading included, leave "
-        f"{duration(budget.seconds_per_sample)} a sample: {len(fits)} of {count(len(measured), 'measured setting')} fit"
-        f"{_largest(fits)}."
+        f"{_three_digits(budget.seconds_per_sample)} a sample: {len(fits)} of {settings} fit{_largest(fits)}."
     )
     if not measured:
         return
@@ -74,6 +74,10 @@ def budget_words(budget: Budget, rows: Sequence[Row]) -> Iterator[str]:
             more = " or more, the longest measured" if found.is_longest_measured else ""
             said = f"{count(found.tokens, 'token')}{more} ({row.precision}, batch {row.setting.batch})"
         yield f"  {model}, input {size:,}: {said}"
+
+
+def _three_digits(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 100 else duration(seconds)
 
 
 def _largest(fits: Sequence[Row]) -> str:

@@ -157,10 +157,11 @@ def _load(subject: Subject, dtype: str, quantization: Any) -> tuple[PreTrainedMo
 
 def _loaded(model: PreTrainedModel, seconds: float) -> Loaded:
     from arcft.decoding.probe import decoder_for
+    from arcft.models.quantization import num_parameters
 
     return Loaded(
         seconds=seconds,
-        parameters=model.num_parameters(),
+        parameters=num_parameters(model),
         dtype=str(model.dtype).removeprefix("torch."),
         decoder=decoder_for(model).value,
     )

@@ -87,7 +87,7 @@ def test_the_sentences() -> None:
     )
     assert summary([ROWS[3]]) == ""
     assert list(reasons(ROWS)) == [
-        "large, auto, nf4, batch 8, input 100, output 11: it took more than max_time=1m",
+        "large, float32, nf4, batch 8, input 100, output 11: it took more than max_time=1m",
     ]
     assert list(budget_words(BUDGET, ROWS)) == [
         "16 min 40 s for 100 samples, loading included, leave 10 s a sample: 2 of 3 measured settings fit; the largest "

@@ -67,7 +67,7 @@ def test_the_first_token_is_chosen_after_the_prompts_are_read(
     run = complete(model, prompts, 6, None)
     one = complete(model, prompts, 1, None)
     handle.remove()
-    assert 0.02 <= run.first_token_seconds
+    assert run.first_token_seconds >= 0.02
     assert run.seconds - run.first_token_seconds >= 5 * 0.02
     assert one.first_token_seconds == one.seconds
     # Slower than a pass, on a busy machine too, but never as slow as all of them together.
