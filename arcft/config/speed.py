@@ -52,7 +52,11 @@ class SpeedConfig:
     """By option of conf/model, the folder or .gguf file to read in place of its hub id."""
 
     repeats: int = 3
-    """Runs of each setting, after one that is not counted."""
+    """Runs of each setting; prompts of each size are first read once without counting it."""
+
+    clock: Literal["wall", "processor"] = "wall"
+    """Of the times: `processor` is the time of the processor that a process takes, of all its threads together. On a
+    CPU with other load it tells what the wall clock would say without, if there is one thread."""
 
     max_time: str = "10m"
     """The most that a setting, or loading a model, may take. One that takes longer is reported as such, and so are the

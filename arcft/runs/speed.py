@@ -63,6 +63,8 @@ def speed(config: SpeedConfig, models: Mapping[str, EvaluateConfig], folder: Pat
     for table in speed_tables(rows, budget):
         show(table)
         say("")
+    if config.clock == "processor":
+        say("Times are processor time, of all threads together.")
     for line in (*reasons(rows), summary(rows), *(budget_words(budget, rows) if budget else ())):
         if line:
             say(line)

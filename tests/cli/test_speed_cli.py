@@ -146,7 +146,7 @@ def test_a_stopped_study_is_resumed(tmp_path: Path) -> None:
     while not list(tmp_path.glob("outputs/speed/*/speed.json")) and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     folder = study_folder(tmp_path)
     assert process.returncode == 128 + signal.SIGINT
     assert err.splitlines()[-1] == f"stopped; resume with: python -m arcft speed resume={folder}"

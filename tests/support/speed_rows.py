@@ -17,7 +17,7 @@ def measured(of: Setting, *times: tuple[float, float], parameters: int = 1_000_0
     return Row(
         setting=of,
         outcome="measured",
-        runs=tuple(Run(first_token_seconds=first, seconds=seconds, cpu_seconds=seconds) for first, seconds in times),
+        runs=tuple(Run(first_token_seconds=first, seconds=seconds) for first, seconds in times),
         peak_bytes=2**30,
         loaded=Loaded(seconds=load_seconds, parameters=parameters, dtype="float32", decoder="arcft's decoder"),
     )

@@ -14,14 +14,12 @@ Outcome = Literal["measured", "too slow", "out of memory", "failed", "left out"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One batch of prompts completed: wall time from the token ids of the prompts to all tokens of the answers."""
+    """One batch of prompts completed: the time from the token ids of the prompts to all tokens of the answers."""
 
     first_token_seconds: float
     """Until every prompt is read and the first token of each answer is chosen."""
 
     seconds: float
-    cpu_seconds: float
-    """Processor time of the whole process."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,29 +21,43 @@ from arcft.models.limits import embedding_rows
 from arcft.protocols import Positions
 from arcft.reporting.speed.rows import Run
 
+Clock = Callable[[], float]
+
 _WARM_UP_TOKENS = 4
 _LOW = 100
 """Prompts have no tokens below, which are often special."""
 
 
 def measure(
-    model: PreTrainedModel, setting: Setting, positions: Positions | None, *, repeats: int, max_seconds: float
+    model: PreTrainedModel,
+    setting: Setting,
+    positions: Positions | None,
+    *,
+    repeats: int,
+    max_seconds: float,
+    is_warm: bool = False,
+    clock: Clock = time.perf_counter,
 ) -> tuple[list[Run], int]:
-    """Complete random prompts as `setting` says, once without counting it and then `repeats` times.
+    """Complete random prompts as `setting` says, `repeats` times.
 
     Only `batch`, `input` and `output` of the setting count here. No token ends an answer, so each has exactly `output`
-    tokens. Stops after fewer runs where another one would go beyond `max_seconds`, but not before the first.
+    tokens. Before that the prompts are completed by a few tokens, which is not counted, unless `is_warm` says that
+    this process has done so already. Stops after fewer runs where another one would go beyond `max_seconds`, but not
+    before the first.
 
     Returns the runs and the peak memory in bytes.
     """
     begun = time.perf_counter()
     prompts = random_prompts(setting, embedding_rows(model))
     reset_peak(model.device)
-    complete(model, prompts, min(setting.output, _WARM_UP_TOKENS), positions)
+    if not is_warm:
+        complete(model, prompts, min(setting.output, _WARM_UP_TOKENS), positions)
     runs: list[Run] = []
     while len(runs) < repeats:
-        runs.append(complete(model, prompts, setting.output, positions))
-        if time.perf_counter() - begun + runs[-1].seconds > max_seconds:
+        last = time.perf_counter()
+        runs.append(complete(model, prompts, setting.output, positions, clock))
+        now = time.perf_counter()
+        if now - begun + (now - last) > max_seconds:
             break
     return runs, peak_bytes(model.device)
 
@@ -55,23 +69,28 @@ def random_prompts(setting: Setting, vocabulary: int) -> list[list[int]]:
     return generator.integers(low, vocabulary, (setting.batch, setting.input)).tolist()
 
 
-def complete(model: PreTrainedModel, prompts: list[list[int]], output: int, positions: Positions | None) -> Run:
-    """Complete the prompts greedily by exactly `output` tokens each."""
+def complete(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    output: int,
+    positions: Positions | None,
+    clock: Clock = time.perf_counter,
+) -> Run:
+    """Complete the prompts greedily by exactly `output` tokens each; `clock` gives seconds."""
     options = DecodingOptions(pad_id=0, positions=positions)
     if model.device.type == "cuda":
         torch.cuda.synchronize()
-    with _first_token_clock(model, sum(map(len, prompts))) as clock:
-        begun, cpu = time.perf_counter(), time.process_time()
+    with _starts_after(model, sum(map(len, prompts)), clock) as starts:
+        begun = clock()
         # The ids of the tokens are on the CPU at the end, so a GPU has nothing left to do.
         decode(model, prompts, options, max_new_tokens=output)
-        ended = time.perf_counter()
-        cpu_seconds = time.process_time() - cpu
-    first = clock[0] if clock else ended
-    return Run(first_token_seconds=first - begun, seconds=ended - begun, cpu_seconds=cpu_seconds)
+        ended = clock()
+    first = starts[0] if starts else ended
+    return Run(first_token_seconds=first - begun, seconds=ended - begun)
 
 
 @contextlib.contextmanager
-def _first_token_clock(model: nn.Module, prompt_tokens: int) -> Iterator[list[float]]:
+def _starts_after(model: nn.Module, prompt_tokens: int, clock: Clock) -> Iterator[list[float]]:
     """Collects the starts of the passes that begin when all `prompt_tokens` have been fed: at the first of them, the
     first token of every answer is chosen, and on the CPU."""
     fed = 0
@@ -80,7 +99,7 @@ def _first_token_clock(model: nn.Module, prompt_tokens: int) -> Iterator[list[fl
     def note_start(module: nn.Module, args: tuple[object, ...], arguments: dict[str, torch.Tensor]) -> None:
         nonlocal fed
         if fed >= prompt_tokens:
-            starts.append(time.perf_counter())
+            starts.append(clock())
         fed += arguments["input_ids"].numel()
 
     handle = model.register_forward_pre_hook(note_start, with_kwargs=True)

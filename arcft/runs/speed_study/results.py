@@ -75,7 +75,11 @@ class Results:
 
     def write(self) -> None:
         """Write speed.json: everything that is known."""
-        values: dict[str, Any] = {"machine": self.machine, "max_time": self._config.max_time}
+        values: dict[str, Any] = {
+            "machine": self.machine,
+            "clock": self._config.clock,
+            "max_time": self._config.max_time,
+        }
         if self._budget is not None:
             values["budget"] = budget_to_json(self._budget, self.ordered)
         write_json(self._folder / JSON_FILE, values | {"settings": [row_to_json(row) for row in self.ordered]})

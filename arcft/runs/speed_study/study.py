@@ -98,7 +98,7 @@ class _Group:
 
     def _load(self, setting: Setting) -> worker.Failure | None:
         """Start the process; return why it could not load the model."""
-        self._child = worker.start(self._subject, setting)
+        self._child = worker.start(self._subject, setting, self._config.clock)
         answer = self._answer("loading the model")
         if isinstance(answer, worker.Ready):
             self._check_machine(answer.machine)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from arcft.config.model import ModelConfig
 from arcft.config.speed import Setting
-from arcft.errors import ArcftError
+from arcft.errors import ArcftError, ModelError
 from arcft.processes import ChildProcess
 from arcft.reporting.speed.rows import Loaded, Outcome, Run
 
@@ -69,17 +69,17 @@ class Failure:
     reason: str
 
 
-def start(subject: Subject, setting: Setting) -> ChildProcess:
+def start(subject: Subject, setting: Setting, clock: str) -> ChildProcess:
     """Start a process that sends Ready, and then a Measured for each Request; or a Failure in place of either.
 
-    Of `setting`, model and precision count.
+    Of `setting`, model and precision count; `clock` is that of SpeedConfig.
     """
-    arguments = (subject, setting.dtype, setting.quantization, time.time(), os.getpid())
+    arguments = (subject, setting.dtype, setting.quantization, clock, time.time(), os.getpid())
     return ChildProcess(_serve, arguments, name=f"speed-{setting.model}")
 
 
 def _serve(
-    connection: Connection, subject: Subject, dtype: str, quantization: str, started: float, parent: int
+    connection: Connection, subject: Subject, dtype: str, quantization: str, clock: str, started: float, parent: int
 ) -> None:
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     # Silences a hint, logged at every import, that a 4-bit CPU kernel is available.
@@ -89,9 +89,15 @@ def _serve(
             from arcft.runs.speed_study.measure import measure
 
             model, positions = _load(subject, dtype, quantization)
-            connection.send(Ready(_loaded(model, time.time() - started), machine()))
+            is_wall = clock == "wall"
+            if model.device.type == "cuda" and not is_wall:
+                raise ModelError("clock=processor: a GPU's time is not the processor's; use clock=wall")
+            seconds = time.time() - started if is_wall else time.process_time()
+            connection.send(Ready(_loaded(model, seconds), machine()))
+            last: tuple[int, int] | None = None
             while True:
                 request: Request = connection.recv()
+                prompts = request.setting.batch, request.setting.input
                 with _answering(connection):
                     runs, peak = measure(
                         model,
@@ -99,7 +105,10 @@ def _serve(
                         positions,
                         repeats=request.repeats,
                         max_seconds=request.max_seconds,
+                        is_warm=prompts == last,
+                        clock=time.perf_counter if is_wall else time.process_time,
                     )
+                    last = prompts
                     connection.send(Measured(runs, peak))
     except (EOFError, OSError):
         # The study has ended.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Sequence
 
@@ -151,5 +152,5 @@ def test_labels_are_moved_apart(places: list[float], moved: list[float]) -> None
 
 def test_many_labels_keep_their_distance() -> None:
     moved = apart([50.0, 50.0, 50.5, 51.0, 90.0], 10.0, 100.0)
-    assert all(later - earlier >= 10 - 1e-3 for earlier, later in zip(moved, moved[1:], strict=False))
+    assert all(later - earlier >= 10 - 1e-3 for earlier, later in itertools.pairwise(moved))
     assert moved == sorted(moved)
