@@ -118,6 +118,17 @@ class PromptText:
     """For each demonstration, where in `user` its output stands: first and last + 1 character."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ClosedTexts:
+    """Texts that between them have every token that any text of a format can have."""
+
+    prompts: Iterable[PromptText]
+    """Samples of all that is fixed, and of all places where it meets what is not."""
+
+    characters: str
+    """What is not fixed is written in these, in any order."""
+
+
 class TokenCodec(Protocol):
     """Completions as token ids; arcft.text.tokens.Tokenization is one."""
 
@@ -211,6 +222,11 @@ class ProblemFormat(Protocol):
 
     def draft(self, problem: Problem, test_index: int) -> Answer | None:
         """An answer that is likely to be nearly right before a model was asked, for speculative decoding."""
+        return None
+
+    def closed_texts(self) -> ClosedTexts | None:
+        """For model.prune_vocabulary: samples from which every token follows. None where problems may be about
+        anything; the tokens are then those of the run's own problems."""
         return None
 
     def grammar(self, tokens: TokenCodec) -> Grammar | None:

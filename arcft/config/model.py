@@ -62,6 +62,9 @@ class ModelConfig:
     train_modules: list[str] = dataclasses.field(default_factory=list)
     """Modules trained and saved whole beside the adapter (PEFT's modules_to_save), by the end of their name."""
 
+    prune_vocabulary: bool = False
+    """Keep only the rows of embedding and head for tokens that the run's texts can have. Checkpoints hold all rows."""
+
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Also asks for ARCFT_TRUST_REMOTE_CODE=1 in the environment."""
 
@@ -93,6 +96,11 @@ class ModelConfig:
             yield f"model.tokenizer={self.tokenizer}: give a folder or a hub id; a .gguf file is read as model.path"
         if self.backend == "unsloth" and self.init == "random":
             yield "model.backend=unsloth loads pretrained weights only; use model.backend=transformers"
+        if self.backend == "unsloth" and self.prune_vocabulary:
+            yield (
+                "model.prune_vocabulary=true: unsloth's kernels need the whole vocabulary; use "
+                "model.backend=transformers or model.prune_vocabulary=false"
+            )
         if self.backend == "unsloth" and self.positions != "none":
             yield (
                 f"model.positions={self.positions}: unsloth only counts positions; use model.backend=transformers or "

@@ -105,6 +105,9 @@ class EvaluateConfig:
     """With checkpoint: the current path of its base model, if it has moved since training; its fingerprint must
     match."""
 
+    prune_vocabulary: bool | None = None
+    """With checkpoint: model.prune_vocabulary for this evaluation; null for that of the training run."""
+
     adapters: str | None = None
     """With checkpoint or model: a pattern of runs adapted to single tasks; each predicts the tasks it was adapted
     to."""
@@ -139,6 +142,15 @@ class EvaluateConfig:
             yield "adapters= needs checkpoint= or model=: what the adapters were started from"
         if self.base_model is not None and self.checkpoint is None:
             yield f"base_model={self.base_model} has no effect without checkpoint=; with model= use model.path"
+        if self.prune_vocabulary is not None and self.checkpoint is None:
+            yield "prune_vocabulary= has no effect without checkpoint=; with model= use model.prune_vocabulary"
+        if isinstance(self.inference, VllmConfig) and (
+            self.prune_vocabulary or (self.model is not None and self.model.prune_vocabulary)
+        ):
+            yield (
+                "inference=vllm with prune_vocabulary=true: vLLM loads models itself, with all tokens; use "
+                "prune_vocabulary=false, or inference=greedy"
+            )
         if isinstance(self.ttft, TtftConfig):
             if self.predictions is not None:
                 yield f"ttft={self.ttft.name} has no effect with predictions=, which are made already; use ttft=none"

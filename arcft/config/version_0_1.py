@@ -47,8 +47,8 @@ def _written(group: str, values: Any) -> Any:
     return _WRITERS[group](values) if group in _WRITERS and values is not None else values
 
 
-_ADDED = ("optimized_metric",)
-"""Keys of an evaluation that 0.1.0 did not have, and that decide nothing about its outcome."""
+_ADDED = ("optimized_metric", "prune_vocabulary")
+"""Keys of an evaluation that 0.1.0 did not have, and that take no part in its digests."""
 
 
 def _read_inference(values: Values) -> Values:
@@ -178,6 +178,8 @@ def _write_model(values: Values) -> Values:
     rest = {key: value for key, value in values.items() if key != "recommended"}
     if values["quantization_skip"] == list(QUANTIZATION_SKIP):
         del rest["quantization_skip"]
+    if not values["prune_vocabulary"]:
+        del rest["prune_vocabulary"]
     for old, new in _RECOMMENDED.items():
         _, group, key = new.split(".")
         rest[old] = values["recommended"][group][key]

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from arcft.config.lora import INITIAL_WEIGHTS, LoraConfig
 from arcft.errors import ArcftError
+from arcft.models.vocabulary import PrunedVocabulary, pruned_vocabulary, refuse_unsavable
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -83,6 +84,7 @@ def apply_lora(
             keys = ", ".join(f"lora.{name}={getattr(config, name)}" for name in ("target_modules", "init_lora_weights"))
             raise LoraError(f"{keys}: {error}") from error
     _check_layers(adapted)
+    refuse_unsavable(adapted, peft_config)
     # What is trained now has to be read later.
     sort_names(peft_config)
     _parse_adapter_config(peft_config.to_dict(), "the new adapter's config")
@@ -142,6 +144,7 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> pe
     else:
         adapted.requires_grad_(False)
         adapted.eval()
+    refuse_unsavable(adapted, peft_config)
     load_adapter_weights(adapted, folder)
     return adapted
 
@@ -176,7 +179,9 @@ def _parse_adapter_config(content: Any, path: Path | str) -> peft.LoraConfig:
 def load_adapter_weights(model: peft.PeftModel, folder: Path) -> None:
     """Overwrite the adapter of `model` with the one saved in `folder`. Raise LoraError unless they match exactly."""
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    weights = read_adapter_weights(folder, {name: weight.shape for name, weight in own.items()})
+    weights = read_adapter_weights(
+        folder, {name: weight.shape for name, weight in own.items()}, pruned_vocabulary(model)
+    )
     # `own` shares its memory with the model. PEFT's set_peft_model_state_dict renames weights first, as for checkpoints
     # of whole models, and leaves out without a word what it then does not find.
     with torch.no_grad():
@@ -184,11 +189,16 @@ def load_adapter_weights(model: peft.PeftModel, folder: Path) -> None:
             weight.copy_(weights[name])
 
 
-def read_adapter_weights(folder: Path, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
+def read_adapter_weights(
+    folder: Path, shapes: Mapping[str, torch.Size], vocabulary: PrunedVocabulary | None = None
+) -> dict[str, torch.Tensor]:
     """The weights saved in `folder` by PEFT's names, on the CPU in the dtype of the file.
 
-    Raise LoraError unless names and shapes are exactly those of `shapes`.
+    Raise LoraError unless names and shapes are exactly those of `shapes`, with all rows of a `vocabulary` that is
+    pruned here.
     """
+    if vocabulary is not None:
+        shapes = {name: vocabulary.full_shape(name, shape) for name, shape in shapes.items()}
     try:
         weights = load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
@@ -202,7 +212,7 @@ def read_adapter_weights(folder: Path, shapes: Mapping[str, torch.Size]) -> dict
                 f"{folder}: the adapter does not fit this base model: {name} has shape {tuple(weight.shape)}, "
                 f"this model needs {tuple(shapes[name])}"
             )
-    return weights
+    return weights if vocabulary is None else vocabulary.narrow(weights)
 
 
 def save_adapter(model: peft.PeftModel, folder: Path) -> None:
@@ -211,7 +221,11 @@ def save_adapter(model: peft.PeftModel, folder: Path) -> None:
         # PEFT stores sets, whose order, and with it the bytes of the file, would vary from run to run.
         if isinstance(config, peft.LoraConfig):
             sort_names(config)
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    state, vocabulary = None, pruned_vocabulary(model)
+    if vocabulary is not None:
+        named = model.state_dict().items()
+        state = vocabulary.widen({name: one for name, one in named if "lora_" in name or "modules_to_save" in name})
+    model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
     # unsloth adds the class and module of the model. No adapter needs them, and read_adapter_config refuses them.
     path = folder / CONFIG_FILE
     content = json.loads(path.read_text(encoding="utf-8"))

@@ -23,6 +23,7 @@ from arcft.models.lora import WEIGHTS_FILE, LoraError, read_adapter_config, read
 from arcft.models.stacked_layers import Routing
 from arcft.models.stacked_parts import Layout, lower_factors, merged_weight, take_apart
 from arcft.models.stacked_views import SlotWeights, slot_leaves, slot_views
+from arcft.models.vocabulary import pruned_vocabulary
 
 Route = Callable[[Sequence[int]], None]
 """Assigns a slot to each row of the batches to come."""
@@ -160,7 +161,9 @@ class StackedLora:
     def state(self, slot: int) -> dict[str, torch.Tensor]:
         """Copies of the slot's weights by the names under which PEFT saves them, in the master's dtype on the CPU."""
         weights = {name: weight.clone() for name, weight in self.named(self._master[slot].cpu()).items()}
-        return weights | {name: value.cpu() for name, value in self._parts.constants.items()}
+        weights |= {name: value.cpu() for name, value in self._parts.constants.items()}
+        vocabulary = pruned_vocabulary(self.model)
+        return weights if vocabulary is None else vocabulary.widen(weights)
 
     def save(self, slot: int, folder: Path) -> None:
         """Write `slot` as PEFT does: adapter_config.json and adapter_model.safetensors."""
@@ -186,7 +189,7 @@ class StackedLora:
             if piece in ranked:
                 shape[0 if place.names[0].endswith("lora_A.weight") else 1] = config.r
             shapes |= dict.fromkeys(place.names, torch.Size(shape))
-        state = read_adapter_weights(folder, shapes)
+        state = read_adapter_weights(folder, shapes, pruned_vocabulary(self.model))
         weights = [state[place.names[0]].to(self._initial) for place in self._layout.pieces]
         ratio = _scale(config) / _scale(self._config)
         for _, _, factor_b in self._parts.linears:

@@ -28,6 +28,7 @@ from arcft.models.limits import embedding_rows, position_limit, refuse_beyond
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
 from arcft.models.packed_attention import packs
+from arcft.models.vocabulary import prune_vocabulary
 from arcft.protocols import DealViews, Problem, QuestionSampler
 from arcft.runs.common.command import command, stopped
 from arcft.runs.common.extras import extra
@@ -41,6 +42,7 @@ from arcft.runs.setup.checkpoint_config import check_base, open_checkpoint
 from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.leaks import warn_trained_on
 from arcft.runs.setup.tasks import CountTokens, TaskSets, task_sets
+from arcft.runs.setup.vocabulary import run_tokenizer
 from arcft.runs.showcase import show_showcase
 from arcft.runs.training.callbacks import GenerationMetrics, ProgressBar, Recorder
 from arcft.runs.training.messages import (
@@ -56,6 +58,7 @@ from arcft.runs.training.results import TrainingResults, write_results
 from arcft.text.builder import ExampleBuilder
 from arcft.text.item_sampler import ItemSampler
 from arcft.text.padding import choose_pad_token
+from arcft.text.pruned_tokenizer import kept_tokens
 from arcft.text.stream import ExampleStream, Trial
 from arcft.text.tokens import Example
 from arcft.tracking import Tracker
@@ -114,7 +117,7 @@ def train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
         note(warning)
     device = choose_device()
     arguments = make_training_arguments(config.training, folder, device)
-    model, fingerprint = build_model(config, device)
+    model, fingerprint = build_model(config, device, kept_tokens(prepared.tokenizer))
     _check_vocabulary(config, prepared, model)
     refuse_beyond(
         position_limit(model.config),
@@ -178,9 +181,17 @@ def _check_optimized_metric(config: TrainConfig, prepared: Prepared) -> None:
 
 def prepare(config: TrainConfig) -> Prepared:
     """Tokenizer, text format, task sets and the stream of examples; raises ArcftError if training is impossible."""
-    tokenizer = load_tokenizer(config.model)
     training = config.training
     kind = kind_of(config.data)
+    tokenizer = run_tokenizer(
+        kind,
+        config.model,
+        load_tokenizer(config.model),
+        encoder=config.encoder,
+        prompt=config.prompt,
+        data=config.data,
+        augmentation=config.augmentation,
+    )
     builder = example_builder(
         kind,
         config.encoder,
@@ -256,8 +267,10 @@ def _held_out_examples(builder: ExampleBuilder, problems: Sequence[Problem]) -> 
     return [builder.example(question) for question in questions]
 
 
-def build_model(config: TrainConfig, device: torch.device) -> tuple[PreTrainedModel | PeftModel, str]:
-    """The model to train, and the fingerprint of its base weights."""
+def build_model(
+    config: TrainConfig, device: torch.device, kept: Sequence[int] | None = None
+) -> tuple[PreTrainedModel | PeftModel, str]:
+    """The model to train, and the fingerprint of its base weights. `kept` are the tokens of a pruned vocabulary."""
     # Trained weights are float32; frozen ones have the dtype of the arithmetic.
     arithmetic = resolve_dtype(config.training.dtype, device)
     base = load_model(
@@ -269,6 +282,9 @@ def build_model(config: TrainConfig, device: torch.device) -> tuple[PreTrainedMo
     )
     settle_decoder(base, config.inference, config.model, context=config.training.max_seq_length)
     fingerprint = base_fingerprint(config.model, base)
+    if kept is not None:
+        trains_rows = bool(config.model.train_modules) or not isinstance(config.lora, LoraConfig)
+        prune_vocabulary(base, kept, trains_rows=trains_rows)
     if not isinstance(config.lora, LoraConfig):
         return base, fingerprint
     if config.lora.start is not None:

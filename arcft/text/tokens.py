@@ -63,18 +63,21 @@ class Tokenization:
         chat_template: Literal["auto", "never"] = "auto",
         loss_on: LossOn = "completion",
         positions: Positions | None = None,
+        num_kept: int | None = None,
     ) -> None:
         """Wrap the tokenizer without modifying it.
 
         `chat_template`: `auto` uses the tokenizer's template if it has one; without a template the turns are plain
         text, with a blank line after the system turn. `loss_on`: completion, all or from_second_output, as in
-        TrainingConfig. `positions`: the rule of position ids, if they are not consecutive. Raise TokenizationError if
-        the template can't leave the last turn open, or if the tokenizer has no end token or, for from_second_output, no
-        character offsets.
+        TrainingConfig. `positions`: the rule of position ids, if they are not consecutive. `num_kept`: ids from this
+        on belong to tokens that the model has lost (model.prune_vocabulary); a text that needs one raises
+        TokenizationError. Raise it also if the template can't leave the last turn open, or if the tokenizer has no end
+        token or, for from_second_output, no character offsets.
         """
         self.tokenizer = tokenizer
         self.positions = positions
         self.loss_on = loss_on
+        self._num_kept = num_kept
         self.has_template = chat_template == "auto" and tokenizer.chat_template is not None
         if loss_on == "from_second_output" and not tokenizer.is_fast:
             raise TokenizationError(
@@ -147,7 +150,21 @@ class Tokenization:
         )
 
     def _encode(self, text: str) -> list[int]:
+        return self._checked(self._token_ids(text))
+
+    def _token_ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if self._num_kept is not None and max(ids, default=0) >= self._num_kept:
+            place = next(place for place, token in enumerate(ids) if token >= self._num_kept)
+            around = self.tokenizer.decode(ids[max(place - 4, 0) : place + 1], clean_up_tokenization_spaces=False)
+            lost = self.tokenizer.decode(ids[place : place + 1], clean_up_tokenization_spaces=False)
+            raise TokenizationError(
+                f"model.prune_vocabulary=true: the token {lost!r} in {around!r} is not among the {self._num_kept} that "
+                "were kept; use model.prune_vocabulary=false"
+            )
+        return ids
 
     def _render(self, system: str, user: str, *, open_turn: bool) -> str:
         if system and not self._template_has_system:
@@ -181,7 +198,7 @@ class Tokenization:
     def _plain_begin(self) -> list[int]:
         """The special tokens that the tokenizer puts before a text: usually none, or a BOS token."""
         with_special: list[int] = self.tokenizer.encode("0")
-        without = self._encode("0")
+        without = self._token_ids("0")
         for start in range(len(with_special) - len(without) + 1):
             if with_special[start : start + len(without)] == without:
                 return with_special[:start]
@@ -198,7 +215,7 @@ class Tokenization:
                 )
             closing = self._render("", "user", open_turn=False).rpartition(_ANSWER)[2]
             special = {token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special}
-            for token in self._encode(closing):
+            for token in self._token_ids(closing):
                 if token in special:
                     return token
         if self.tokenizer.eos_token_id is None:
@@ -212,7 +229,7 @@ class Tokenization:
         if self._borders_to_check == 0:
             return
         self._borders_to_check -= 1
-        if self._begin_ids + self._encode(prompt + completion) != token_ids:
+        if self._begin_ids + self._token_ids(prompt + completion) != token_ids:
             self._borders_to_check = 0
             logger.warning(
                 "this tokenizer would merge the end of the prompt, %r, with the beginning of the answer, %r; "
@@ -240,7 +257,7 @@ class Tokenization:
         found = np.zeros(len(firsts), dtype=bool)
         for begin, end in spans:
             found |= (firsts < end + shift) & (lasts > begin + shift)
-        return encoding["input_ids"], np.flatnonzero(found).tolist()
+        return self._checked(encoding["input_ids"]), np.flatnonzero(found).tolist()
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:

@@ -10,11 +10,12 @@ from typing import Any
 
 import peft
 from safetensors import SafetensorError
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arcft.checkpoints import Checkpoint, CheckpointError, Origin
 from arcft.models.lora import load_adapter_weights, save_adapter
+from arcft.models.vocabulary import PrunedVocabulary, full_vocabulary_size, pruned_vocabulary
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "trainer_state.json"
@@ -84,8 +85,11 @@ def save_weights(model: PreTrainedModel | peft.PeftModel, folder: Path) -> None:
     """Write the adapter in PEFT's format, or without one the whole model, as safetensors in one file."""
     if isinstance(model, peft.PeftModel):
         save_adapter(model, folder)
-    else:
-        model.save_pretrained(folder, max_shard_size="10TB")
+        return
+    vocabulary = pruned_vocabulary(model)
+    state = None if vocabulary is None else vocabulary.widen(model.state_dict())
+    with full_vocabulary_size(model):
+        model.save_pretrained(folder, max_shard_size="10TB", state_dict=state)
 
 
 def load_weights(model: PreTrainedModel | peft.PeftModel, folder: Path) -> None:
@@ -93,7 +97,21 @@ def load_weights(model: PreTrainedModel | peft.PeftModel, folder: Path) -> None:
     if isinstance(model, peft.PeftModel):
         load_adapter_weights(model, folder)
         return
+    vocabulary = pruned_vocabulary(model)
     try:
-        load_model(model, folder / MODEL_FILE, device=str(model.device))
+        if vocabulary is None:
+            load_model(model, folder / MODEL_FILE, device=str(model.device))
+        else:
+            _load_narrow(model, vocabulary, folder / MODEL_FILE)
     except (OSError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder / MODEL_FILE}: does not fit this model: {error}") from error
+
+
+def _load_narrow(model: PreTrainedModel, vocabulary: PrunedVocabulary, path: Path) -> None:
+    """Load a whole model's weights without the rows that are pruned. Raise RuntimeError if they do not fit."""
+    state = vocabulary.narrow(load_file(path))
+    # Tied weights have one name among the parameters, and are in the file once.
+    lacking = sorted({name for name, _ in model.named_parameters()} - state.keys())
+    unexpected = model.load_state_dict(state, strict=False).unexpected_keys
+    if lacking or unexpected:
+        raise RuntimeError(f"lacks {lacking}, has the extra weights {unexpected}")

@@ -17,13 +17,17 @@ from arcft.models.fingerprint import base_fingerprint
 from arcft.models.limits import embedding_rows
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
+from arcft.models.vocabulary import prune_vocabulary
 from arcft.runs.setup.build import choose_device, example_builder, settle_decoder
 from arcft.runs.setup.checkpoint_config import check_base
 from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.restore import base_model, restored_tokenizer
+from arcft.runs.setup.tasks import default_data
 from arcft.runs.setup.ttft_settings import TtftSettings
+from arcft.runs.setup.vocabulary import run_tokenizer
 from arcft.text.builder import ExampleBuilder
 from arcft.text.padding import choose_pad_token
+from arcft.text.pruned_tokenizer import kept_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,10 +59,13 @@ def load_start(settings: TtftSettings) -> AdaptationBase:
     model = _load_base(settings, base, resolve_dtype(config.inference.dtype, device), device)
     settle_decoder(model, config.inference, base, context=config.inference.max_seq_length)
     fingerprint = base_fingerprint(base, model)
+    tokenizer = start_tokenizer(settings)
+    kept = kept_tokens(tokenizer)
+    if kept is not None:
+        prune_vocabulary(model, kept, trains_rows=bool(base.train_modules))
     if run is not None and isinstance(run.config.lora, LoraConfig):
         check_base(run, fingerprint, str(base.path))
     rows = embedding_rows(model)
-    tokenizer = start_tokenizer(settings)
     if run is not None and settings.ttft.start == "trained":
         adapted = load_adapter(model, run.checkpoint.path, trainable=True)
     else:
@@ -83,8 +90,19 @@ def start_model(settings: TtftSettings) -> ModelConfig:
 
 
 def start_tokenizer(settings: TtftSettings) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer, or the model's."""
-    return restored_tokenizer(settings.run) if settings.run else load_tokenizer(start_model(settings))
+    """The checkpoint's tokenizer, or the model's; with the ids of a pruned vocabulary, if the model has one."""
+    run, config, model = settings.run, settings.config, start_model(settings)
+    form: EvaluateConfig | TrainConfig = run.config if run else config
+    data = form.data if config.data.is_held_out else config.data
+    return run_tokenizer(
+        kind_of(config.data),
+        model,
+        restored_tokenizer(run) if run else load_tokenizer(model),
+        encoder=form.encoder,
+        prompt=form.prompt,
+        data=default_data() if data.is_held_out else data,
+        augmentation=config.augmentation,
+    )
 
 
 def learning_rate(settings: TtftSettings) -> float:

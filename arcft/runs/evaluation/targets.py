@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from arcft import __version__
 from arcft.config import version_0_1
+from arcft.config.data import DataConfig
 from arcft.config.inference import ONLY_SPEED, VllmConfig
 from arcft.config.lora import LoraConfig
 from arcft.config.model import ModelConfig
-from arcft.config.run import EvaluateConfig
+from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import ConfigError, to_dict
 from arcft.config.ttft import TtftConfig
 from arcft.console import note, say
@@ -41,10 +44,12 @@ from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.leaks import warn_trained_on
 from arcft.runs.setup.restore import ModelHost, base_model, base_of_adapters, restored_builder, restored_tokenizer
 from arcft.runs.setup.task_adapters import adapted_runs, tasks_adapted_to
-from arcft.runs.setup.tasks import all_tasks, default_held_out, filter_tasks, tasks_of_run
+from arcft.runs.setup.tasks import all_tasks, default_data, default_held_out, filter_tasks, tasks_of_run
 from arcft.runs.setup.ttft_settings import ttft_identity
+from arcft.runs.setup.vocabulary import run_tokenizer
 from arcft.scoring.predictions import Prediction
 from arcft.text.builder import ExampleBuilder
+from arcft.text.pruned_tokenizer import kept_tokens
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,7 +146,7 @@ class _Finder:
         if missing:
             add = " ".join(f"{name}=..." for name in missing)
             raise ConfigError([f"model={model.name} names no {' or '.join(missing)}: add {add}"])
-        tokenizer = load_tokenizer(model)
+        tokenizer = self._run_tokenizer(model, load_tokenizer(model), config, config.data)
         length = config.inference.max_seq_length or model.recommended.training.max_seq_length
         refuse_beyond(
             stored_position_limit(model),
@@ -168,12 +173,14 @@ class _Finder:
         written = version_0_1.evaluation_written(self.config)
         identity = data_sha256({name: written[name] for name in ("model", *OWN_FORMAT)})
         served = served_model(model) if isinstance(self.config.inference, VllmConfig) else None
-        return ModelAssignment(tasks, lambda: self.host.plain(model), builder, self.deal_views, identity, served)
+        return ModelAssignment(
+            tasks, lambda: self.host.plain(model, _kept(builder)), builder, self.deal_views, identity, served
+        )
 
     def checkpoints(self) -> list[EvaluationTarget]:
         """One checkpoint, or each that a pattern matches."""
         paths = matching_checkpoints(str(self.config.checkpoint))
-        runs = [open_checkpoint(path, self.config.base_model) for path in paths]
+        runs = [self._open(path) for path in paths]
         targets = []
         notes: dict[tuple[Path, str], list[str]] = {}
         for name, run in zip(distinct_names(paths), runs, strict=True):
@@ -232,7 +239,7 @@ class _Finder:
     def _start_of_adapters(self) -> TrainedRun:
         if is_pattern(str(self.config.checkpoint)):
             raise ConfigError([f"checkpoint={self.config.checkpoint}: with adapters= it names one run or checkpoint"])
-        start = open_checkpoint(Path(str(self.config.checkpoint)), self.config.base_model)
+        start = self._open(Path(str(self.config.checkpoint)))
         self._refuse_contradictions(start)
         return start
 
@@ -251,10 +258,11 @@ class _Finder:
 
     def _share(self, run: TrainedRun, tasks: list[Problem]) -> ModelAssignment:
         served = served_run(run) if isinstance(self.config.inference, VllmConfig) else None
+        builder = self._builder(run)
         return ModelAssignment(
             tasks,
-            lambda: self.host.restored(run),
-            self._builder(run),
+            lambda: self.host.restored(run, _kept(builder)),
+            builder,
             self.deal_views,
             run.checkpoint.digest,
             served,
@@ -265,16 +273,39 @@ class _Finder:
         length = self.config.inference.max_seq_length or run.config.training.max_seq_length
         files: Mapping[str, Any] = run.checkpoint.manifest["files"]
         tokenizer = {name: entry["sha256"] for name, entry in files.items() if "token" in name or "template" in name}
-        key = data_sha256({**own_format(run.config), "tokenizer": tokenizer, "length": length})
+        pruned = run.config.model.prune_vocabulary
+        key = data_sha256({**own_format(run.config), "tokenizer": tokenizer, "length": length, "pruned": pruned})
         if key not in self._builders:
             if length > run.config.training.max_seq_length:
                 limit = stored_position_limit(base_model(run))
                 path = str(run.config.model.path)
                 refuse_beyond(limit, key="inference.max_seq_length", value=length, path=path)
-            builder = restored_builder(run, restored_tokenizer(run), length)
+            own = self._run_tokenizer(base_model(run), restored_tokenizer(run), run.config, run.config.data)
+            builder = restored_builder(run, own, length)
             check_answers(builder, self.config.inference, base_model(run))
             self._builders[key] = builder
         return self._builders[key]
+
+    def _open(self, path: Path) -> TrainedRun:
+        return open_checkpoint(path, self.config.base_model, self.config.prune_vocabulary)
+
+    def _run_tokenizer(
+        self,
+        model: ModelConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        form: EvaluateConfig | TrainConfig,
+        trained_on: DataConfig,
+    ) -> PreTrainedTokenizerBase:
+        data = trained_on if self.config.data.is_held_out else self.config.data
+        return run_tokenizer(
+            self.kind,
+            model,
+            tokenizer,
+            encoder=form.encoder,
+            prompt=form.prompt,
+            data=default_data() if data.is_held_out else data,
+            augmentation=self.config.augmentation,
+        )
 
     def _say_once(self, words: str) -> None:
         if words not in self._said:
@@ -308,6 +339,8 @@ class _Finder:
         if shares:
             key["inference"] = {name: value for name, value in written["inference"].items() if name not in ONLY_SPEED}
             about = about | {"inference": {name: value for name, value in inference.items() if value is not None}}
+        if self.config.prune_vocabulary is not None:
+            key["prune_vocabulary"] = self.config.prune_vocabulary
         if isinstance(self.config.ttft, TtftConfig):
             adapting = ttft_identity(self.config)
             key |= adapting
@@ -333,3 +366,7 @@ def _about(run: TrainedRun) -> dict[str, Any]:
         "digest": run.checkpoint.digest,
         "step": run.checkpoint.step,
     }
+
+
+def _kept(builder: ExampleBuilder) -> tuple[int, ...] | None:
+    return kept_tokens(builder.tokenization.tokenizer)

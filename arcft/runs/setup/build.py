@@ -19,6 +19,7 @@ from arcft.errors import ModelError
 from arcft.models.families import CANNOT_SEARCH, Decoder, stored_decoder
 from arcft.protocols import DealViews, Kind
 from arcft.text.builder import ExampleBuilder
+from arcft.text.pruned_tokenizer import kept_tokens
 from arcft.text.tokens import Tokenization
 
 
@@ -37,7 +38,14 @@ def example_builder(
     `positions`, those of ModelConfig, do not fit the text. The configs are None for kinds without such a group."""
     format, jumping = kind.format(encoder_config, prompt_config, tokenizer, positions=positions)
     template: Literal["auto", "never"] = "auto" if prompt_config is None else prompt_config.chat_template
-    tokenization = Tokenization(tokenizer, chat_template=template, loss_on=loss_on, positions=jumping)
+    kept = kept_tokens(tokenizer)
+    tokenization = Tokenization(
+        tokenizer,
+        chat_template=template,
+        loss_on=loss_on,
+        positions=jumping,
+        num_kept=None if kept is None else len(kept),
+    )
     kind.check_positions(format, tokenization, positions)
     return ExampleBuilder(format, tokenization, max_seq_length=max_seq_length, drop_demonstrations=drop_demonstrations)
 

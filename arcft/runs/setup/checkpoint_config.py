@@ -51,10 +51,11 @@ class TrainedRun:
         return self.checkpoint.path.name
 
 
-def open_checkpoint(path: Path, base_model: str | None = None) -> TrainedRun:
+def open_checkpoint(path: Path, base_model: str | None = None, prune_vocabulary: bool | None = None) -> TrainedRun:
     """Verify the checkpoint at `path` (for a run: its last complete one) and read its config as data.
 
-    `base_model` is the current path of its base model, if that has moved since training.
+    `base_model` is the current path of its base model, if that has moved since training; `prune_vocabulary` replaces
+    model.prune_vocabulary unless it is None.
     """
     checkpoint = read_checkpoint(last_checkpoint(path))
     file = checkpoint.path / RUN_FILE
@@ -67,6 +68,8 @@ def open_checkpoint(path: Path, base_model: str | None = None) -> TrainedRun:
         raise CheckpointError(f"{file}: not the config of a training run: {error}") from error
     if base_model is not None:
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, path=base_model))
+    if prune_vocabulary is not None:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, prune_vocabulary=prune_vocabulary))
     return TrainedRun(checkpoint, config, tasks)
 
 

@@ -18,10 +18,14 @@ from arcft.models.fingerprint import base_fingerprint
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import CONFIG_FILE as ADAPTER_CONFIG
 from arcft.models.lora import load_adapter, load_adapter_weights
+from arcft.models.vocabulary import prune_vocabulary
 from arcft.runs.setup.build import choose_device, example_builder, settle_decoder
 from arcft.runs.setup.checkpoint_config import TrainedRun, check_base
 from arcft.runs.setup.kinds import kind_of
 from arcft.text.builder import ExampleBuilder
+
+Kept = tuple[int, ...] | None
+"""Ids that a pruned vocabulary keeps; None for all."""
 
 
 def restored_tokenizer(run: TrainedRun) -> PreTrainedTokenizerBase:
@@ -46,7 +50,11 @@ def base_model(run: TrainedRun) -> ModelConfig:
     """The model to load for restoring `run`: its base model, or the checkpoint itself if it holds a whole model."""
     if isinstance(run.config.lora, LoraConfig):
         return run.config.model
-    return ModelConfig(name=run.config.model.name, path=str(run.checkpoint.path))
+    return ModelConfig(
+        name=run.config.model.name,
+        path=str(run.checkpoint.path),
+        prune_vocabulary=run.config.model.prune_vocabulary,
+    )
 
 
 def base_of_adapters(run: TrainedRun) -> ModelConfig:
@@ -65,41 +73,43 @@ class ModelHost:
 
     def __init__(self, inference: InferenceConfig) -> None:
         self._inference = inference
-        self._base: dict[str, Any] | None = None
+        self._base: tuple[dict[str, Any], Kept] | None = None
         self._fingerprint = ""
         self._adapter = b""
         self._model: PreTrainedModel | PeftModel | None = None
 
-    def plain(self, config: ModelConfig) -> PreTrainedModel:
+    def plain(self, config: ModelConfig, kept: Kept = None) -> PreTrainedModel:
         """The model of `config` without an adapter, in place of the one that is held: a large model does not fit
-        twice."""
+        twice. With `kept`, of a PrunedTokenizer, it has these tokens only."""
         self._forget()
-        return self.base(config)
+        return self._load(config, kept)
 
-    def base(self, config: ModelConfig) -> PreTrainedModel:
-        """The model of `config` without an adapter."""
+    def _load(self, config: ModelConfig, kept: Kept) -> PreTrainedModel:
         # Only now, because a process that delegates the work must not occupy a GPU.
         device = choose_device()
         model = load_model(config, dtype=resolve_dtype(self._inference.dtype, device), device=device)
         settle_decoder(model, self._inference, config, context=self._inference.max_seq_length)
+        self._fingerprint = base_fingerprint(config, model)
+        if kept is not None:
+            prune_vocabulary(model, kept, trains_rows=False)
         return model
 
-    def restored(self, run: TrainedRun) -> PreTrainedModel | PeftModel:
-        """The trained model of `run`, for inference. Raises CheckpointError if its base model has changed."""
+    def restored(self, run: TrainedRun, kept: Kept = None) -> PreTrainedModel | PeftModel:
+        """The trained model of `run`, for inference; `kept` as in `plain`. Raises CheckpointError if its base model has
+        changed."""
         folder = run.checkpoint.path
         if not isinstance(run.config.lora, LoraConfig):
             self._forget()
-            return self.base(base_model(run))
-        identity = to_dict(run.config.model)
+            return self._load(base_model(run), kept)
+        identity = to_dict(run.config.model), kept
         if self._model is None or self._base != identity:
             self._forget()
             try:
-                self._model = self.base(run.config.model)
+                self._model = self._load(run.config.model, kept)
             except ModelError as error:
                 raise CheckpointError(
                     f"{folder}: its base model can't be loaded: {error}. If it lies elsewhere now: base_model=DIR"
                 ) from error
-            self._fingerprint = base_fingerprint(run.config.model, self._model)
             self._base = identity
         check_base(run, self._fingerprint, str(run.config.model.path))
         adapter = (folder / ADAPTER_CONFIG).read_bytes()
@@ -110,7 +120,7 @@ class ModelHost:
             # An adapter of another shape: its wrappers can't be removed exactly, so the base is reloaded. The old
             # one is freed first, because a large model does not fit twice.
             self._forget()
-            self._model, self._base = self.base(run.config.model), identity
+            self._model, self._base = self._load(run.config.model, kept), identity
         self._model = load_adapter(self._model, folder, trainable=False)
         self._adapter = adapter
         return self._model

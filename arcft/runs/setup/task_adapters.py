@@ -54,12 +54,12 @@ def _adapters(pattern: str, start: TrainConfig | EvaluateConfig, name: str, base
         if not find_checkpoints(folder) and folder not in find_checkpoints(folder.parent):
             note(f"{folder} has no complete checkpoint; skipped")
             continue
-        adapter = open_checkpoint(folder, base_model)
+        assert start.model is not None  # EvaluateConfig.problems
+        adapter = open_checkpoint(folder, base_model, start.model.prune_vocabulary)
         if not adapter.tasks.get("adapted_to"):
             raise CheckpointError(f"adapters: {folder} was not adapted to tasks; make one with data=leave_one_out")
         groups = (*OWN_FORMAT, "model")
         # What a model recommends for other groups is no part of it.
-        assert start.model is not None  # EvaluateConfig.problems
         model = dataclasses.replace(start.model, recommended=adapter.config.model.recommended)
         problems = contradictions(groups, adapter.config, dataclasses.replace(start, model=model), groups)
         if problems:

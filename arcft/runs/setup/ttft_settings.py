@@ -70,7 +70,9 @@ def resolve_ttft(config: EvaluateConfig, explicit: Sequence[str]) -> TtftSetting
     Raises ConfigError where keys set by hand (`explicit`) contradict it, CheckpointError where it can't be read.
     """
     notes = []
-    run = open_checkpoint(Path(config.checkpoint), config.base_model) if config.checkpoint is not None else None
+    run = None
+    if config.checkpoint is not None:
+        run = open_checkpoint(Path(config.checkpoint), config.base_model, config.prune_vocabulary)
     model = run.config.model if run else config.model
     assert model is not None  # EvaluateConfig.problems: there is a checkpoint or a model
     assert isinstance(config.ttft, TtftConfig)  # nothing is resolved with ttft=none

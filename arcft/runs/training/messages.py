@@ -14,6 +14,7 @@ from arcft.console import note, print_with, say, show
 from arcft.models.load import resolve_dtype
 from arcft.models.lora import trainable_parameters
 from arcft.models.quantization import num_parameters
+from arcft.models.vocabulary import lost_parameters, pruned_vocabulary
 from arcft.protocols import ProblemPool
 from arcft.reporting.previews import print_example
 from arcft.reporting.words import count
@@ -70,10 +71,16 @@ def show_first_example(stream: ExampleStream, tokenizer: PreTrainedTokenizerBase
 
 def say_model(config: TrainConfig, model: PreTrainedModel | PeftModel, device: torch.device) -> None:
     """Print the model's name and size, and the dtype of its passes."""
-    total = num_parameters(model) / 1e6
+    total = f"{num_parameters(model) / 1e6:.2f}"
+    vocabulary = pruned_vocabulary(model)
+    if vocabulary is not None:
+        total += f" of {(num_parameters(model) + lost_parameters(model)) / 1e6:.2f}"
     trained = trainable_parameters(model) / 1e6
     dtype = str(resolve_dtype(config.training.dtype, device)).removeprefix("torch.")
-    say(f"model {config.model.name}: {total:.2f} M parameters, {trained:.2f} M trained, {dtype} on {device}")
+    words = f"model {config.model.name}: {total} M parameters, {trained:.2f} M trained, {dtype} on {device}"
+    if vocabulary is not None:
+        words += f"; {len(vocabulary.kept):,} of {vocabulary.rows:,} tokens kept"
+    say(words)
 
 
 def show_estimate(config: TrainConfig, model: PreTrainedModel | PeftModel) -> None:

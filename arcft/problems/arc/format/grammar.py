@@ -194,7 +194,7 @@ def _check(
     The tokens of a part depend on its neighbours, so the trials cover all neighbours: all pairs of colours, within a
     row and across rows; each row as the last one; each ending of a head before each colour.
     """
-    for grid in _trials(heads):
+    for grid in trial_grids(heads):
         text = encoder.to_text(grid).removeprefix(encoder.opener)
         ids = tokens.completion_ids(text)
         back = tokens.decode(ids)
@@ -212,7 +212,8 @@ def _check(
             cursor.advance(token)
 
 
-def _trials(heads: Mapping[tuple[int, int], Tokens]) -> Iterator[Grid]:
+def trial_grids(heads: Mapping[tuple[int, int], Tokens]) -> Iterator[Grid]:
+    """Grids with all neighbours that a cell can have. `heads` are the tokens that tell the shape, if it comes first."""
     rng = np.random.default_rng(0)
     # Every ordered pair of colours, including equal ones.
     colors: list[int] = []

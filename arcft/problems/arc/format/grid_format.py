@@ -12,14 +12,18 @@ from arcft.problems.arc.config.encoder import EncoderConfig
 from arcft.problems.arc.config.prompt import PromptConfig
 from arcft.problems.arc.format.encoders import GridEncoder, build_encoder
 from arcft.problems.arc.format.evenness import check_uneven_tokens
-from arcft.problems.arc.format.grammar import GridGrammar
+from arcft.problems.arc.format.grammar import GridGrammar, trial_grids
 from arcft.problems.arc.questions import GridQuestion, as_grid_question, ask_output, shorten
 from arcft.problems.arc.task import MAX_SIDE, NUM_COLORS, Grid, GridAnswer, Pair, as_grid_answer, as_task
-from arcft.protocols import Answer, Problem, PromptText, Question, TokenCodec
+from arcft.protocols import Answer, ClosedTexts, Problem, PromptText, Question, TokenCodec
 
 KEPT = 0.8
 """Minimum share of the demonstrations' cells that keep their colour for the test input to be a draft of the output. 42%
 of ARC-1's evaluation tests pass; their outputs keep 88% of the input's cells."""
+
+
+_MANY = 100
+"""Demonstrations of a trial question: more than a task has, so that every number of one is written."""
 
 
 class GridFormat:
@@ -95,6 +99,17 @@ class GridFormat:
         task = as_task(problem)
         return GridAnswer(task.test[test_index].input) if _changes_little(task.train) else None
 
+    def closed_texts(self) -> ClosedTexts:
+        """Questions of both kinds about grids of all shapes and neighbours. Grids are written in digits, symbols and
+        punctuation, which mix; the letters in them only come in fixed words."""
+        grids = [*trial_grids({}), *_numbered_grids()]
+        texts = map(self.encoder.to_text, grids)
+        characters = {sign for text in texts for sign in text if not (sign.isascii() and sign.isalpha())}
+        return ClosedTexts(
+            prompts=[self.render(question) for question in _trial_questions(grids)],
+            characters="".join(sorted(characters | set(string.digits))),
+        )
+
     def grammar(self, tokens: TokenCodec) -> GridGrammar:
         return GridGrammar(self.encoder, tokens, name=_name(tokens.tokenizer))
 
@@ -121,6 +136,26 @@ def _largest_grids() -> Iterator[Grid]:
     for color in range(NUM_COLORS):
         yield np.full((MAX_SIDE, MAX_SIDE), color, dtype=np.int8)
     yield np.random.default_rng(0).integers(0, NUM_COLORS, (MAX_SIDE, MAX_SIDE), dtype=np.int8)
+
+
+def _numbered_grids() -> Iterator[Grid]:
+    """Every number of rows and of columns, in every place where a shape has it."""
+    for side in range(1, MAX_SIDE + 1):
+        for shape in ((side, side), (side, 1), (1, side)):
+            yield np.zeros(shape, dtype=np.int8)
+
+
+def _trial_questions(grids: Sequence[Grid]) -> Iterator[GridQuestion]:
+    """Each of `grids` as an answer, its first and last rows in every other part of a question, and many demonstrations.
+    The rows between them meet no words."""
+    cell = np.zeros((1, 1), dtype=np.int8)
+    many = (Pair(cell, cell),) * _MANY
+    for grid in grids:
+        edges = np.concatenate([grid[:2], grid[-2:]])
+        yield GridQuestion("trial", (Pair(edges, edges),), edges, grid, "output")
+        yield GridQuestion("trial", (Pair(edges, edges),), None, edges, "input")
+    for kind in ("output", "input"):
+        yield GridQuestion("trial", many, cell if kind == "output" else None, cell, kind)
 
 
 def _changes_little(demonstrations: Sequence[Pair]) -> bool:
