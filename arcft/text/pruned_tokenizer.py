@@ -20,6 +20,8 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _LAST_BYTE_SIGN = 0x143
 """Byte-level tokenizers write the 256 bytes as the signs up to this code point."""
 _UNFINISHED = "\ufffd"
+_SPACES = "\u0120\u010a\u0109\u010d\u2581"
+"""How pieces write space, newline, tab, carriage return, and sentencepiece a space."""
 
 
 class PrunedTokenizer:
@@ -121,16 +123,23 @@ def prune_tokenizer(
     if tokenizer.unk_token_id is not None:
         kept.add(tokenizer.unk_token_id)
     vocabulary = sorted((token, piece) for piece, token in tokenizer.get_vocab().items() if token < rows)
-    allowed = set(characters)
-    if any(ord(character) > 127 for character in characters):
-        allowed.add(_UNFINISHED)  # a token may hold a part of a character's bytes
-    texts = tokenizer.batch_decode([[token] for token, _ in vocabulary], clean_up_tokenization_spaces=False)
-    for (token, piece), text in zip(vocabulary, texts, strict=True):
+    for token, piece in vocabulary:
         is_byte = _BYTE.fullmatch(piece) or (len(piece) == 1 and ord(piece) <= _LAST_BYTE_SIGN)
-        if is_byte or (text and allowed.issuperset(text)):
+        if is_byte or _is_made_of(characters, tokenizer, token, piece):
             kept.add(token)
     kept = {token for token in kept if token < rows}
     others = (token for token in range(rows) if token not in kept)
     missing = -len(kept) % MULTIPLE
     kept |= {token for token, _ in zip(others, range(missing), strict=False)}
     return cast(PreTrainedTokenizerBase, PrunedTokenizer(tokenizer, sorted(kept)))
+
+
+def _is_made_of(characters: str, tokenizer: PreTrainedTokenizerBase, token: int, piece: str) -> bool:
+    """Whether `token`, which the vocabulary writes as `piece`, is a text of `characters` alone."""
+    # Decoding takes long for a large vocabulary. Pieces write ASCII as it is, but for white space.
+    if any((sign.isascii() or characters.isascii()) and sign not in characters + _SPACES for sign in piece):
+        return False
+    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    # A token may hold a part of a character's bytes.
+    allowed = characters if characters.isascii() else characters + _UNFINISHED
+    return bool(text) and set(allowed).issuperset(text)

@@ -125,6 +125,21 @@ def test_words_that_were_learned_are_answered(whole: Path, capsys: pytest.Captur
     assert submission["cab"] == ["bac"]
 
 
+def test_tokens_of_its_own_problems_are_kept(run: Path, whole: Path, tmp_path: Path) -> None:
+    """A kind without closed texts: the vocabulary is that of the words, which train, resume, answer and adapt."""
+    folder = tmp_path / "run"
+    short = ["training.max_steps=4", "training.eval_steps=2", "training.save_steps=2"]
+    assert command(train.main, *TRAIN, *short, "model.prune_vocabulary=true", f"hydra.run.dir='{folder}'") == 0
+    last = files_of(folder / "checkpoint-4")
+    shutil.rmtree(folder / "checkpoint-4")
+    assert command(train.main, f"resume={folder}") == 0
+    assert files_of(folder / "checkpoint-4") == last
+    again = evaluated(tmp_path / "again", f"checkpoint={run}", "data=toy", "prune_vocabulary=true", *PREDICT)
+    assert run_json(again)["metrics"] == run_json(whole)["metrics"]
+    ttft = ["ttft=per_task", "ttft.max_steps=1"]
+    evaluated(tmp_path / "adapted", f"checkpoint={folder}", "data=toy_held_out", *PREDICT, *ttft)
+
+
 def test_the_report_draws_words(whole: Path) -> None:
     report = (whole / "report.html").read_text()
     assert '<span class="text">cab</span>' in report
