@@ -160,5 +160,8 @@ def test_backends_with_loaders_of_their_own_are_refused(tmp_path: Path) -> None:
         trained(tmp_path / "run", PRUNE, "model.backend=unsloth", "model.init=pretrained")
     with pytest.raises(ConfigError, match="vLLM loads models itself, with all tokens"):
         evaluated(tmp_path / "run", "checkpoint=RUN", "inference=vllm", "prune_vocabulary=true", *evaluation_tasks())
+    run = trained(tmp_path / "run", PRUNE, "training.max_steps=1", "training.generation_tasks=0")
+    with pytest.raises(ConfigError, match="vLLM loads models with all tokens; add prune_vocabulary=false"):
+        evaluated(tmp_path / "vllm", f"checkpoint={run}", "inference=vllm", *evaluation_tasks())
     with pytest.raises(ConfigError, match="prune_vocabulary= has no effect without checkpoint="):
         evaluated(tmp_path / "run", "model=tiny", "prune_vocabulary=true", *evaluation_tasks())

@@ -287,7 +287,15 @@ class _Finder:
         return self._builders[key]
 
     def _open(self, path: Path) -> TrainedRun:
-        return open_checkpoint(path, self.config.base_model, self.config.prune_vocabulary)
+        run = open_checkpoint(path, self.config.base_model, self.config.prune_vocabulary)
+        if isinstance(self.config.inference, VllmConfig) and run.config.model.prune_vocabulary:
+            raise ConfigError(
+                [
+                    f"inference=vllm: the run of {run.checkpoint.path} pruned its vocabulary, and vLLM loads models "
+                    "with all tokens; add prune_vocabulary=false"
+                ]
+            )
+        return run
 
     def _run_tokenizer(
         self,
