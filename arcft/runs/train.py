@@ -24,6 +24,7 @@ from arcft.console import note, say
 from arcft.errors import ArcftError
 from arcft.models.families import stored_decoder
 from arcft.models.fingerprint import base_fingerprint
+from arcft.models.fused_lora import fuse_lora
 from arcft.models.limits import embedding_rows, position_limit, refuse_beyond
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
@@ -290,10 +291,13 @@ def build_model(
     if config.lora.start is not None:
         start = open_checkpoint(Path(config.lora.start).expanduser())
         check_base(start, fingerprint, str(config.model.path))
-        return load_adapter(base, start.checkpoint.path, trainable=True), fingerprint
-    adapted = apply_lora(
-        base, config.lora, config.model.train_modules, seed=config.training.seed, backend=config.model.backend
-    )
+        adapted = load_adapter(base, start.checkpoint.path, trainable=True)
+    else:
+        adapted = apply_lora(
+            base, config.lora, config.model.train_modules, seed=config.training.seed, backend=config.model.backend
+        )
+    if config.model.backend == "transformers":
+        fuse_lora(adapted)
     return adapted, fingerprint
 
 
