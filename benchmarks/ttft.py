@@ -66,7 +66,6 @@ def main() -> None:
             print_table(model)
             models.append(model)
         growth = [] if arguments.no_growth else measure_growth(Path(scratch) / "growth", quick=arguments.quick)
-    print_growth(growth)
     result = {
         "benchmark": "ttft",
         "quick": arguments.quick,
@@ -277,6 +276,7 @@ def measure_growth(folder: Path, *, quick: bool) -> list[dict[str, float]]:
                     "peak_gib": figures.peak_bytes / 2**30,
                 }
             )
+            print_growth(found[-1])
     return found
 
 
@@ -327,12 +327,12 @@ def times_faster(of: dict[str, float]) -> list[str]:
     return [f"{of[than]:.2f}x" if than in of else "" for than in ("a", "c")]
 
 
-def print_growth(growth: Sequence[dict[str, float]]) -> None:
-    for line in growth:
-        print(
-            f"a run of {line['tasks']} tasks: {line['seconds_per_task']:.3f} s per task, "
-            f"{line['cpu_seconds_per_task']:.3f} s of CPU time, {line['peak_gib']:.2f} GiB"
-        )
+def print_growth(line: dict[str, float]) -> None:
+    print(
+        f"a run of {line['tasks']} tasks: {line['seconds_per_task']:.3f} s per task, "
+        f"{line['cpu_seconds_per_task']:.3f} s of CPU time, {line['peak_gib']:.2f} GiB",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
