@@ -59,8 +59,7 @@ class SpeedConfig:
     CPU with other load it tells what the wall clock would say without, if there is one thread."""
 
     max_time: str = "10m"
-    """The most that a setting, or loading a model, may take. One that takes longer is reported as such, and so are the
-    larger ones."""
+    """The most that a setting may take. One that takes longer is reported as such, and the larger ones are left out."""
 
     budget: str | None = None
     """The time there is for all samples; which settings fit is then reported."""

@@ -11,11 +11,15 @@ from arcft.config.speed import Setting, SpeedConfig
 from arcft.processes import ChildDied, ChildProcess
 from arcft.reporting.speed.rows import Loaded, Row
 from arcft.reporting.speed.table import rate
+from arcft.reporting.words import duration
 from arcft.runs.common.progress import progress_bar
 from arcft.runs.speed_study import worker
 from arcft.runs.speed_study.worker import Subject
 
 Record = Callable[[Row], None]
+
+_LOAD_SECONDS = 1800.0
+"""A process that has not loaded its model after this time, and max_time, hangs."""
 
 
 def run_study(
@@ -99,7 +103,8 @@ class _Group:
     def _load(self, setting: Setting) -> worker.Failure | None:
         """Start the process; return why it could not load the model."""
         self._child = worker.start(self._subject, setting, self._config.clock)
-        answer = self._answer("loading the model")
+        seconds = max(_LOAD_SECONDS, self._max_seconds)
+        answer = self._answer(seconds, f"loading the model took more than {duration(seconds)}")
         if isinstance(answer, worker.Ready):
             self._check_machine(answer.machine)
             self._loaded = answer.loaded
@@ -109,7 +114,7 @@ class _Group:
     def _one(self, setting: Setting) -> None:
         assert self._child is not None
         self._child.send(worker.Request(setting, self._config.repeats, self._max_seconds))
-        answer = self._answer("it")
+        answer = self._answer(self._max_seconds, f"it took more than max_time={self._config.max_time}")
         row = self._row(setting, answer)
         self._record(row)
         if row.outcome in _LIMITS:
@@ -118,13 +123,13 @@ class _Group:
             # What an error leaves behind must not be measured.
             self._end()
 
-    def _answer(self, what: str) -> Any:
-        """What the process sends; a Failure also where it takes too long, or dies."""
+    def _answer(self, seconds: float, too_slow: str) -> Any:
+        """What the process sends; a Failure also where it takes longer than `seconds`, or dies."""
         assert self._child is not None
         try:
-            return self._child.receive(self._max_seconds)
+            return self._child.receive(seconds)
         except TimeoutError:
-            return worker.Failure("too slow", f"{what} took more than max_time={self._config.max_time}")
+            return worker.Failure("too slow", too_slow)
         except ChildDied as death:
             # Without a message of its own, a process is mostly ended because the memory of the machine ran out.
             is_killed = str(death).startswith("SIGKILL")
