@@ -20,6 +20,9 @@ STYLES = ("-", "--", ":", "-.")
 """Of precisions, in turn."""
 
 _MOST_BATCHES = 3
+_LEAST_RANGE = 20
+"""Ratio of the ends of the vertical axis."""
+
 _LABEL_SIZE = 7.5
 _LABEL_POINTS = 9.5
 """Least distance of two labels, in points."""
@@ -95,7 +98,9 @@ def _draw(lines: Sequence[Line], axes: Axes) -> None:
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     low, high = axes.get_ylim()
-    axes.set_ylim(low / 1.2, high * 1.2)
+    # Small differences should look small.
+    room = max(1.2, math.sqrt(_LEAST_RANGE * low / high))
+    axes.set_ylim(low / room, high * room)
     axes.set_ylabel("tokens a second")
     _label(lines, axes)
 

@@ -142,11 +142,15 @@ def _answering(connection: Connection) -> Iterator[None]:
 
 
 def _load(subject: Subject, dtype: str, quantization: Any) -> tuple[PreTrainedModel, Positions | None]:
+    from transformers.utils.logging import disable_progress_bar
+
     from arcft.decoding.probe import decoder_for
     from arcft.models.load import load_model, load_tokenizer, resolve_dtype
     from arcft.runs.setup.build import choose_device, example_builder
     from arcft.runs.setup.kinds import KINDS
 
+    # It would be drawn across the study's own.
+    disable_progress_bar()
     config = dataclasses.replace(subject.model, quantization=quantization)
     device = choose_device()
     model = load_model(config, dtype=resolve_dtype(dtype, device), device=device)
