@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -26,6 +27,31 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a hidden sibling of `path`, a folder that does not exist yet, to fill; on leaving, flush it to disk and
+    rename it to `path`, or remove it after an exception.
+
+    A killed process leaves the sibling behind, and the next one to make the same folder replaces it.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    missing = [parent for parent in path.parents if not parent.exists()]
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for written in [*partial.rglob("*"), partial]:
+            flush_to_disk(written)
+        os.rename(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        for parent in missing:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
+    flush_to_disk(path.parent)
 
 
 @contextlib.contextmanager

@@ -90,3 +90,18 @@ def test_checksums(tmp_path: Path) -> None:
     assert data_sha256({"a": 1, "b": [2]}) != data_sha256({"a": 1, "b": [3]})
     manifest = {"format": 1, "files": {"x": "y"}}
     assert manifest_sha256(manifest | {"sha256": "anything"}) == data_sha256(manifest)
+
+
+def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "new"
+    with pytest.raises(RuntimeError), new_folder(target) as partial:
+        (partial / "a").write_text("a")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    # What a killed process leaves.
+    (tmp_path / ".new.partial").mkdir()
+    (tmp_path / ".new.partial" / "old").touch()
+    with new_folder(target) as partial:
+        (partial / "b").mkdir()
+        (partial / "b" / "c").write_text("c")
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == ["new", "new/b", "new/b/c"]

@@ -15,7 +15,7 @@ from arcft.runs.common.config_folder import config_folder
 from arcft.runs.common.paths import in_shell, quoted
 
 PATHS = (
-    "adapters", "base_model", "checkpoint", "data.path", "data.solutions_path", "lora.start", "model.path",
+    "adapters", "base_model", "checkpoint", "data.path", "data.solutions_path", "lora.start", "model.path", "out",
     "model.tokenizer", "predictions", "resume",
 )  # fmt: skip
 """Keys whose value is a path, which can't be empty."""

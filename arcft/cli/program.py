@@ -25,6 +25,7 @@ class Command:
 COMMANDS = {
     "train": Command("arcft.cli.train", "fine-tune a model"),
     "evaluate": Command("arcft.cli.evaluate", "predict, select, score, write a submission and a report"),
+    "export": Command("arcft.cli.export", "write a trained model for transformers, PEFT or llama.cpp"),
     "speed": Command("arcft.cli.speed", "measure how fast models read and write, and what fits a time budget"),
     "contamination": Command("arcft.cli.contamination", "find the problems that two sets share"),
 }

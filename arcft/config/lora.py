@@ -9,6 +9,9 @@ from typing import ClassVar, Literal
 INITIAL_WEIGHTS: tuple[bool | str, ...] = (True, False, "gaussian", "pissa", "olora", "orthogonal")
 """The values of init_lora_weights. PEFT's others need data, packages or settings that nothing here gives them."""
 
+DENSE_ONLY = ("pissa", "orthogonal")
+"""Those that PEFT can't compute for quantised weights."""
+
 
 @dataclasses.dataclass(kw_only=True)
 class LoraChoice:

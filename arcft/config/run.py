@@ -8,7 +8,7 @@ from typing import Any
 
 from arcft.config.data import DataConfig
 from arcft.config.inference import InferenceConfig, VllmConfig
-from arcft.config.lora import LoraChoice, LoraConfig
+from arcft.config.lora import DENSE_ONLY, LoraChoice, LoraConfig
 from arcft.config.model import ModelConfig
 from arcft.config.optimizer import OptimizerConfig
 from arcft.config.scheduler import SchedulerConfig
@@ -60,6 +60,7 @@ class TrainConfig:
                 f"model.quantization={self.model.quantization} with lora=none: quantised weights can't be trained; "
                 "use lora=default, or model.quantization=none"
             )
+        yield from _problems_with_quantised(self.model, self.lora)
         if isinstance(self.inference, VllmConfig):
             yield "inference=vllm belongs to the command evaluate: it reads models that are saved; use inference=greedy"
         yield from self.inference.problems_with(self.model.positions)
@@ -170,6 +171,8 @@ class EvaluateConfig:
                 )
         if self.model is not None:
             yield from self.inference.problems_with(self.model.positions)
+            if isinstance(self.ttft, TtftConfig):
+                yield from _problems_with_quantised(self.model, self.lora)
         if self.data.held_out:
             yield f"data.held_out={self.data.held_out} has no effect in an evaluation; set it to 0"
         if self.data.only_trained_on:
@@ -178,6 +181,14 @@ class EvaluateConfig:
             yield f"data.view={self.data.view} is for training; an evaluation predicts the test pairs"
         if self.data.disjoint_from:
             yield f"data.disjoint_from={self.data.disjoint_from} has no effect in an evaluation; set it to []"
+
+
+def _problems_with_quantised(model: ModelConfig, lora: LoraChoice) -> Iterator[str]:
+    if model.quantization != "none" and isinstance(lora, LoraConfig) and lora.init_lora_weights in DENSE_ONLY:
+        yield (
+            f"lora.init_lora_weights={lora.init_lora_weights}: PEFT computes it from weights that are not quantised; "
+            f"use true, gaussian or olora, or model.quantization=none instead of {model.quantization}"
+        )
 
 
 def showcase_evaluation(config: TrainConfig, showcase: ShowcaseConfig, checkpoint: str) -> EvaluateConfig:

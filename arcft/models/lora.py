@@ -80,7 +80,7 @@ def apply_lora(
     with _seeded(seed), _no_false_warnings():
         try:
             adapted = peft.get_peft_model(model, peft_config)
-        except ValueError as error:
+        except (ValueError, TypeError, RuntimeError) as error:
             keys = ", ".join(f"lora.{name}={getattr(config, name)}" for name in ("target_modules", "init_lora_weights"))
             raise LoraError(f"{keys}: {error}") from error
     _check_layers(adapted)
@@ -130,22 +130,30 @@ def _check_layers(adapted: peft.PeftModel) -> None:
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool) -> peft.PeftModel:
     """Add the adapter saved in `folder` to `model`, in place. Raise LoraError unless it is plain LoRA and fits."""
-    peft_config = read_adapter_config(folder)
-    peft_config.inference_mode = not trainable
+    adapted = add_adapter(model, read_adapter_config(folder), trainable=trainable, source=folder / CONFIG_FILE)
+    load_adapter_weights(adapted, folder)
+    return adapted
+
+
+def add_adapter(
+    model: PreTrainedModel, config: peft.LoraConfig, *, trainable: bool, source: Path | str = CONFIG_FILE
+) -> peft.PeftModel:
+    """Add an adapter of `config`, whose weights are still to be loaded, to `model`, in place; `source` is where the
+    config is from. Raise LoraError unless it fits."""
+    config.inference_mode = not trainable
     # The initial weights are drawn and then overwritten; that must not shift anyone else's random numbers.
     with _seeded(0), _no_false_warnings():
         try:
-            adapted = peft.get_peft_model(model, peft_config, autocast_adapter_dtype=trainable)
+            adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=trainable)
         except (TypeError, ValueError, ImportError, RuntimeError, re.error) as error:
-            raise LoraError(f"{folder / CONFIG_FILE}: the adapter does not fit this base model: {error}") from error
+            raise LoraError(f"{source}: the adapter does not fit this base model: {error}") from error
     if trainable:
         # Before the weights are loaded: passing through the base's 16 bits would round them.
         _train_in_float32(adapted)
     else:
         adapted.requires_grad_(False)
         adapted.eval()
-    refuse_unsavable(adapted, peft_config)
-    load_adapter_weights(adapted, folder)
+    refuse_unsavable(adapted, config)
     return adapted
 
 

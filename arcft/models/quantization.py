@@ -121,6 +121,11 @@ def _weight_only(state: Any) -> Any:
     class WeightOnlyState(bitsandbytes.MatmulLtState):
         is_training = property(lambda self: True, lambda self, value: None)
 
+        def __setattr__(self, name: str, value: Any) -> None:
+            # PEFT 0.21 dequantises weights for DoRA, and loses their scales.
+            if name != "SCB" or value is not None:
+                super().__setattr__(name, value)
+
     new = WeightOnlyState()
     for name, value in vars(state).items():
         if name != "is_training":

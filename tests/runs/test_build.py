@@ -179,7 +179,14 @@ def _pictures(questions: list[GridQuestion]) -> set[bytes]:
 
 @pytest.mark.parametrize(
     ("option", "scale", "trained"),
-    [("default", 2.0, "some"), ("rslora", 8.0, "some"), ("dora", 2.0, "some"), ("none", None, "all")],
+    [
+        ("default", 2.0, "some"),
+        ("rslora", 8.0, "some"),
+        ("dora", 2.0, "some"),
+        ("pissa", 2.0, "some"),
+        ("olora", 2.0, "some"),
+        ("none", None, "all"),
+    ],
 )
 def test_adapters(option: str, scale: float | None, trained: str) -> None:
     model, _ = build_model(train_config(f"lora={option}", *SMALL_MODEL, "model.train_modules=[]", *TASKS), CPU)
@@ -190,7 +197,7 @@ def test_adapters(option: str, scale: float | None, trained: str) -> None:
 
 
 def test_every_kind_of_adapter_is_tested() -> None:
-    assert set(options("lora")) == {"default", "rslora", "dora", "none"}
+    assert set(options("lora")) == {"default", "rslora", "dora", "pissa", "olora", "none"}
 
 
 @pytest.mark.parametrize("option", options("optimizer"))

@@ -1,0 +1,1 @@
+"""The parts of an export: checks, what is written, the model card, the upload."""

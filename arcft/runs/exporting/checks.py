@@ -1,0 +1,118 @@
+"""Prompts of a run, and whether two models give the same logits on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from arcft.console import note
+from arcft.errors import ArcftError
+from arcft.protocols import Positions
+from arcft.runs.setup.checkpoint_config import TrainedRun
+from arcft.runs.setup.tasks import tasks_named
+from arcft.text.builder import ExampleBuilder
+
+TOLERANCES = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.3, "q8_0": 0.5}
+"""By dtype of the written weights, the largest difference of a logit, in standard deviations of the logits."""
+
+_NUMBER = 4
+_TOKENS = 1024
+_TASKS_READ = 16
+
+
+class ExportError(ArcftError):
+    """What was written does not compute what was trained, or could not be read back."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Token ids, and the rule of their positions."""
+
+    token_ids: list[list[int]]
+    positions: Positions | None
+    origin: str
+    """Where the ids are from, in words."""
+
+    @torch.no_grad()
+    def logits(self, model: PreTrainedModel | PeftModel) -> torch.Tensor:
+        """Logits of all tokens, float32 [tokens, vocabulary]."""
+        rows = []
+        for ids in self.token_ids:
+            inputs = torch.tensor([ids])
+            options = {} if self.positions is None else {"position_ids": torch.tensor([self.positions(ids)])}
+            outputs = model(input_ids=inputs, attention_mask=torch.ones_like(inputs), use_cache=False, **options)
+            rows.append(outputs.logits[0].float())
+        return torch.cat(rows)
+
+
+def probe_of(run: TrainedRun, builder: ExampleBuilder) -> Probe:
+    """Examples of tasks that the run held out, was adapted to or trained on: the shortest of a few. Where its data is
+    gone, random tokens."""
+    positions = builder.tokenization.positions
+    ids: Sequence[str] = next(
+        (run.tasks[name] for name in ("held_out", "adapted_to", "train") if run.tasks.get(name)), []
+    )
+    try:
+        tasks = tasks_named(run, ids[:_TASKS_READ])
+        examples = [_token_ids(builder, task) for task in tasks]
+        fitting = sorted((ids for ids in examples if ids), key=len)[:_NUMBER]
+        if fitting:
+            return Probe(fitting, positions, f"{len(fitting)} tasks of the run's data")
+        reason = "none fits the context"
+    except (ArcftError, OSError) as error:
+        reason = str(error)
+    note(f"the run's tasks can't be used ({reason}); the export is checked on random tokens instead")
+    generator = np.random.default_rng(0)
+    rows = [generator.integers(len(builder.tokenization.tokenizer), size=64).tolist() for _ in range(_NUMBER)]
+    return Probe(rows, positions, f"{_NUMBER} rows of random tokens")
+
+
+def _token_ids(builder: ExampleBuilder, task: object) -> list[int]:
+    question = builder.format.question(task, 0)  # type: ignore[arg-type]
+    known = task.answers[0] is not None  # type: ignore[attr-defined]
+    example = builder.example(question) if known else None
+    fitted = builder.fit(question, None)
+    ids = example.input_ids if example is not None else builder.prompt(fitted) if fitted is not None else []
+    return ids[:_TOKENS]
+
+
+def difference(logits: torch.Tensor, reference: torch.Tensor) -> float:
+    """The largest difference, in standard deviations of the reference."""
+    if logits.shape != reference.shape:
+        return float("inf")
+    return float((logits - reference).abs().max() / reference.std())
+
+
+def check(logits: torch.Tensor, reference: torch.Tensor, what: str, dtype: str) -> float:
+    """The difference of the two. Raise ExportError if it is above the tolerance of `dtype`."""
+    found = difference(logits, reference)
+    if not found <= TOLERANCES[dtype]:
+        raise ExportError(
+            f"{what} does not compute what was trained: a logit differs by {found:.2g} standard deviations, and at "
+            f"most {TOLERANCES[dtype]:g} is rounding in {dtype}; nothing was written"
+        )
+    return found
+
+
+def check_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], what: str) -> None:
+    """Raise ExportError unless weights that were read back are those that were written, to the bit."""
+    for name in sorted(found.keys() | expected.keys()):
+        if name not in found or name not in expected or not torch.equal(found[name], expected[name]):
+            raise ExportError(f"{what}: the weight {name} is not read back as it was written; nothing was written")
+
+
+def texts_of(probe: Probe, builder: ExampleBuilder) -> list[str]:
+    """The probe as text, for a comparison of tokenizers."""
+    tokenizer = builder.tokenization.tokenizer
+    special = set(tokenizer.all_special_ids)
+    texts: list[str] = []
+    for ids in probe.token_ids:
+        plain = itertools.dropwhile(special.__contains__, ids)
+        texts.append(str(tokenizer.decode(list(plain))))
+    return texts
