@@ -13,6 +13,7 @@ from arcft.files import (
     data_sha256,
     file_sha256,
     manifest_sha256,
+    new_folder,
     open_atomic,
     write_bytes,
     write_json,
@@ -94,9 +95,14 @@ def test_checksums(tmp_path: Path) -> None:
 
 def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "new"
-    with pytest.raises(RuntimeError), new_folder(target) as partial:
-        (partial / "a").write_text("a")
-        raise RuntimeError
+
+    def fail() -> None:
+        with new_folder(target / "deep") as partial:
+            (partial / "a").write_text("a")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert not list(tmp_path.iterdir())
     # What a killed process leaves.
     (tmp_path / ".new.partial").mkdir()

@@ -23,7 +23,8 @@ def export(config: ExportConfig) -> Path:
     out = Path(absolute(str(config.out)))
     if os.path.lexists(out):
         raise ConfigError([f"out={config.out}: exists already; name a new folder, or delete that one"])
-    run = open_checkpoint(Path(absolute(str(config.checkpoint))), config.base_model)
+    # Checkpoints hold all rows of a vocabulary that was pruned for training.
+    run = open_checkpoint(Path(absolute(str(config.checkpoint))), config.base_model, prune_vocabulary=False)
     _refuse(config, run)
     # Imported only now: it takes seconds.
     from arcft.runs.exporting.hub import check_hub, upload

@@ -34,6 +34,7 @@ usage: arcft COMMAND ...
 
   train          fine-tune a model
   evaluate       predict, select, score, write a submission and a report
+  export         write a trained model for transformers, PEFT or llama.cpp
   speed          measure how fast models read and write, and what fits a time budget
   contamination  find the problems that two sets share
 
@@ -70,7 +71,9 @@ def test_an_unknown_command_names_the_nearest(
     word: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert called(monkeypatch, word) == 2
-    assert capsys.readouterr().err == f"error: {message}the commands are train, evaluate, speed, contamination\n"
+    names = "train, evaluate, export, speed, contamination"
+    assert capsys.readouterr().err == f"error: {message}the commands are {names}
+"
 
 
 def test_an_option_in_place_of_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

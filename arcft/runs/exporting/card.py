@@ -118,8 +118,8 @@ def _use(config: ExportConfig, run: TrainedRun, out: Path, facts: Facts) -> Iter
     if model.positions != "none":
         yield (
             f"The model was trained with `model.positions={model.positions}`: position ids are grid, row and column of "
-            "each token instead of its number. transformers by itself counts positions and so computes something else, and "
-            "its `generate` continues them by one. Outside of arcft, give `forward` the `position_ids` and an "
+            "each token instead of its number. transformers by itself counts positions and so computes something else, "
+            "and its `generate` continues them by one. Outside of arcft, give `forward` the `position_ids` and an "
             "`attention_mask` of ones."
         )
     if not facts.plain_tokenizer:

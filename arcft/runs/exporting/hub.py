@@ -33,8 +33,8 @@ def check_hub(repository: str) -> None:
         huggingface_hub.HfApi().whoami()
     except _FAILURES as error:
         raise HubError(
-            f"push_to_hub={repository}: {huggingface_hub.constants.ENDPOINT} can't be written to ({_first_line(error)}); log "
-            "in with `hf auth login` or set HF_TOKEN, or drop push_to_hub"
+            f"push_to_hub={repository}: can't write to {huggingface_hub.constants.ENDPOINT} ({_first_line(error)}); "
+            "log in with `hf auth login` or set HF_TOKEN, or drop push_to_hub"
         ) from error
 
 
