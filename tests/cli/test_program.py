@@ -72,8 +72,7 @@ def test_an_unknown_command_names_the_nearest(
 ) -> None:
     assert called(monkeypatch, word) == 2
     names = "train, evaluate, export, speed, contamination"
-    assert capsys.readouterr().err == f"error: {message}the commands are {names}
-"
+    assert capsys.readouterr().err == f"error: {message}the commands are {names}\n"
 
 
 def test_an_option_in_place_of_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

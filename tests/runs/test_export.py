@@ -214,6 +214,16 @@ def test_a_run_of_the_whole_model(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "has no adapter, its run trained the whole model (lora=none); use format=merged" in capsys.readouterr().err
 
 
+def test_a_pruned_vocabulary_is_exported_whole(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", "model.prune_vocabulary=true")
+    assert run_export(f"checkpoint={run}", f"out={tmp_path / 'out'}") == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.get_input_embeddings().weight.shape[0] == 448
+    inputs, expected = logits_of_run(run)
+    with torch.no_grad():
+        assert torch.allclose(model(**inputs).logits, expected, atol=1e-4)
+
+
 def test_positions_of_the_tiny_model_stay_usable(tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["model=tiny", *TEN_TASKS, *QUIET, "training.max_steps=2", "training.generation_tasks=0"]
