@@ -20,7 +20,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from arcft import ranks
 from arcft.checkpoints import MANIFEST_FILE, RUN_FILE, CheckpointError, read_run_yaml
+from arcft.cli import launch
 from arcft.cli.leftovers import keep_files_of_job, remove_files_of_job, remove_leftovers
 from arcft.cli.overrides import SWITCHES, explanation, refuse_empty_paths, refuse_wrong_groups
 from arcft.config import schema
@@ -65,21 +67,33 @@ def run_from_command_line(job: Job, config_name: str, config_class: type, folder
     entry = hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(guarded)
     typed = sys.argv[1:]
     try:
+        launch.refuse_launch(config_name, typed)
+        with signals.program():
+            launch.join()
+        if ranks.rank() > 0:
+            launch.await_folder()
         refuse_empty_paths(typed)
         refuse_wrong_groups(typed, config_name, [field.name for field in dataclasses.fields(config_class)], folder)
         sys.argv[1:] = _resumed_in_place(let_unknown_keys_in(typed, config_class), config_name)
+        if ranks.rank() > 0:
+            sys.argv += launch.QUIET
         with signals.program():
             entry()
     except (ArcftError, HydraException, OmegaConfBaseException) as error:
         if wants_tracebacks:
             raise
-        _report(explanation(error, typed))
+        _report(explanation(error, typed), error)
     except OSError as error:
         if wants_tracebacks or error.errno not in UNWRITABLE:
             raise
         where = f"{error.filename}: " if error.filename else ""
         _report(f"{where}can't be written to ({error.strerror}); what was saved is complete. {WAY_OUT}")
+    except Exception as error:
+        launch.end(f"{type(error).__name__}: {error}")
+        raise
     finally:
+        if not _failures:
+            launch.end()
         log_to([])
         remove_leftovers(config_name)
     if _failures:
@@ -95,6 +109,10 @@ def _guarded(job: Job, wants_tracebacks: bool) -> Callable[[DictConfig], float |
         log_to([handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)])
         wrote = False
         try:
+            with signals.program():
+                launch.join()
+            if ranks.rank() > 0:
+                log_to([])
             value = job(cfg)
             wrote = not cfg.get("dry_run")
             return value
@@ -113,7 +131,7 @@ def _guarded(job: Job, wants_tracebacks: bool) -> Callable[[DictConfig], float |
                 raise ArcftError(message) from error
             if not _in_this_process():
                 return _Failure(message)
-            _report(message)
+            _report(message, error)
         finally:
             if wrote:
                 keep_files_of_job()
@@ -136,10 +154,10 @@ def _with_job(message: str) -> str:
     return message if config.mode == RunMode.RUN else f"job {config.job.num}: {message}"
 
 
-def _report(message: str) -> None:
+def _report(message: str, error: Exception | None = None) -> None:
     _failures.append(message)
     sys.stdout.flush()
-    complain(f"error: {message}")
+    launch.report(message, error)
 
 
 class _Failure:

@@ -14,7 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from arcft import ranks
 from arcft.checkpoints import LOCK_FILE, RUN_FILE
+from arcft.cli import launch
 
 _FOLDER = ".hydra"
 _SWEEP_FILE = "multirun.yaml"
@@ -31,7 +33,9 @@ class NewFolders(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Hydra calls this before a single run."""
-        _note(Path(config.hydra.run.dir))
+        if ranks.rank() == 0:
+            _note(Path(config.hydra.run.dir))
+            launch.tell_folder(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Hydra calls this before the jobs of a multirun."""
@@ -52,6 +56,8 @@ def keep_files_of_job() -> None:
 
 def remove_files_of_job() -> None:
     """Remove what Hydra created for the current job, unless the job has begun a run in its folder."""
+    if ranks.rank() > 0:
+        return
     config = HydraConfig.get()
     folder = Path(config.runtime.output_dir)
     _remove_hydras_files(folder, config.job.name, _before.get(folder, set()))

@@ -8,11 +8,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from arcft import ranks
 from arcft.checkpoints import last_checkpoint, refuse_damaged
 from arcft.cli.hydra_app import explicit_keys, plain_config, run_from_command_line
+from arcft.cli.launch import output_folder
 from arcft.cli.resume import resumed_config
 from arcft.config.lora import LoraConfig
 from arcft.config.recommended import with_recommendations
@@ -34,11 +35,12 @@ def main() -> None:
 def _train(cfg: DictConfig) -> float | None:
     values = plain_config(cfg)
     explicit = explicit_keys()
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    folder = output_folder()
     if values["resume"] is not None:
         folder = Path(absolute(str(values["resume"])))
         config = resumed_config(TrainConfig, "train", folder, values, explicit)
-        refuse_damaged(folder)
+        if ranks.rank() == 0:
+            refuse_damaged(folder)
     else:
         config = with_absolute_paths(read_config(TrainConfig, values))
         if isinstance(config.lora, LoraConfig) and config.lora.start is not None:
@@ -47,7 +49,7 @@ def _train(cfg: DictConfig) -> float | None:
     from arcft.runs.train import train
 
     metrics = train(config, folder)
-    if config.dry_run:
+    if config.dry_run or ranks.rank() > 0:
         return None
     return value_of(config.optimized_metric, metrics, f"resume with: {command('train')} {override('resume', folder)}")
 

@@ -61,6 +61,7 @@ class TrainConfig:
                 "use lora=default, or model.quantization=none"
             )
         yield from _problems_with_quantised(self.model, self.lora)
+        yield from self._sharding_problems()
         if isinstance(self.inference, VllmConfig):
             yield "inference=vllm belongs to the command evaluate: it reads models that are saved; use inference=greedy"
         yield from self.inference.problems_with(self.model.positions)
@@ -75,6 +76,18 @@ class TrainConfig:
                 yield f"showcase: {problem}"
             for problem in self.showcase.inference.problems_with(self.model.positions):
                 yield f"showcase: {problem}"
+
+    def _sharding_problems(self) -> Iterator[str]:
+        if self.training.fsdp is None:
+            return
+        asked = f"training.fsdp={self.training.fsdp}"
+        whole = "use training.fsdp=null, which keeps a whole model in each process"
+        if self.model.quantization != "none":
+            yield f"{asked} with model.quantization={self.model.quantization}: packed weights can't be split; {whole}"
+        if self.optimizer.name != "adamw":
+            yield f"{asked} with optimizer={self.optimizer.name}: it needs whole matrices; use optimizer=adamw"
+        if self.training.dtype == "float16":
+            yield f"{asked} with training.dtype=float16: its loss scaling is not shared out; use bfloat16"
 
 
 @dataclasses.dataclass(kw_only=True)

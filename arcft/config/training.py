@@ -88,6 +88,10 @@ class TrainingConfig:
     max_time: str | None = None
     """Save and stop after this time: 90s, 45m, 11h30m."""
 
+    fsdp: Literal["full_shard", "shard_grad_op"] | None = None
+    """Share out weights, gradients and optimizer state over the processes of the run: all the time, or the weights only
+    between steps; null keeps them whole in each process."""
+
     profile_steps: int = 0
     """The last steps are profiled: a table in the terminal, a trace in the run's folder; 0 profiles none."""
 

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from arcft.config.lora import INITIAL_WEIGHTS, LoraConfig
 from arcft.errors import ArcftError
+from arcft.models.sharding import slice_like
 from arcft.models.vocabulary import PrunedVocabulary, pruned_vocabulary, refuse_unsavable
 
 CONFIG_FILE = "adapter_config.json"
@@ -194,7 +195,7 @@ def load_adapter_weights(model: peft.PeftModel, folder: Path) -> None:
     # of whole models, and leaves out without a word what it then does not find.
     with torch.no_grad():
         for name, weight in own.items():
-            weight.copy_(weights[name])
+            weight.copy_(slice_like(weights[name], weight))
 
 
 def read_adapter_weights(
@@ -223,17 +224,20 @@ def read_adapter_weights(
     return weights if vocabulary is None else vocabulary.narrow(weights)
 
 
-def save_adapter(model: peft.PeftModel, folder: Path) -> None:
-    """Write adapter_config.json and adapter_model.safetensors into `folder`."""
+def save_adapter(model: peft.PeftModel, folder: Path, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write adapter_config.json and adapter_model.safetensors into `folder`.
+
+    `weights` stand in for the trainable ones of the model's state.
+    """
     for config in model.peft_config.values():
         # PEFT stores sets, whose order, and with it the bytes of the file, would vary from run to run.
         if isinstance(config, peft.LoraConfig):
             sort_names(config)
-    state, vocabulary = None, pruned_vocabulary(model)
+    vocabulary = pruned_vocabulary(model)
     if vocabulary is not None:
-        named = model.state_dict().items()
-        state = vocabulary.widen({name: one for name, one in named if "lora_" in name or "modules_to_save" in name})
-    model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=state)
+        named = (model.state_dict() if weights is None else weights).items()
+        weights = vocabulary.widen({name: one for name, one in named if "lora_" in name or "modules_to_save" in name})
+    model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
     # unsloth adds the class and module of the model. No adapter needs them, and read_adapter_config refuses them.
     path = folder / CONFIG_FILE
     content = json.loads(path.read_text(encoding="utf-8"))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 
-from arcft import __version__
+from arcft import __version__, ranks
 from arcft.checkpoints import Origin, find_checkpoints, lock_run, remove_leftovers, write_run_yaml
 from arcft.config.duration import parse_duration
 from arcft.config.inference import InferenceConfig
 from arcft.config.lora import LoraConfig
 from arcft.config.run import TrainConfig
 from arcft.config.schema import ConfigError, to_dict
+from arcft.config.training import TrainingConfig
 from arcft.console import note, say
 from arcft.errors import ArcftError
 from arcft.models.families import stored_decoder
@@ -29,6 +31,7 @@ from arcft.models.limits import embedding_rows, position_limit, refuse_beyond
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
 from arcft.models.packed_attention import packs
+from arcft.models.sharding import Strategy, shard
 from arcft.models.vocabulary import prune_vocabulary
 from arcft.protocols import DealViews, Problem, QuestionSampler
 from arcft.runs.common.command import command, stopped
@@ -56,13 +59,15 @@ from arcft.runs.training.messages import (
 )
 from arcft.runs.training.profiling import StepProfiler
 from arcft.runs.training.results import TrainingResults, write_results
+from arcft.runs.training.shares import Shares, shares
 from arcft.text.builder import ExampleBuilder
 from arcft.text.item_sampler import ItemSampler
 from arcft.text.padding import choose_pad_token
 from arcft.text.pruned_tokenizer import kept_tokens
 from arcft.text.stream import ExampleStream, Trial
 from arcft.text.tokens import Example
-from arcft.tracking import Tracker
+from arcft.tracking import NoTracker, Tracker
+from arcft.training import collectives
 from arcft.training.arguments import make_training_arguments
 from arcft.training.saving import Saving
 from arcft.training.stopping import StopRequest
@@ -106,7 +111,10 @@ def train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
     """
     kind = kind_of(config.data)
     check_name(config.optimized_metric, ["train/loss", "eval/loss", *(f"eval/{name}" for name in kind.metrics.names)])
-    prepared = prepare(config)
+    if ranks.count() > 1 and config.model.backend == "unsloth":
+        raise ConfigError(["model.backend=unsloth trains in one process; use model.backend=transformers"])
+    split = shares(config.training, None if config.resume is None else folder)
+    prepared = prepare(config, split)
     _check_optimized_metric(config, prepared)
     say_tasks(prepared.sets, _max_tokens(config))
     warn_trained_on(kind, config.model, prepared.sets.held_out, "held-out tasks")
@@ -117,8 +125,11 @@ def train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
     for warning in config.scheduler.warnings(config.training.max_steps):
         note(warning)
     device = choose_device()
-    arguments = make_training_arguments(config.training, folder, device)
-    model, fingerprint = build_model(config, device, kept_tokens(prepared.tokenizer))
+    arguments = make_training_arguments(config.training, folder, device, split.accumulation)
+    sharding = _sharding(config.training)
+    # The whole model may not fit on one GPU.
+    place = device if sharding is None else torch.device("cpu")
+    model, fingerprint = build_model(config, place, kept_tokens(prepared.tokenizer))
     _check_vocabulary(config, prepared, model)
     refuse_beyond(
         position_limit(model.config),
@@ -132,31 +143,71 @@ def train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
         show_estimate(config, model)
         return {}
     values = to_dict(dataclasses.replace(config, resume=None))
-    saving = _saving(config, values, prepared, fingerprint)
-    with lock_run(folder), tracked(config.tracking, values, folder, job="train") as tracker:
-        remove_leftovers(folder)
-        write_run_yaml(folder, saving.run_config)
-        with resumable(stopped("train", folder)):
+    saving = _saving(config, values, prepared, fingerprint, split)
+    _check_same(saving)
+    with _recorded(config, values, folder, saving) as tracker, resumable(stopped("train", folder)):
+        if sharding is not None:
+            shard(model, sharding, device)
+        with collectives.lost_ranks_in_words(
+            f"another of the {ranks.count()} processes has ended, so the run stops; what was saved is complete. "
+            f"Resume with: {command('train')} {override('resume', folder)}"
+        ):
             results = _train(config, folder, prepared, model, arguments, saving, tracker, packing=packing)
-            if results is None:
-                return {}
-            # The showcase loads the checkpoint, and a large model does not fit into memory twice.
-            del model
-            try:
-                show_showcase(config, folder, prepared.builder.num_tokens, tracker)
-            except ArcftError:
-                # The training itself is complete, and its checkpoint saved.
-                say_next(folder, results.kept)
-                raise
+        if results is None or ranks.rank() > 0:
+            return {}
+        # The showcase loads the checkpoint, and a large model does not fit into memory twice.
+        del model
+        try:
+            show_showcase(config, folder, prepared.builder.num_tokens, tracker)
+        except ArcftError:
+            # The training itself is complete, and its checkpoint saved.
             say_next(folder, results.kept)
+            raise
+        say_next(folder, results.kept)
     return results.metrics
 
 
-def _saving(config: TrainConfig, values: Mapping[str, Any], prepared: Prepared, fingerprint: str) -> Saving:
+def _sharding(training: TrainingConfig) -> Strategy | None:
+    """How the model is shared out; a single process has nothing to share."""
+    if training.fsdp is not None and ranks.count() == 1:
+        note(f"training.fsdp={training.fsdp}: a single process keeps the whole model; start several with torchrun")
+        return None
+    return training.fsdp
+
+
+@contextlib.contextmanager
+def _recorded(config: TrainConfig, values: Mapping[str, Any], folder: Path, saving: Saving) -> Iterator[Tracker]:
+    """Hold the lock of the run's folder, with the tracker of the run; both are rank 0's."""
+    if ranks.rank() > 0:
+        yield NoTracker()
+        return
+    with lock_run(folder), tracked(config.tracking, values, folder, job="train") as tracker:
+        remove_leftovers(folder)
+        write_run_yaml(folder, saving.run_config)
+        yield tracker
+
+
+def _check_same(saving: Saving) -> None:
+    """Raise ConfigError where ranks have other tasks or another base model, as on nodes with files of their own."""
+    first, *others = collectives.gathered(saving.origin)
+    for number, origin in enumerate(others, 1):
+        if origin != first:
+            raise ConfigError([f"rank {number} reads other tasks or another base model than rank 0; give it the same"])
+
+
+def _saving(
+    config: TrainConfig, values: Mapping[str, Any], prepared: Prepared, fingerprint: str, split: Shares
+) -> Saving:
     """What checkpoints hold beside the weights; `values` is the config as plain data."""
     return Saving(
         tokenizer=prepared.tokenizer,
-        run_config={"arcft": __version__, "job": "train", "config": values, "tasks": prepared.tasks},
+        run_config={
+            "arcft": __version__,
+            "job": "train",
+            "ranks": split.started_with,
+            "config": values,
+            "tasks": prepared.tasks,
+        },
         origin=Origin(
             base_model=str(config.model.path),
             base_fingerprint=fingerprint,
@@ -180,8 +231,11 @@ def _check_optimized_metric(config: TrainConfig, prepared: Prepared) -> None:
         raise ConfigError([f"optimized_metric={name} needs predictions, and training.generation_tasks=0; raise it"])
 
 
-def prepare(config: TrainConfig) -> Prepared:
-    """Tokenizer, text format, task sets and the stream of examples; raises ArcftError if training is impossible."""
+def prepare(config: TrainConfig, split: Shares | None = None) -> Prepared:
+    """Tokenizer, text format, task sets and the stream of examples; raises ArcftError if training is impossible.
+
+    `split` says how many examples a step takes; None for those of a new run.
+    """
     training = config.training
     kind = kind_of(config.data)
     tokenizer = run_tokenizer(
@@ -209,7 +263,7 @@ def prepare(config: TrainConfig) -> Prepared:
         ItemSampler(sets.train, seed=training.seed),
         questions,
         builder,
-        length=training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps,
+        length=training.max_steps * (split or shares(training, None)).examples,
         seed=training.seed,
         curriculum=config.training.curriculum,
     )
@@ -341,7 +395,7 @@ def _train(
     packing: bool,
 ) -> TrainingResults | None:
     """Train to the end; None where training.max_time ended it early. Raises Stopped after a signal."""
-    checkpoints = find_checkpoints(folder) if config.resume is not None else []
+    checkpoints = collectives.from_first(find_checkpoints(folder) if config.resume is not None else [])
     start = int(checkpoints[-1].name.rpartition("-")[2]) if checkpoints else 0
     max_steps = config.training.max_steps
     if checkpoints:
@@ -361,8 +415,8 @@ def _train(
             stop,
         )
         recorder = Recorder(folder, tracker)
-        callbacks = [recorder, ProgressBar(advance)]
-        if config.training.profile_steps:
+        callbacks = [recorder, ProgressBar(advance)] if ranks.rank() == 0 else []
+        if config.training.profile_steps and ranks.rank() == 0:
             callbacks.append(StepProfiler(folder, steps=config.training.profile_steps, max_steps=max_steps))
         trainer = _trainer(config, prepared, model, arguments, saving, generation, callbacks, stop, packing=packing)
         trainer.train(checkpoints[-1] if checkpoints else None)
@@ -378,6 +432,8 @@ def _train(
         if received:
             raise Stopped(received[0], message)
         say(message)
+        return None
+    if ranks.rank() > 0:
         return None
     return write_results(config, folder, generation, trainer, tracker)
 
@@ -412,4 +468,5 @@ def _trainer(
         callbacks=list(callbacks),
         stop=stop,
         positions=prepared.builder.tokenization.positions,
+        sharding=config.training.fsdp if ranks.count() > 1 else None,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sized
 from pathlib import Path
 from typing import cast
@@ -21,11 +20,15 @@ class TrainingError(ArcftError):
     """A training run that can't start."""
 
 
-def make_training_arguments(config: TrainingConfig, output_dir: Path, device: torch.device) -> TrainingArguments:
-    """The arguments of a run on one device.
+def make_training_arguments(
+    config: TrainingConfig, output_dir: Path, device: torch.device, accumulation: int | None = None
+) -> TrainingArguments:
+    """The arguments of a run on one device, or of this rank of a run on several.
+
+    `accumulation` stands in for gradient_accumulation_steps where a run is resumed by another number of ranks.
 
     What ArcftTrainer decides itself (optimizer, schedule, evaluation, rotation of checkpoints) is left at transformers'
-    defaults. Raise TrainingError for float16 without a GPU, or if started by torchrun.
+    defaults. Raise TrainingError for float16 without a GPU.
     """
     dtype = resolve_dtype(config.dtype, device)
     on_gpu = device.type == "cuda"
@@ -33,12 +36,6 @@ def make_training_arguments(config: TrainingConfig, output_dir: Path, device: to
         raise TrainingError(
             f"training.dtype={config.dtype}: float16 needs loss scaling, which needs a GPU; "
             "on a CPU use training.dtype=float32 or bfloat16"
-        )
-    # Set by torchrun; TrainingArguments would wait for the other processes here.
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise TrainingError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: a run is one process on one device; start it without torchrun, "
-            "and use a multirun (-m) to fill several GPUs"
         )
     arguments = TrainingArguments(
         output_dir=str(output_dir),
@@ -51,7 +48,7 @@ def make_training_arguments(config: TrainingConfig, output_dir: Path, device: to
         max_grad_norm=config.max_grad_norm,
         per_device_train_batch_size=config.per_device_train_batch_size,
         per_device_eval_batch_size=config.per_device_train_batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        gradient_accumulation_steps=accumulation or config.gradient_accumulation_steps,
         gradient_checkpointing=config.gradient_checkpointing,
         # Reentrant checkpointing loses the gradient when no input requires one, as under an adapter.
         gradient_checkpointing_kwargs={"use_reentrant": False},
@@ -77,6 +74,7 @@ def make_training_arguments(config: TrainingConfig, output_dir: Path, device: to
 def check_length(train_dataset: Dataset[Example], arguments: TrainingArguments) -> None:
     """Raise TrainingError if the run needs more examples than the dataset has."""
     length = len(cast(Sized, train_dataset))
-    needed = arguments.max_steps * arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps
+    batch = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    needed = arguments.max_steps * batch
     if length < needed:
         raise TrainingError(f"the stream has {length} examples, the run needs {needed}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
@@ -25,6 +26,42 @@ class Batch(TypedDict):
 
     tokens: int
     """Tokens of all examples, without padding."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepShare:
+    """What one rank contributes to an optimizer step."""
+
+    supervised: int
+    """Supervised tokens."""
+
+    tokens: int
+    """All tokens, without padding."""
+
+    passes: list[int]
+    """Forward passes of each batch."""
+
+
+def share_of(batches: Sequence[Batch]) -> StepShare:
+    """The share of an optimizer step that `batches` are."""
+    return StepShare(
+        supervised=sum(int(group["labels"].ne(IGNORED).sum()) for batch in batches for group in batch["groups"]),
+        tokens=sum(batch["tokens"] for batch in batches),
+        passes=[len(batch["groups"]) for batch in batches],
+    )
+
+
+def add_idle_passes(batches: Sequence[Batch], passes: Sequence[Sequence[int]]) -> None:
+    """Give each of `batches` as many groups as the rank with the most has for it, by groups without a label.
+
+    `passes` are those of each rank's batches.
+    """
+    for batch, wanted in zip(batches, map(max, zip(*passes, strict=True)), strict=True):
+        idle = {
+            name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in batch["groups"][-1].items()
+        }
+        idle["labels"] = torch.full_like(idle["labels"], IGNORED)
+        batch["groups"] += [idle] * (wanted - len(batch["groups"]))
 
 
 def collate_in_groups(

@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from arcft.training.collectives import agreed_stop
 from arcft.training.stopping import StopRequest
 
 
@@ -46,7 +47,7 @@ class FlowCallback(TrainerCallback):
         if self._can_evaluate and (finished or state.global_step % self._eval_steps == 0):
             control.should_evaluate = True
         self.evaluation_due = False
-        if self._stop.reason is not None and not finished:
+        if agreed_stop(self._stop) is not None and not finished:
             control.should_training_stop = True
             control.should_save = True
             # Whoever stops a run by a signal does not wait for an evaluation; it is made up for on resuming.

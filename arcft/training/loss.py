@@ -10,6 +10,7 @@ from torch import nn
 
 from arcft.models.packed_attention import packed
 from arcft.text.tokens import IGNORED, Example
+from arcft.training import collectives
 from arcft.training.batches import Collate, group_by_length
 from arcft.training.chunked_loss import cross_entropy_sums
 
@@ -51,17 +52,22 @@ def mean_loss(
     """The mean cross entropy in nats over all supervised tokens of `examples`.
 
     It does not depend on how they are batched: at most `batch_size` examples and `max_batch_tokens` tokens at a time,
-    grouped as in `group_by_length`.
+    grouped as in `group_by_length`. Ranks share them out, and all get the result.
     """
     device = next(model.parameters()).device
-    total, count = 0.0, 0
     # Examples of similar length together need little padding.
-    for group in group_by_length(examples, max_tokens=max_batch_tokens, max_rows=batch_size, packing=packing):
-        batch = {
-            name: value.to(device) if isinstance(value, torch.Tensor) else value
-            for name, value in collate(group).items()
-        }
-        loss, tokens = summed_cross_entropy(model, batch)
-        total += loss.item()
-        count += int(tokens)
-    return total / count
+    groups = group_by_length(examples, max_tokens=max_batch_tokens, max_rows=batch_size, packing=packing)
+
+    def own() -> list[tuple[float, int]]:
+        measured = []
+        for group in collectives.own_share(groups):
+            batch = {
+                name: value.to(device) if isinstance(value, torch.Tensor) else value
+                for name, value in collate(group).items()
+            }
+            loss, tokens = summed_cross_entropy(model, batch)
+            measured.append((loss.item(), int(tokens)))
+        return measured
+
+    losses = collectives.in_order(collectives.together(own))
+    return sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses)

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import peft
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arcft.checkpoints import Checkpoint, CheckpointError, Origin
 from arcft.models.lora import load_adapter_weights, save_adapter
+from arcft.models.sharding import is_sharded, load_sharded
 from arcft.models.vocabulary import PrunedVocabulary, full_vocabulary_size, pruned_vocabulary
 
 MODEL_FILE = "model.safetensors"
@@ -81,15 +83,21 @@ def check_origin(checkpoint: Checkpoint, origin: Origin) -> None:
             )
 
 
-def save_weights(model: PreTrainedModel | peft.PeftModel, folder: Path) -> None:
-    """Write the adapter in PEFT's format, or without one the whole model, as safetensors in one file."""
+def save_weights(
+    model: PreTrainedModel | peft.PeftModel, folder: Path, weights: dict[str, torch.Tensor] | None = None
+) -> None:
+    """Write the adapter in PEFT's format, or without one the whole model, as safetensors in one file.
+
+    `weights` stand in for those of a model that is sharded.
+    """
     if isinstance(model, peft.PeftModel):
-        save_adapter(model, folder)
+        save_adapter(model, folder, weights)
         return
     vocabulary = pruned_vocabulary(model)
-    state = None if vocabulary is None else vocabulary.widen(model.state_dict())
+    if vocabulary is not None:
+        weights = vocabulary.widen(model.state_dict() if weights is None else weights)
     with full_vocabulary_size(model):
-        model.save_pretrained(folder, max_shard_size="10TB", state_dict=state)
+        model.save_pretrained(folder, max_shard_size="10TB", state_dict=weights)
 
 
 def load_weights(model: PreTrainedModel | peft.PeftModel, folder: Path) -> None:
@@ -99,7 +107,10 @@ def load_weights(model: PreTrainedModel | peft.PeftModel, folder: Path) -> None:
         return
     vocabulary = pruned_vocabulary(model)
     try:
-        if vocabulary is None:
+        if is_sharded(model):
+            state = load_file(folder / MODEL_FILE)
+            load_sharded(model, state if vocabulary is None else vocabulary.narrow(state))
+        elif vocabulary is None:
             load_model(model, folder / MODEL_FILE, device=str(model.device))
         else:
             _load_narrow(model, vocabulary, folder / MODEL_FILE)

@@ -22,14 +22,27 @@ from arcft.config.optimizer import OptimizerConfig
 from arcft.config.scheduler import SchedulerConfig
 from arcft.errors import ArcftError
 from arcft.models.packed_attention import use_packed_attention
+from arcft.models.sharding import Strategy, gathered_weights, whole
 from arcft.protocols import Positions
-from arcft.text.tokens import IGNORED, Example
+from arcft.text.tokens import Example
+from arcft.training import collectives
 from arcft.training.arguments import check_length
-from arcft.training.batches import Batch, Collate, Group, collate, collate_in_groups, pack
+from arcft.training.batches import (
+    Batch,
+    Collate,
+    Group,
+    StepShare,
+    add_idle_passes,
+    collate,
+    collate_in_groups,
+    pack,
+    share_of,
+)
 from arcft.training.finite import SMALLEST_SCALE, check_finite
 from arcft.training.flow import FlowCallback
 from arcft.training.loss import mean_loss, summed_cross_entropy
 from arcft.training.optimizers import build_optimizer
+from arcft.training.rank_states import OPTIMIZER_FILE, SCHEDULER_FILE, RankStates, gather_states, load_sharded_optimizer
 from arcft.training.saving import STATE_FILE, LoopState, Saving, check_origin, load_weights, save_weights
 from arcft.training.stopping import StopRequest
 from arcft.training.throughput import Throughput
@@ -49,6 +62,10 @@ class ArcftTrainer(Trainer):
     Evaluations report `eval_loss`, the mean over the supervised tokens of `eval_dataset`, and what `more_metrics` adds.
     They leave the random numbers of training alone. The best checkpoint has the highest `best_metric`, and of these the
     lowest `eval_loss`; it is saved at once and never rotated away.
+
+    Several ranks, connected by torch.distributed, each take their share of the batches of a step and of an evaluation.
+    They make the same steps as one process that accumulates as many batches, stop at the same step, and fail together;
+    rank 0 writes.
     """
 
     def __init__(
@@ -70,6 +87,7 @@ class ArcftTrainer(Trainer):
         best_metric: str | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         stop: StopRequest | None = None,
+        sharding: Strategy | None = None,
     ) -> None:
         """Set up a run; nothing is trained yet.
 
@@ -93,6 +111,7 @@ class ArcftTrainer(Trainer):
             best_metric: The metric of `more_metrics` that chooses the best checkpoint; None for `eval_loss` alone.
             callbacks: Additional callbacks of transformers.
             stop: Checked after each step.
+            sharding: How `model` was sharded (arcft.models.sharding); None if it was not.
         """
         self.optimizer_config = optimizer_config
         self.scheduler_config = scheduler_config
@@ -102,7 +121,9 @@ class ArcftTrainer(Trainer):
         self.more_metrics = more_metrics
         self.best_metric = best_metric
         self.stop = stop or StopRequest()
+        self.sharding = sharding
         self.throughput = Throughput()
+        self._step_loss = torch.zeros((), dtype=torch.float64)
         self._best_rank: tuple[float, float] | None = None
         self._resumed_from: Path | None = None
         self.trained_model = model
@@ -133,6 +154,11 @@ class ArcftTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         # Our loss divides by the number of supervised tokens of the whole step, whatever the model's own would do.
         self.model_accepts_loss_kwargs = True
+        if collectives.count() > 1:
+            # Gradients are added up by collectives.add_up, without a wrapper around the model.
+            self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
+            # Dropout differs from rank to rank.
+            torch.manual_seed(args.seed + collectives.rank())
 
     @property
     def run_folder(self) -> Path:
@@ -156,6 +182,7 @@ class ArcftTrainer(Trainer):
         is of that step. Raise NonFiniteError, or CheckpointError for a checkpoint that is damaged or of another run.
         """
         self._resumed_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
+        collectives.same_weights(self.trained_model)
         if self._resumed_from is None:
             return super().train()
         check_origin(checkpoints.read_checkpoint(self._resumed_from), self.saving.origin)
@@ -193,9 +220,24 @@ class ArcftTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
-        """The batches of one optimizer step, and their number of supervised tokens, an int64 scalar on `device`."""
+        """This rank's batches of one optimizer step, and the number of supervised tokens in those of all ranks, an
+        int64 scalar on `device`."""
+        batches: list[Batch] = []
+
+        def fetch() -> StepShare:
+            batches.extend(self._fetch(epoch_iterator, num_batches))
+            return share_of(batches)
+
+        shares = collectives.together(fetch)
+        self.throughput.tokens += sum(share.tokens for share in shares)
+        if self.sharding is not None:
+            # Every pass gathers weights from all ranks.
+            add_idle_passes(batches, [share.passes for share in shares])
+        return batches, torch.tensor(sum(share.supervised for share in shares), device=device)
+
+    def _fetch(self, epoch_iterator: Iterator[Batch], num_batches: int) -> list[Batch]:
         try:
-            batches = list(itertools.islice(epoch_iterator, num_batches))
+            return list(itertools.islice(epoch_iterator, num_batches))
         except RuntimeError as error:
             # torch has no class of its own for either.
             if "DataLoader timed out" not in str(error) and "exited unexpectedly" not in str(error):
@@ -208,18 +250,28 @@ class ArcftTrainer(Trainer):
                 f"none for {WORKER_SECONDS} s ({str(error).splitlines()[0]}); resume the run from its last checkpoint, "
                 "with training.num_workers=0 if it happens again"
             ) from error
-        counts = [group["labels"].ne(IGNORED).sum() for batch in batches for group in batch["groups"]]
-        return batches, torch.stack(counts).sum().to(device)
 
     def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None
     ) -> torch.Tensor:
-        """Forward and backward pass of a batch, group by group; returns its share of the step's loss (scalar, nats)."""
+        """Forward and backward pass of a batch, group by group; returns its share of the step's loss (scalar, nats).
+
+        With several ranks the last batch of a step returns the loss of all batches and ranks, and the others zero.
+        """
         losses = []
-        self.throughput.tokens += inputs["tokens"]
         for group in inputs["groups"]:
             losses.append(super().training_step(model, group, num_items_in_batch))
-        return torch.stack(losses).sum()
+        loss = torch.stack(losses).sum()
+        return loss if collectives.count() == 1 else self._loss_of_all(loss)
+
+    def _loss_of_all(self, loss: torch.Tensor) -> torch.Tensor:
+        self._step_loss += loss.cpu()
+        if not self.accelerator.sync_gradients:
+            return torch.zeros_like(loss)
+        total = collectives.add_up(self._step_loss, self.trained_model.parameters())
+        self._step_loss.zero_()
+        check_finite("loss", total, self.state.global_step + 1, self.args.learning_rate)
+        return total.to(loss)
 
     def compute_loss(
         self,
@@ -234,11 +286,12 @@ class ArcftTrainer(Trainer):
         """
         total, count = summed_cross_entropy(model, inputs)
         loss = total / (count if num_items_in_batch is None else num_items_in_batch)
-        check_finite("loss", loss, self.state.global_step + 1, self.args.learning_rate)
+        if collectives.count() == 1:
+            check_finite("loss", loss, self.state.global_step + 1, self.args.learning_rate)
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
-        norm = super()._clip_grad_norm(model)
+        norm: torch.Tensor = whole(super()._clip_grad_norm(model))
         scaler = self.accelerator.scaler
         # Under loss scaling, overflowing gradients are expected: the scaler skips the step and lowers the scale.
         if scaler is None or scaler.get_scale() < SMALLEST_SCALE:
@@ -270,22 +323,29 @@ class ArcftTrainer(Trainer):
 
         Where it fails, a checkpoint is saved before the error is passed on, and resuming evaluates it again.
         """
+        started = time.monotonic()
         try:
-            return self._measure(eval_dataset)
+            metrics = self._measure(self.eval_examples if eval_dataset is None else eval_dataset)
         except Exception:
             target = self.run_folder / f"{checkpoints.PREFIX}{self.state.global_step}"
-            if self.optimizer is not None and not target.exists():
+            if self.optimizer is not None and not collectives.from_first(target.exists()):
                 self._flow.evaluation_due = True
                 self._save_checkpoint(self.trained_model)
             raise
+        if metrics is None:
+            return self._postpone_evaluation()
+        metrics["eval_seconds"] = time.monotonic() - started
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.throughput.leave_out(time.monotonic() - started)
+        return metrics
 
-    def _measure(self, eval_dataset: Sequence[Example] | None) -> dict[str, float]:
-        started = time.monotonic()
-        examples = self.eval_examples if eval_dataset is None else eval_dataset
+    def _measure(self, examples: Sequence[Example]) -> dict[str, float] | None:
         metrics: dict[str, float] = {}
         self.trained_model.eval()
         kept_random = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
-        with kept_random, torch.no_grad(), self.accelerator.autocast():
+        whole_model = gathered_weights(self.trained_model, self.sharding)
+        with kept_random, whole_model, torch.no_grad(), self.accelerator.autocast():
             if examples:
                 metrics["eval_loss"] = mean_loss(
                     self.trained_model,
@@ -298,12 +358,8 @@ class ArcftTrainer(Trainer):
             if self.more_metrics is not None:
                 more = self.more_metrics(self.trained_model, self.state.global_step)
                 if more is None:
-                    return self._postpone_evaluation()
+                    return None
                 metrics |= {f"eval_{name}": value for name, value in more.items()}
-        metrics["eval_seconds"] = time.monotonic() - started
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.throughput.leave_out(time.monotonic() - started)
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -336,23 +392,38 @@ class ArcftTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         step = self.state.global_step
+        states = gather_states(self.trained_model, cast(torch.optim.Optimizer, self.optimizer), self._save_rng_state)
+        if collectives.rank() > 0:
+            return
         with checkpoints.write_checkpoint(self.run_folder, step, self.saving.origin) as folder:
-            save_weights(self.trained_model, folder)
+            save_weights(self.trained_model, folder, states.weights)
             self.saving.tokenizer.save_pretrained(folder)
             checkpoints.write_run_yaml(folder, self.saving.run_config)
-            self._save_optimizer_and_scheduler(str(folder))
+            self._write_optimizer(folder, states)
             self._save_scaler(str(folder))
-            self._save_rng_state(str(folder))
+            states.write_random_states(folder)
             self.state.save_to_json(str(folder / STATE_FILE))
             self._loop_state().write(folder)
         checkpoints.prune(self.run_folder, self.saving.save_total_limit, self.best_step)
+
+    def _write_optimizer(self, folder: Path, states: RankStates) -> None:
+        if states.optimizer is None:
+            self._save_optimizer_and_scheduler(str(folder))
+            return
+        torch.save(states.optimizer, folder / OPTIMIZER_FILE)
+        torch.save(cast(Any, self.lr_scheduler).state_dict(), folder / SCHEDULER_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         load_weights(self.trained_model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         try:
-            super()._load_optimizer_and_scheduler(checkpoint)
+            if self.sharding is None or checkpoint is None:
+                super()._load_optimizer_and_scheduler(checkpoint)
+            else:
+                load_sharded_optimizer(cast(torch.optim.Optimizer, self.optimizer), Path(checkpoint))
+                schedule = torch.load(Path(checkpoint) / SCHEDULER_FILE, weights_only=True)
+                cast(Any, self.lr_scheduler).load_state_dict(schedule)
         except (KeyError, ValueError, RuntimeError) as error:
             raise checkpoints.CheckpointError(
                 f"{checkpoint}: its optimizer state does not fit this run ({error}); resume with the optimizer that "

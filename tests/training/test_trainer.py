@@ -249,12 +249,6 @@ def test_float16_needs_a_gpu(tmp_path: Path) -> None:
         make_training_arguments(training_config(dtype="float16"), tmp_path, CPU)
 
 
-def test_a_run_is_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(TrainingError, match="WORLD_SIZE=2: a run is one process"):
-        make_training_arguments(training_config(), tmp_path, CPU)
-
-
 def test_a_stream_that_is_too_short_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="the stream has 10000 examples, the run needs 16000"):
         small_run(tmp_path, max_steps=2000)

@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from arcft import ranks
 from arcft.config.inference import GenerateConfig, InferenceConfig, SearchConfig, VllmConfig
 from arcft.config.model import ModelConfig
 from arcft.config.recommended import LossOn
@@ -105,5 +106,7 @@ def view_dealer(kind: Kind, inference: InferenceConfig) -> DealViews:
 
 
 def choose_device() -> torch.device:
-    """The first CUDA GPU, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The first CUDA GPU, or that of this rank; without any, the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", ranks.local_rank()) if ranks.count() > 1 else torch.device("cuda")

@@ -24,6 +24,7 @@ from arcft.scoring.selection import attempts_of, make_selector
 from arcft.scoring.voting import Attempts
 from arcft.text.builder import ExampleBuilder
 from arcft.tracking import Tracker
+from arcft.training import collectives
 from arcft.training.stopping import StopRequest
 
 # Entries of transformers' logs that are neither a loss nor one of our metrics.
@@ -38,7 +39,8 @@ NOT_RECORDED = (
 
 
 class GenerationMetrics:
-    """Predicts held-out tasks with the current model, and keeps the last results for the end of the run."""
+    """Predicts held-out tasks with the current model, each rank its share, and keeps the last results for the end of
+    the run."""
 
     def __init__(
         self,
@@ -68,20 +70,32 @@ class GenerationMetrics:
     def __call__(self, model: Any, step: int) -> dict[str, float] | None:
         """The kind's metrics of `model` after `step` optimizer steps; None if a stop was requested before all tasks
         were predicted."""
-        self.predictions = []
-        for number, task in enumerate(self.tasks, 1):
-            if self._stop.reason is not None:
-                return None
-            self._advance(step, f"predicting {number}/{len(self.tasks)} held-out tasks")
-            groups = predict_and_score(
-                model, self._builder, self._deal_views, [task], self._config, num_views=self._num_views
-            )
-            self.predictions += [prediction for group in groups for prediction in group]
+        shares = collectives.together(lambda: self._predict(model, step))
+        if None in shares:
+            collectives.agreed_stop(self._stop)
+            return None
+        by_task = collectives.in_order([share for share in shares if share is not None])
+        self.predictions = [prediction for predictions in by_task for prediction in predictions]
         metric_set = self.kind.metrics
         candidates = self._selector.candidates(self.tasks, self.predictions)
         self.attempts = attempts_of(candidates, metric_set.attempts)
         self.scores = score_problems(self.tasks, self.predictions, self.attempts, metric_set)
         return self.scores.metrics
+
+    def _predict(self, model: Any, step: int) -> list[list[Prediction]] | None:
+        """The predictions for each task of this rank's share; None if a stop was requested before."""
+        found = []
+        tasks = collectives.own_share(self.tasks)
+        for number, task in enumerate(tasks):
+            if self._stop.reason is not None:
+                return None
+            done = 1 + number * collectives.count()
+            self._advance(step, f"predicting {done}/{len(self.tasks)} held-out tasks")
+            groups = predict_and_score(
+                model, self._builder, self._deal_views, [task], self._config, num_views=self._num_views
+            )
+            found.append([prediction for group in groups for prediction in group])
+        return found
 
 
 class Recorder(TrainerCallback):
