@@ -67,11 +67,11 @@ def run_from_command_line(job: Job, config_name: str, config_class: type, folder
     entry = hydra.main(version_base="1.3", config_path=str(folder), config_name=config_name)(guarded)
     typed = sys.argv[1:]
     try:
-        launch.refuse_launch(config_name, typed)
         with signals.program():
             launch.join()
-        if ranks.rank() > 0:
-            launch.await_folder()
+            if ranks.rank() > 0:
+                launch.await_folder()
+        launch.refuse_launch(config_name, typed)
         refuse_empty_paths(typed)
         refuse_wrong_groups(typed, config_name, [field.name for field in dataclasses.fields(config_class)], folder)
         sys.argv[1:] = _resumed_in_place(let_unknown_keys_in(typed, config_class), config_name)

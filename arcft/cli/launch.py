@@ -120,7 +120,7 @@ def report(message: str, error: BaseException | None = None) -> None:
     """Print an error of this rank to standard error, unless another rank does that: it has failed in the same way, or
     has brought this one down."""
     if not _connected():
-        complain(f"error: {message}")
+        _say(f"error: {message}")
         return
     if isinstance(error, RankError) or _is_said(message, by_any=isinstance(error, LostRankError)):
         end(message)

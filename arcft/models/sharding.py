@@ -94,7 +94,7 @@ def whole_state(state: Any, *, keep: bool) -> Any:
 
 
 def slices_like(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The inverse of `whole_state` for an optimizer of sharded parameters."""
+    """The inverse of `whole_state`: the slices that belong here where parameters of `optimizer` are sharded."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     entries = {
         number: {name: slice_like(value, parameters[number]) for name, value in entry.items()}
@@ -125,6 +125,6 @@ def load_sharded(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) ->
 
 def _layers(model: nn.Module) -> list[nn.Module]:
     """The blocks that transformers keeps on one device."""
-    base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, peft.PeftModel) else model)
     names = set(base._no_split_modules or ())
     return [module for module in base.modules() if type(module).__name__ in names]

@@ -159,7 +159,7 @@ def lost_ranks_in_words(message: str) -> Iterator[None]:
         if count() == 1 or not _is_lost_connection(error):
             raise
         # A launcher ends all ranks when one is lost; the message comes first.
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise LostRankError(message) from error
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from arcft.models.sharding import is_sharded, saved_weights, slices_like, whole_state
 from arcft.training import collectives
@@ -53,7 +54,8 @@ def gather_states(
     )
 
 
-def load_sharded_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Load the state that a checkpoint has of any number of ranks into an optimizer of sharded weights."""
+def load_optimizer(optimizer: torch.optim.Optimizer, schedule: LRScheduler, folder: Path, *, sharded: bool) -> None:
+    """Load what a checkpoint of any number of ranks has of an optimizer and of its schedule."""
     state = torch.load(folder / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(slices_like(state, optimizer))
+    optimizer.load_state_dict(slices_like(state, optimizer) if sharded else state)
+    schedule.load_state_dict(torch.load(folder / SCHEDULER_FILE, weights_only=True))

@@ -42,7 +42,7 @@ from arcft.training.finite import SMALLEST_SCALE, check_finite
 from arcft.training.flow import FlowCallback
 from arcft.training.loss import mean_loss, summed_cross_entropy
 from arcft.training.optimizers import build_optimizer
-from arcft.training.rank_states import OPTIMIZER_FILE, SCHEDULER_FILE, RankStates, gather_states, load_sharded_optimizer
+from arcft.training.rank_states import OPTIMIZER_FILE, SCHEDULER_FILE, RankStates, gather_states, load_optimizer
 from arcft.training.saving import STATE_FILE, LoopState, Saving, check_origin, load_weights, save_weights
 from arcft.training.stopping import StopRequest
 from arcft.training.throughput import Throughput
@@ -417,13 +417,15 @@ class ArcftTrainer(Trainer):
         load_weights(self.trained_model, Path(resume_from_checkpoint))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
         try:
-            if self.sharding is None or checkpoint is None:
-                super()._load_optimizer_and_scheduler(checkpoint)
-            else:
-                load_sharded_optimizer(cast(torch.optim.Optimizer, self.optimizer), Path(checkpoint))
-                schedule = torch.load(Path(checkpoint) / SCHEDULER_FILE, weights_only=True)
-                cast(Any, self.lr_scheduler).load_state_dict(schedule)
+            load_optimizer(
+                cast(torch.optim.Optimizer, self.optimizer),
+                cast(torch.optim.lr_scheduler.LRScheduler, self.lr_scheduler),
+                Path(checkpoint),
+                sharded=self.sharding is not None,
+            )
         except (KeyError, ValueError, RuntimeError) as error:
             raise checkpoints.CheckpointError(
                 f"{checkpoint}: its optimizer state does not fit this run ({error}); resume with the optimizer that "

@@ -1,43 +1,47 @@
-"""What tests/training/test_ranks.py starts with torchrun: `rank_program.py FOLDER` trains several small runs as the
-ranks of one program, and rank 0 writes what came out to FOLDER/results.pt."""
+"""What tests/training/test_ranks.py starts with torchrun: two ranks that train several small runs.
+
+`rank_program.py FOLDER`: rank 0 writes what came out to FOLDER/results.pt.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import Dataset
+from transformers import TrainerCallback
 
+from arcft.checkpoints import last_checkpoint
 from arcft.errors import ArcftError
 from arcft.models.sharding import gathered_weights, shard
+from arcft.text.tokens import Example
 from arcft.training import collectives
 from arcft.training.stopping import StopRequest
-from tests.support.small_training import CPU, EVALUATION, Run, adapted_model, optimizer_config, small_model, small_run
+from tests.support.small_training import CPU, EVALUATION, CopyStream, Run, adapted_model, optimizer_config, small_model
+from tests.support.small_training import small_run as make_small_run
 
 STEPS = 5
 RUNS: dict[str, dict[str, Any]] = {
     "plain": {},
     "groups": {"max_batch_tokens": 40},
-    "clipped": {"max_grad_norm": 0.05},
-    "muon": {"optimizer_config": optimizer_config("muon")},
+    "clipped muon": {"max_grad_norm": 0.05, "optimizer_config": optimizer_config("muon")},
     "full_shard": {"sharding": "full_shard", "max_batch_tokens": 40},
     "shard_grad_op": {"sharding": "shard_grad_op"},
     "whole model": {"sharding": "full_shard", "whole": True},
 }
-"""Changes of a small run by its name. All train in float64, so that sums in another order agree."""
+"""Changes of a run by its name. All train in float64, so that sums in another order agree."""
 
 
-def make_run(folder: Path, accumulation: int, *, whole: bool = False, **changes: Any) -> Run:
-    """A run of 8 examples a step, in batches of two."""
-    model = small_model() if whole else adapted_model(dropout=0.0)
-    model = model.double()
-    if changes.get("sharding") is not None:
-        if collectives.count() > 1:
-            shard(model, changes["sharding"], CPU)
-        else:
-            del changes["sharding"]
+def small_run(folder: Path, accumulation: int, *, whole: bool = False, dropout: float = 0.0, **changes: Any) -> Run:
+    """A run whose steps take two examples a batch; `sharding` has no effect in a single process."""
+    model = (small_model() if whole else adapted_model(dropout=dropout)).double()
+    sharding = changes.pop("sharding", None) if collectives.count() > 1 else changes.pop("sharding", None) and None
+    if sharding is not None:
+        shard(model, sharding, CPU)
     settings = {
         "max_steps": STEPS,
         "per_device_train_batch_size": 2,
@@ -47,101 +51,105 @@ def make_run(folder: Path, accumulation: int, *, whole: bool = False, **changes:
         "eval_steps": 3,
         "eval_dataset": EVALUATION,
     }
-    return small_run(folder, model, **(settings | changes))
+    return make_small_run(folder, model, **(settings | changes), sharding=sharding)
 
 
-def train(folder: Path, accumulation: int, **changes: Any) -> dict[str, Any]:
-    """Train and return weights and logs."""
-    run = make_run(folder, accumulation, **changes)
+def outcome(run: Run) -> dict[str, Any]:
+    """Whole weights and logs."""
+    model = run.trainer.trained_model
+    with gathered_weights(model, run.trainer.sharding):
+        weights = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+    return {"weights": weights, **{name: run.logs.of(name) for name in ("loss", "grad_norm", "tokens", "eval_loss")}}
+
+
+def trained(folder: Path, accumulation: int, **changes: Any) -> dict[str, Any]:
+    run = small_run(folder, accumulation, **changes)
     run.trainer.train()
     return outcome(run)
 
 
-def outcome(run: Run) -> dict[str, Any]:
-    model = run.trainer.trained_model
-    with gathered_weights(model, run.trainer.sharding):
-        weights = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
-    names = ("loss", "grad_norm", "tokens", "eval_loss")
-    return {"weights": weights, **{name: run.logs.of(name) for name in names}}
+class Before(TrainerCallback):
+    """Does something to the model on rank 1 before a step."""
+
+    def __init__(self, step: int, action: Callable[[Any], None]) -> None:
+        self.step, self.action = step, action
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step == self.step - 1 and collectives.rank() == 1:
+            self.action(model)
 
 
-def fails(folder: Path) -> dict[str, Any]:
-    """What each rank raises where one of them fails."""
+class Broken(Dataset):
+    """Has no example 10, which is rank 1's."""
 
-    def poison(model: Any) -> None:
-        if collectives.rank() == 1:
-            next(value for value in model.parameters() if value.requires_grad).data.fill_(float("nan"))
-
-    found: dict[str, Any] = {}
-    run = make_run(folder / "nan", 2, eval_dataset=None)
-    poison_at(run, 2, poison)
-    found["nan"] = error_of(run)
-    run = make_run(folder / "predicting", 2, more_metrics=lambda model, step: collectives.together(broken)[0])
-    found["predicting"] = error_of(run)
-    run = make_run(folder / "data", 2)
-    run.trainer.train_dataset = Broken()
-    found["data"] = error_of(run)
-    return {name: collectives.gathered(value) for name, value in found.items()}
-
-
-def broken() -> dict[str, float]:
-    if collectives.rank() == 1:
-        raise ArcftError("the model of this rank is broken")
-    return {"accuracy": 1.0}
-
-
-class Broken(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return 10_000
 
-    def __getitem__(self, k: int) -> Any:
+    def __getitem__(self, k: int) -> Example:
         if k == 10:
             raise ArcftError("example 10 can't be made")
-        return EVALUATION[k % 4]
+        return CopyStream()[k]
 
 
-def poison_at(run: Run, step: int, poison: Any) -> None:
-    from transformers import TrainerCallback
-
-    class Poison(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-            if state.global_step == step - 1:
-                poison(model)
-
-    run.trainer.add_callback(Poison())
+def poison(model: Any) -> None:
+    next(value for value in model.parameters() if value.requires_grad).data.fill_(float("nan"))
 
 
-def error_of(run: Run) -> str:
-    try:
-        run.trainer.train()
-    except ArcftError as error:
-        return f"{type(error).__name__}: {error}"
-    return "none"
+def broken_on_one_rank(model: Any, step: int) -> dict[str, float]:
+    def predict() -> None:
+        if collectives.rank() == 1:
+            raise ArcftError("the model is broken")
+
+    collectives.together(predict)
+    return {}
 
 
-def stopped(folder: Path) -> dict[str, Any]:
-    """One rank is asked to stop in the middle of a run; then the run is resumed by both."""
-    whole = train(folder / "dropout whole", 2, dropout_model=True)
+def failures(folder: Path) -> dict[str, list[tuple[str, int]]]:
+    """For each cause the error of each rank, and the step at which it came."""
+
+    def failed(run: Run) -> list[tuple[str, int]]:
+        words = "none"
+        try:
+            run.trainer.train()
+        except ArcftError as error:
+            words = f"{type(error).__name__}: {error}"
+        return collectives.gathered((words, run.trainer.state.global_step))
+
+    data = small_run(folder / "data", 2)
+    data.trainer.train_dataset = Broken()
+    return {
+        "nan": failed(small_run(folder / "nan", 2, callbacks=[Before(3, poison)])),
+        "predicting": failed(small_run(folder / "predicting", 2, more_metrics=broken_on_one_rank)),
+        "data": failed(data),
+    }
+
+
+def stopped(folder: Path, **changes: Any) -> dict[str, Any]:
+    """With dropout: a run that goes through, and one that rank 1 is asked to stop and that is then resumed."""
+    changes |= {"dropout": 0.2}
+    whole = trained(folder / "whole", 2, **changes)
     stop = StopRequest()
-    run = make_run(folder / "dropout", 2, stop=stop, dropout_model=True)
-    if collectives.rank() == 1:
-        poison_at(run, 2, lambda model: stop.request("the test"))
-    run.trainer.train()
-    steps = collectives.gathered(run.trainer.state.global_step)
-    run = make_run(folder / "dropout", 2, dropout_model=True)
-    run.trainer.train(folder / "dropout" / "checkpoint-2")
-    return {"whole": whole, "steps": steps, "resumed": outcome(run)}
+    first = small_run(
+        folder / "parts", 2, **changes, stop=stop, callbacks=[Before(4, lambda model: stop.request("it"))]
+    )
+    first.trainer.train()
+    second = small_run(folder / "parts", 2, **changes)
+    second.trainer.train(collectives.from_first(last_checkpoint(folder / "parts")))
+    steps = collectives.gathered((first.trainer.state.global_step, first.trainer.stop.reason))
+    return {"whole": whole, "steps": steps, "resumed": outcome(second)}
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
+def main(folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("cpu:gloo")
-    results: dict[str, Any] = {name: train(folder / name, 2, **changes) for name, changes in RUNS.items()}
+    results: dict[str, Any] = {name: trained(folder / name, 2, **changes) for name, changes in RUNS.items()}
+    results["stopped"] = stopped(folder / "stopped")
+    results["stopped, sharded"] = stopped(folder / "sharded", sharding="full_shard")
+    results["failures"] = failures(folder)
     if collectives.rank() == 0:
         torch.save(results, folder / "results.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -149,16 +149,8 @@ class Run:
 def small_run(folder: Path, model: Any = None, device: torch.device = CPU, **changes: Any) -> Run:
     """A trainer on an adapted small model. `changes` are those of the training config, or of the trainer itself."""
     logs = LogRecorder()
-    of_trainer = {
-        "eval_dataset",
-        "more_metrics",
-        "best_metric",
-        "callbacks",
-        "stop",
-        "optimizer_config",
-        "positions",
-        "sharding",
-    }
+    of_trainer = {"eval_dataset", "more_metrics", "best_metric", "callbacks", "stop", "optimizer_config", "positions"}
+    of_trainer.add("sharding")
     options = {name: changes.pop(name) for name in of_trainer & changes.keys()}
     config = training_config(**changes)
     trainer = ArcftTrainer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from arcft import ranks
 from arcft.runs.common.config_folder import PACKAGE
 from arcft.runs.common.paths import override
 
@@ -16,8 +17,12 @@ def command(name: str) -> str:
     """How to start the command `name`: `python train.py`, `arcft train`, `arcft-train` or `python -m arcft train`.
 
     Also right in worker processes, which Python and joblib start with the arguments of their parent. Where a launcher
-    starts a program of its own, it is the script of a checkout, or without one `arcft train`.
+    starts a program of its own, it is the script of a checkout, or without one `arcft train`. Several ranks are started
+    by torchrun; any number that shares their steps evenly can resume them.
     """
+    if name == "train" and ranks.count() > 1:
+        script = "train.py" if (PACKAGE.parent / "train.py").is_file() else "-m arcft train"
+        return f"torchrun --nproc-per-node {ranks.local_count()} {script}"
     started_as = Path(sys.argv[0]).name
     program, space, _ = started_as.rpartition(" ")
     if space and program in ("arcft", "python -m arcft"):  # arcft.cli.program puts the subcommand there

@@ -7,6 +7,7 @@ import dataclasses
 from torch import nn
 from transformers import PreTrainedModel
 
+from arcft import ranks
 from arcft.config.run import TrainConfig
 from arcft.models.quantization import num_parameters
 
@@ -62,7 +63,8 @@ def estimate(model: PreTrainedModel | nn.Module, config: TrainConfig, hidden_siz
     # With checkpointing only the layers' inputs are stored, in 16 bits, and one layer is recomputed at a time.
     layers = num_layers * 2 + ACTIVATION_BYTES if training.gradient_checkpointing else num_layers * ACTIVATION_BYTES
     width = 2 if training.dtype == "float32" or parameters[0].device.type == "cpu" else 1
-    examples = training.max_steps * training.per_device_train_batch_size * training.gradient_accumulation_steps
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * ranks.count()
+    examples = training.max_steps * batch
     return Estimate(
         weights=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
         gradients=trainable * 4,
