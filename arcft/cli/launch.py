@@ -208,11 +208,3 @@ def _export_submitit() -> None:
 
     if submitit.JobEnvironment().num_tasks > 1:
         submitit.helpers.TorchDistributedEnvironment().export(overwrite=True)
-
-
-def leave() -> None:
-    """Disconnect from the other ranks."""
-    if _connected():
-        import torch.distributed as dist
-
-        dist.destroy_process_group()

@@ -74,11 +74,16 @@ def saved_weights(model: nn.Module, *, keep: bool) -> dict[str, torch.Tensor] | 
         return None
     trained_only = isinstance(model, peft.PeftModel)
     found = {}
+    # Tied weights stay one tensor, as those who write them expect.
+    copies: dict[int, torch.Tensor] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if not trained_only or tensor.requires_grad:
-            value = whole(tensor.detach())
-            if keep:
-                found[name] = value.cpu()
+        if trained_only and not tensor.requires_grad:
+            continue
+        if id(tensor) not in copies:
+            value = whole(tensor.detach()).cpu()
+            copies[id(tensor)] = value if keep else torch.empty(0)
+        if keep:
+            found[name] = copies[id(tensor)]
     return found
 
 

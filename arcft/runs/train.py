@@ -69,6 +69,7 @@ from arcft.text.tokens import Example
 from arcft.tracking import NoTracker, Tracker
 from arcft.training import collectives
 from arcft.training.arguments import make_training_arguments
+from arcft.training.chunked_loss import probe
 from arcft.training.saving import Saving
 from arcft.training.stopping import StopRequest
 from arcft.training.trainer import ArcftTrainer
@@ -147,12 +148,14 @@ def train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
     _check_same(saving)
     with _recorded(config, values, folder, saving) as tracker, resumable(stopped("train", folder)):
         if sharding is not None:
+            probe(model)
             shard(model, sharding, device)
         with collectives.lost_ranks_in_words(
             f"another of the {ranks.count()} processes has ended, so the run stops; what was saved is complete. "
             f"Resume with: {command('train')} {override('resume', folder)}"
         ):
             results = _train(config, folder, prepared, model, arguments, saving, tracker, packing=packing)
+        collectives.leave()
         if results is None or ranks.rank() > 0:
             return {}
         # The showcase loads the checkpoint, and a large model does not fit into memory twice.

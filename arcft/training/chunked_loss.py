@@ -61,6 +61,15 @@ def cross_entropy_sums(
     return each.view_as(targets).sum(dim=1)
 
 
+def probe(model: Any) -> None:
+    """Find out now what the model does after its output layer, which takes a forward pass, rather than at the first
+    batch that is large enough: ranks that share out a model make the same passes."""
+    head = model.get_output_embeddings()
+    if head is not None:
+        device = next(model.parameters()).device
+        _transform(model, head, torch.zeros(1, _PROBED_TOKENS, dtype=torch.int64, device=device))
+
+
 def _splits(head: nn.Module, rows: int) -> bool:
     """Whether the layer treats tokens one by one, and its trained weights, if any, are found among its parameters."""
     if isinstance(head, BaseTunerLayer | AuxiliaryTrainingWrapper):

@@ -150,6 +150,12 @@ def same_weights(model: nn.Module) -> None:
                 dist.broadcast(parameter.data, src=0)
 
 
+def leave() -> None:
+    """Disconnect from the other ranks; this process goes on alone, or ends."""
+    if count() > 1:
+        dist.destroy_process_group()
+
+
 @contextlib.contextmanager
 def lost_ranks_in_words(message: str) -> Iterator[None]:
     """Raise LostRankError with `message` where the connection to another rank breaks."""

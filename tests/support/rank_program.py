@@ -20,6 +20,7 @@ from arcft.errors import ArcftError
 from arcft.models.sharding import gathered_weights, shard
 from arcft.text.tokens import Example
 from arcft.training import collectives
+from arcft.training.chunked_loss import probe
 from arcft.training.stopping import StopRequest
 from tests.support.small_training import CPU, EVALUATION, CopyStream, Run, adapted_model, optimizer_config, small_model
 from tests.support.small_training import small_run as make_small_run
@@ -30,7 +31,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "groups": {"max_batch_tokens": 40},
     "clipped muon": {"max_grad_norm": 0.05, "optimizer_config": optimizer_config("muon")},
     "full_shard": {"sharding": "full_shard", "max_batch_tokens": 40},
-    "shard_grad_op": {"sharding": "shard_grad_op"},
+    "shard_grad_op": {"sharding": "shard_grad_op", "packing": True},
     "whole model": {"sharding": "full_shard", "whole": True},
 }
 """Changes of a run by its name. All train in float64, so that sums in another order agree."""
@@ -41,6 +42,7 @@ def small_run(folder: Path, accumulation: int, *, whole: bool = False, dropout: 
     model = (small_model() if whole else adapted_model(dropout=dropout)).double()
     sharding = changes.pop("sharding", None) if collectives.count() > 1 else changes.pop("sharding", None) and None
     if sharding is not None:
+        probe(model)
         shard(model, sharding, CPU)
     settings = {
         "max_steps": STEPS,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
+from safetensors.torch import load_file
 from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader, SequentialSampler
 
@@ -88,6 +89,8 @@ def test_two_ranks_are_one_process_with_twice_the_accumulation(
             torch.testing.assert_close(mine, other, rtol=0, atol=1e-10)
         else:
             assert mine == other
+    weights = "model.safetensors" if RUNS[name].get("whole") else "adapter_model.safetensors"
+    assert load_file(ours / weights).keys() == load_file(theirs / weights).keys()
 
 
 @pytest.mark.slow
@@ -125,7 +128,8 @@ def test_ranks_fail_together(results: tuple[dict[str, Any], Path]) -> None:
     ]
     # The weights that could not be evaluated are saved, once.
     assert last_checkpoint(folder / "predicting").name == "checkpoint-3"
+    # accelerate reads a batch ahead.
     assert failures["data"] == [
-        ("RankError: rank 1: ArcftError: example 10 can't be made", 1),
-        ("ArcftError: example 10 can't be made", 1),
+        ("RankError: rank 1: ArcftError: example 10 can't be made", 0),
+        ("ArcftError: example 10 can't be made", 0),
     ]
