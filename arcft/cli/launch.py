@@ -24,7 +24,7 @@ from arcft.ranks import LostRankError, RankError
 PATIENCE = timedelta(hours=2)
 """How long ranks wait for each other: one may predict or save while the others have nothing to do."""
 
-LAST_WORDS_SECONDS = 5.0
+LAST_WORDS_SECONDS = 2.0
 """How long a failing rank waits for another one to report the same error."""
 
 QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none")
