@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 
@@ -62,6 +63,10 @@ def outcomes(folder: Path) -> dict[tuple[int, int, int], str]:
     [
         (["model=tinny"], "model=tinny: is neither an option of conf/model nor a folder, a .gguf file or a hub id"),
         (["model=/no/such.gguf"], "model=/no/such.gguf: there is no such file or folder"),
+        (
+            ["model=smollm2_135m", "paths={smollm2_135m: /no/such.gguf}"],
+            "model=smollm2_135m: /no/such.gguf: there is no such file or folder",
+        ),
         (["model=tiny", "output=70000"], "input=1024 with output=70000 is 71024 tokens, and model=tiny takes at most"),
         (["model=smollm2_135m"], "model=smollm2_135m: the hub id HuggingFaceTB/SmolLM2-135M-Instruct can't be reached"),
         (["model=[tiny,x/y]", "paths={x/y: z}"], "paths.x/y: x/y is no option of conf/model; put the path into model="),
@@ -157,6 +162,29 @@ def test_a_stopped_study_is_resumed(tmp_path: Path) -> None:
     assert [row["outcome"] for row in stored(folder)] == ["measured"] * 4
     assert [row for row in stored(folder) if row in before] == before
     assert (folder / "speed.png").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_a_row(tmp_path: Path) -> None:
+    """As the kernel does where memory runs out."""
+    process = start("model=tiny", "batch=[1,2]", "input=16", "output=[2,20000]", "repeats=1", cwd=tmp_path)
+    while not list(tmp_path.glob("outputs/speed/*/speed.json")) and process.poll() is None:
+        time.sleep(0.05)
+    while len(stored(study_folder(tmp_path))) < 2:
+        time.sleep(0.05)
+    (child,) = [
+        one for one in psutil.Process(process.pid).children() if "resource_tracker" not in " ".join(one.cmdline())
+    ]
+    child.kill()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert outcomes(study_folder(tmp_path)) == {
+        (1, 16, 2): "measured",
+        (2, 16, 2): "measured",
+        (1, 16, 20000): "out of memory",
+        (2, 16, 20000): "left out",
+    }
+    assert "output 20,000: the process ended: SIGKILL; systems also end processes this way when memory runs out" in out
 
 
 @pytest.mark.slow

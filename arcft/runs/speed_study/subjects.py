@@ -42,19 +42,19 @@ def _problems(name: str, subject: Subject, config: SpeedConfig) -> Iterator[str]
         architecture = load_architecture(model)
         decoder = stored_decoder(model)
     except (OSError, ValueError, KeyError, ImportError, ModelError, struct.error) as error:
-        yield f"model={name}: {_unreadable(str(model.path), error)}"
+        yield f"model={name}: {_unreadable(name, str(model.path), error)}"
         return
     if decoder is Decoder.GENERATE and model.positions != "none":
         yield f"model={name}: has model.positions={model.positions}, which transformers' generate can't count"
     yield from _too_long(name, architecture, config)
 
 
-def _unreadable(path: str, error: Exception) -> str:
+def _unreadable(name: str, path: str, error: Exception) -> str:
     if isinstance(error, ModelError):
-        return str(error).removeprefix(f"model.path={path}: ")
+        return str(error).replace(f"model.path={path}", path, 1).removeprefix(f"{name}: ")
     reason = " ".join(str(error).split()).partition(". ")[0][:200]
     if resolve_path(path) != path:
-        return f"no causal language model can be read there ({reason})"
+        return f"no causal language model can be read at {path} ({reason})"
     return (
         f"the hub id {path} can't be reached from here; if the model is on this machine, give its folder or .gguf "
         f"file, in place of its name or as paths={{NAME: FILE}} ({reason})"

@@ -101,3 +101,15 @@ def test_the_peak_is_of_the_setting_alone() -> None:
     del block
     reset_peak(CPU)
     assert peak_bytes(CPU) - before < 100 * 2**20
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu_the_peak_is_what_torch_allocated_there() -> None:
+    device = torch.device("cuda")
+    model = load_model(ModelConfig(name="tiny", path="bundled:tiny"), dtype=torch.bfloat16, device=device)
+    small, few = measure(model, setting(batch=1, input=64, output=8), None, repeats=2, max_seconds=60)
+    large, many = measure(model, setting(batch=32, input=1024, output=8), None, repeats=2, max_seconds=60)
+    assert all(0 < run.first_token_seconds < run.seconds for run in [*small, *large])
+    # Keys and values alone: 5 layers, 160 wide, 2 bytes.
+    assert many - few > 32 * 1024 * 5 * 160 * 2 * 2 * 0.9
