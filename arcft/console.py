@@ -75,6 +75,12 @@ def note(text: str) -> None:
     log.info("note: %s", text)
 
 
+def warn(text: str) -> None:
+    """Print `warning: TEXT`: something that may well end in an error."""
+    console.print(Text.assemble(("warning:", "bold yellow"), " ", visible(text)), soft_wrap=True)
+    log.warning("warning: %s", text)
+
+
 def complain(text: str) -> None:
     """Print a line to standard error; the caller logs it."""
     print(visible(text), file=sys.stderr)

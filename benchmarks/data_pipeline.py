@@ -75,7 +75,7 @@ def main() -> None:
             prepared = prepare(config)
             row |= measure_data(prepared, num_examples)
             row |= measure_steps(config, prepared, device, num_steps)
-            row["examples_per_step"] = config.training.per_device_train_batch_size
+            row["examples_per_step"] = config.training.batch_size
             data_seconds = row["data_ms_per_example"] / 1000 * row["examples_per_step"]
             row["data_share_of_step"] = data_seconds / (data_seconds + row["step_seconds"])
             rows.append(row)
@@ -158,7 +158,7 @@ def measure_steps(config: TrainConfig, prepared: Prepared, device: torch.device,
     arithmetic: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if dtype != torch.float32:
         arithmetic = torch.autocast(device.type, dtype=dtype)
-    size = config.training.per_device_train_batch_size
+    size = config.training.batch_size
     seconds = 0.0
     for step in range(count + 1):
         examples = [prepared.stream[step * size + row] for row in range(size)]

@@ -24,6 +24,10 @@ class RecommendedTraining:
 
     loss_on: LossOn = "completion"
 
+    per_device_train_batch_size: int | Literal["auto"] = 8
+    gradient_checkpointing: bool | Literal["auto"] = False
+    """As in TrainingConfig."""
+
 
 @dataclasses.dataclass(kw_only=True)
 class RecommendedData:

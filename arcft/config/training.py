@@ -9,6 +9,9 @@ from typing import Literal
 from arcft.config.duration import DurationError, parse_duration
 from arcft.config.recommended import LossOn
 
+EFFECTIVE_BATCH_SIZE = 8
+"""Examples in an optimizer step, where neither a batch size nor this is given."""
+
 
 @dataclasses.dataclass(kw_only=True)
 class CurriculumStage:
@@ -29,11 +32,13 @@ class TrainingConfig:
     learning_rate: float
     """Peak rate; the schedule multiplies it."""
 
-    per_device_train_batch_size: int
-    """Examples in one forward pass, or, with `max_batch_tokens`, in as many as these take."""
+    per_device_train_batch_size: int | Literal["auto"]
+    """Examples in one forward pass, or, with `max_batch_tokens`, in as many as these take. `auto` is the largest number
+    that fits into memory and divides `effective_batch_size`."""
 
     gradient_accumulation_steps: int
-    """Forward passes before an optimizer step; the loss is weighted by supervised tokens over all of them."""
+    """Forward passes before an optimizer step; the loss is weighted by supervised tokens over all of them. With a batch
+    size of `auto`, chosen with it."""
 
     max_seq_length: int
     """Tokens of prompt and answer together; longer examples are skipped."""
@@ -53,8 +58,9 @@ class TrainingConfig:
     max_grad_norm: float
     """Gradients are scaled down to this global norm."""
 
-    gradient_checkpointing: bool
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: bool | Literal["auto"]
+    """Recompute activations in the backward pass: less memory, about a third more time. `auto` does so if not even one
+    example in a forward pass fits into memory without."""
 
     save_steps: int
     """Steps between checkpoints; there is one at the end, too."""
@@ -73,6 +79,10 @@ class TrainingConfig:
 
     generation_tasks: int
     """Held-out tasks that are predicted at each evaluation; 0 for the loss alone."""
+
+    effective_batch_size: int | None = None
+    """Examples in an optimizer step, over all forward passes and devices, which `per_device_train_batch_size=auto`
+    splits; null is EFFECTIVE_BATCH_SIZE."""
 
     max_batch_tokens: int | None = None
     """Pass a batch through the model in groups of similar length, each of at most this many tokens, padding included (a
@@ -98,11 +108,18 @@ class TrainingConfig:
     num_workers: int = 0
     """Processes that prepare examples; 0 prepares them in the training process."""
 
+    @property
+    def batch_size(self) -> int:
+        """`per_device_train_batch_size`, once `auto` is resolved."""
+        assert self.per_device_train_batch_size != "auto"
+        return self.per_device_train_batch_size
+
     def problems(self) -> Iterator[str]:
-        at_least_one = ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "max_seq_length")
+        at_least_one = ("max_steps", "gradient_accumulation_steps", "max_seq_length")
         for name in (*at_least_one, "save_steps", "eval_steps", "save_total_limit", "logging_steps"):
             if getattr(self, name) < 1:
                 yield f"training.{name}={getattr(self, name)}: at least 1"
+        yield from self._batch_problems()
         for name in ("generation_tasks", "profile_steps", "num_workers", "seed"):
             if getattr(self, name) < 0:
                 yield f"training.{name}={getattr(self, name)}: at least 0"
@@ -119,6 +136,25 @@ class TrainingConfig:
                 parse_duration(self.max_time)
             except DurationError as error:
                 yield f"training.max_time={self.max_time}: {error}"
+
+    def _batch_problems(self) -> Iterator[str]:
+        size, effective = self.per_device_train_batch_size, self.effective_batch_size
+        if size == "auto":
+            if self.gradient_accumulation_steps != 1:
+                yield (
+                    f"training.gradient_accumulation_steps={self.gradient_accumulation_steps} with "
+                    "training.per_device_train_batch_size=auto, which chooses it: drop it, and say how many examples "
+                    "make a step by training.effective_batch_size, or give a batch size"
+                )
+            if effective is not None and effective < 1:
+                yield f"training.effective_batch_size={effective}: at least 1"
+        elif size < 1:
+            yield f"training.per_device_train_batch_size={size}: at least 1, or auto"
+        elif effective is not None:
+            yield (
+                f"training.effective_batch_size={effective} belongs to training.per_device_train_batch_size=auto; use "
+                "that, or drop it"
+            )
 
     def _curriculum_problem(self) -> str | None:
         """What is wrong first, as every later stage is compared with the one before."""

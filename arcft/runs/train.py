@@ -24,6 +24,7 @@ from arcft.config.schema import ConfigError, to_dict
 from arcft.config.training import TrainingConfig
 from arcft.console import note, say
 from arcft.errors import ArcftError
+from arcft.memory import available_memory
 from arcft.models.families import stored_decoder
 from arcft.models.fingerprint import base_fingerprint
 from arcft.models.fused_lora import fuse_lora
@@ -49,6 +50,8 @@ from arcft.runs.setup.tasks import CountTokens, TaskSets, task_sets
 from arcft.runs.setup.vocabulary import run_tokenizer
 from arcft.runs.showcase import show_showcase
 from arcft.runs.training.callbacks import GenerationMetrics, ProgressBar, Recorder
+from arcft.runs.training.estimate import Estimator, outlined
+from arcft.runs.training.fit import fit_memory
 from arcft.runs.training.messages import (
     say_model,
     say_next,
@@ -73,6 +76,9 @@ from arcft.training.chunked_loss import probe
 from arcft.training.saving import Saving
 from arcft.training.stopping import StopRequest
 from arcft.training.trainer import ArcftTrainer
+
+LOADED_IN_DRY_RUNS = 2**30
+"""Bytes of weights up to which a dry run loads a model, to see that it can be; of larger ones it reads the config."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,11 +132,18 @@ def train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
     for warning in config.scheduler.warnings(config.training.max_steps):
         note(warning)
     device = choose_device()
+    kept = kept_tokens(prepared.tokenizer)
+    estimator = Estimator(config, prepared.stream, prepared.builder.tokenization.positions, kept, device)
+    fit = fit_memory(estimator, available_memory(device))
+    config = dataclasses.replace(config, training=collectives.from_first(fit.config.training))
+    split = shares(config.training, None if config.resume is None else folder)
     arguments = make_training_arguments(config.training, folder, device, split.accumulation)
     sharding = _sharding(config.training)
-    # The whole model may not fit on one GPU.
-    place = device if sharding is None else torch.device("cpu")
-    model, fingerprint = build_model(config, place, kept_tokens(prepared.tokenizer))
+    if config.dry_run and fit.memory is not None and fit.memory.weights > LOADED_IN_DRY_RUNS:
+        model, fingerprint = outlined(config, device, kept), ""
+    else:
+        # The whole model may not fit on one GPU.
+        model, fingerprint = build_model(config, device if sharding is None else torch.device("cpu"), kept)
     _check_vocabulary(config, prepared, model)
     refuse_beyond(
         position_limit(model.config),
@@ -141,7 +154,7 @@ def train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
     packing = config.training.packing and _packs(config, model)
     say_model(config, model, device)
     if config.dry_run:
-        show_estimate(config, model)
+        show_estimate(fit, model)
         return {}
     values = to_dict(dataclasses.replace(config, resume=None))
     saving = _saving(config, values, prepared, fingerprint, split)

@@ -27,8 +27,9 @@ def make_training_arguments(
 
     `accumulation` stands in for gradient_accumulation_steps where a run is resumed by another number of ranks.
 
-    What ArcftTrainer decides itself (optimizer, schedule, evaluation, rotation of checkpoints) is left at transformers'
-    defaults. Raise TrainingError for float16 without a GPU.
+    `config` has no `auto` left for batch size or gradient checkpointing. What ArcftTrainer decides itself (optimizer,
+    schedule, evaluation, rotation of checkpoints) is left at transformers' defaults. Raise TrainingError for float16
+    without a GPU.
     """
     dtype = resolve_dtype(config.dtype, device)
     on_gpu = device.type == "cuda"
@@ -46,10 +47,10 @@ def make_training_arguments(
         max_steps=config.max_steps,
         learning_rate=config.learning_rate,
         max_grad_norm=config.max_grad_norm,
-        per_device_train_batch_size=config.per_device_train_batch_size,
-        per_device_eval_batch_size=config.per_device_train_batch_size,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=accumulation or config.gradient_accumulation_steps,
-        gradient_checkpointing=config.gradient_checkpointing,
+        gradient_checkpointing=config.gradient_checkpointing is True,
         # Reentrant checkpointing loses the gradient when no input requires one, as under an adapter.
         gradient_checkpointing_kwargs={"use_reentrant": False},
         dataloader_num_workers=config.num_workers,

@@ -24,6 +24,9 @@ class Batch(TypedDict):
     groups: list[Group]
     """As `collate` or `pack` makes them."""
 
+    examples: list[Example]
+    """What the groups hold, in the order given."""
+
     tokens: int
     """Tokens of all examples, without padding."""
 
@@ -65,16 +68,28 @@ def add_idle_passes(batches: Sequence[Batch], passes: Sequence[Sequence[int]]) -
 
 
 def collate_in_groups(
-    examples: Sequence[Example], collate: Collate, max_batch_tokens: int | None, *, packing: bool = False
+    examples: Sequence[Example],
+    collate: Collate,
+    max_batch_tokens: int | None,
+    *,
+    max_rows: int | None = None,
+    packing: bool = False,
 ) -> Batch:
-    """Split `examples` into groups as `group_by_length` does; None makes one group, in the order given."""
-    if max_batch_tokens is None:
+    """Split `examples` into groups as `group_by_length` does; without limits they are one group, in the order given."""
+    if max_batch_tokens is None and max_rows is None:
         groups: Sequence[Sequence[Example]] = [examples]
     else:
-        groups = group_by_length(examples, max_tokens=max_batch_tokens, packing=packing)
+        groups = group_by_length(examples, max_tokens=max_batch_tokens, max_rows=max_rows, packing=packing)
     return Batch(
-        groups=[collate(group) for group in groups], tokens=sum(len(example.input_ids) for example in examples)
+        groups=[collate(group) for group in groups],
+        examples=list(examples),
+        tokens=sum(len(example.input_ids) for example in examples),
     )
+
+
+def rows_of(group: Group) -> int:
+    """The number of examples in a group."""
+    return len(group["lengths"] if "lengths" in group else group["labels"])
 
 
 def group_by_length(

@@ -21,6 +21,7 @@ from arcft import checkpoints
 from arcft.config.optimizer import OptimizerConfig
 from arcft.config.scheduler import SchedulerConfig
 from arcft.errors import ArcftError
+from arcft.memory import OutOfMemoryError, is_out_of_memory, release_memory
 from arcft.models.packed_attention import use_packed_attention
 from arcft.models.sharding import Strategy, gathered_weights, whole
 from arcft.protocols import Positions
@@ -42,6 +43,7 @@ from arcft.training.finite import SMALLEST_SCALE, check_finite
 from arcft.training.flow import FlowCallback
 from arcft.training.loss import mean_loss, summed_cross_entropy
 from arcft.training.optimizers import build_optimizer
+from arcft.training.passes import Passes
 from arcft.training.rank_states import OPTIMIZER_FILE, SCHEDULER_FILE, RankStates, gather_states, load_optimizer
 from arcft.training.saving import STATE_FILE, LoopState, Saving, check_origin, load_weights, save_weights
 from arcft.training.stopping import StopRequest
@@ -124,6 +126,7 @@ class ArcftTrainer(Trainer):
         self.sharding = sharding
         self.throughput = Throughput()
         self._step_loss = torch.zeros((), dtype=torch.float64)
+        self._passes = Passes(self._in_smaller_groups)
         self._best_rank: tuple[float, float] | None = None
         self._resumed_from: Path | None = None
         self.trained_model = model
@@ -179,9 +182,22 @@ class ArcftTrainer(Trainer):
         """Train to `max_steps`, or until asked to stop; from the beginning, or from a checkpoint of this run.
 
         After a stop `state.global_step` is below `state.max_steps`, `stop.reason` says why, and the last checkpoint
-        is of that step. Raise NonFiniteError, or CheckpointError for a checkpoint that is damaged or of another run.
+        is of that step. Raise NonFiniteError, OutOfMemoryError, or CheckpointError for a
+        checkpoint that is damaged or of another run.
         """
         self._resumed_from = None if resume_from_checkpoint is None else Path(resume_from_checkpoint)
+        try:
+            return self._train()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"out of memory after step {self.state.global_step}, outside the forward and backward passes "
+                f"({release_memory(error)}); use model.quantization=nf4 or a smaller adapter, or train where there is "
+                "more memory"
+            ) from None
+
+    def _train(self) -> TrainOutput:
         collectives.same_weights(self.trained_model)
         if self._resumed_from is None:
             return super().train()
@@ -229,6 +245,7 @@ class ArcftTrainer(Trainer):
             return share_of(batches)
 
         shares = collectives.together(fetch)
+        self._passes.begin(batches)
         self.throughput.tokens += sum(share.tokens for share in shares)
         if self.sharding is not None:
             # Every pass gathers weights from all ranks.
@@ -256,12 +273,10 @@ class ArcftTrainer(Trainer):
     ) -> torch.Tensor:
         """Forward and backward pass of a batch, group by group; returns its share of the step's loss (scalar, nats).
 
-        With several ranks the last batch of a step returns the loss of all batches and ranks, and the others zero.
+        With several ranks the last batch of a step returns the loss of all batches and ranks, and the others zero. If
+        memory runs out, the step starts over in smaller passes; raise OutOfMemoryError if there are none.
         """
-        losses = []
-        for group in inputs["groups"]:
-            losses.append(super().training_step(model, group, num_items_in_batch))
-        loss = torch.stack(losses).sum()
+        loss = self._loss_of(model, inputs, num_items_in_batch)
         return loss if collectives.count() == 1 else self._loss_of_all(loss)
 
     def _loss_of_all(self, loss: torch.Tensor) -> torch.Tensor:
@@ -272,6 +287,50 @@ class ArcftTrainer(Trainer):
         self._step_loss.zero_()
         check_finite("loss", total, self.state.global_step + 1, self.args.learning_rate)
         return total.to(loss)
+
+    def _loss_of(self, model: nn.Module, batch: Batch, num_items_in_batch: torch.Tensor | int | None) -> torch.Tensor:
+        todo = [batch]
+        while True:
+            try:
+                return [self._pass_groups(model, each, num_items_in_batch) for each in todo][-1]
+            except (RuntimeError, MemoryError) as error:
+                # The passes of a sharded model wait for those of the other ranks.
+                if not is_out_of_memory(error) or self.sharding is not None:
+                    raise
+                self._take_smaller_passes(error, batch)
+            model.zero_grad()
+            todo = self._passes.until(batch)
+
+    def _pass_groups(
+        self, model: nn.Module, batch: Batch, num_items_in_batch: torch.Tensor | int | None
+    ) -> torch.Tensor:
+        losses = [
+            super(ArcftTrainer, self).training_step(model, group, num_items_in_batch)
+            for group in self._passes.of(batch)["groups"]
+        ]
+        return torch.stack(losses).sum()
+
+    def _take_smaller_passes(self, error: BaseException, batch: Batch) -> None:
+        checkpointed = self.args.gradient_checkpointing or self._passes.gradient_checkpointing
+        self._passes.lower(error, batch, self.state.global_step + 1, checkpointed=checkpointed)
+        if self._passes.gradient_checkpointing and not checkpointed:
+            self._base_model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
+        self.log(
+            {
+                "examples_per_pass": self._passes.max_rows or 1,
+                "gradient_checkpointing": float(checkpointed or self._passes.gradient_checkpointing),
+            }
+        )
+
+    @property
+    def _base_model(self) -> PreTrainedModel:
+        model = self.trained_model
+        return model.get_base_model() if isinstance(model, peft.PeftModel) else model  # type: ignore[return-value]
+
+    def _in_smaller_groups(self, batch: Batch, max_rows: int) -> Batch:
+        return collate_in_groups(
+            batch["examples"], self._collate, self.max_batch_tokens, max_rows=max_rows, packing=self.packing
+        )
 
     def compute_loss(
         self,
@@ -347,20 +406,31 @@ class ArcftTrainer(Trainer):
         whole_model = gathered_weights(self.trained_model, self.sharding)
         with kept_random, whole_model, torch.no_grad(), self.accelerator.autocast():
             if examples:
-                metrics["eval_loss"] = mean_loss(
-                    self.trained_model,
-                    examples,
-                    self._collate,
-                    batch_size=self.args.per_device_eval_batch_size,
-                    max_batch_tokens=self.max_batch_tokens,
-                    packing=self.packing,
-                )
+                metrics["eval_loss"] = self._eval_loss(examples)
             if self.more_metrics is not None:
                 more = self.more_metrics(self.trained_model, self.state.global_step)
                 if more is None:
                     return None
                 metrics |= {f"eval_{name}": value for name, value in more.items()}
         return metrics
+
+    def _eval_loss(self, examples: Sequence[Example]) -> float:
+        rows = min(self.args.per_device_eval_batch_size, self._passes.max_rows or len(examples))
+        while True:
+            try:
+                return mean_loss(
+                    self.trained_model,
+                    examples,
+                    self._collate,
+                    batch_size=rows,
+                    max_batch_tokens=self.max_batch_tokens,
+                    packing=self.packing,
+                )
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or rows == 1:
+                    raise
+                release_memory(error)
+            rows //= 2
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Pass `logs` to the callbacks; with each loss also the tokens so far, and tokens per second since the last."""

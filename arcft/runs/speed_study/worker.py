@@ -130,7 +130,7 @@ def _answering(connection: Connection) -> Iterator[None]:
     except (EOFError, BrokenPipeError):
         raise
     except Exception as error:
-        from arcft.ttft.engine.memory_ladder import is_out_of_memory
+        from arcft.memory import is_out_of_memory
 
         first_line = (str(error).splitlines() or [""])[0]
         if is_out_of_memory(error):

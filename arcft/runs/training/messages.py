@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from arcft.config.run import TrainConfig
 from arcft.console import note, print_with, say, show
+from arcft.memory import gib
 from arcft.models.load import resolve_dtype
 from arcft.models.lora import trainable_parameters
 from arcft.models.quantization import num_parameters
@@ -21,7 +22,8 @@ from arcft.reporting.words import count
 from arcft.runs.common.command import command
 from arcft.runs.common.paths import override
 from arcft.runs.setup.tasks import TaskSets
-from arcft.runs.training.estimate import estimate
+from arcft.runs.training.estimate import work
+from arcft.runs.training.fit import Fit
 from arcft.text.stream import ExampleStream, Trial
 from arcft.text.tokens import IGNORED, token_texts
 
@@ -83,13 +85,14 @@ def say_model(config: TrainConfig, model: PreTrainedModel | PeftModel, device: t
     say(words)
 
 
-def show_estimate(config: TrainConfig, model: PreTrainedModel | PeftModel) -> None:
-    """Print the memory and the steps that a dry run estimates."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(base, PreTrainedModel)
-    shape = base.config.get_text_config()
+def show_estimate(fit: Fit, model: PreTrainedModel | PeftModel) -> None:
+    """Print the memory and the work that a dry run estimates."""
     table = Table(title="dry run: nothing was trained or written", title_justify="left", box=None, show_header=False)
-    for name, value in estimate(model, config, shape.hidden_size, shape.num_hidden_layers).rows():
+    for name, value in work(fit.config, model):
+        table.add_row(name, value)
+    table.add_row("longest example", f"{fit.longest:,} tokens, of {fit.sampled} examples")
+    memory = [("memory", "can't be estimated for this model")] if fit.memory is None else fit.memory.rows()
+    for name, value in [*memory, ("available", gib(fit.available))]:
         table.add_row(name, value)
     show(table)
 

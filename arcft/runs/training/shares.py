@@ -8,7 +8,7 @@ from pathlib import Path
 from arcft import ranks
 from arcft.checkpoints import RUN_FILE, CheckpointError, read_run_yaml
 from arcft.config.schema import ConfigError
-from arcft.config.training import TrainingConfig
+from arcft.config.training import EFFECTIVE_BATCH_SIZE, TrainingConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,8 @@ def shares(training: TrainingConfig, resumed: Path | None) -> Shares:
 
     Raise ConfigError where the ranks there are can't take the steps of that run.
     """
+    if training.per_device_train_batch_size == "auto":
+        return _shares_of_auto(training.effective_batch_size or EFFECTIVE_BATCH_SIZE)
     started_with = ranks.count() if resumed is None else _stored_ranks(resumed)
     batches = training.gradient_accumulation_steps * started_with
     if batches % ranks.count():
@@ -46,6 +48,18 @@ def shares(training: TrainingConfig, resumed: Path | None) -> Shares:
         accumulation=batches // ranks.count(),
         examples=batches * training.per_device_train_batch_size,
     )
+
+
+def _shares_of_auto(examples: int) -> Shares:
+    """How a batch size of `auto` starts, until it is known: one batch for each rank."""
+    if examples % ranks.count():
+        raise ConfigError(
+            [
+                f"training.effective_batch_size={examples}: {ranks.count()} processes can't share the examples of a "
+                f"step evenly; use a multiple of {ranks.count()}"
+            ]
+        )
+    return Shares(started_with=ranks.count(), accumulation=1, examples=examples)
 
 
 def _stored_ranks(folder: Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import logging
 
 import torch
@@ -71,25 +70,6 @@ def difference(old: MemorySettings, new: MemorySettings) -> str:
     """The changed settings, as `slots 4 -> 2`."""
     before, after = dataclasses.asdict(old), dataclasses.asdict(new)
     return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in before if before[name] != after[name])
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether `error` means that a device or the machine is out of memory; PyTorch's CPU allocator raises a plain
-    RuntimeError."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
-
-
-def release_memory(error: BaseException) -> str:
-    """Free the memory that an out-of-memory error holds on to; return the error's first line."""
-    # The traceback references the frames of the failed pass, and through them its tensors.
-    error.__traceback__ = error.__context__ = error.__cause__ = None
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return str(error).partition("\n")[0]
 
 
 def explain(error: Exception) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from arcft.config.inference import InferenceConfig, SearchConfig
+from arcft.memory import is_out_of_memory, release_memory
 from arcft.models.stacked_lora import Route, StackedLora
 from arcft.prediction.predict import predict_places
 from arcft.prediction.prompts import AugmentedPrompt, augmented_prompts
@@ -16,7 +17,7 @@ from arcft.prediction.score_candidates import score_answers
 from arcft.protocols import DealViews, Problem
 from arcft.scoring.predictions import Prediction
 from arcft.text.builder import ExampleBuilder
-from arcft.ttft.engine.memory_ladder import Current, difference, explain, is_out_of_memory, release_memory
+from arcft.ttft.engine.memory_ladder import Current, difference, explain
 from arcft.ttft.units import Assignment, Event, Failed, Finished, Key, Lowered, Predicted
 
 

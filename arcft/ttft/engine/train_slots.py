@@ -7,20 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from arcft.memory import is_out_of_memory, release_memory
 from arcft.models.lora import LoraError
 from arcft.models.stacked_lora import StackedLora
 from arcft.text.stream import LengthError
 from arcft.text.tokens import Example
 from arcft.training.slots import SlotStep, SlotTrainer
-from arcft.ttft.engine.memory_ladder import (
-    Current,
-    MemorySettings,
-    difference,
-    explain,
-    is_out_of_memory,
-    lower,
-    release_memory,
-)
+from arcft.ttft.engine.memory_ladder import Current, MemorySettings, difference, explain, lower
 from arcft.ttft.engine.slot import Save, SlotState
 from arcft.ttft.engine.slot_autotune import MOST, SlotSearch
 from arcft.ttft.engine.unit_settings import UnitSettings

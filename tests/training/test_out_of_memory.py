@@ -1,0 +1,127 @@
+"""Training under real limits on memory, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.paths import ROOT
+
+CHILD = '''
+import json, resource, sys
+from pathlib import Path
+import psutil, torch
+torch.set_num_threads(1)
+from transformers import TrainerCallback
+from arcft.memory import OutOfMemoryError
+from arcft.text.tokens import IGNORED, Example
+from arcft.models.lora import apply_lora
+from tests.support.small_training import CopyStream, lora_config, small_model, small_run
+
+HARD = resource.getrlimit(resource.RLIMIT_AS)[1]
+
+def limit(megabytes):
+    """Leave so much address space, or as much as there is."""
+    left = HARD if megabytes is None else psutil.Process().memory_info().vms + megabytes * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (left, HARD))
+
+class LongStream(CopyStream):
+    def __getitem__(self, k):
+        one = super().__getitem__(k)
+        ids = (one.input_ids * 400)[:400 + k % 7]
+        return Example(ids, [IGNORED] * 300 + ids[300:], 300)
+
+def run(name, **changes):
+    """About 30 MiB for each example of a forward pass."""
+    model = apply_lora(small_model(hidden_size=64, intermediate_size=2048, max_position_embeddings=512),
+                       lora_config(dropout=changes.pop("dropout", 0.0)), [], seed=0)
+    one = small_run(Path(sys.argv[1]) / name, model, save_steps=1, **{"max_steps": 3} | changes)
+    one.trainer.train_dataset = LongStream()
+    return one
+
+def losses(one):
+    return one.logs.of("loss")
+
+class LimitAfter(TrainerCallback):
+    def __init__(self, step, megabytes):
+        self.step, self.megabytes = step, megabytes
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            limit(self.megabytes)
+
+'''
+
+HALVED = """
+run("warm", max_steps=1, per_device_train_batch_size=1).trainer.train()
+RESULT = {}
+accumulated = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+for name, changes in {"padded": {}, "accumulated": accumulated}.items():
+    limit(110)
+    small = run(name, **changes)
+    small.trainer.train()
+    limit(None)
+    large = run(name + "_whole", **changes)
+    large.trainer.train()
+    RESULT[name] = {"losses": losses(small), "expected": losses(large), "rows": small.logs.of("examples_per_pass"),
+                    "norms": small.logs.of("grad_norm"), "expected_norms": large.logs.of("grad_norm")}
+print(json.dumps(RESULT))
+"""
+
+LAST_RUNG = """
+whole = run("whole")
+whole.trainer.train()
+stopped = run("stopped", callbacks=[LimitAfter(2, 4)])
+try:
+    stopped.trainer.train()
+    message = ""
+except OutOfMemoryError as error:
+    message = str(error)
+limit(None)
+resumed = run("stopped")
+resumed.trainer.train(Path(sys.argv[1]) / "stopped" / "checkpoint-2")
+print(json.dumps({"message": message, "losses": losses(stopped) + losses(resumed), "expected": losses(whole),
+                  "kept": sorted(path.name for path in (Path(sys.argv[1]) / "stopped").glob("checkpoint-*"))}))
+"""
+
+
+def run_child(folder: Path, script: str) -> tuple[dict[str, Any], str]:
+    """What the script prints last, as data, and all that it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD + script, str(folder)],
+        cwd=ROOT,
+        # Without a limit on the threshold, glibc would serve from what it has kept.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout
+
+
+@pytest.mark.slow
+def test_a_step_that_runs_out_of_memory_starts_over_in_smaller_passes_with_the_same_result(tmp_path: Path) -> None:
+    results, said = run_child(tmp_path, HALVED)
+    for result in results.values():
+        assert result["rows"]  # memory did run out
+        assert result["losses"] == pytest.approx(result["expected"], rel=1e-5)
+        assert result["norms"] == pytest.approx(result["expected_norms"], rel=1e-4)
+    assert "warning: out of memory in step 1, which starts over: at most 4 of 8 examples in a forward pass" in said
+
+
+@pytest.mark.slow
+def test_on_the_last_rung_the_error_names_the_keys_and_the_run_can_be_resumed(tmp_path: Path) -> None:
+    result, said = run_child(tmp_path, LAST_RUNG)
+    assert "at most 1 of 2 examples in a forward pass" in said
+    assert "training.gradient_checkpointing=true from here on" in said
+    for key in ("step 3", "training.max_seq_length", "model.quantization=nf4"):
+        assert key in result["message"]
+    assert result["losses"] == pytest.approx(result["expected"], rel=1e-5)
+    assert "checkpoint-3" in result["kept"]
