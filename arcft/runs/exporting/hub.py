@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import httpx
-import huggingface_hub
+from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
 
 from arcft.errors import ArcftError
 
@@ -29,18 +30,18 @@ _FAILURES = (
 def check_hub(repository: str) -> None:
     """Raise HubError unless the hub can be reached and knows who we are."""
     try:
-        huggingface_hub.utils.validate_repo_id(repository)
-        huggingface_hub.HfApi().whoami()
+        validate_repo_id(repository)
+        HfApi().whoami()
     except _FAILURES as error:
         raise HubError(
-            f"push_to_hub={repository}: can't write to {huggingface_hub.constants.ENDPOINT} ({_first_line(error)}); "
+            f"push_to_hub={repository}: can't write to {constants.ENDPOINT} ({_first_line(error)}); "
             "log in with `hf auth login` or set HF_TOKEN, or drop push_to_hub"
         ) from error
 
 
 def upload(folder: Path, repository: str, *, private: bool) -> str:
     """Create the repository if it does not exist, and upload `folder` in one commit; return its address."""
-    api = huggingface_hub.HfApi()
+    api = HfApi()
     try:
         address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Export by arcft")

@@ -131,7 +131,8 @@ class _Job:
 
     def _load(self) -> PreTrainedModel:
         try:
-            model = load_model(self.base, dtype=torch.float32, device=_CPU)
+            with no_progress_bar():
+                model = load_model(self.base, dtype=torch.float32, device=_CPU)
         except ModelError as error:
             if not self.has_adapter:
                 raise
