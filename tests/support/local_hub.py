@@ -47,24 +47,26 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments: Any) -> None:
         """Nothing is printed."""
 
-    def do_HEAD(self) -> None:  # noqa: N802
+    def do_HEAD(self) -> None:
         self._answer(200, {})
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         if self.path == "/api/whoami-v2":
             if self.headers.get("authorization") != f"Bearer {TOKEN}":
                 self._answer(401, {"error": "Invalid username or password."})
             else:
-                self._answer(200, {"type": "user", "name": "me", "orgs": [], "auth": {"accessToken": {"role": "write"}}})
+                self._answer(
+                    200, {"type": "user", "name": "me", "orgs": [], "auth": {"accessToken": {"role": "write"}}}
+                )
         else:
             self._answer(200, {"id": "me/it", "sha": "0" * 40, "siblings": [], "private": True})
 
-    def do_PUT(self) -> None:  # noqa: N802
+    def do_PUT(self) -> None:
         content = self._body()
         self.hub.objects[hashlib.sha256(content).hexdigest()] = content
         self._answer(200, {})
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = self._body()
         address = f"http://{self.headers['host']}"
         if self.path == "/api/repos/create":

@@ -41,6 +41,8 @@ def upload(folder: Path, address: str, token: str = TOKEN, visibility: str = "pr
         "HF_ENDPOINT": address,
         "HF_TOKEN": token,
         "HF_HUB_OFFLINE": "0",
+        # Large files go by git LFS, for which plain HTTP does.
+        "HF_HUB_DISABLE_XET": "1",
         "HF_HOME": str(folder.parent / "hub"),
         "PYTHONPATH": str(ROOT),
     }
@@ -56,7 +58,9 @@ def test_everything_is_uploaded(folder: Path, visibility: str) -> None:
         code, said = upload(folder, address, visibility=visibility)
     assert code == 0, said
     assert f"uploaded to {address}/me/it" in said
-    assert hub.repositories["me/it"]["private"] is (visibility == "private")
+    # Earlier releases of huggingface_hub ask in the first way.
+    wanted = hub.repositories["me/it"]
+    assert wanted.get("visibility", "private" if wanted.get("private") else "public") == visibility
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert hub.files == {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
