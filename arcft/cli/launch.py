@@ -32,6 +32,7 @@ QUIET = ("hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=none"
 
 _FOLDER, _END = "arcft/folder", "arcft/end"
 _told: list[Path] = []
+_ended: list[str] = []
 
 
 class LaunchError(ArcftError):
@@ -108,8 +109,12 @@ def output_folder() -> Path:
 
 
 def end(message: str = "") -> None:
-    """Leave a word for the other ranks: how this one ends, with an error or, if `message` is empty, well."""
-    if _connected():
+    """Leave a word for the other ranks: how this one ends, with an error or, if `message` is empty, well.
+
+    Only the first call counts.
+    """
+    if _connected() and not _ended:
+        _ended.append(message)
         try:
             _store().set(_key(ranks.rank()), message)
         except RuntimeError:  # whoever kept the words has gone

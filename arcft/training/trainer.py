@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import multiprocessing
@@ -12,6 +13,7 @@ from typing import Any, cast
 
 import peft
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
@@ -465,6 +467,11 @@ class ArcftTrainer(Trainer):
         states = gather_states(self.trained_model, cast(torch.optim.Optimizer, self.optimizer), self._save_rng_state)
         if collectives.rank() > 0:
             return
+        with _failing_in_words(self.run_folder / f"{checkpoints.PREFIX}{step}"):
+            self._write_checkpoint(step, states)
+        checkpoints.prune(self.run_folder, self.saving.save_total_limit, self.best_step)
+
+    def _write_checkpoint(self, step: int, states: RankStates) -> None:
         with checkpoints.write_checkpoint(self.run_folder, step, self.saving.origin) as folder:
             save_weights(self.trained_model, folder, states.weights)
             self.saving.tokenizer.save_pretrained(folder)
@@ -474,7 +481,6 @@ class ArcftTrainer(Trainer):
             states.write_random_states(folder)
             self.state.save_to_json(str(folder / STATE_FILE))
             self._loop_state().write(folder)
-        checkpoints.prune(self.run_folder, self.saving.save_total_limit, self.best_step)
 
     def _write_optimizer(self, folder: Path, states: RankStates) -> None:
         if states.optimizer is None:
@@ -529,3 +535,15 @@ class ArcftTrainer(Trainer):
         self._best_rank = loop_state.best_rank
         if loop_state.evaluation_due:
             self._determine_best_metric(self.evaluate())
+
+
+@contextlib.contextmanager
+def _failing_in_words(checkpoint: Path) -> Iterator[None]:
+    """Say what could not be written, where libraries raise errors of their own rather than OSError."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        raise checkpoints.CheckpointError(
+            f"{checkpoint}: can't be written ({str(error).splitlines()[0]}); what was saved before is complete. Free "
+            f"some space, then resume with resume={checkpoint.parent}"
+        ) from error

@@ -1,0 +1,155 @@
+"""train.py as several processes: one run, one voice, and an end that all share."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from arcft.checkpoints import find_checkpoints, read_checkpoint, write_run_yaml
+from arcft.config.schema import ConfigError
+from arcft.runs.training.shares import shares
+from tests.support.paths import ROOT
+from tests.support.small_training import training_config
+from tests.support.train_command import QUICK, finish, history, recorded, run_train
+
+LONG = [*QUICK, "training.max_steps=100000", "training.save_steps=20", "training.eval_steps=100000",
+        "training.logging_steps=1"]  # fmt: skip
+
+
+def start(cwd: Path, *words: str, program: str = "train.py", ranks: int = 2) -> subprocess.Popen[str]:
+    return launch(cwd, [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks),
+                        str(ROOT / program), *words])  # fmt: skip
+
+
+def launch(cwd: Path, command: list[str], **environment: str) -> subprocess.Popen[str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | environment
+    return subprocess.Popen(command, cwd=cwd, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_resumed_run_keeps_its_examples_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_run_yaml(tmp_path, {"arcft": "1", "ranks": 4})
+    config = training_config(per_device_train_batch_size=3, gradient_accumulation_steps=2)
+    for count, accumulation in ((1, 8), (2, 4), (4, 2), (8, 1)):
+        monkeypatch.setenv("WORLD_SIZE", str(count))
+        found = shares(config, tmp_path)
+        assert (found.started_with, found.accumulation, found.examples) == (4, accumulation, 24)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(ConfigError, match=r"8 batches of 3 .*, which 3 processes can.t .*; start 1 or 2 or 4 or 8"):
+        shares(config, tmp_path)
+    assert shares(config, None).examples == 18
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    write_run_yaml(tmp_path, {"arcft": "0.1.0"})
+    assert shares(config, tmp_path).started_with == 1
+
+
+def test_what_can_not_be_sharded_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["training.fsdp=full_shard", "model.quantization=nf4", "optimizer=muon", "training.dtype=float16"]
+    assert run_train(tmp_path, *QUICK, *words) == 1
+    error = capfd.readouterr().err
+    assert "with model.quantization=nf4: packed weights can't be split" in error
+    assert "with optimizer=muon: it needs whole matrices" in error
+    assert "with training.dtype=float16: its loss scaling is not shared out" in error
+
+
+def test_accelerate_on_the_cpu_is_not_taken_for_several_processes(tmp_path: Path) -> None:
+    environment = {"ACCELERATE_USE_CPU": "True", "MASTER_PORT": "29500"}
+    code, _, err = finish(launch(tmp_path, [sys.executable, str(ROOT / "train.py"), *QUICK], **environment))
+    assert code == 1
+    assert "accelerate launch --cpu starts a single process" in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run_started_by_the_slurm_script(tmp_path: Path) -> None:
+    """Slurm's two commands are replaced by ones that run on this machine; all else is as on a cluster."""
+    torchrun = f'exec {sys.executable} -m torch.distributed.run "$@"'
+    programs = {"srun": 'exec "$@"', "scontrol": "echo localhost", "torchrun": torchrun}
+    for name, body in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    out_dir = tmp_path / "work"
+    slurm = {"SLURM_JOB_NODELIST": "x", "SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_ID": "7",
+             "RENDEZVOUS_PORT": "0", "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}  # fmt: skip
+    words = [*QUICK, f"hydra.run.dir={out_dir}/two"]
+    command = ["bash", str(ROOT / "docs" / "multi_gpu.sbatch"), *words]
+    code, out, err = finish(launch(ROOT, command, **slurm))
+    assert code == 0, err
+    assert "rank 1" not in err
+    assert out.count("training 6/6") == 1
+    assert [path.name for path in out_dir.iterdir()] == ["two"]
+    two = out_dir / "two"
+    assert yaml.safe_load((two / "run.yaml").read_text())["ranks"] == 2
+    assert run_train(tmp_path / "one", *QUICK, "training.gradient_accumulation_steps=2") == 0
+    for name in ("loss", "eval_loss", "eval_correct_pixels", "tokens"):
+        assert recorded(two, name) == pytest.approx(recorded(tmp_path / "one", name), abs=1e-5), name
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_which_another_number_resumes(tmp_path: Path) -> None:
+    process = start(tmp_path, *LONG, "hydra.run.dir=run")
+    folder = tmp_path / "run"
+    wait_for_steps(folder, 25)
+    children = psutil.Process(process.pid).children()
+    next(child for child in children if child.environ()["RANK"] == "1").kill()
+    code, _, err = finish(process)
+    assert code != 0
+    assert "finishing" in err or "error: another of the 2 processes has ended" in err
+    assert not [path for path in folder.iterdir() if "partial" in path.name]
+    last = find_checkpoints(folder)[-1]
+    step = read_checkpoint(last).step
+    assert run_train(tmp_path, f"resume={folder}", "training.max_time=1s") == 0
+    steps = [line["step"] for line in history(folder)]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) > step
+
+
+@pytest.mark.slow
+def test_a_signal_stops_all_after_one_step_and_errors_are_said_once(tmp_path: Path) -> None:
+    process = start(tmp_path, *LONG, "hydra.run.dir=run")
+    wait_for_steps(tmp_path / "run", 5)
+    process.send_signal(signal.SIGTERM)
+    _, _, err = finish(process)
+    assert err.count("SIGTERM: finishing the current step") == 1
+    assert err.count("stopped at step") == 1
+    step = history(tmp_path / "run")[-1]["step"]
+    assert find_checkpoints(tmp_path / "run")[-1].name == f"checkpoint-{step}"
+    for program, words, message in (
+        ("train.py", [*QUICK, "lora.r=0", "hydra.run.dir=new"], "error: lora.r=0: the rank must be at least 1"),
+        ("evaluate.py", ["model=tiny"], "error: evaluate is one program, and was started as 2 processes"),
+    ):
+        code, _, err = finish(start(tmp_path, *words, program=program))
+        assert code == 1
+        assert err.count(message) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_all_with_one_error(tmp_path: Path) -> None:
+    # A limit on the size of files fails like a full disk, in the middle of a write.
+    words = shlex.join([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(ROOT / "train.py"),
+                        *QUICK, "hydra.run.dir=run"])  # fmt: skip
+    code, _, err = finish(launch(tmp_path, ["bash", "-c", f"ulimit -f 60; {words}"]))
+    assert code != 0
+    assert err.count("checkpoint-3: can't be written") == 1
+    assert "another of the 2 processes" not in err
+    assert not find_checkpoints(tmp_path / "run")
+    assert not [path for path in (tmp_path / "run").iterdir() if "partial" in path.name]
+
+
+def wait_for_steps(folder: Path, steps: int) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (folder / "history.jsonl").is_file() and len((folder / "history.jsonl").read_text().splitlines()) > steps:
+            return
+        time.sleep(0.1)
+    raise TimeoutError(folder)
