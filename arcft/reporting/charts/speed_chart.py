@@ -120,7 +120,8 @@ def _label(lines: Sequence[Line], axes: Axes) -> None:
         axes.annotate(
             f"{name}  {y:,.0f}", (x, y), (10, moved - own), textcoords="offset points", fontsize=_LABEL_SIZE,
             color=color, va="center", ha="left", annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
+            arrowprops={"arrowstyle": "-", "color": color, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2,
+                        "relpos": (0, 0.5)},
         )  # fmt: skip
 
 

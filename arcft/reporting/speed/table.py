@@ -40,7 +40,7 @@ def _table(
         cells = [str(setting.batch), f"{setting.input:,}", f"{setting.output:,}"]
         if row.is_measured:
             cells += [*_speeds(row), short(row.first_token_seconds), short(row.seconds_per_sample)]
-            cells += [f"{row.spread:.0%}", gibibytes(row)]
+            cells += [f"{row.spread:.0%}" if len(row.runs) > 1 else "-", gibibytes(row)]
             if budget is not None:
                 cells += [budget_share(budget, row), _longest(longest[row.name, setting.batch, setting.input])]
         else:

@@ -62,12 +62,12 @@ small, float32: 1.0M parameters, ready in 10 s
                        read  write   first     per
 batch  input  output  tok/s  tok/s   token  sample    ±   GiB
     1    100      11    200    5.0  0.50 s   2.5 s  12%  1.00
-    4    100      11    400     10   1.0 s   1.2 s   0%  1.00
+    4    100      11    400     10   1.0 s   1.2 s    -  1.00
 large, float32, nf4: 135M parameters, ready in 10 s
                        read  write  first     per
-batch  input  output  tok/s  tok/s  token  sample   ±   GiB
-    4    100      11     40    0.8   10 s    15 s  0%  1.00
-    8    100      11      -      -      -       -   -     -"""
+batch  input  output  tok/s  tok/s  token  sample  ±   GiB
+    4    100      11     40    0.8   10 s    15 s  -  1.00
+    8    100      11      -      -      -       -  -     -"""
     )
 
 
