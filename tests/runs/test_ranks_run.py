@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 import yaml
 
 from arcft.checkpoints import find_checkpoints, read_checkpoint, write_run_yaml
@@ -144,6 +145,18 @@ def test_a_full_disk_ends_all_with_one_error(tmp_path: Path) -> None:
     assert "another of the 2 processes" not in err
     assert not find_checkpoints(tmp_path / "run")
     assert not [path for path in (tmp_path / "run").iterdir() if "partial" in path.name]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("fsdp", ["null", "full_shard", "shard_grad_op"])
+def test_two_gpus_train_like_one(tmp_path: Path, fsdp: str) -> None:
+    words = [*QUICK, "training.dtype=float32"]
+    code, _, err = finish(start(tmp_path, *words, f"training.fsdp={fsdp}", f"hydra.run.dir={tmp_path}/two"))
+    assert code == 0, err
+    assert run_train(tmp_path / "one", *words, "training.gradient_accumulation_steps=2") == 0
+    for name in ("loss", "eval_loss"):
+        assert recorded(tmp_path / "two", name) == pytest.approx(recorded(tmp_path / "one", name), rel=1e-3), name
 
 
 def wait_for_steps(folder: Path, steps: int) -> None:
