@@ -56,8 +56,9 @@ class ModelConfig:
     grid, row and column of each token instead of its number, for models made for it, with encoder=minimal
     prompt=grid_only. It belongs to the model, as its context does."""
 
-    attn_implementation: str = "sdpa"
-    """As in transformers: sdpa, eager, flash_attention_2, ..."""
+    attn_implementation: str = "auto"
+    """As in transformers: sdpa, eager, flash_attention_2, flex_attention, ... `auto` is flash_attention_2 in 16 bits on
+    a GPU, if the package is there and the architecture has it; else sdpa; else eager."""
 
     train_modules: list[str] = dataclasses.field(default_factory=list)
     """Modules trained and saved whole beside the adapter (PEFT's modules_to_save), by the end of their name."""

@@ -24,6 +24,10 @@ class RecommendedTraining:
 
     loss_on: LossOn = "completion"
 
+    cpu_dtype: Literal["auto", "float32"] = "float32"
+    """What training.dtype=auto means for an adapter on a CPU: `auto` is bfloat16 where the CPU multiplies it fast. The
+    default is what runs without this key were made with."""
+
     per_device_train_batch_size: int | Literal["auto"] = 8
     gradient_checkpointing: bool | Literal["auto"] = False
     """As in TrainingConfig."""

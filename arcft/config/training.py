@@ -50,7 +50,9 @@ class TrainingConfig:
     """Supervise the answer, the whole text, or the outputs from the second demonstration on."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
-    """Arithmetic of forward and backward; `auto` is bfloat16 on GPUs that have it, else float16, and float32 on CPU."""
+    """Arithmetic of forward and backward. `auto` is bfloat16 on GPUs that have it, else float16. On a CPU it is
+    float32, except for adapters of models that recommend cpu_dtype=auto: bfloat16 where the CPU multiplies it fast.
+    run.yaml stores what it was, and resuming keeps it."""
 
     seed: int
     """Seed of examples, adapter initialisation and dropout."""
@@ -91,6 +93,9 @@ class TrainingConfig:
     packing: bool = False
     """Lay the examples of a forward pass in one row without padding, each attending to itself only. The gradient is the
     same up to rounding. Models whose examples would see each other all the same are padded."""
+
+    compile: bool = False
+    """Compile the model's layers (torch.compile). The first step takes a minute or more, each later one less time."""
 
     curriculum: list[CurriculumStage] = dataclasses.field(default_factory=list)
     """Shorter examples first: stages of growing `max_seq_length`; empty trains on all lengths throughout."""

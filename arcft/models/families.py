@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from typing import Any
 
+import torch
 import transformers
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PretrainedConfig
 from transformers.utils import is_flash_attn_2_available, is_kernels_available
@@ -133,13 +134,35 @@ def stored_decoder(config: ModelConfig) -> Decoder | None:
         raise ModelError(f"model.path={model_path(config)}: {error}") from error
 
 
+def choose_attention(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> str:
+    """`config.attn_implementation`, or what `auto` stands for. Raise whatever reading the model's config raises."""
+    name = config.attn_implementation
+    if name != "auto":
+        return name
+    code = _code(load_architecture(config))
+    if code is None:
+        return "sdpa"
+    # Positions that jump would be taken for packed sequences there.
+    can_flash = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and config.positions == "none"
+    if can_flash and code._supports_flash_attn and is_flash_attn_2_available():
+        return "flash_attention_2"
+    return "sdpa" if code._supports_sdpa else "eager"
+
+
+def _code(architecture: PretrainedConfig) -> Any:
+    """transformers' class for models of this config; None if they have code of their own."""
+    if type(architecture) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return None
+    code: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(architecture)]
+    return code[0] if isinstance(code, tuple) else code
+
+
 def _check_attention(architecture: PretrainedConfig, config: ModelConfig) -> None:
     """Raise ModelError unless the architecture has the attention of model.attn_implementation, and it is installed."""
     name = config.attn_implementation
-    if type(architecture) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return  # has code of its own, which says so itself
-    code: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(architecture)]
-    code = code[0] if isinstance(code, tuple) else code
+    code = _code(architecture)
+    if code is None:
+        return  # it says so itself
     works = [own for own, has in (("sdpa", code._supports_sdpa), ("eager", True)) if has]
     if (name == "sdpa" and not code._supports_sdpa) or (name == "flash_attention_2" and not code._supports_flash_attn):
         reason = f"models of type {architecture.model_type} have no such attention in transformers"

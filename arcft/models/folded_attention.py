@@ -45,6 +45,8 @@ def use_folded_attention(model: PreTrainedModel) -> None:
         model.set_attn_implementation(NAME)
 
 
+# Compiled, its loop would be unrolled for every number of blocks.
+@torch.compiler.disable
 def folded_attention(
     module: nn.Module,
     query: torch.Tensor,

@@ -7,6 +7,7 @@ the config's own seed, so that they are the same base model on every device and 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import struct
 from pathlib import Path
@@ -27,6 +28,7 @@ from arcft.config.model import ModelConfig
 from arcft.errors import ModelError
 from arcft.models.backend import import_backend
 from arcft.models.bundled import BUNDLED, check_tokenizer, check_weights
+from arcft.models.families import choose_attention
 from arcft.models.folded_attention import use_folded_attention
 from arcft.models.gguf_tokenizer import load_gguf_tokenizer
 from arcft.models.positional_kernels import set_positional_kernels
@@ -48,6 +50,12 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.float32
     # Below compute capability 8, bfloat16 is emulated and slow.
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+def fast_bfloat16() -> bool:
+    """Whether the CPU has instructions for products in bfloat16: AVX512-BF16, or AMX."""
+    # torch has no public functions for these.
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -109,6 +117,7 @@ def load_model(
     if config.backend == "unsloth":
         return _load_unsloth(config, dtype, max_seq_length)
     try:
+        config = dataclasses.replace(config, attn_implementation=choose_attention(config, dtype, device))
         if config.init == "random":
             model = draw_random_model(config)
             if config.quantization != "none":
@@ -132,10 +141,11 @@ def draw_random_model(config: ModelConfig) -> PreTrainedModel:
     Positional kernels are set if its config has them. The global random state is unchanged."""
     architecture = load_architecture(config)
     trust = trusts_code(config)
+    attention = choose_attention(config, torch.float32, torch.device("cpu"))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.seed)
         model = AutoModelForCausalLM.from_config(
-            architecture, attn_implementation=config.attn_implementation, dtype=torch.float32, trust_remote_code=trust
+            architecture, attn_implementation=attention, dtype=torch.float32, trust_remote_code=trust
         )
     set_positional_kernels(model)
     return model

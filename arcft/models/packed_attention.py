@@ -110,6 +110,8 @@ def packed_mask(
     return sdpa_mask(batch_size=1, q_length=q_length, kv_length=kv_length, mask_function=inside, **others)
 
 
+# Compiled, its loops would be unrolled for every number of examples.
+@torch.compiler.disable
 def packed_attention(
     module: nn.Module,
     query: torch.Tensor,

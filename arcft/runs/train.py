@@ -29,7 +29,7 @@ from arcft.models.families import stored_decoder
 from arcft.models.fingerprint import base_fingerprint
 from arcft.models.fused_lora import fuse_lora
 from arcft.models.limits import embedding_rows, position_limit, refuse_beyond
-from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
+from arcft.models.load import ModelError, fast_bfloat16, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
 from arcft.models.packed_attention import packs
 from arcft.models.sharding import Strategy, shard
@@ -132,6 +132,7 @@ def train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
     for warning in config.scheduler.warnings(config.training.max_steps):
         note(warning)
     device = choose_device()
+    config = _with_dtype(config, device)
     kept = kept_tokens(prepared.tokenizer)
     estimator = Estimator(config, prepared.stream, prepared.builder.tokenization.positions, kept, device)
     fit = fit_memory(estimator, available_memory(device))
@@ -338,6 +339,19 @@ def _held_out_examples(builder: ExampleBuilder, problems: Sequence[Problem]) -> 
     return [builder.example(question) for question in questions]
 
 
+def _with_dtype(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """`config` with the dtype that training.dtype=auto stands for here, so that the run's files keep it."""
+    if config.training.dtype != "auto":
+        return config
+    dtype = resolve_dtype("auto", device)
+    recommends = config.model.recommended.training.cpu_dtype == "auto"
+    if device.type == "cpu" and isinstance(config.lora, LoraConfig) and recommends and fast_bfloat16():
+        dtype = torch.bfloat16
+        note("training.dtype=auto: bfloat16, which this CPU multiplies fast; training.dtype=float32 rounds less")
+    name: Any = str(dtype).removeprefix("torch.")
+    return dataclasses.replace(config, training=dataclasses.replace(config.training, dtype=name))
+
+
 def build_model(
     config: TrainConfig, device: torch.device, kept: Sequence[int] | None = None
 ) -> tuple[PreTrainedModel | PeftModel, str]:
@@ -479,6 +493,7 @@ def _trainer(
         saving=saving,
         max_batch_tokens=config.training.max_batch_tokens,
         packing=packing,
+        compile=config.training.compile,
         more_metrics=generation if predicts else None,
         best_metric=config.training.best_metric if predicts else None,
         callbacks=list(callbacks),

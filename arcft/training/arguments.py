@@ -14,6 +14,7 @@ from arcft.config.training import TrainingConfig
 from arcft.errors import ArcftError
 from arcft.models.load import resolve_dtype
 from arcft.text.tokens import Example
+from arcft.training.compiling import check_compiler
 
 
 class TrainingError(ArcftError):
@@ -38,6 +39,8 @@ def make_training_arguments(
             f"training.dtype={config.dtype}: float16 needs loss scaling, which needs a GPU; "
             "on a CPU use training.dtype=float32 or bfloat16"
         )
+    if config.compile:
+        check_compiler(device)
     arguments = TrainingArguments(
         output_dir=str(output_dir),
         use_cpu=not on_gpu,

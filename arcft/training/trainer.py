@@ -41,6 +41,7 @@ from arcft.training.batches import (
     pack,
     share_of,
 )
+from arcft.training.compiling import compile_layers, not_compiled
 from arcft.training.finite import SMALLEST_SCALE, check_finite
 from arcft.training.flow import FlowCallback
 from arcft.training.loss import mean_loss, summed_cross_entropy
@@ -86,6 +87,7 @@ class ArcftTrainer(Trainer):
         saving: Saving,
         max_batch_tokens: int | None = None,
         packing: bool = False,
+        compile: bool = False,
         positions: Positions | None = None,
         more_metrics: Callable[[nn.Module, int], Mapping[str, float] | None] | None = None,
         best_metric: str | None = None,
@@ -108,6 +110,7 @@ class ArcftTrainer(Trainer):
             max_batch_tokens: Maximum tokens per forward pass, padding included; None: a batch is one pass.
             packing: Lay the examples of a pass in one row without padding; the model has to allow that (see
                 models/packed_attention.py).
+            compile: Compile the model's layers for training; evaluations run them as written.
             positions: Position ids that jump; None counts from 0.
             more_metrics: Called as `more_metrics(model, step)` in evaluations, under the trainer's autocast; its
                 metrics are logged as `eval_NAME`. It returns None if it was asked to stop; the evaluation is then
@@ -134,6 +137,8 @@ class ArcftTrainer(Trainer):
         self.trained_model = model
         self.eval_examples = eval_dataset or []
         self.packing = packing
+        if compile:
+            compile_layers(model)
         if packing:
             use_packed_attention(model)
             self._collate: Collate = functools.partial(pack, positions=positions)
@@ -406,7 +411,8 @@ class ArcftTrainer(Trainer):
         self.trained_model.eval()
         kept_random = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
         whole_model = gathered_weights(self.trained_model, self.sharding)
-        with kept_random, whole_model, torch.no_grad(), self.accelerator.autocast():
+        as_written = not_compiled(self.trained_model)
+        with kept_random, whole_model, torch.no_grad(), self.accelerator.autocast(), as_written:
             if examples:
                 metrics["eval_loss"] = self._eval_loss(examples)
             if self.more_metrics is not None:

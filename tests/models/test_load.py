@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -12,12 +13,16 @@ import pytest
 import torch
 
 from arcft.config.model import ModelConfig
+from arcft.models import families
 from arcft.models.backend import BackendError, import_backend
 from arcft.models.bundled import ASSETS
+from arcft.models.families import choose_attention
 from arcft.models.fingerprint import base_fingerprint, stored_fingerprint
 from arcft.models.gguf_tokenizer import GgufTokenizerError
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.source import resolve_path
+from tests.support.families import family_config
+from tests.support.paths import ARCHITECTURES
 from tests.support.small_training import CPU, small_config, small_model, small_tokenizer
 
 
@@ -149,6 +154,26 @@ def test_dtypes_are_resolved() -> None:
     assert resolve_dtype("auto", CPU) == torch.float32
     assert resolve_dtype("float16", CPU) == torch.float16
     assert resolve_dtype("bfloat16", CPU) == torch.bfloat16
+
+
+def test_attention_is_chosen_by_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu, half = torch.device("cuda"), torch.bfloat16
+    monkeypatch.setattr(families, "is_flash_attn_2_available", lambda: True)
+    config = ModelConfig(name="small", path=str(ARCHITECTURES / "qwen2"), init="random")
+    assert choose_attention(config, half, gpu) == "flash_attention_2"
+    assert choose_attention(config, torch.float32, gpu) == "sdpa"
+    assert choose_attention(config, half, CPU) == "sdpa"
+    assert choose_attention(dataclasses.replace(config, positions="grid"), half, gpu) == "sdpa"
+    assert choose_attention(dataclasses.replace(config, attn_implementation="eager"), half, gpu) == "eager"
+    monkeypatch.setattr(families, "is_flash_attn_2_available", lambda: False)
+    assert choose_attention(config, half, gpu) == "sdpa"
+
+
+def test_an_architecture_without_sdpa_gets_eager_attention(tmp_path: Path) -> None:
+    family_config("bloom").save_pretrained(tmp_path)
+    config = ModelConfig(name="bloom", path=str(tmp_path), init="random")
+    assert choose_attention(config, torch.float32, CPU) == "eager"
+    assert load_model(config, dtype=torch.float32, device=CPU).config._attn_implementation == "eager"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="unsloth may be installed where there is a GPU")

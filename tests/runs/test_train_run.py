@@ -183,7 +183,7 @@ def test_the_closing_shows_what_was_learned(tmp_path: Path, capsys: pytest.Captu
     assert shown.err == ""
     lines = shown.out.splitlines()
     assert "8 tasks to train on, 2 held out" in lines
-    assert "model tiny: 0.06 M parameters, 0.03 M trained, float32 on cpu" in lines
+    assert "model tiny: 0.06 M parameters, 0.03 M trained, float32 on cpu, sdpa attention" in lines
     assert [line.split()[1] for line in lines if line.startswith("training")] == [f"{step}/6" for step in range(1, 7)]
     assert "2 held-out tasks" in [line.strip() for line in lines]
     for metric in METRICS:
@@ -355,6 +355,32 @@ def test_packing_changes_nothing(quick_run: Path, tmp_path: Path) -> None:
         assert recorded(tmp_path / "run", name) == pytest.approx(recorded(quick_run, name), rel=1e-4)
 
 
+@pytest.mark.parametrize(("fast", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_an_adapter_is_trained_in_bfloat16_where_the_cpu_multiplies_it_fast_and_the_run_keeps_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fast: bool, dtype: str
+) -> None:
+    monkeypatch.setattr("arcft.runs.train.fast_bfloat16", lambda: fast)
+    run, asked = tmp_path / "run", "model.recommended.training.cpu_dtype=auto"
+    assert run_train(run, *QUICK, asked, "training.generation_tasks=0") == 0
+    shown = capsys.readouterr().out
+    assert ("training.dtype=auto: bfloat16, which this CPU multiplies fast" in " ".join(shown.split())) is fast
+    assert f"{dtype} on cpu, {'folded' if fast else 'sdpa'} attention" in " ".join(shown.split())
+    assert stored_config(run)["training"]["dtype"] == dtype
+    # On a machine of the other kind it goes on as it began.
+    monkeypatch.setattr("arcft.runs.train.fast_bfloat16", lambda: not fast)
+    assert run_train(run, f"resume='{run}'") == 0
+    assert f"{dtype} on cpu" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("words", [["lora=none"], [], ["training.dtype=float32"]])
+def test_other_runs_on_a_cpu_are_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    monkeypatch.setattr("arcft.runs.train.fast_bfloat16", lambda: True)
+    asked = ["model.recommended.training.cpu_dtype=auto"] if words else []
+    run = tmp_path / "run"
+    assert run_train(run, *QUICK, *asked, *words, "training.generation_tasks=0", "training.max_steps=1") == 0
+    assert stored_config(run)["training"]["dtype"] == "float32"
+
+
 # Data
 
 
@@ -491,7 +517,7 @@ def test_the_rank_is_that_of_the_start(tmp_path: Path) -> None:
         ("prompt.answer=Answer", "prompt.answer=Answer contradicts the checkpoint's Output\n; drop it"),
         (
             "model.attn_implementation=eager",
-            "model.attn_implementation=eager contradicts the checkpoint's sdpa; drop it",
+            "model.attn_implementation=eager contradicts the checkpoint's auto; drop it",
         ),
         (
             "encoder=shape_row",

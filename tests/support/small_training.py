@@ -162,6 +162,7 @@ def small_run(folder: Path, model: Any = None, device: torch.device = CPU, **cha
         eval_steps=config.eval_steps,
         max_batch_tokens=config.max_batch_tokens,
         packing=config.packing,
+        compile=config.compile,
         saving=Saving(
             tokenizer=small_tokenizer(),
             run_config={"training": dataclasses.asdict(config)},

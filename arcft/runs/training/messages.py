@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from arcft.config.run import TrainConfig
 from arcft.console import note, print_with, say, show
 from arcft.memory import gib
+from arcft.models import folded_attention
 from arcft.models.load import resolve_dtype
 from arcft.models.lora import trainable_parameters
 from arcft.models.quantization import num_parameters
@@ -28,6 +29,14 @@ from arcft.text.stream import ExampleStream, Trial
 from arcft.text.tokens import IGNORED, token_texts
 
 SHOWN_IDS = 10
+ATTENTION = {
+    "sdpa": "sdpa attention",
+    "eager": "eager attention",
+    folded_attention.NAME: "folded attention",
+    "flash_attention_2": "flash attention",
+    "flex_attention": "flex attention",
+}
+"""Names of attn_implementation in words."""
 
 
 def say_tasks(sets: TaskSets, max_tokens: int | None) -> None:
@@ -72,14 +81,17 @@ def show_first_example(stream: ExampleStream, tokenizer: PreTrainedTokenizerBase
 
 
 def say_model(config: TrainConfig, model: PreTrainedModel | PeftModel, device: torch.device) -> None:
-    """Print the model's name and size, and the dtype of its passes."""
+    """Print the model's name and size, and the dtype and attention of its passes."""
     total = f"{num_parameters(model) / 1e6:.2f}"
     vocabulary = pruned_vocabulary(model)
     if vocabulary is not None:
         total += f" of {(num_parameters(model) + lost_parameters(model)) / 1e6:.2f}"
     trained = trainable_parameters(model) / 1e6
     dtype = str(resolve_dtype(config.training.dtype, device)).removeprefix("torch.")
-    words = f"model {config.model.name}: {total} M parameters, {trained:.2f} M trained, {dtype} on {device}"
+    attention = ATTENTION.get(model.config._attn_implementation, model.config._attn_implementation)
+    words = (
+        f"model {config.model.name}: {total} M parameters, {trained:.2f} M trained, {dtype} on {device}, {attention}"
+    )
     if vocabulary is not None:
         words += f"; {len(vocabulary.kept):,} of {vocabulary.rows:,} tokens kept"
     say(words)
