@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from arcft import checkpoints
 from arcft.config.lora import LoraChoice, LoraConfig
 from arcft.config.model import ModelConfig
+from arcft.models.families import choose_attention
 from arcft.models.folded_attention import use_folded_attention
 from arcft.models.fused_lora import fuse_lora
 from arcft.models.lora import add_adapter, apply_lora, read_adapter_config
@@ -48,7 +49,7 @@ def outline(
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             architecture,
-            attn_implementation=config.attn_implementation,
+            attn_implementation=choose_attention(config, dtype, device),
             dtype=dtype,
             trust_remote_code=trusts_code(config),
         )

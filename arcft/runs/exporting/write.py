@@ -199,7 +199,7 @@ class _Job:
 def _model_config(run: TrainedRun) -> ModelConfig:
     """The model to load: on a CPU, with the whole vocabulary."""
     model = base_model(run)
-    attention = model.attn_implementation if model.attn_implementation == "eager" else "sdpa"
+    attention = model.attn_implementation if model.attn_implementation in ("auto", "eager") else "sdpa"
     return dataclasses.replace(model, backend="transformers", attn_implementation=attention)
 
 
