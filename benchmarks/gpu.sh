@@ -40,9 +40,10 @@ part_unsloth() {
   base=$(mktemp -d)
   if [ -n "$QUICK" ]; then return $status; fi
   (cd benchmarks && python3 -c "
+from argparse import Namespace
 from pathlib import Path
 from training import save_base
-save_base('qwen2_5_0_5b', Path('$base'), '$TOKENIZER')") || return 1
+save_base('qwen2_5_0_5b', 'bfloat16', Path('$base'), Namespace(tokenizer='$TOKENIZER', smollm2=None))") || return 1
   for tasks in 0 2; do
     python3 train.py model=qwen2_5_0_5b model.path="$base" model.backend=unsloth prompt=grid_only showcase=none \
       training.max_steps=10 training.max_seq_length=2048 training.generation_tasks=$tasks data.max_tokens=512 \
@@ -57,7 +58,8 @@ part_train() {
   python3 train.py "${common[@]}" hydra.run.dir="$(mktemp -d)" $(with showcase=none training.max_steps=2) || status=1
   for words in "training.dtype=float16" "model.init=random model.seed=1 training.dtype=float32" \
     "model.quantization=nf4 optimizer=paged_adamw_8bit" "model.quantization=int8 optimizer=adamw_8bit" \
-    "lora=none optimizer=muon training.max_batch_tokens=4096"; do
+    "lora=none optimizer=muon training.max_batch_tokens=4096" \
+    "training.packing=true training.max_batch_tokens=4096 training.gradient_checkpointing=true"; do
     [ -n "$QUICK" ] && [ "$words" = training.dtype=float16 ] && continue
     echo "== $words"
     # shellcheck disable=SC2086 # several words on purpose
@@ -87,7 +89,7 @@ part_evaluate() {
 part_small() {
   local status=0 ways
   unsloth_too
-  ways=$([ -n "$QUICK" ] && echo arcft,hf || echo arcft,groups,hf,unsloth,arcft_unsloth)
+  ways=$([ -n "$QUICK" ] && echo packing,hf || echo arcft,groups,packing,compile,hf,unsloth,arcft_unsloth)
   python3 benchmarks/training.py $(with --quick) --model "$([ -n "$QUICK" ] && echo tiny || echo qwen2_5_0_5b)" \
     --tokenizer "$TOKENIZER" --steps 3 --warm-up 2 --ways "$ways" || status=1
   python3 benchmarks/decode.py --quick --parts steps,reading,tasks || status=1
@@ -111,7 +113,7 @@ part_decode() {
 }
 
 part_training() { training qwen2_5_0_5b --rank 64; }
-part_training_4b() { training qwen3_4b --rank 64 --steps 10 --warm-up 3 --ways "${TRAINING_WAYS:-arcft,hf,unsloth}"; }
+part_training_4b() { training qwen3_4b --rank 64 --steps 10 --warm-up 3 --ways "${TRAINING_WAYS:-packing,hf,unsloth}"; }
 training() {
   unsloth_too
   local model=$1
@@ -119,7 +121,7 @@ training() {
   if [ -n "$QUICK" ]; then
     python3 benchmarks/training.py --quick
   else
-    python3 benchmarks/training.py --model "$model" --tokenizer "$TOKENIZER" "$@"
+    python3 benchmarks/training.py --model "$model" --tokenizer "$TOKENIZER" --length 2048 --batch 8 "$@"
   fi
 }
 
