@@ -44,12 +44,19 @@ def test_every_benchmark_is_run_here() -> None:
         "decode",
         "fuzz",
         "kills",
+        "memory",
         "pretrain_study",
         "tiny_score",
         "training",
         "ttft",
         "ttft_study",
     }
+
+
+@pytest.mark.slow
+def test_memory() -> None:
+    (setting,) = quick_run("memory.py")["settings"]
+    assert setting["estimated"] == pytest.approx(setting["measured"], rel=0.25)
 
 
 @pytest.mark.slow

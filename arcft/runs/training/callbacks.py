@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -13,7 +14,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from arcft.config.inference import InferenceConfig
 from arcft.config.selection import SelectionConfig
+from arcft.console import warn
 from arcft.files import write_text
+from arcft.memory import OutOfMemoryError, is_out_of_memory, release_memory
 from arcft.prediction.score_candidates import predict_and_score
 from arcft.protocols import DealViews, Kind, Problem
 from arcft.reporting.charts.curves import HISTORY_FILE, METRIC_PREFIX
@@ -91,11 +94,30 @@ class GenerationMetrics:
                 return None
             done = 1 + number * collectives.count()
             self._advance(step, f"predicting {done}/{len(self.tasks)} held-out tasks")
-            groups = predict_and_score(
-                model, self._builder, self._deal_views, [task], self._config, num_views=self._num_views
-            )
+            groups = self._predict_task(model, task)
             found.append([prediction for group in groups for prediction in group])
         return found
+
+    def _predict_task(self, model: Any, task: Problem) -> list[list[Prediction]]:
+        """The predictions for each test, with fewer prompts decoded together from here on where memory runs out."""
+        while True:
+            try:
+                groups = predict_and_score(
+                    model, self._builder, self._deal_views, [task], self._config, num_views=self._num_views
+                )
+                return [list(group) for group in groups]
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                words = release_memory(error)
+            size = self._config.batch_size
+            if size == 1:
+                raise OutOfMemoryError(
+                    f"predicting held-out tasks does not fit into memory, with inference.batch_size=1 ({words}); use a "
+                    "lower inference.max_seq_length, or training.generation_tasks=0"
+                )
+            self._config = dataclasses.replace(self._config, batch_size=size // 2)
+            warn(f"out of memory while predicting: inference.batch_size={size // 2} from here on")
 
 
 class Recorder(TrainerCallback):
