@@ -351,3 +351,30 @@ def test_prompts_are_of_the_runs_own_tasks(run: Path) -> None:
     assert isinstance(probe, Probe)
     assert probe.origin == "2 tasks of the run's data"
     assert all(builder.tokenization.end_id in ids[-1:] for ids in probe.token_ids)
+
+
+@pytest.mark.slow
+def test_a_real_model_in_all_three_formats(smollm2_gguf: Path, tmp_path: Path) -> None:
+    """SmolLM2-135M from its 4-bit GGUF file."""
+    run = tmp_path / "run"
+    words = [
+        "model=smollm2_135m",
+        f"model.path={smollm2_gguf}",
+        *TEN_TASKS,
+        *QUIET,
+        "encoder=minimal",
+        "prompt=grid_only",
+        "training.max_seq_length=512",
+        "training.max_steps=1",
+        "training.generation_tasks=0",
+        "training.per_device_train_batch_size=1",
+        "training.learning_rate=1e-3",
+        "lora.init_lora_weights=false",
+    ]
+    assert run_train(run, *words) == 0
+    inputs, expected = logits_of_run(run)
+    for name, more in (("merged", ["dtype=bfloat16"]), ("adapter", []), ("gguf", ["dtype=q8_0"])):
+        assert run_export(f"checkpoint={run}", f"format={name}", f"out={tmp_path / name}", *more) == 0
+        check_manifest(tmp_path / name)
+    assert torch.allclose(with_peft_alone(tmp_path / "adapter", inputs, tmp_path), expected, atol=1e-2)
+    assert (tmp_path / "gguf" / "smollm2_135m-Q8_0.gguf").stat().st_size < 150e6
