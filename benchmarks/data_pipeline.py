@@ -32,7 +32,8 @@ from arcft.problems.arc.task import Task
 from arcft.runs.common.config_folder import config_folder
 from arcft.runs.setup.build import choose_device
 from arcft.runs.setup.kinds import read_config
-from arcft.runs.train import Prepared, build_model, prepare
+from arcft.runs.training.model import build_model
+from arcft.runs.training.preparation import Prepared, prepare
 from arcft.text.padding import choose_pad_token
 from arcft.training.batches import collate
 from arcft.training.loss import summed_cross_entropy

