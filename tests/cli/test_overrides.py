@@ -98,8 +98,6 @@ def test_an_empty_path_is_refused(word: str) -> None:
 def test_every_key_of_a_path_exists() -> None:
     known = {key for config in (EvaluateConfig, ExportConfig, TrainConfig) for key in known_keys(config)}
     assert set(PATHS) - {"data.solutions_path"} <= known
-        key for config in (EvaluateConfig, ExportConfig, TrainConfig) for key in known_keys(config)
-    }
 
 
 @pytest.mark.parametrize(
