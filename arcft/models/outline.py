@@ -133,7 +133,10 @@ def _fill_four_bits(layer: Any, new: Callable[..., torch.Tensor]) -> None:
     blocks = -(-rows * columns // BLOCK)
     # With double quantisation, the scales of the blocks are themselves in blocks of 256 8-bit numbers.
     scales = QuantState(
-        absmax=new(-(-blocks // 256), dtype=torch.float32), code=new(256, dtype=torch.float32), blocksize=256
+        absmax=new(-(-blocks // 256), dtype=torch.float32),
+        code=new(256, dtype=torch.float32),
+        blocksize=256,
+        dtype=torch.float32,
     )
     weight: Any = nn.Parameter(new(-(-rows * columns // 2), 1, dtype=torch.uint8), requires_grad=False)
     weight.quant_state = QuantState(

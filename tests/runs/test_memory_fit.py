@@ -44,6 +44,25 @@ def test_memory_grows_with_the_rows_of_a_pass_and_less_with_checkpointing() -> N
     assert checkpointed[3] < plain[3]
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.quantization=nf4"],
+        ["model.quantization=fp4"],
+        ["model.quantization=int8"],
+        ["lora=none"],
+        ["lora=dora"],
+        ["lora=pissa"],
+        ["training.packing=true"],
+        ["training.dtype=bfloat16", "optimizer=paged_adamw_8bit", "model.quantization=nf4"],
+    ],
+    ids=" ".join,
+)
+def test_every_form_of_a_run_is_estimated(overrides: list[str]) -> None:
+    one, two, _, _ = peaks(*overrides)
+    assert 0 < one < two
+
+
 def test_max_batch_tokens_bounds_a_pass() -> None:
     one, two, four, eight = peaks("training.max_batch_tokens=500")
     assert one < two

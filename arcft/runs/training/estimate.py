@@ -107,7 +107,7 @@ class Estimator:
             one, two = (self._footprint(count, checkpointing, accumulates) for count in (1, 2))
         # Errors of libraries, of any kind; what is wrong with the config is reported when the model is loaded.
         except Exception as error:
-            logger.info("memory can't be estimated", exc_info=error)
+            logger.debug("memory can't be estimated", exc_info=error)
             return None
         return self._memory(dataclasses.replace(one, peak=one.peak + (rows - 1) * (two.peak - one.peak)))
 

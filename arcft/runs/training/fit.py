@@ -9,7 +9,7 @@ from arcft import ranks
 from arcft.config.lora import LoraConfig
 from arcft.config.run import TrainConfig
 from arcft.config.training import EFFECTIVE_BATCH_SIZE, TrainingConfig
-from arcft.console import say, warn
+from arcft.console import note, say, warn
 from arcft.memory import gib
 from arcft.runs.training.estimate import Estimator, Memory
 
@@ -69,7 +69,9 @@ def fit_memory(estimator: Estimator, available: int) -> Fit:
             f"training.gradient_accumulation_steps={training.gradient_accumulation_steps} "
             f"training.gradient_checkpointing={str(training.gradient_checkpointing).lower()}{need}"
         )
-    if memory is not None and not fit.fits:
+    if memory is None:
+        note("the memory of this run can't be estimated; a step that runs out of it starts over in smaller passes")
+    elif not fit.fits:
         keys = ", ".join(_keys_that_help(fit.config, memory))
         remedy = f"; to need less: {keys}" if keys else ""
         warn(f"needs about {gib(memory.total)}, more than the {gib(available)} available{remedy}")
