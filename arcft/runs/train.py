@@ -62,7 +62,8 @@ from arcft.training.stopping import StopRequest
 from arcft.training.trainer import ArcftTrainer
 
 LOADED_IN_DRY_RUNS = 2**30
-"""Bytes of weights up to which a dry run loads a model, to see that it can be; of larger ones it reads the config."""
+"""Bytes of weights up to which a dry run loads a model that fits, to see that it can be; otherwise it reads the
+config."""
 
 
 def train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
@@ -141,12 +142,17 @@ def _fit(config: TrainConfig, prepared: Prepared, device: torch.device) -> Fit:
     return dataclasses.replace(fit, config=dataclasses.replace(config, training=training))
 
 
+def _is_loaded_in_dry_runs(fit: Fit) -> bool:
+    return fit.memory is None or (fit.fits and fit.memory.weights <= LOADED_IN_DRY_RUNS)
+
+
 def _load(
     config: TrainConfig, prepared: Prepared, fit: Fit, device: torch.device
 ) -> tuple[PreTrainedModel | PeftModel, str]:
-    """The model to train and its base's fingerprint; in a dry run of a large one, its outline without weights."""
+    """The model to train and its base's fingerprint; in a dry run of a large one, its outline
+    without weights."""
     kept = kept_tokens(prepared.tokenizer)
-    if config.dry_run and fit.memory is not None and fit.memory.weights > LOADED_IN_DRY_RUNS:
+    if config.dry_run and not _is_loaded_in_dry_runs(fit):
         model, fingerprint = outlined(config, device, kept), ""
     else:
         model, fingerprint = build_model(config, device, kept)

@@ -100,7 +100,9 @@ def test_the_other_jobs_go_on_under_joblib(tmp_path: Path) -> None:
     launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     code, _, err = finish(start_train("-m", "lora.r=1,0,2,-3", *launcher, *QUICK, cwd=tmp_path))
     assert code == 1
-    assert sorted(err.splitlines()) == [f"error: job 1: {BAD_RANK}", f"error: job 3: {BAD_RANK.replace('0', '-3', 1)}"]
+    # Where a machine is busy, joblib warns that a worker of its own was idle for too long.
+    lines = [line for line in err.splitlines() if "A worker stopped while" not in line and line != "  warnings.warn("]
+    assert sorted(lines) == [f"error: job 1: {BAD_RANK}", f"error: job 3: {BAD_RANK.replace('0', '-3', 1)}"]
     sweep = only_folder(tmp_path / "multirun" / "train")
     assert [last_checkpoint(sweep / job).name for job in ("0", "2")] == ["checkpoint-6"] * 2
     alone = tmp_path / "alone"

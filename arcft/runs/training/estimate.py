@@ -154,6 +154,10 @@ class Estimator:
         )
 
     def _loading(self, weights: int) -> int:
+        if self.config.model.init == "random":
+            # Drawn in float32, whatever they become.
+            dtype = resolve_dtype(self.config.training.dtype, self.device)
+            return weights * 4 // dtype.itemsize if isinstance(self.config.lora, LoraConfig) else weights
         return weights + self._stored
 
 
