@@ -21,12 +21,12 @@ class OutOfMemoryError(ArcftError):
 
 
 def gib(size: float) -> str:
-    """Bytes for people: in GiB, or in MiB below a tenth of one."""
+    """`size` in GiB, or in MiB below 0.1 GiB."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def used_memory() -> int:
-    """Bytes of memory that this process occupies now."""
+    """Resident memory of this process, in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
@@ -39,17 +39,17 @@ def available_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device))
-    # The ranks of a node share what is left.
-    return used_memory() + max(0, min(_left())) // ranks.local_count()
+    return used_memory() + max(0, min(_left()))
 
 
 def _left() -> Iterator[int]:
-    """Bytes that are left by each limit."""
-    yield int(psutil.virtual_memory().available)
+    """Bytes left under each limit."""
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if address_space != resource.RLIM_INFINITY:
         yield address_space - int(psutil.Process().memory_info().vms)
-    yield from left_by_cgroups(Path("/proc/self/cgroup"), CGROUPS)
+    # The ranks of a node share these.
+    shared = [int(psutil.virtual_memory().available), *left_by_cgroups(Path("/proc/self/cgroup"), CGROUPS)]
+    yield min(shared) // ranks.local_count()
 
 
 def left_by_cgroups(membership: Path, root: Path) -> Iterator[int]:

@@ -84,7 +84,7 @@ class TrainingConfig:
 
     effective_batch_size: int | None = None
     """Examples in an optimizer step, over all forward passes and devices, which `per_device_train_batch_size=auto`
-    splits; null is EFFECTIVE_BATCH_SIZE."""
+    splits; null is EFFECTIVE_BATCH_SIZE, or the next multiple of the number of ranks."""
 
     max_batch_tokens: int | None = None
     """Pass a batch through the model in groups of similar length, each of at most this many tokens, padding included (a

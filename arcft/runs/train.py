@@ -266,7 +266,8 @@ def _train(
         trainer.train(checkpoints[-1] if checkpoints else None)
         if start == max_steps and generation.tasks and not generation.predictions:
             # Nothing was left to train: predict again for the final table, without recording it twice.
-            trainer.remove_callback(recorder)
+            if ranks.rank() == 0:
+                trainer.remove_callback(recorder)
             trainer.evaluate()
     if trainer.state.global_step < max_steps or trainer.evaluation_due:
         message = (

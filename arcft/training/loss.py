@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from arcft.memory import is_out_of_memory, release_memory
 from arcft.models.packed_attention import packed
 from arcft.text.tokens import IGNORED, Example
 from arcft.training import collectives
@@ -54,20 +55,30 @@ def mean_loss(
     It does not depend on how they are batched: at most `batch_size` examples and `max_batch_tokens` tokens at a time,
     grouped as in `group_by_length`. Ranks share them out, and all get the result.
     """
-    device = next(model.parameters()).device
     # Examples of similar length together need little padding.
     groups = group_by_length(examples, max_tokens=max_batch_tokens, max_rows=batch_size, packing=packing)
 
     def own() -> list[tuple[float, int]]:
-        measured = []
-        for group in collectives.own_share(groups):
-            batch = {
-                name: value.to(device) if isinstance(value, torch.Tensor) else value
-                for name, value in collate(group).items()
-            }
-            loss, tokens = summed_cross_entropy(model, batch)
-            measured.append((loss.item(), int(tokens)))
-        return measured
+        return [_loss_and_tokens(model, group, collate) for group in collectives.own_share(groups)]
 
     losses = collectives.in_order(collectives.together(own))
     return sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses)
+
+
+def _loss_and_tokens(model: nn.Module, group: Sequence[Example], collate: Collate) -> tuple[float, int]:
+    """The summed cross entropy of a group and its supervised tokens; in halves where memory runs out."""
+    device = next(model.parameters()).device
+    try:
+        batch = {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in collate(group).items()
+        }
+        loss, tokens = summed_cross_entropy(model, batch)
+        return loss.item(), int(tokens)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(group) == 1:
+            raise
+        release_memory(error)
+    middle = len(group) // 2
+    halves = [_loss_and_tokens(model, half, collate) for half in (group[:middle], group[middle:])]
+    return sum(loss for loss, _ in halves), sum(tokens for _, tokens in halves)

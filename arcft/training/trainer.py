@@ -164,9 +164,9 @@ class ArcftTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         # Our loss divides by the number of supervised tokens of the whole step, whatever the model's own would do.
         self.model_accepts_loss_kwargs = True
+        # Gradients are added up by collectives.add_up, without a wrapper around the model.
+        self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
         if collectives.count() > 1:
-            # Gradients are added up by collectives.add_up, without a wrapper around the model.
-            self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
             # Dropout differs from rank to rank.
             torch.manual_seed(args.seed + collectives.rank())
 
@@ -414,31 +414,20 @@ class ArcftTrainer(Trainer):
         as_written = not_compiled(self.trained_model)
         with kept_random, whole_model, torch.no_grad(), self.accelerator.autocast(), as_written:
             if examples:
-                metrics["eval_loss"] = self._eval_loss(examples)
+                metrics["eval_loss"] = mean_loss(
+                    self.trained_model,
+                    examples,
+                    self._collate,
+                    batch_size=self.args.per_device_eval_batch_size,
+                    max_batch_tokens=self.max_batch_tokens,
+                    packing=self.packing,
+                )
             if self.more_metrics is not None:
                 more = self.more_metrics(self.trained_model, self.state.global_step)
                 if more is None:
                     return None
                 metrics |= {f"eval_{name}": value for name, value in more.items()}
         return metrics
-
-    def _eval_loss(self, examples: Sequence[Example]) -> float:
-        rows = min(self.args.per_device_eval_batch_size, self._passes.max_rows or len(examples))
-        while True:
-            try:
-                return mean_loss(
-                    self.trained_model,
-                    examples,
-                    self._collate,
-                    batch_size=rows,
-                    max_batch_tokens=self.max_batch_tokens,
-                    packing=self.packing,
-                )
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or rows == 1:
-                    raise
-                release_memory(error)
-            rows //= 2
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Pass `logs` to the callbacks; with each loss also the tokens so far, and tokens per second since the last."""

@@ -152,3 +152,13 @@ def test_a_model_too_large_for_the_process_is_said_before_it_is_loaded(tmp_path:
     assert re.match(r"warning: needs about [\d.]+ GiB, more than the [\d.]+ GiB available; to need less: ", warning)
     assert "model.quantization=nf4" in warning
     assert "502.83 M" in done.stdout
+
+
+def test_a_larger_batch_is_kept_where_a_smaller_one_saves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where loading the weights takes more than training, the batch makes no difference."""
+    config = train_config(*QUICK, *AUTO)
+    prepared = prepare(config)
+    estimator = Estimator(config, prepared.stream, None, None, CPU)
+    monkeypatch.setattr(estimator, "_loading", lambda weights: 2**40)
+    fit = fit_memory(estimator, 2**40)
+    assert (fit.config.training.per_device_train_batch_size, fit.config.training.gradient_checkpointing) == (8, False)

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from arcft import ranks
 from arcft.config.lora import LoraConfig
 from arcft.config.run import TrainConfig
-from arcft.config.training import EFFECTIVE_BATCH_SIZE, TrainingConfig
+from arcft.config.training import TrainingConfig
 from arcft.console import note, say, warn
 from arcft.memory import gib
 from arcft.runs.training.estimate import Estimator, Memory
+from arcft.runs.training.shares import effective_batch_size
 
 MARGIN = 0.9
 """The share of the available memory that `auto` fills at most: estimates are not exact."""
@@ -49,12 +50,7 @@ def fit_memory(estimator: Estimator, available: int) -> Fit:
     """Choose what `auto` leaves open in a run's config, say so, and warn where the run needs more than the `available`
     bytes. Nothing is loaded."""
     config = estimator.config
-    training = config.training
-    memory = None
-    for training in _candidates(config.training):
-        memory = estimator.memory(training)
-        if memory is None or memory.total <= MARGIN * available:
-            break
+    training, memory = _chosen(estimator, available)
     fit = Fit(
         config=dataclasses.replace(config, training=training),
         memory=memory,
@@ -78,11 +74,22 @@ def fit_memory(estimator: Estimator, available: int) -> Fit:
     return fit
 
 
+def _chosen(estimator: Estimator, available: int) -> tuple[TrainingConfig, Memory | None]:
+    """The first setting that fits; where none does, the first of those that need least."""
+    tried = []
+    for training in _candidates(estimator.config.training):
+        memory = estimator.memory(training)
+        if memory is None or memory.total <= MARGIN * available:
+            return training, memory
+        tried.append((training, memory))
+    return min(tried, key=lambda one: one[1].total)
+
+
 def _candidates(training: TrainingConfig) -> Iterator[TrainingConfig]:
     """The settings that `auto` may stand for, the fastest first."""
     size = training.per_device_train_batch_size
     if size == "auto":
-        total = (training.effective_batch_size or EFFECTIVE_BATCH_SIZE) // ranks.count()
+        total = effective_batch_size(training) // ranks.count()
         sizes = [count for count in range(total, 0, -1) if total % count == 0]
     else:
         total, sizes = size * training.gradient_accumulation_steps, [size]

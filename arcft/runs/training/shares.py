@@ -32,7 +32,7 @@ def shares(training: TrainingConfig, resumed: Path | None) -> Shares:
     Raise ConfigError where the ranks there are can't take the steps of that run.
     """
     if training.per_device_train_batch_size == "auto":
-        return _shares_of_auto(training.effective_batch_size or EFFECTIVE_BATCH_SIZE)
+        return _shares_of_auto(effective_batch_size(training))
     started_with = ranks.count() if resumed is None else _stored_ranks(resumed)
     batches = training.gradient_accumulation_steps * started_with
     if batches % ranks.count():
@@ -48,6 +48,12 @@ def shares(training: TrainingConfig, resumed: Path | None) -> Shares:
         accumulation=batches // ranks.count(),
         examples=batches * training.per_device_train_batch_size,
     )
+
+
+def effective_batch_size(training: TrainingConfig) -> int:
+    """Examples of a step with a batch size of `auto`: as configured, or the least from EFFECTIVE_BATCH_SIZE on that the
+    ranks can share."""
+    return training.effective_batch_size or -(-EFFECTIVE_BATCH_SIZE // ranks.count()) * ranks.count()
 
 
 def _shares_of_auto(examples: int) -> Shares:
