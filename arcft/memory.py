@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,3 +111,28 @@ def release_memory(error: BaseException) -> str:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return str(error).partition("\n")[0]
+
+
+def reset_peak(device: torch.device) -> None:
+    """Let `peak_bytes` count from now on; on a CPU that only Linux can."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        # What loading has freed, and the C library still holds, would be counted.
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory since `reset_peak`: on a GPU what torch allocated there, otherwise what the process had resident;
+    where that can't be reset, since the start of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    kilo = 1 if sys.platform == "darwin" else 1024
+    return kilo * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

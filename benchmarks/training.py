@@ -21,7 +21,6 @@ other.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import importlib.util
 import json
@@ -306,7 +305,10 @@ def make_clock(warm_up: int, steps: int, answers: IO[str]) -> Any:
     import torch
     from transformers import TrainerCallback
 
+    from arcft.memory import peak_bytes, reset_peak
+
     on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
     now = time.perf_counter if on_gpu else time.process_time
 
     class Clock(TrainerCallback):
@@ -316,7 +318,7 @@ def make_clock(warm_up: int, steps: int, answers: IO[str]) -> Any:
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             sys.stdin.readline()
             if state.global_step == warm_up:
-                forget_peak()
+                reset_peak(device)
             self._begun = now()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -325,28 +327,11 @@ def make_clock(warm_up: int, steps: int, answers: IO[str]) -> Any:
             if state.global_step > warm_up:
                 self.seconds += now() - self._begun
             if state.global_step == steps:
-                self.peak_bytes = torch.cuda.max_memory_allocated() if on_gpu else resident_peak()
+                self.peak_bytes = peak_bytes(device)
             else:
                 print("done", file=answers, flush=True)
 
     return Clock()
-
-
-def forget_peak() -> None:
-    """Measure the peak of memory from here: loading a model may take more than training it."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-
-
-def resident_peak() -> int:
-    """Bytes."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def train_here(

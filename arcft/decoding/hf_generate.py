@@ -13,6 +13,7 @@ from arcft.decoding.core.completion import Completion, not_finite
 from arcft.decoding.core.sampling import Sampler
 from arcft.decoding.options import DecodingOptions
 from arcft.errors import DecodingError
+from arcft.models.base_model import base_model
 from arcft.protocols import Cursor
 
 
@@ -48,7 +49,7 @@ def generate(
         raise DecodingError("generate can't take positions that jump; use decode")
     grammars = options.grammars(prompts)
     completions: dict[int, Completion] = {}
-    inner: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[assignment]
+    inner = base_model(model)
     was_training, own_config = model.training, inner.generation_config
     model.eval()
     try:

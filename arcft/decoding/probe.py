@@ -11,14 +11,16 @@ from collections.abc import Sequence
 
 import torch
 from peft import PeftModel
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from arcft.decoding.core.attention import decoding_attention
 from arcft.decoding.core.forward import ForwardRunner, TokenChunk
 from arcft.decoding.hf_generate import generate
 from arcft.decoding.options import DecodingOptions
 from arcft.errors import DecodingError
+from arcft.models.base_model import base_model
 from arcft.models.families import Decoder, known_decoder, not_causal, unlike_itself
+from arcft.models.measuring import random_texts, relative_error, tolerance_of
 
 _LENGTHS = (48, 29)
 """Tokens of the two prompts. Both are longer by the model's largest local window, as far as the context allows."""
@@ -27,10 +29,6 @@ _STEPS = (1, 1, 2)
 """Tokens fed after the prompts, pass by pass: a decoder takes several where they are known."""
 
 _NEAR = 4
-_LARGEST_WINDOW = 4096
-_TOLERANCE, _TOLERANCE_IN_HALF = 0.01, 0.1
-"""Largest error of logits, relative to their spread over the vocabulary. In 16 bits, rounding alone reaches a few
-hundredths, and a wrong mask or position exceeds a tenth."""
 
 _measured: weakref.WeakKeyDictionary[torch.nn.Module, Decoder] = weakref.WeakKeyDictionary()
 
@@ -44,7 +42,7 @@ def decoder_for(model: PreTrainedModel | PeftModel, *, context: int | None = Non
 
     Raise ModelError if no decoder computes what the model does for a whole text.
     """
-    base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[assignment]
+    base = base_model(model)
     if base not in _measured:
         own_code = not type(base).__module__.startswith("transformers.")
         known = None if own_code else known_decoder(base.config)
@@ -64,19 +62,20 @@ def measure(model: PreTrainedModel | PeftModel, *, context: int | None = None) -
 
 
 def _measure(model: PreTrainedModel | PeftModel, context: int | None) -> Decoder:
-    texts = _texts(model.config, context)
+    texts = random_texts(model.config, _LENGTHS, more=sum(_STEPS), context=context)
     expected = [_logits(model, text) for text in texts]
     kind = model.config.get_text_config(decoder=True).model_type
-    tolerance = _TOLERANCE if model.dtype in (torch.float32, torch.float64) else _TOLERANCE_IN_HALF
+    tolerance = tolerance_of(model.dtype)
     cut = len(texts[0]) // 2
     # The last places before the cut: local attention sees no further.
     near = slice(cut - _NEAR, cut)
-    if _error(_logits(model, texts[0][:cut])[near], expected[0][near]) > tolerance:
+    if relative_error(_logits(model, texts[0][:cut])[near], expected[0][near]) > tolerance:
         raise not_causal(kind)
     try:
         found, ends = _decoded(model, texts)
         # Row by row, because the longest is right even where all are given its positions.
-        if all(_error(own, logits[at]) <= tolerance for own, logits, at in zip(found, expected, ends, strict=True)):
+        rows = zip(found, expected, ends, strict=True)
+        if all(relative_error(own, logits[at]) <= tolerance for own, logits, at in rows):
             return Decoder.OWN
     # Each architecture fails in its own way where it is fed what it does not expect.
     except Exception as error:
@@ -85,32 +84,6 @@ def _measure(model: PreTrainedModel | PeftModel, context: int | None) -> Decoder
     if _generates(model, texts, tolerance):
         return Decoder.GENERATE
     raise unlike_itself(kind)
-
-
-def _texts(config: PretrainedConfig, context: int | None) -> list[list[int]]:
-    """Random tokens: two prompts, each with what is fed after it."""
-    config = config.get_text_config(decoder=True)
-    room = min(context or 2**20, getattr(config, "max_position_embeddings", None) or 2**20)
-    longer = max(0, min(_window(config), room - max(_LENGTHS) - sum(_STEPS)))
-    generator = torch.Generator().manual_seed(0)
-    # Above the first tokens, which are often special.
-    low = min(100, config.vocab_size // 2)
-    return [
-        torch.randint(low, config.vocab_size, (length + longer + sum(_STEPS),), generator=generator).tolist()
-        for length in _LENGTHS
-    ]
-
-
-def _window(config: PretrainedConfig) -> int:
-    """The largest local window in tokens, under whatever name; 0 for none."""
-    sizes = [
-        value
-        for name, value in config.to_dict().items()
-        if any(word in name for word in ("window", "chunk", "block_size", "local"))
-        and type(value) is int
-        and 0 < value <= _LARGEST_WINDOW
-    ]
-    return max(sizes, default=0)
 
 
 def _logits(model: PreTrainedModel | PeftModel, text: Sequence[int]) -> torch.Tensor:
@@ -144,15 +117,6 @@ def _decoded(
             for row in range(len(texts)):
                 found[row].append(scored[row, 0])
     return [torch.stack(own) for own in found], ends
-
-
-def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """The median over places of the error relative to the spread over the vocabulary; both are [places, vocabulary].
-
-    The median, because in a mixture of experts a rounding error may send a token elsewhere.
-    """
-    spread = expected - expected.mean(dim=-1, keepdim=True)
-    return float(((found - expected).norm(dim=-1) / spread.norm(dim=-1)).median())
 
 
 def _generates(model: PreTrainedModel | PeftModel, texts: Sequence[list[int]], tolerance: float) -> bool:

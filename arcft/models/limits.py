@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+import torch
 from peft import PeftModel
 from transformers import PretrainedConfig, PreTrainedModel
 
 from arcft.config.model import ModelConfig
+from arcft.models.base_model import base_model
 from arcft.models.load import ModelError
 from arcft.models.source import load_architecture
 
 
 def embedding_rows(model: PreTrainedModel | PeftModel) -> int:
     """Number of rows of the input embedding. The tokenizer's vocabulary may be smaller or larger."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return base.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    return cast(torch.Tensor, base_model(model).get_input_embeddings().weight).shape[0]
 
 
 def position_limit(architecture: PretrainedConfig) -> int | None:

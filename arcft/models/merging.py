@@ -36,13 +36,15 @@ class PlainAdapter:
         own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         with torch.no_grad():
             for name, weight in own.items():
-                weight.copy_(self.weights[name])
+                given = self.weights[name]
+                # PiSSA and OLoRA cut the rank to a layer's smaller side; zeros up to the config's change nothing.
+                weight.zero_()[tuple(map(slice, given.shape))].copy_(given)
         return adapted
 
 
 def changes_base(config: peft.LoraConfig) -> bool:
     """Whether the initialisation takes what the adapter begins with off the base weights, as PiSSA and OLoRA do."""
-    return isinstance(config.init_lora_weights, str) and config.init_lora_weights != "gaussian"
+    return config.init_lora_weights in ("pissa", "olora")
 
 
 def as_saved(base: PreTrainedModel, folder: Path) -> tuple[peft.PeftModel, PlainAdapter]:

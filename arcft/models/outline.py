@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from peft import PeftModel
-from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from arcft import checkpoints
@@ -22,9 +19,6 @@ from arcft.models.fused_lora import fuse_lora
 from arcft.models.lora import add_adapter, apply_lora, read_adapter_config
 from arcft.models.quantization import bitsandbytes_config
 from arcft.models.source import load_architecture, model_path, resolve_path, trusts_code
-
-BLOCK = 64
-"""Weights that share a scale in bitsandbytes' 4-bit formats, as transformers asks for them."""
 
 
 def outline(
@@ -92,63 +86,3 @@ def stored_bytes(config: ModelConfig) -> int:
             return 0
         folder = Path(found).parent
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-
-
-Empty = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
-"""Makes a tensor without content."""
-
-
-def fill_quantised(model: nn.Module, empty: Empty) -> list[torch.Tensor]:
-    """Give the quantised layers of an outline weights in the form that bitsandbytes stores; returns all of them."""
-    made: list[torch.Tensor] = []
-
-    def new(*shape: int, dtype: torch.dtype) -> torch.Tensor:
-        made.append(empty(shape, dtype))
-        return made[-1]
-
-    for module in model.modules():
-        # Layers of PEFT have the same names.
-        if not type(module).__module__.startswith("bitsandbytes."):
-            continue
-        if type(module).__name__ == "Linear8bitLt":
-            _fill_int8(module, new)
-        elif type(module).__name__ == "Linear4bit":
-            _fill_four_bits(module, new)
-    return made
-
-
-def _fill_int8(layer: Any, new: Callable[..., torch.Tensor]) -> None:
-    rows, columns = layer.out_features, layer.in_features
-    weight: Any = nn.Parameter(new(rows, columns, dtype=torch.int8), requires_grad=False)
-    weight.CB = weight.SCB = None
-    layer._parameters["weight"] = weight
-    layer.state.CB, layer.state.SCB = weight.data, new(rows, dtype=torch.float32)
-
-
-def _fill_four_bits(layer: Any, new: Callable[..., torch.Tensor]) -> None:
-    from bitsandbytes.functional import QuantState
-
-    rows, columns = layer.out_features, layer.in_features
-    old = layer.weight
-    blocks = -(-rows * columns // BLOCK)
-    # With double quantisation, the scales of the blocks are themselves in blocks of 256 8-bit numbers.
-    scales = QuantState(
-        absmax=new(-(-blocks // 256), dtype=torch.float32),
-        code=new(256, dtype=torch.float32),
-        blocksize=256,
-        dtype=torch.float32,
-    )
-    weight: Any = nn.Parameter(new(-(-rows * columns // 2), 1, dtype=torch.uint8), requires_grad=False)
-    weight.quant_state = QuantState(
-        absmax=new(blocks, dtype=torch.uint8),
-        shape=torch.Size((rows, columns)),
-        code=new(16, dtype=torch.float32),
-        blocksize=BLOCK,
-        quant_type=old.quant_type,
-        dtype=layer.compute_dtype,
-        offset=new(dtype=torch.float32),
-        state2=scales,
-    )
-    layer._parameters["weight"] = weight
-    # See quantization.py.
-    layer.support_avx512bf16_for_cpu = False

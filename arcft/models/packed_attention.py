@@ -21,8 +21,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import and_masks, causal_mask_function, packed_sequence_mask_function, sdpa_mask
 
+from arcft.memory import is_out_of_memory
 from arcft.models import folded_attention
+from arcft.models.base_model import base_model
 from arcft.models.families import known_packing
+from arcft.models.measuring import random_texts, relative_error, tolerance_of
 
 try:
     from torch.nn.attention import varlen
@@ -38,9 +41,9 @@ OURS = ("sdpa", folded_attention.NAME, NAME)
 FLASH = ("flash_attention_2", "flash_attention_3")
 
 _LENGTHS = (33, 20, 27)
-_LARGEST_WINDOW = 4096
-_TOLERANCE, _TOLERANCE_IN_HALF = 0.01, 0.1
-"""As in arcft/decoding/probe.py."""
+_LARGEST_HEAD = 256
+"""Of torch's flash attention."""
+
 
 _lengths: contextvars.ContextVar[tuple[int, ...] | None] = contextvars.ContextVar("lengths", default=None)
 
@@ -50,7 +53,7 @@ def use_packed_attention(model: PreTrainedModel | PeftModel) -> None:
     if model.config._attn_implementation in OURS:
         AttentionInterface.register(NAME, packed_attention)
         AttentionMaskInterface.register(NAME, packed_mask)
-        _base(model).set_attn_implementation(NAME)
+        base_model(model).set_attn_implementation(NAME)
 
 
 @contextlib.contextmanager
@@ -133,8 +136,7 @@ def packed_attention(
     if attention_mask is None or attention_mask.dim() != 1:
         return attend(module, query, key, value, attention_mask, dropout, scaling, is_causal, **options)
     lengths = getattr(attention_mask, "lengths", None) or attention_mask.diff().tolist()
-    in_half = dtype in (torch.bfloat16, torch.float16)
-    if query.is_cuda and in_half and _has_varlen() and not dropout and options.get("position_bias") is None:
+    if not dropout and options.get("position_bias") is None and _at_once_works(query, value, dtype):
         return _at_once(query.to(dtype), key.to(dtype), value.to(dtype), attention_mask, max(lengths), scaling), None
     parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = [attend(module, q, k, v, None, dropout, scaling, True, **options)[0] for q, k, v in parts]
@@ -158,10 +160,15 @@ def _at_once(
     return output[None]
 
 
-def _has_varlen() -> bool:
-    """Whether torch has attention for sequences of different lengths, with all the arguments that are needed here."""
+def _at_once_works(query: torch.Tensor, value: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether torch's flash attention takes sequences of different lengths here, with all the arguments it needs."""
+    if varlen is None or not query.is_cuda or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    fits = query.shape[-1] == value.shape[-1] <= _LARGEST_HEAD
+    # Its kernels begin with Ampere GPUs.
+    is_new = torch.cuda.get_device_capability(query.device) >= (8, 0)
     needed = {"scale", "window_size", "enable_gqa"}
-    return varlen is not None and needed <= signature(varlen.varlen_attn).parameters.keys()
+    return fits and is_new and needed <= signature(varlen.varlen_attn).parameters.keys()
 
 
 def _dtype(tensor: torch.Tensor) -> torch.dtype:
@@ -172,7 +179,7 @@ def _dtype(tensor: torch.Tensor) -> torch.dtype:
 
 def packs(model: PreTrainedModel | PeftModel) -> bool:
     """Whether packed examples have the logits that each has alone: known by the architecture, or measured."""
-    base = _base(model)
+    base = base_model(model)
     if not _can_pack(base):
         return False
     own_code = not type(base).__module__.startswith("transformers.")
@@ -196,7 +203,7 @@ def measure_packing(model: PreTrainedModel) -> bool:
             return _measure(model)
     # Each architecture fails in its own way where it is fed what it does not expect.
     except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         return False
     finally:
@@ -205,49 +212,16 @@ def measure_packing(model: PreTrainedModel) -> bool:
 
 
 def _measure(model: PreTrainedModel) -> bool:
-    texts = _texts(model)
+    texts = [torch.tensor([text], device=model.device) for text in random_texts(model.config, _LENGTHS)]
     lengths = [text.shape[1] for text in texts]
     positions = torch.cat([torch.arange(length) for length in lengths])[None].to(model.device)
     with packed(model, lengths) as inputs:
         together = model(input_ids=torch.cat(texts, dim=1), position_ids=positions, use_cache=False, **inputs).logits
-    tolerance = _TOLERANCE if model.dtype in (torch.float32, torch.float64) else _TOLERANCE_IN_HALF
+    tolerance = tolerance_of(model.dtype)
     for text, found in zip(texts, together[0].split(lengths), strict=True):
         expected = model(input_ids=text, use_cache=False).logits[0]
-        if not _near(found.float(), expected.float(), tolerance):
+        # A convolution looks back a few tokens only, so the first are compared by themselves.
+        errors = (relative_error(found[:4], expected[:4]), relative_error(found, expected))
+        if max(errors) > tolerance:
             return False
     return True
-
-
-def _near(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
-    """Whether the logits [places, vocabulary] agree, relative to their spread, at the first places and at most others.
-
-    At the first places, because a convolution looks back a few tokens only. At most of the others, because in a mixture
-    of experts a rounding error may send a token elsewhere.
-    """
-    spread = expected - expected.mean(dim=-1, keepdim=True)
-    errors = (found - expected).norm(dim=-1) / spread.norm(dim=-1)
-    return float(errors[:4].median()) <= tolerance and float(errors.median()) <= tolerance
-
-
-def _texts(model: PreTrainedModel) -> list[torch.Tensor]:
-    """Random texts [1, tokens], longer than the model's largest local window as far as its context allows."""
-    config = model.config.get_text_config(decoder=True)
-    windows = [
-        value
-        for name, value in config.to_dict().items()
-        if any(word in name for word in ("window", "chunk", "block_size", "local"))
-        and type(value) is int
-        and 0 < value <= _LARGEST_WINDOW
-    ]
-    room = (getattr(config, "max_position_embeddings", None) or 2**20) - max(_LENGTHS)
-    longer = max(0, min(max(windows, default=0), room))
-    generator = torch.Generator().manual_seed(0)
-    low = min(100, config.vocab_size // 2)
-    return [
-        torch.randint(low, config.vocab_size, (1, length + longer), generator=generator).to(model.device)
-        for length in _LENGTHS
-    ]
-
-
-def _base(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
-    return model.get_base_model() if isinstance(model, PeftModel) else model  # type: ignore[return-value]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -146,3 +146,66 @@ def _say_unquantised(model: PreTrainedModel, config: ModelConfig) -> None:
 
 def _count(parameters: Sequence[nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
+
+
+BLOCK = 64
+"""Weights that share a scale in bitsandbytes' 4-bit formats, as transformers asks for them."""
+
+Empty = Callable[[tuple[int, ...], torch.dtype], torch.Tensor]
+"""Makes a tensor without content."""
+
+
+def fill_quantised(model: nn.Module, empty: Empty) -> list[torch.Tensor]:
+    """Give the quantised layers of an outline weights in the form that bitsandbytes stores; returns all of them."""
+    made: list[torch.Tensor] = []
+
+    def new(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        made.append(empty(shape, dtype))
+        return made[-1]
+
+    for module in model.modules():
+        # Layers of PEFT have the same names.
+        if not type(module).__module__.startswith("bitsandbytes."):
+            continue
+        if type(module).__name__ == "Linear8bitLt":
+            _fill_int8(module, new)
+        elif type(module).__name__ == "Linear4bit":
+            _fill_four_bits(module, new)
+    return made
+
+
+def _fill_int8(layer: Any, new: Callable[..., torch.Tensor]) -> None:
+    rows, columns = layer.out_features, layer.in_features
+    weight: Any = nn.Parameter(new(rows, columns, dtype=torch.int8), requires_grad=False)
+    weight.CB = weight.SCB = None
+    layer._parameters["weight"] = weight
+    layer.state.CB, layer.state.SCB = weight.data, new(rows, dtype=torch.float32)
+
+
+def _fill_four_bits(layer: Any, new: Callable[..., torch.Tensor]) -> None:
+    from bitsandbytes.functional import QuantState
+
+    rows, columns = layer.out_features, layer.in_features
+    old = layer.weight
+    blocks = -(-rows * columns // BLOCK)
+    # With double quantisation, the scales of the blocks are themselves in blocks of 256 8-bit numbers.
+    scales = QuantState(
+        absmax=new(-(-blocks // 256), dtype=torch.float32),
+        code=new(256, dtype=torch.float32),
+        blocksize=256,
+        dtype=torch.float32,
+    )
+    weight: Any = nn.Parameter(new(-(-rows * columns // 2), 1, dtype=torch.uint8), requires_grad=False)
+    weight.quant_state = QuantState(
+        absmax=new(blocks, dtype=torch.uint8),
+        shape=torch.Size((rows, columns)),
+        code=new(16, dtype=torch.float32),
+        blocksize=BLOCK,
+        quant_type=old.quant_type,
+        dtype=layer.compute_dtype,
+        offset=new(dtype=torch.float32),
+        state2=scales,
+    )
+    layer._parameters["weight"] = weight
+    # See quantization.py.
+    layer.support_avx512bf16_for_cpu = False

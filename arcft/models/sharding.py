@@ -16,6 +16,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
+from arcft.models.base_model import base_model
+
 Strategy = Literal["full_shard", "shard_grad_op"]
 
 
@@ -128,8 +130,8 @@ def load_sharded(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) ->
             state[name].copy_(slice_like(weight, state[name]))
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
+def _layers(model: PreTrainedModel | peft.PeftModel) -> list[nn.Module]:
     """The blocks that transformers keeps on one device."""
-    base = cast(PreTrainedModel, model.get_base_model() if isinstance(model, peft.PeftModel) else model)
+    base = base_model(model)
     names = set(base._no_split_modules or ())
     return [module for module in base.modules() if type(module).__name__ in names]

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from arcft.models.outline import fill_quantised
+from arcft.models.quantization import fill_quantised
 
 aten: Any = torch.ops.aten
 Tensors = Mapping[str, torch.Tensor]

@@ -24,6 +24,7 @@ from arcft.config.optimizer import OptimizerConfig
 from arcft.config.scheduler import SchedulerConfig
 from arcft.errors import ArcftError
 from arcft.memory import OutOfMemoryError, is_out_of_memory, release_memory
+from arcft.models.base_model import base_model
 from arcft.models.packed_attention import use_packed_attention
 from arcft.models.sharding import Strategy, gathered_weights, whole
 from arcft.protocols import Positions
@@ -321,18 +322,13 @@ class ArcftTrainer(Trainer):
         checkpointed = self.args.gradient_checkpointing or self._passes.gradient_checkpointing
         self._passes.lower(error, batch, self.state.global_step + 1, checkpointed=checkpointed)
         if self._passes.gradient_checkpointing and not checkpointed:
-            self._base_model.gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
+            base_model(self.trained_model).gradient_checkpointing_enable(self.args.gradient_checkpointing_kwargs)
         self.log(
             {
                 "examples_per_pass": self._passes.max_rows or 1,
                 "gradient_checkpointing": float(checkpointed or self._passes.gradient_checkpointing),
             }
         )
-
-    @property
-    def _base_model(self) -> PreTrainedModel:
-        model = self.trained_model
-        return model.get_base_model() if isinstance(model, peft.PeftModel) else model  # type: ignore[return-value]
 
     def _in_smaller_groups(self, batch: Batch, max_rows: int) -> Batch:
         return collate_in_groups(

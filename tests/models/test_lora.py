@@ -13,6 +13,7 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import FalconConfig, FalconForCausalLM
 
 from arcft.config.lora import INITIAL_WEIGHTS
 from arcft.models.lora import (
@@ -244,3 +245,12 @@ def test_the_classes_that_unsloth_names_are_not_saved(tmp_path: Path) -> None:
     save_adapter(model, tmp_path)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["auto_mapping"] is None
     load_adapter(small_model(), tmp_path, trainable=True)
+
+
+def test_layers_of_an_outline_are_told_apart_without_values() -> None:
+    """Falcon's linear layers are a class of its own."""
+    config = FalconConfig(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, vocab_size=32)
+    with torch.device("meta"):
+        model = FalconForCausalLM(config)
+        adapted = apply_lora(model, lora_config(target_modules="all-linear"), [], seed=0)
+    assert trainable_parameters(adapted) > 0

@@ -25,6 +25,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "dora": {"use_dora": True},
     "pissa": {"init_lora_weights": "pissa"},
     "olora": {"init_lora_weights": "olora"},
+    "pissa above a layer's smaller side": {"init_lora_weights": "pissa", "r": 48},
     "orthogonal": {"init_lora_weights": "orthogonal"},
     "rank-stabilised pissa by name": {
         "init_lora_weights": "pissa",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 
 import torch
 
+from arcft.memory import peak_bytes
 from arcft.protocols import Kind, Problem
 from arcft.reporting.words import duration
 from arcft.runs.common.progress import Advance
@@ -108,5 +107,4 @@ def memory() -> int:
     """Peak memory in bytes: of the GPU if this process uses one, else of the process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_reserved()
-    kilo = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
+    return peak_bytes(torch.device("cpu"))

@@ -13,7 +13,6 @@ import yaml
 from huggingface_hub import ModelCard, try_to_load_from_cache
 from omegaconf import OmegaConf
 
-from arcft import __version__
 from arcft.config.export import ExportConfig
 from arcft.config.lora import LoraConfig
 from arcft.config.schema import ConfigError, from_dict, to_dict
@@ -56,9 +55,9 @@ def write_card(path: Path, config: ExportConfig, run: TrainedRun, out: Path, fac
     model = run.config.model
     sections = [
         f"# {model.name}, trained by arcft",
-        f"{facts.what[0].upper()}{facts.what[1:]}, exported from step {run.checkpoint.step} of a training run of arcft "
-        f"{__version__}. On {facts.probe} its logits differ from those of the trained model by at most "
-        f"{facts.difference:.1e} standard deviations.",
+        f"{facts.what[0].upper()}{facts.what[1:]}, exported from step {run.checkpoint.step} of a run of arcft "
+        f"{run.checkpoint.run_config['arcft']}. On {facts.probe} its logits differ from those of the trained model "
+        f"by at most {facts.difference:.1e} standard deviations.",
         "## Use",
         *_use(config, run, out, facts),
         "## Training",
@@ -154,6 +153,7 @@ def _option_name(group: str, config_class: type, config: Any) -> str:
 
 def _training(run: TrainedRun) -> Mapping[str, Any]:
     config, training, manifest = run.config, run.config.training, run.checkpoint.manifest
+    ranks = run.checkpoint.run_config.get("ranks", 1)
     tasks = [f"{count(len(ids), 'task')} {name.replace('_', ' ')}" for name, ids in run.tasks.items() if ids]
     rows: dict[str, Any] = {
         "base model": config.model.path,
@@ -176,7 +176,7 @@ def _training(run: TrainedRun) -> Mapping[str, Any]:
     return rows | {
         "trained whole": ", ".join(config.model.train_modules) or "nothing",
         "steps": f"{run.checkpoint.step} of {training.max_steps}",
-        "batch": f"{training.per_device_train_batch_size} examples x {training.gradient_accumulation_steps} a step",
+        "batch": f"{training.batch_size * training.gradient_accumulation_steps * ranks} examples per optimizer step",
         "context": f"{training.max_seq_length} tokens",
         "optimizer": f"{config.optimizer.name}, learning rate {training.learning_rate:g}, {config.scheduler.name}",
         "arithmetic": training.dtype,

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +14,7 @@ from transformers import PreTrainedModel
 from arcft.config.speed import Setting
 from arcft.decoding.decode import decode
 from arcft.decoding.options import DecodingOptions
+from arcft.memory import peak_bytes, reset_peak
 from arcft.models.limits import embedding_rows
 from arcft.protocols import Positions
 from arcft.reporting.speed.rows import Run
@@ -109,28 +105,3 @@ def _starts_after(model: nn.Module, prompt_tokens: int, clock: Clock) -> Iterato
         yield starts
     finally:
         handle.remove()
-
-
-def reset_peak(device: torch.device) -> None:
-    """Let `peak_bytes` count from now on; on a CPU that only Linux can."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        # What loading has freed, and the C library still holds, would be counted.
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory since `reset_peak`: on a GPU what torch allocated there, otherwise what the process had resident;
-    where that can't be reset, since the start of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
-    kilo = 1 if sys.platform == "darwin" else 1024
-    return kilo * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import logging
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -18,6 +17,7 @@ from arcft.config.lora import LoraConfig
 from arcft.config.run import TrainConfig
 from arcft.config.training import TrainingConfig
 from arcft.memory import gib, used_memory
+from arcft.models.base_model import base_model
 from arcft.models.load import resolve_dtype
 from arcft.models.lora import trainable_parameters
 from arcft.models.outline import outline, stored_bytes
@@ -120,8 +120,7 @@ class Estimator:
         model = outlined(self.config, self.device, self._kept)
         model.train()
         if gradient_checkpointing:
-            base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-            base.gradient_checkpointing_enable({"use_reentrant": False})
+            base_model(model).gradient_checkpointing_enable({"use_reentrant": False})
         dtype = resolve_dtype(self.config.training.dtype, self.device)
         examples = [self.examples[k % len(self.examples)] for k in range(rows)]
         if self.config.training.packing and packs(model):

@@ -16,6 +16,7 @@ from arcft.config.lora import LoraConfig
 from arcft.config.run import TrainConfig
 from arcft.config.training import TrainingConfig
 from arcft.console import note
+from arcft.models.base_model import base_model
 from arcft.models.fingerprint import base_fingerprint
 from arcft.models.fused_lora import fuse_lora
 from arcft.models.limits import embedding_rows
@@ -77,16 +78,24 @@ def build_model(
 
 def with_packing(config: TrainConfig, model: PreTrainedModel | PeftModel) -> TrainConfig:
     """`config` with training.packing=false where the model does not allow it; a note says why."""
-    if not config.training.packing or packs(model):
+    if not config.training.packing:
         return config
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(base, PreTrainedModel)
-    if base.config._attn_implementation == "eager":
-        reason = "packed ones need an attention other than eager"
-    else:
-        reason = f"packed ones would see each other in a model of type {base.config.model_type}"
+    reason = _why_padded(config, model)
+    if reason is None:
+        return config
     note(f"training.packing=true: examples are padded instead, because {reason}")
     return dataclasses.replace(config, training=dataclasses.replace(config.training, packing=False))
+
+
+def _why_padded(config: TrainConfig, model: PreTrainedModel | PeftModel) -> str | None:
+    base = base_model(model)
+    if base.config._attn_implementation == "flex_attention" and config.model.positions != "none":
+        return "flex attention would cut packed ones where positions jump"
+    if packs(model):
+        return None
+    if base.config._attn_implementation == "eager":
+        return "packed ones need an attention other than eager"
+    return f"packed ones would see each other in a model of type {base.config.model_type}"
 
 
 def check_vocabulary(config: TrainConfig, prepared: Prepared, model: PreTrainedModel | PeftModel) -> None:

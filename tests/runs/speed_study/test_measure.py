@@ -10,10 +10,11 @@ import torch
 
 from arcft.config.model import ModelConfig
 from arcft.decoding.probe import decoder_for
+from arcft.memory import peak_bytes, reset_peak
 from arcft.models.families import Decoder
 from arcft.models.load import load_model
 from arcft.runs.speed_study import measure as measuring
-from arcft.runs.speed_study.measure import complete, measure, peak_bytes, random_prompts, reset_peak
+from arcft.runs.speed_study.measure import complete, measure, random_prompts
 from tests.support.families import family_model
 from tests.support.speed_rows import setting
 
