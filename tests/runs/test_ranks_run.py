@@ -53,6 +53,25 @@ def test_a_resumed_run_keeps_its_examples_a_step(tmp_path: Path, monkeypatch: py
     assert shares(config, tmp_path).started_with == 1
 
 
+@pytest.mark.parametrize(("ranks", "examples"), [(1, 8), (3, 9), (8, 8), (16, 16)])
+def test_any_number_of_ranks_can_share_a_step_of_auto(
+    ranks: int, examples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    assert shares(training_config(per_device_train_batch_size="auto"), None).examples == examples
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"training\.effective_batch_size=7"):
+        shares(training_config(per_device_train_batch_size="auto", effective_batch_size=7), None)
+
+
+@pytest.mark.slow
+def test_one_process_under_torchrun_is_one_without(tmp_path: Path) -> None:
+    code, _, err = finish(start(tmp_path, *QUICK, "hydra.run.dir=run", ranks=1))
+    assert code == 0, err
+    assert run_train(tmp_path / "alone", *QUICK) == 0
+    assert history(tmp_path / "run") == history(tmp_path / "alone")
+
+
 def test_what_can_not_be_sharded_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ["training.fsdp=full_shard", "model.quantization=nf4", "optimizer=muon", "training.dtype=float16"]
     assert run_train(tmp_path, *QUICK, *words) == 1

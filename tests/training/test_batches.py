@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -146,3 +147,22 @@ def test_packed_examples_lie_in_one_row_and_none_has_a_first_target() -> None:
 def test_packed_groups_are_filled_up(max_tokens: int | None, max_rows: int | None, expected: list[list[int]]) -> None:
     groups = group_by_length(of_lengths(2, 5, 9, 3, 5, 2), max_tokens=max_tokens, max_rows=max_rows, packing=True)
     assert [[len(example.input_ids) for example in group] for group in groups] == expected
+
+
+def test_the_mean_loss_is_measured_in_halves_where_memory_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    rows: list[int] = []
+    examples = [Example([2, 3, 4 + number, 5], [IGNORED, 3, 4 + number, 5], 1) for number in range(7)]
+    whole = mean_loss(model, examples, partial(collate, pad_id=0), batch_size=7)
+
+    def limited(*arguments: object, input_ids: torch.Tensor, **options: object) -> object:
+        rows.append(len(input_ids))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError
+        return forward(*arguments, input_ids=input_ids, **options)
+
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", limited)
+    assert mean_loss(model, examples, partial(collate, pad_id=0), batch_size=7) == pytest.approx(whole, rel=1e-6)
+    assert rows[0] == 7
+    assert sorted(count for count in rows if count <= 2) == [1, 2, 2, 2]
