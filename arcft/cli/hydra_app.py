@@ -113,7 +113,8 @@ def _guarded(job: Job, wants_tracebacks: bool) -> Callable[[DictConfig], float |
                 launch.join()
             if ranks.rank() > 0:
                 log_to([])
-            value = job(cfg)
+            with signals.uncovered():
+                value = job(cfg)
             wrote = not cfg.get("dry_run")
             return value
         except signals.Stopped as stopped:

@@ -42,7 +42,7 @@ class Interrupted(KeyboardInterrupt):
 def program() -> Iterator[None]:
     """The outermost context of a program: the first SIGTERM or SIGINT ends it with a message and its exit code."""
     try:
-        with end_on_signals():
+        with end_on_signals(), uncovered():
             yield
     except Interrupted as interrupted:
         sys.stdout.flush()
@@ -77,7 +77,8 @@ def end_on_signals() -> Iterator[None]:
 def resumable(message: str) -> Iterator[None]:
     """Raise Stopped with `message`, which says how to resume, in place of Interrupted."""
     try:
-        yield
+        with uncovered():
+            yield
     except Interrupted as interrupted:
         raise Stopped(interrupted.number, message) from None
 
@@ -116,6 +117,21 @@ def _handler(handle: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def uncovered() -> Iterator[None]:
+    """Raise Interrupted again where a library's clean-up failed on what the interruption left half-done, and raised an
+    error of its own instead."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, Stopped):
+            if isinstance(cause, Interrupted):
+                raise cause from None
+            cause = cause.__context__
+        raise
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:

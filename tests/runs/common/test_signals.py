@@ -43,6 +43,24 @@ BODIES = {
         wait(60)
     except BaseException:
         wait(60)""",
+    "covered": """
+    try:
+        try:
+            wait(60)
+        finally:
+            None.clean_up()
+    except AttributeError as error:
+        raise ValueError("made of another") from error""",
+    "covered and resumable": """
+    try:
+        with resumable("stopped; resume with: again"), end_on_signals():
+            try:
+                wait(60)
+            finally:
+                None.clean_up()
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(stopped.exit_code)""",
     "at work": """
     with stop_on_signals(lambda reason: None) as received:
         wait(0.5)
@@ -81,6 +99,14 @@ def test_where_there_is_nothing_to_save_the_first_signal_ends_it(number: signal.
 def test_a_model_that_is_loaded_in_the_midst_of_a_run_does_not_hold_it(number: signal.Signals) -> None:
     code, err, _ = signalled("resumable", number)
     assert (code, err) == (128 + number, f"stopped; resume with: again {128 + number}\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_error_of_a_clean_up_does_not_cover_the_signal(number: signal.Signals) -> None:
+    code, err, _ = signalled("covered", number)
+    assert (code, err) == (128 + number, f"{number.name}: stopped at once; what was saved is complete\n")
+    code, err, _ = signalled("covered and resumable", number)
+    assert (code, err) == (128 + number, "stopped; resume with: again\n")
 
 
 def test_code_that_swallows_the_exception_is_ended_all_the_same() -> None:
