@@ -53,9 +53,10 @@ def model_configs(config: SpeedConfig) -> dict[str, EvaluateConfig]:
         if name in options():
             configs[name] = _composed(name, paths.get(name))
         elif name in paths:
-            problems.append(f"paths.{name}: {name} is no option of conf/model; put the path into model= itself")
+            problems.append(f"paths.{name}: {name} isn't an option of conf/model; put the path into model= itself")
         elif _may_be_path(name):
-            short = name if short_name(name) in configs else short_name(name)
+            short = short_name(name)
+            short = name if short in configs or short in options() else short
             configs[short] = _composed("local", name, short)
         else:
             problems.append(_unknown(name))
@@ -70,10 +71,14 @@ def options() -> list[str]:
 
 
 def with_absolute_paths(config: SpeedConfig) -> SpeedConfig:
-    """`config` with every local path absolute, so that a stored one means the same from every folder."""
+    """`config` with every local path absolute, so that a stored one means the same from every folder. Raise ConfigError
+    where two spellings name the same path."""
     model = [name if name in options() else _absolute(name) for name in config.axes["model"]]
     paths = {name: _absolute(path) for name, path in (config.paths or {}).items()}
-    return dataclasses.replace(config, model=model, paths=paths or None)
+    config = dataclasses.replace(config, model=model, paths=paths or None)
+    if problems := list(config.problems()):
+        raise ConfigError(problems)
+    return config
 
 
 def _absolute(path: str) -> str:

@@ -30,6 +30,11 @@ class Setting:
     output: int
     """Tokens written after each."""
 
+    @property
+    def model_and_precision(self) -> tuple[str, str, str]:
+        """Model, dtype and quantisation: what one process loads."""
+        return self.model, self.dtype, self.quantization
+
 
 @dataclasses.dataclass(kw_only=True)
 class SpeedConfig:
@@ -55,17 +60,17 @@ class SpeedConfig:
     """Runs of each setting; prompts of each size are first read once without counting it."""
 
     clock: Literal["wall", "processor"] = "wall"
-    """Of the times: `processor` is the time of the processor that a process takes, of all its threads together. On a
-    CPU with other load it tells what the wall clock would say without, if there is one thread."""
+    """`processor`: CPU time of the process, summed over threads. On a busy machine, with one thread, it approximates
+    the wall time on an idle one."""
 
     max_time: str = "10m"
-    """The most that a setting may take. One that takes longer is reported as such, and the larger ones are left out."""
+    """Time limit per setting. One that takes longer is reported as such, and the larger ones are left out."""
 
     budget: str | None = None
-    """The time there is for all samples; which settings fit is then reported."""
+    """Time for all samples; which settings fit is then reported."""
 
     samples: int | None = None
-    """How many samples have to be completed within the budget."""
+    """Samples to complete within the budget."""
 
     predictions: int = 1
     """Completions of each sample."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from arcft import __version__
 from arcft.checkpoints import RUN_FILE, CheckpointError, lock_run, read_run_yaml, write_run_yaml
 from arcft.config.duration import parse_duration
 from arcft.config.model import ModelConfig
 from arcft.config.run import EvaluateConfig
-from arcft.config.schema import to_dict
+from arcft.config.schema import ConfigError, from_dict, to_dict
 from arcft.config.speed import SpeedConfig
 from arcft.console import say, say_path, show
 from arcft.errors import ArcftError
@@ -52,28 +53,32 @@ def speed(config: SpeedConfig, models: Mapping[str, EvaluateConfig], folder: Pat
         return []
     budget = _budget(config)
     with resumable(stopped("speed", folder)), lock_run(folder):
-        identity = {name: to_dict(subject.model) for name, subject in subjects.items()}
-        _refuse_another(folder, identity)
-        run = {"arcft": __version__, "job": "speed", "config": to_dict(config), "models": identity}
+        _refuse_another(folder, {name: subject.model for name, subject in subjects.items()})
+        chosen = {name: to_dict(subject.model) for name, subject in subjects.items()}
+        run = {"arcft": __version__, "job": "speed", "config": to_dict(config), "models": chosen}
         results = Results(folder, named, budget)
         write_run_yaml(folder, run)
         run_study(named, subjects, results.rows, results.record, results.check_machine)
         has_chart = results.write_tables()
     rows = results.ordered
-    for table in speed_tables(rows, budget):
-        show(table)
-        say("")
-    if config.clock == "processor":
-        say("Times are processor time, of all threads together.")
-    for line in (*reasons(rows), summary(rows), *(budget_words(budget, rows) if budget else ())):
-        if line:
-            say(line)
+    _show(rows, budget, config.clock)
     if not any(row.is_measured for row in rows):
         raise ArcftError(f"no setting could be measured; {folder / JSON_FILE} says why")
     say_path("every figure", folder / JSON_FILE)
     if has_chart:
         say_path("chart", folder / CHART_FILE)
     return rows
+
+
+def _show(rows: Sequence[Row], budget: Budget | None, clock: str) -> None:
+    for table in speed_tables(rows, budget):
+        show(table)
+        say("")
+    if clock == "processor":
+        say("Times are processor time, of all threads together.")
+    for line in (*reasons(rows), summary(rows), *(budget_words(budget, rows) if budget else ())):
+        if line:
+            say(line)
 
 
 def _model(config: EvaluateConfig) -> ModelConfig:
@@ -87,14 +92,28 @@ def _budget(config: SpeedConfig) -> Budget | None:
     return Budget(seconds=parse_duration(config.budget), samples=config.samples, predictions=config.predictions)
 
 
-def _refuse_another(folder: Path, models: Mapping[str, object]) -> None:
+def _refuse_another(folder: Path, models: Mapping[str, ModelConfig]) -> None:
     """Raise CheckpointError where `folder` holds another run, or a study of models that have changed since."""
     if not (folder / RUN_FILE).is_file():
         return
     stored = read_run_yaml(folder)
     if stored.get("job") != "speed":
         raise CheckpointError(f"{folder}: holds another run; choose another folder")
-    if stored.get("models") != models:
+    changed = [name for name, model in models.items() if not _is_same(model, (stored.get("models") or {}).get(name))]
+    if changed:
         raise CheckpointError(
-            f"{folder}: the options of its models (conf/model) were changed since it was measured; start a new study"
+            f"{folder}: the options of {', '.join(changed)} (conf/model) were changed since it was measured; start a "
+            "new study"
         )
+
+
+def _is_same(model: ModelConfig, stored: Any) -> bool:
+    """Whether a model is the stored one; keys of conf/model that came later have their defaults there, and what it
+    recommends for other groups does not matter."""
+    if not isinstance(stored, dict):
+        return False
+    try:
+        then = from_dict(ModelConfig, {key: value for key, value in stored.items() if key != "recommended"})
+    except ConfigError:
+        return False
+    return dataclasses.replace(then, recommended=model.recommended) == model

@@ -18,9 +18,17 @@ import psutil
 import pytest
 from PIL import Image
 
+from arcft.checkpoints import read_run_yaml, write_run_yaml
+from arcft.cli.speed import model_configs
+from arcft.config.schema import to_dict
+from arcft.config.speed import SpeedConfig
+from arcft.runs.speed_study.results import Results
+from arcft.runs.speed_study.worker import machine
 from tests.cli.test_program import called
 from tests.support.paths import ROOT
+from tests.support.speed_rows import measured, setting
 
+TINY = ROOT / "arcft" / "assets" / "tiny"
 SMALL = ["model=tiny", "batch=[1,2]", "input=16", "output=[2,6]", "repeats=2"]
 
 
@@ -69,7 +77,9 @@ def outcomes(folder: Path) -> dict[tuple[int, int, int], str]:
         ),
         (["model=tiny", "output=70000"], "input=1024 with output=70000 is 71024 tokens, and model=tiny takes at most"),
         (["model=smollm2_135m"], "model=smollm2_135m: the hub id HuggingFaceTB/SmolLM2-135M-Instruct can't be reached"),
-        (["model=[tiny,x/y]", "paths={x/y: z}"], "paths.x/y: x/y is no option of conf/model; put the path into model="),
+        (["model=[tiny,x/y]", "paths={x/y: z}"], "paths.x/y: x/y isn't an option of conf/model; put the path"),
+        (["model=tiny", "dtype=[auto,float32]"], "dtype: on this machine auto and float32 are the same; drop one of"),
+        ([f"model=[{TINY},{TINY.parent}/../assets/tiny]"], f"model: {TINY} is named twice; each value is measured"),
         (["model=tiny", "encoder=shape"], "encoder: there is no such key; known are model, dtype, quantization"),
         (["resume=nothing"], "nothing: there is no such folder; give the folder of a run, e.g. outputs/speed/..."),
         (["resume=nothing", "batch=3"], "batch=3 has no effect with resume=, which keeps its config; drop it"),
@@ -112,6 +122,51 @@ def test_a_dry_run_lists_the_settings(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("order", [(str(TINY), "tiny"), ("tiny", str(TINY))])
+def test_a_folder_may_be_named_like_an_option(
+    order: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [f"model=[{','.join(order)}]", "batch=1", "input=16", "output=2", "dry_run=true"]
+    assert called(monkeypatch, "speed", *words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(", dtype")[0] for line in lines[:-1]] == [f"model {name}" for name in order]
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A study of one setting with its figures, as an earlier version without `prune_vocabulary` has left it."""
+    config = SpeedConfig(model="tiny", dtype="auto", quantization="none", batch=1, input=100, output=11)
+    (model,) = (one.model for one in model_configs(config).values())
+    stored = to_dict(model) | {"recommended": {"a key of then": 1}}
+    del stored["prune_vocabulary"]
+    write_run_yaml(tmp_path, {"arcft": "0.9", "job": "speed", "config": to_dict(config), "models": {"tiny": stored}})
+    results = Results(tmp_path, config, None)
+    results.check_machine(machine())
+    results.record(measured(setting("tiny"), (1.0, 2.0)))
+    return tmp_path
+
+
+def test_a_study_of_an_earlier_version_is_resumed(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert called(monkeypatch, "speed", f"resume={finished}", "budget=1h", "samples=100") == 0
+    assert "1 h for 100 samples is 36 s per sample; with loading, 1 of 1 measured setting fits" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_study_of_another_model_of_that_name_is_not(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = {key: value for key, value in read_run_yaml(finished).items() if key != "arcft"}
+    run["models"]["tiny"]["init"] = "random"
+    write_run_yaml(finished, {"arcft": "0.9"} | run)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    assert called(monkeypatch, "speed", f"resume={finished}") == 1
+    assert "the options of tiny (conf/model) were changed since it was measured" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_study_and_its_budget(tmp_path: Path) -> None:
     out = speed(*SMALL, "quantization=[none,nf4]", "budget=1h", "samples=100", cwd=tmp_path)
@@ -133,14 +188,12 @@ def test_a_study_and_its_budget(tmp_path: Path) -> None:
     lines = list(csv.DictReader((folder / "speed.csv").read_text(encoding="utf-8").splitlines()))
     assert [line["longest_output"] for line in lines] == ["6"] * 8
     assert Image.open(folder / "speed.png").size == (1400, 860)
-    assert (
-        "1 h for 100 samples, loading included, leave 36 s a sample: 8 of 8 measured settings fit; the largest" in out
-    )
+    assert "1 h for 100 samples is 36 s per sample; with loading, 8 of 8 measured settings fit; the largest" in out
     assert "  tiny, input 16: 6 tokens or more, the longest measured (" in out
 
     # Another budget is answered from what is there.
     out = speed(f"resume={folder}", "budget=1s", "samples=100", cwd=tmp_path)
-    assert "1.0 s for 100 samples, loading included, leave 0.01 s a sample: 0 of 8 measured settings fit." in out
+    assert "1.0 s for 100 samples is 0.01 s per sample; with loading, 0 of 8 measured settings fit." in out
     assert "  tiny, input 16: not even the first token" in out
     assert stored(folder) == rows
 
@@ -198,7 +251,7 @@ def test_what_takes_too_long_is_a_row(tmp_path: Path) -> None:
         (2, 16, 60000): "left out",
     }
     assert "batch 1, input 16, output 60,000: it took more than max_time=25s" in out
-    assert "left out, because less was too much already (batch 1, input 16, output 60,000: too slow)" in out
+    assert "left out: batch 1, input 16, output 60,000 already took too long" in out
 
 
 @pytest.mark.slow
@@ -221,7 +274,7 @@ def test_a_model_that_cannot_be_loaded_fails_alone(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
-        (broken / name).write_bytes((ROOT / "arcft" / "assets" / "tiny" / name).read_bytes())
+        (broken / name).write_bytes((TINY / name).read_bytes())
     (broken / "model.safetensors").write_bytes(b"no weights")
     cwd = tmp_path / "work"
     cwd.mkdir()

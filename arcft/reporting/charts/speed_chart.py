@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from arcft.reporting.charts.charts import Panel, charts_png
@@ -30,6 +30,9 @@ _LABEL_POINTS = 9.5
 Line = tuple[str, str, str, list[tuple[int, float]]]
 """Label, colour, style, and points (tokens, tokens per second)."""
 
+Looks = Mapping[str, tuple[str, str]]
+"""By model and precision, as rows name them: colour and style, the same in all panels."""
+
 
 def speed_png(rows: Sequence[Row]) -> bytes:
     """A row of panels for each batch size (of more than three: the smallest, the middle and the largest one), as a PNG.
@@ -39,8 +42,21 @@ def speed_png(rows: Sequence[Row]) -> bytes:
     """
     measured = [row for row in rows if row.is_measured]
     batches = _spread_out(sorted({row.setting.batch for row in measured}))
-    panels = [panel for batch in batches for panel in _panels(measured, batch)]
+    looks = _looks(measured)
+    panels = [panel for batch in batches for panel in _panels(measured, batch, looks)]
     return charts_png(panels, rows=len(batches), pixel_size=(1400, 60 + 400 * len(batches)))
+
+
+def _looks(rows: Sequence[Row]) -> Looks:
+    models = list(dict.fromkeys(row.setting.model for row in rows))
+    precisions = list(dict.fromkeys(row.precision for row in rows))
+    return {
+        row.name: (
+            COLORS[models.index(row.setting.model) % len(COLORS)],
+            STYLES[precisions.index(row.precision) % len(STYLES)],
+        )
+        for row in rows
+    }
 
 
 def _spread_out(values: list[int]) -> list[int]:
@@ -49,23 +65,21 @@ def _spread_out(values: list[int]) -> list[int]:
     return [values[0], values[len(values) // 2], values[-1]]
 
 
-def _panels(rows: Sequence[Row], batch: int) -> list[Panel]:
+def _panels(rows: Sequence[Row], batch: int, looks: Looks) -> list[Panel]:
     rows = [row for row in rows if row.setting.batch == batch]
     most = max(row.setting.input for row in rows)
     at_once = f"{batch} at once" if batch > 1 else "one at a time"
-    reading = _lines(rows, lambda row: row.setting.input, lambda row: row.read_per_second)
+    reading = _lines(rows, lambda row: row.setting.input, lambda row: row.read_per_second, looks)
     after = [row for row in rows if row.setting.input == most]
-    writing = _lines(after, lambda row: row.setting.output, lambda row: row.written_per_second)
+    writing = _lines(after, lambda row: row.setting.output, lambda row: row.written_per_second, looks)
     return [
         Panel(f"Reading, {at_once}", "input, tokens", functools.partial(_draw, reading)),
         Panel(f"Writing after {most:,} tokens, {at_once}", "output, tokens", functools.partial(_draw, writing)),
     ]
 
 
-def _lines(rows: Sequence[Row], x: Callable[[Row], int], y: Callable[[Row], float | None]) -> list[Line]:
+def _lines(rows: Sequence[Row], x: Callable[[Row], int], y: Callable[[Row], float | None], looks: Looks) -> list[Line]:
     """A line for each model and precision; rows with the same x are averaged."""
-    models = list(dict.fromkeys(row.setting.model for row in rows))
-    precisions = list(dict.fromkeys(row.precision for row in rows))
     lines = []
     for name, own in groups(rows).items():
         values: dict[int, list[float]] = {}
@@ -74,10 +88,8 @@ def _lines(rows: Sequence[Row], x: Callable[[Row], int], y: Callable[[Row], floa
             if speed is not None:
                 values.setdefault(x(row), []).append(speed)
         if values:
-            color = COLORS[models.index(own[0].setting.model) % len(COLORS)]
-            style = STYLES[precisions.index(own[0].precision) % len(STYLES)]
             points = [(length, sum(speeds) / len(speeds)) for length, speeds in sorted(values.items())]
-            lines.append((name, color, style, points))
+            lines.append((name, *looks[name], points))
     return lines
 
 

@@ -11,7 +11,7 @@ from arcft.reporting.speed.rows import Row
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-    """The time there is, and what is to be done in it."""
+    """A time limit, and what has to be completed within it."""
 
     seconds: float
     samples: int
@@ -24,7 +24,7 @@ class Budget:
 
     @property
     def seconds_per_sample(self) -> float:
-        """What a sample may take, all its predictions together, if loading took no time."""
+        """What a sample may take, all its predictions together; loading is not taken off."""
         return self.seconds / self.samples
 
     def batches(self, batch: int) -> int:
@@ -37,7 +37,7 @@ def seconds_needed(budget: Budget, *, batch: int, batch_seconds: float, load_sec
     return load_seconds + budget.batches(batch) * batch_seconds
 
 
-def share(budget: Budget, row: Row) -> float:
+def share_of_budget(budget: Budget, row: Row) -> float:
     """The part of the budget that a measured setting takes; it fits up to 1."""
     assert row.loaded is not None
     needed = seconds_needed(budget, batch=row.setting.batch, batch_seconds=row.seconds, load_seconds=row.loaded.seconds)

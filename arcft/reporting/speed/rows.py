@@ -131,12 +131,8 @@ def groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """The rows by model and precision, in their order."""
     names: dict[tuple[str, str, str], str] = {}
     for row in sorted(rows, key=lambda row: row.loaded is None):
-        names.setdefault(_process_of(row), row.name)
+        names.setdefault(row.setting.model_and_precision, row.name)
     found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(names[_process_of(row)], []).append(row)
+        found.setdefault(names[row.setting.model_and_precision], []).append(row)
     return found
-
-
-def _process_of(row: Row) -> tuple[str, str, str]:
-    return row.setting.model, row.setting.dtype, row.setting.quantization

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from arcft.reporting.speed.budget import Budget, LongestOutput, longest_output, same_but_for_output, share
+from arcft.reporting.speed.budget import Budget, LongestOutput, longest_output, same_but_for_output, share_of_budget
 from arcft.reporting.speed.rows import Row, groups
 from arcft.reporting.words import duration
 
@@ -39,10 +39,10 @@ def _table(
         setting = row.setting
         cells = [str(setting.batch), f"{setting.input:,}", f"{setting.output:,}"]
         if row.is_measured:
-            cells += [*_speeds(row), short(row.first_token_seconds), short(row.seconds_per_sample)]
+            cells += [*_speeds(row), format_seconds(row.first_token_seconds), format_seconds(row.seconds_per_sample)]
             cells += [f"{row.spread:.0%}" if len(row.runs) > 1 else "-", gibibytes(row)]
             if budget is not None:
-                cells += [budget_share(budget, row), _longest(longest[row.name, setting.batch, setting.input])]
+                cells += [format_share(budget, row), _longest(longest[row.name, setting.batch, setting.input])]
         else:
             cells += ["-"] * (len(headings) - len(cells))
         table.add_row(*cells)
@@ -65,16 +65,16 @@ def parameters(number: int) -> str:
     return str(number)
 
 
-def short(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """A time of any length, e.g. `12 ms`, `0.32 s`, `3 min 20 s`."""
     return f"{1000 * seconds:.{0 if seconds >= 0.00995 else 1}f} ms" if seconds < 0.0995 else duration(seconds)
 
 
 def _speeds(row: Row) -> list[str]:
-    return [rate(row.read_per_second), rate(row.written_per_second)]
+    return [format_rate(row.read_per_second), format_rate(row.written_per_second)]
 
 
-def rate(tokens_per_second: float | None) -> str:
+def format_rate(tokens_per_second: float | None) -> str:
     """Tokens per second with about three digits; a dash for none."""
     if tokens_per_second is None:
         return "-"
@@ -86,9 +86,9 @@ def gibibytes(row: Row) -> str:
     return f"{row.peak_bytes / 2**30:.2f}"
 
 
-def budget_share(budget: Budget, row: Row) -> str:
+def format_share(budget: Budget, row: Row) -> str:
     """For example `12%` or `0.3%`, or `3.40x` where it does not fit."""
-    taken = share(budget, row)
+    taken = share_of_budget(budget, row)
     if taken > 1:
         return f"{taken:,.2f}x" if taken < 10 else f"{taken:,.0f}x"
     return f"{taken:.0%}" if taken >= 0.0995 else f"{taken:.1%}"
@@ -122,7 +122,7 @@ def speed_csv(rows: Sequence[Row], budget: Budget | None) -> str:
             }  # fmt: skip
             if budget is not None:
                 most = longest[row.name, setting.batch, setting.input]
-                line |= {"share_of_budget": share(budget, row), "longest_output": most.tokens}
+                line |= {"share_of_budget": share_of_budget(budget, row), "longest_output": most.tokens}
         line["reason"] = row.reason
         lines.append(line)
     columns = max(lines, key=len) if lines else {}

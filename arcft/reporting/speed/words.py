@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from arcft.reporting.speed.budget import Budget, share
+from arcft.config.speed import Setting
+from arcft.reporting.speed.budget import Budget, share_of_budget
 from arcft.reporting.speed.rows import Row, groups
-from arcft.reporting.speed.table import longest_outputs, parameters, rate
+from arcft.reporting.speed.table import format_rate, longest_outputs, parameters
 from arcft.reporting.words import count, duration
 
 
@@ -19,12 +20,20 @@ def summary(rows: Sequence[Row]) -> str:
     row = max((row for row in measured if _size(row) == most), key=lambda row: row.written_per_second or 0.0)
     assert row.written_per_second is not None
     setting, ratio = row.setting, row.read_per_second / row.written_per_second
-    compared = f"writing a token takes as long as reading {ratio:,.0f}" if ratio >= 1.5 else "about the same"
     return (
         f"{setting.model} ({row.precision}; batch {setting.batch}, input {setting.input:,}, output "
-        f"{setting.output:,}) reads {rate(row.read_per_second)} tokens a second and writes "
-        f"{rate(row.written_per_second)}: {compared}."
+        f"{setting.output:,}) reads {format_rate(row.read_per_second)} tokens a second and writes "
+        f"{format_rate(row.written_per_second)}: {_compared(ratio)}."
     )
+
+
+def _compared(ratio: float) -> str:
+    """What it means to read `ratio` times as many tokens a second as are written."""
+    if ratio >= 1.5:
+        return f"writing a token takes as long as reading {ratio:,.0f}"
+    if ratio <= 1 / 1.5:
+        return f"reading a token takes as long as writing {1 / ratio:,.0f}"
+    return "about the same"
 
 
 def reasons(rows: Sequence[Row]) -> Iterator[str]:
@@ -35,25 +44,25 @@ def reasons(rows: Sequence[Row]) -> Iterator[str]:
             if not row.is_measured:
                 settings.setdefault(row.reason, []).append(row)
         for reason, without in settings.items():
-            where = in_words(without[0]) if len(without) == 1 else count(len(without), "setting")
+            where = in_words(without[0].setting) if len(without) == 1 else count(len(without), "setting")
             yield f"{name}, {where}: {reason}"
 
 
-def in_words(row: Row) -> str:
+def in_words(setting: Setting) -> str:
     """For example `batch 8, input 1,024, output 32`."""
-    setting = row.setting
     return f"batch {setting.batch}, input {setting.input:,}, output {setting.output:,}"
 
 
 def budget_words(budget: Budget, rows: Sequence[Row]) -> Iterator[str]:
     """The answer to the budget question: a sentence on what fits, then one on each model's longest output."""
     measured = _measured(rows)
-    fits = [row for row in measured if share(budget, row) <= 1]
+    fits = [row for row in measured if share_of_budget(budget, row) <= 1]
     settings = count(len(measured), "measured setting")
     each = f", {budget.predictions} predictions each" if budget.predictions > 1 else ""
     yield (
-        f"{duration(budget.seconds)} for {count(budget.samples, 'sample')}{each}, loading included, leave "
-        f"{_three_digits(budget.seconds_per_sample)} a sample: {len(fits)} of {settings} fit{_largest(fits)}."
+        f"{duration(budget.seconds)} for {count(budget.samples, 'sample')}{each} is "
+        f"{_three_digits(budget.seconds_per_sample)} per sample; with loading, {len(fits)} of {settings} "
+        f"{'fits' if len(measured) == 1 else 'fit'}{_largest(budget, fits)}."
     )
     if not measured:
         return
@@ -80,11 +89,15 @@ def _three_digits(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 100 else duration(seconds)
 
 
-def _largest(fits: Sequence[Row]) -> str:
+def _largest(budget: Budget, fits: Sequence[Row]) -> str:
+    """The largest model that fits, in the precision and batch that leave most of the budget."""
     if not fits:
         return ""
-    row = max(fits, key=_size)
-    return f"; the largest model that fits is {row.setting.model}, with {parameters(_size(row))} parameters"
+    row = max(fits, key=lambda row: (_size(row), -share_of_budget(budget, row)))
+    return (
+        f"; the largest model that fits is {row.setting.model} ({parameters(_size(row))} parameters), for example in "
+        f"{row.precision} with {in_words(row.setting)}"
+    )
 
 
 def _measured(rows: Sequence[Row]) -> list[Row]:

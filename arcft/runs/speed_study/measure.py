@@ -23,7 +23,7 @@ Clock = Callable[[], float]
 
 _WARM_UP_TOKENS = 4
 _LOW = 100
-"""Prompts have no tokens below, which are often special."""
+"""Smallest token id in prompts; lower ids are often special tokens."""
 
 
 def measure(
@@ -35,29 +35,26 @@ def measure(
     max_seconds: float,
     is_warm: bool = False,
     clock: Clock = time.perf_counter,
-) -> tuple[list[Run], int]:
-    """Complete random prompts as `setting` says, `repeats` times.
+) -> Iterator[tuple[Run, int]]:
+    """Complete random prompts as `setting` says, `repeats` times; yield each run with the peak memory so far, in bytes.
 
     Only `batch`, `input` and `output` of the setting count here. No token ends an answer, so each has exactly `output`
     tokens. Before that the prompts are completed by a few tokens, which is not counted, unless `is_warm` says that
     this process has done so already. Stops after fewer runs where another one would go beyond `max_seconds`, but not
     before the first.
-
-    Returns the runs and the peak memory in bytes.
     """
     begun = time.perf_counter()
     prompts = random_prompts(setting, embedding_rows(model))
     reset_peak(model.device)
     if not is_warm:
         complete(model, prompts, min(setting.output, _WARM_UP_TOKENS), positions)
-    runs: list[Run] = []
-    while len(runs) < repeats:
+    for _ in range(repeats):
         last = time.perf_counter()
-        runs.append(complete(model, prompts, setting.output, positions, clock))
+        run = complete(model, prompts, setting.output, positions, clock)
         now = time.perf_counter()
+        yield run, peak_bytes(model.device)
         if now - begun + (now - last) > max_seconds:
-            break
-    return runs, peak_bytes(model.device)
+            return
 
 
 def random_prompts(setting: Setting, vocabulary: int) -> list[list[int]]:

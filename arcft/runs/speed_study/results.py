@@ -12,9 +12,9 @@ from arcft.config.duration import parse_duration
 from arcft.config.speed import Setting, SpeedConfig
 from arcft.files import write_bytes, write_json, write_text
 from arcft.reporting.charts.speed_chart import speed_png
-from arcft.reporting.speed.budget import Budget, longest_output, same_but_for_output, share
+from arcft.reporting.speed.budget import Budget, share_of_budget
 from arcft.reporting.speed.rows import Row, row_from_json, row_to_json
-from arcft.reporting.speed.table import speed_csv
+from arcft.reporting.speed.table import longest_outputs, speed_csv
 from arcft.runs.common.extras import extra
 
 JSON_FILE, CSV_FILE, CHART_FILE = "speed.json", "speed.csv", "speed.png"
@@ -29,8 +29,8 @@ class Results:
     def __init__(self, folder: Path, config: SpeedConfig, budget: Budget | None) -> None:
         """Read what an earlier, stopped study of the same config has left in `folder`, which exists.
 
-        Rows that its `max_time` has cut off are left out if there is more time now. Raise CheckpointError for a file
-        that can't be read.
+        Settings that failed or ran out of memory are to be measured again, and with more `max_time` than then those
+        that took too long. Raise CheckpointError for a file that can't be read.
         """
         self._folder = folder
         self._config = config
@@ -49,8 +49,9 @@ class Results:
             self.machine = values["machine"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise CheckpointError(f"{path}: can't be read ({error}); start a new study") from error
-        again = ("too slow", "left out") if has_more_time else ()
-        self.rows = {row.setting: row for row in rows if row.outcome not in again}
+        # What was left out follows from the rows that are kept.
+        kept = ("measured",) if has_more_time else ("measured", "too slow")
+        self.rows = {row.setting: row for row in rows if row.outcome in kept}
 
     @property
     def ordered(self) -> list[Row]:
@@ -98,13 +99,12 @@ class Results:
 
 def budget_to_json(budget: Budget, rows: Sequence[Row]) -> dict[str, Any]:
     """What fits, as plain data."""
-    longest = {key: longest_output(budget, own) for key, own in same_but_for_output(rows).items()}
     return {
         "seconds": budget.seconds,
         "samples": budget.samples,
         "predictions": budget.predictions,
         "seconds_per_sample": budget.seconds_per_sample,
-        "shares": [share(budget, row) if row.is_measured else None for row in rows],
+        "shares": [share_of_budget(budget, row) if row.is_measured else None for row in rows],
         "longest_outputs": [
             {
                 "name": name,
@@ -113,6 +113,6 @@ def budget_to_json(budget: Budget, rows: Sequence[Row]) -> dict[str, Any]:
                 "tokens": found.tokens,
                 "is_longest_measured": found.is_longest_measured,
             }
-            for (name, batch, size), found in longest.items()
+            for (name, batch, size), found in longest_outputs(rows, budget).items()
         ],
     }

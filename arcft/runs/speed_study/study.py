@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import operator
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from arcft.config.duration import parse_duration
 from arcft.config.speed import Setting, SpeedConfig
 from arcft.processes import ChildDied, ChildProcess
-from arcft.reporting.speed.rows import Loaded, Row
-from arcft.reporting.speed.table import rate
+from arcft.reporting.speed.rows import Loaded, Row, Run
+from arcft.reporting.speed.table import format_rate
+from arcft.reporting.speed.words import in_words
 from arcft.reporting.words import duration
 from arcft.runs.common.progress import progress_bar
 from arcft.runs.speed_study import worker
@@ -42,13 +45,9 @@ def run_study(
             record(row)
             advance(next(numbers), _words(row))
 
-        for _, own in itertools.groupby(missing, _process_of):
+        for _, own in itertools.groupby(missing, operator.attrgetter("model_and_precision")):
             group = _Group(config, subjects, list(own), list(done.values()), recorded, check_machine)
             group.measure()
-
-
-def _process_of(setting: Setting) -> tuple[str, str, str]:
-    return setting.model, setting.dtype, setting.quantization
 
 
 def _words(row: Row) -> str:
@@ -57,7 +56,7 @@ def _words(row: Row) -> str:
     name = f"{row.name}, {setting.batch} x {setting.input} + {setting.output}"
     if not row.is_measured:
         return f"{name}: {row.outcome}"
-    return f"{name}: {rate(row.read_per_second)} read, {rate(row.written_per_second)} written tok/s"
+    return f"{name}: {format_rate(row.read_per_second)} read, {format_rate(row.written_per_second)} written tok/s"
 
 
 class _Group:
@@ -80,9 +79,8 @@ class _Group:
         self._max_seconds = parse_duration(config.max_time)
         self._child: ChildProcess | None = None
         self._loaded: Loaded | None = None
-        self._beyond = [
-            row for row in done if row.outcome in _LIMITS and _process_of(row.setting) == _process_of(settings[0])
-        ]
+        loaded = settings[0].model_and_precision
+        self._beyond = [row for row in done if row.outcome in _LIMITS and row.setting.model_and_precision == loaded]
 
     def measure(self) -> None:
         """Record a row for each setting, the small ones first."""
@@ -90,11 +88,11 @@ class _Group:
             for number, setting in enumerate(self._settings):
                 smaller = next((row for row in self._beyond if _is_at_least(setting, row.setting)), None)
                 if smaller is not None:
-                    self._record(self._row(setting, worker.Failure("left out", _left_out(smaller))))
+                    self._record(self._failed(setting, worker.Failure("left out", _left_out(smaller))))
                     continue
                 if self._child is None and (failure := self._load(setting)):
                     for rest in self._settings[number:]:
-                        self._record(self._row(rest, failure))
+                        self._record(self._failed(rest, failure))
                     return
                 self._one(setting)
         finally:
@@ -114,14 +112,27 @@ class _Group:
     def _one(self, setting: Setting) -> None:
         assert self._child is not None
         self._child.send(worker.Request(setting, self._config.repeats, self._max_seconds))
-        answer = self._answer(self._max_seconds, f"it took more than max_time={self._config.max_time}")
-        row = self._row(setting, answer)
+        ends = time.monotonic() + self._max_seconds
+        runs: list[Run] = []
+        peak_bytes = 0
+        while isinstance(answer := self._until(ends), worker.Measured):
+            runs.append(answer.run)
+            peak_bytes = answer.peak_bytes
+        # A run that is cut off takes nothing from those before it.
+        if runs and (isinstance(answer, worker.Done) or answer.outcome == "too slow"):
+            row = Row(setting=setting, outcome="measured", runs=tuple(runs), peak_bytes=peak_bytes, loaded=self._loaded)
+        else:
+            row = self._failed(setting, answer)
         self._record(row)
         if row.outcome in _LIMITS:
             self._beyond.append(row)
-        if not row.is_measured:
-            # What an error leaves behind must not be measured.
+        if isinstance(answer, worker.Failure):
+            # It may be at work still, and what an error leaves behind must not be measured.
             self._end()
+
+    def _until(self, ends: float) -> Any:
+        seconds = max(0.0, ends - time.monotonic())
+        return self._answer(seconds, f"it took more than max_time={self._config.max_time}")
 
     def _answer(self, seconds: float, too_slow: str) -> Any:
         """What the process sends; a Failure also where it takes longer than `seconds`, or dies."""
@@ -135,16 +146,8 @@ class _Group:
             is_killed = str(death).startswith("SIGKILL")
             return worker.Failure("out of memory" if is_killed else "failed", f"the process ended: {death}")
 
-    def _row(self, setting: Setting, answer: worker.Measured | worker.Failure) -> Row:
-        if isinstance(answer, worker.Measured):
-            return Row(
-                setting=setting,
-                outcome="measured",
-                runs=tuple(answer.runs),
-                peak_bytes=answer.peak_bytes,
-                loaded=self._loaded,
-            )
-        return Row(setting=setting, outcome=answer.outcome, reason=answer.reason, loaded=self._loaded)
+    def _failed(self, setting: Setting, failure: worker.Failure) -> Row:
+        return Row(setting=setting, outcome=failure.outcome, reason=failure.reason, loaded=self._loaded)
 
     def _end(self) -> None:
         if self._child is not None:
@@ -162,6 +165,5 @@ def _is_at_least(setting: Setting, other: Setting) -> bool:
 
 
 def _left_out(row: Row) -> str:
-    setting = row.setting
-    what = f"batch {setting.batch}, input {setting.input:,}, output {setting.output:,}"
-    return f"left out, because less was too much already ({what}: {row.outcome})"
+    happened = "ran out of memory" if row.outcome == "out of memory" else "took too long"
+    return f"left out: {in_words(row.setting)} already {happened}"

@@ -7,6 +7,7 @@ import importlib.util
 import struct
 from collections.abc import Iterator, Mapping
 
+import torch
 from transformers import PretrainedConfig
 
 from arcft.config.schema import ConfigError
@@ -14,7 +15,9 @@ from arcft.config.speed import SpeedConfig
 from arcft.errors import ModelError
 from arcft.models.families import Decoder, stored_decoder
 from arcft.models.limits import position_limit
+from arcft.models.load import resolve_dtype
 from arcft.models.source import load_architecture, resolve_path
+from arcft.runs.setup.build import choose_device
 from arcft.runs.speed_study.worker import Subject
 
 
@@ -27,10 +30,23 @@ def refuse_impossible(config: SpeedConfig, subjects: Mapping[str, Subject]) -> N
     quantised = [name for name in config.axes["quantization"] if name != "none"]
     if quantised and importlib.util.find_spec("bitsandbytes") is None:
         problems.append(f"quantization={quantised[0]} needs bitsandbytes: pip install bitsandbytes")
+    problems += problems_here(config, choose_device())
     for name, subject in subjects.items():
         problems += _problems(name, subject, config)
     if problems:
         raise ConfigError(problems)
+
+
+def problems_here(config: SpeedConfig, device: torch.device) -> Iterator[str]:
+    """What this machine's `device` can't measure, whatever the models are."""
+    if config.clock == "processor" and device.type == "cuda":
+        yield "clock=processor: a GPU works on its own while the processor waits; use clock=wall"
+    named: dict[torch.dtype, str] = {}
+    for name in config.axes["dtype"]:
+        dtype = resolve_dtype(name, device)
+        if dtype in named:
+            yield f"dtype: on this machine {named[dtype]} and {name} are the same; drop one of them"
+        named[dtype] = name
 
 
 def _problems(name: str, subject: Subject, config: SpeedConfig) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from arcft.config.model import ModelConfig
 from arcft.config.speed import Setting
-from arcft.errors import ArcftError, ModelError
+from arcft.errors import ArcftError
 from arcft.processes import ChildProcess
 from arcft.reporting.speed.rows import Loaded, Outcome, Run
 
@@ -57,8 +57,16 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    runs: list[Run]
+    """One run of a setting."""
+
+    run: Run
     peak_bytes: int
+    """Of the setting so far."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """The setting has all its runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +78,8 @@ class Failure:
 
 
 def start(subject: Subject, setting: Setting, clock: str) -> ChildProcess:
-    """Start a process that sends Ready, and then a Measured for each Request; or a Failure in place of either.
+    """Start a process that sends Ready, and then for each Request a Measured per run and Done; or a Failure in place of
+    any of these.
 
     Of `setting`, model and precision count; `clock` is that of SpeedConfig.
     """
@@ -90,8 +99,6 @@ def _serve(
 
             model, positions = _load(subject, dtype, quantization)
             is_wall = clock == "wall"
-            if model.device.type == "cuda" and not is_wall:
-                raise ModelError("clock=processor: a GPU's time is not the processor's; use clock=wall")
             seconds = time.time() - started if is_wall else time.process_time()
             connection.send(Ready(_loaded(model, seconds), machine()))
             last: tuple[int, int] | None = None
@@ -99,7 +106,7 @@ def _serve(
                 request: Request = connection.recv()
                 prompts = request.setting.batch, request.setting.input
                 with _answering(connection):
-                    runs, peak = measure(
+                    for run, peak_bytes in measure(
                         model,
                         request.setting,
                         positions,
@@ -107,9 +114,10 @@ def _serve(
                         max_seconds=request.max_seconds,
                         is_warm=prompts == last,
                         clock=time.perf_counter if is_wall else time.process_time,
-                    )
+                    ):
+                        connection.send(Measured(run, peak_bytes))
                     last = prompts
-                    connection.send(Measured(runs, peak))
+                    connection.send(Done())
     except (EOFError, OSError):
         # The study has ended.
         return

@@ -10,14 +10,14 @@ from arcft.reporting.speed.budget import (
     longest_output,
     same_but_for_output,
     seconds_needed,
-    share,
+    share_of_budget,
 )
 from tests.support.speed_rows import measured, missing, setting
 
 NINE_HOURS = Budget(seconds=9 * 3600, samples=1300)
 
 
-def test_nine_hours_leave_24_9_seconds_a_sample() -> None:
+def test_nine_hours_are_24_9_seconds_per_sample() -> None:
     assert NINE_HOURS.seconds_per_sample == pytest.approx(24.923, abs=1e-3)
 
 
@@ -42,7 +42,7 @@ def test_the_model_is_loaded_once() -> None:
 def test_the_share_of_the_budget() -> None:
     # 100 batches of 8 s and 10 s of loading, in 1620 s.
     row = measured(setting(batch=4), (1.0, 8.0), (1.0, 9.0), (1.0, 7.0))
-    assert share(Budget(seconds=1620.0, samples=400), row) == 0.5
+    assert share_of_budget(Budget(seconds=1620.0, samples=400), row) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,16 @@ import json
 from collections.abc import Sequence
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
-from arcft.reporting.charts.speed_chart import apart, speed_png
+from arcft.reporting.charts import speed_chart
+from arcft.reporting.charts.charts import Panel
+from arcft.reporting.charts.speed_chart import COLORS, apart, speed_png
 from arcft.reporting.speed.budget import Budget
 from arcft.reporting.speed.rows import Row, row_from_json, row_to_json
-from arcft.reporting.speed.table import parameters, rate, short, speed_csv, speed_tables
+from arcft.reporting.speed.table import format_rate, format_seconds, parameters, speed_csv, speed_tables
 from arcft.reporting.speed.words import budget_words, reasons, summary
 from tests.support.speed_rows import measured, missing, setting
 
@@ -91,8 +94,8 @@ def test_the_sentences() -> None:
         "large, float32, nf4, batch 8, input 100, output 11: it took more than max_time=1m",
     ]
     assert list(budget_words(BUDGET, ROWS)) == [
-        "16 min 40 s for 100 samples, loading included, leave 10 s a sample: 2 of 3 measured settings fit; the largest "
-        "model that fits is small, with 1.0M parameters.",
+        "16 min 40 s for 100 samples is 10 s per sample; with loading, 2 of 3 measured settings fit; the largest model "
+        "that fits is small (1.0M parameters), for example in float32 with batch 4, input 100, output 11.",
         "The longest output that fits, on straight lines between the lengths measured (a length of 1 is the time to "
         "the first token), for the best precision and batch:",
         "  small, input 100: 11 tokens or more, the longest measured (float32, batch 4)",
@@ -102,8 +105,20 @@ def test_the_sentences() -> None:
         list(budget_words(Budget(seconds=5.0, samples=100), ROWS))[2] == "  small, input 100: not even the first token"
     )
     assert list(budget_words(BUDGET, [ROWS[3]])) == [
-        "16 min 40 s for 100 samples, loading included, leave 10 s a sample: 0 of 0 measured settings fit."
+        "16 min 40 s for 100 samples is 10 s per sample; with loading, 0 of 0 measured settings fit."
     ]
+
+
+@pytest.mark.parametrize(
+    ("times", "compared"),
+    [
+        ((1.0, 2.0), "reads 100 tokens a second and writes 10: writing a token takes as long as reading 10."),
+        ((1.0, 1.1), "reads 100 tokens a second and writes 100: about the same."),
+        ((10.0, 10.125), "reads 10 tokens a second and writes 80: reading a token takes as long as writing 8."),
+    ],
+)
+def test_reading_and_writing_are_compared(times: tuple[float, float], compared: str) -> None:
+    assert summary([measured(setting(), times)]).endswith(compared)
 
 
 def test_the_csv_file() -> None:
@@ -123,10 +138,30 @@ def test_parameters(number: int, text: str) -> None:
 
 
 def test_small_numbers() -> None:
-    assert [rate(value) for value in (None, 0.84, 9.96, 12345.6)] == ["-", "0.8", "10", "12,346"]
-    assert [short(value) for value in (0.0043, 0.0316, 0.0994, 0.0996, 75)] == [
+    assert [format_rate(value) for value in (None, 0.84, 9.96, 12345.6)] == ["-", "0.8", "10", "12,346"]
+    assert [format_seconds(value) for value in (0.0043, 0.0316, 0.0994, 0.0996, 75)] == [
         "4.3 ms", "32 ms", "99 ms", "0.10 s", "1 min 15 s",
     ]  # fmt: skip
+
+
+def test_a_model_has_its_colour_in_every_panel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a larger batch of another model did not fit."""
+    panels: list[Panel] = []
+    monkeypatch.setattr(speed_chart, "charts_png", lambda these, **options: panels.extend(these) or b"")
+    speed_png(
+        [
+            measured(setting("large"), (1.0, 2.0)),
+            measured(setting("small"), (1.0, 2.0)),
+            measured(setting("small", batch=8), (1.0, 2.0)),
+        ]
+    )
+    colors: dict[str, set[str]] = {}
+    for panel in panels:
+        figure = Figure()
+        panel.draw(axes := figure.add_subplot())
+        for text in axes.texts:
+            colors.setdefault(text.get_text().partition(",")[0], set()).add(str(text.get_color()))
+    assert colors == {"large": {COLORS[0]}, "small": {COLORS[1]}}
 
 
 def test_the_chart_has_a_row_for_each_batch() -> None:
