@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 from arcft.config.recommended import RecommendedConfig
 
 QUANTIZATION_SKIP = ("lm_head", "embed_out", "gate", "shared_expert_gate", "router")
-"""Errors hurt most in the logits and in what chooses the experts of a mixture. (`gate_proj`, a large layer of dense
-models, is another name.)"""
+"""Errors hurt most in the logits and in what chooses the experts of a mixture. `gate_proj`, an ordinary
+layer of dense models, is quantised."""
 
 
 @dataclasses.dataclass(kw_only=True)

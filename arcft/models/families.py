@@ -139,7 +139,7 @@ def choose_attention(config: ModelConfig, dtype: torch.dtype, device: torch.devi
     name = config.attn_implementation
     if name != "auto":
         return name
-    code = _code(load_architecture(config))
+    code = _model_class(load_architecture(config))
     if code is None:
         return "sdpa"
     # Positions that jump would be taken for packed sequences there.
@@ -149,8 +149,8 @@ def choose_attention(config: ModelConfig, dtype: torch.dtype, device: torch.devi
     return "sdpa" if code._supports_sdpa else "eager"
 
 
-def _code(architecture: PretrainedConfig) -> Any:
-    """transformers' class for models of this config; None if they have code of their own."""
+def _model_class(architecture: PretrainedConfig) -> Any:
+    """transformers' class for models of this config; None for models that bring their own code."""
     if type(architecture) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return None
     code: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(architecture)]
@@ -160,9 +160,9 @@ def _code(architecture: PretrainedConfig) -> Any:
 def _check_attention(architecture: PretrainedConfig, config: ModelConfig) -> None:
     """Raise ModelError unless the architecture has the attention of model.attn_implementation, and it is installed."""
     name = config.attn_implementation
-    code = _code(architecture)
+    code = _model_class(architecture)
     if code is None:
-        return  # it says so itself
+        return  # remote code checks this when it is loaded
     works = [own for own, has in (("sdpa", code._supports_sdpa), ("eager", True)) if has]
     if (name == "sdpa" and not code._supports_sdpa) or (name == "flash_attention_2" and not code._supports_flash_attn):
         reason = f"models of type {architecture.model_type} have no such attention in transformers"

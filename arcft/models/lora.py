@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +24,17 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from arcft.config.lora import INITIAL_WEIGHTS, LoraConfig
-from arcft.errors import ArcftError
+from arcft.config.lora import LoraConfig
+from arcft.models.adapter_config import (
+    CONFIG_FILE,
+    LoraError,
+    parse_adapter_config,
+    read_adapter_config,
+    sort_names,
+)
 from arcft.models.sharding import slice_like
 from arcft.models.vocabulary import PrunedVocabulary, pruned_vocabulary, refuse_unsavable
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _READ_BY_WEIGHT = {
     "falcon_h1": ["out_proj"],
@@ -40,10 +45,6 @@ _READ_BY_WEIGHT = {
     "nemotron_h": ["out_proj"],
 }
 """By model type, layers whose weights the model's kernels read without calling them."""
-
-
-class LoraError(ArcftError):
-    """An adapter that does not fit its model, or that can't be read."""
 
 
 def apply_lora(
@@ -62,7 +63,7 @@ def apply_lora(
         train_modules: Names of modules that are trained and saved whole. An embedding that is tied to the head stays
             tied.
         seed: Seeds the initial weights; the global random state is unchanged.
-        backend: Who creates the adapter.
+        backend: The library that creates the adapter.
 
     Raise LoraError for modules that the model does not have.
     """
@@ -88,7 +89,7 @@ def apply_lora(
     refuse_unsavable(adapted, peft_config)
     # What is trained now has to be read later.
     sort_names(peft_config)
-    _parse_adapter_config(peft_config.to_dict(), "the new adapter's config")
+    parse_adapter_config(peft_config.to_dict(), "the new adapter's config")
     _train_in_float32(adapted)
     return adapted
 
@@ -161,33 +162,6 @@ def add_adapter(
     return adapted
 
 
-def read_adapter_config(folder: Path) -> peft.LoraConfig:
-    """Read and validate adapter_config.json in `folder`. Raise LoraError unless it describes a plain LoRA adapter."""
-    path = folder / CONFIG_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise LoraError(f"{path}: can't be read: {error}") from error
-    return _parse_adapter_config(content, path)
-
-
-def _parse_adapter_config(content: Any, path: Path | str) -> peft.LoraConfig:
-    if not isinstance(content, dict) or content.get("peft_type") != "LORA":
-        raise LoraError(f"{path}: is not a plain LoRA adapter: it has no peft_type LORA")
-    defaults = vars(peft.LoraConfig())
-    for name, value in content.items():
-        if name in _PLAIN:
-            if not _PLAIN[name](value):
-                raise LoraError(f"{path}: {name}={_short(value)} is not a value that a LoRA adapter can have")
-        # Anything else belongs to another method, or names code to import.
-        elif name not in _UNUSED and value and value != defaults.get(name):
-            raise LoraError(f"{path}: is not a plain LoRA adapter: {name}={_short(value)}")
-    try:
-        return peft.LoraConfig(**{name: content[name] for name in _PLAIN if name in content})
-    except (TypeError, ValueError, ImportError) as error:
-        raise LoraError(f"{path}: is not valid: {error}") from error
-
-
 def load_adapter_weights(model: peft.PeftModel, folder: Path) -> None:
     """Overwrite the adapter of `model` with the one saved in `folder`. Raise LoraError unless they match exactly."""
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -250,60 +224,9 @@ def save_adapter(model: peft.PeftModel, folder: Path, weights: Mapping[str, torc
     (folder / "README.md").unlink(missing_ok=True)
 
 
-def sort_names(config: peft.LoraConfig) -> None:
-    """Give the lists of names in `config` an order."""
-    for key in ("target_modules", "target_parameters", "exclude_modules"):
-        names = getattr(config, key)
-        if names is not None and not isinstance(names, str):
-            setattr(config, key, sorted(names))
-
-
 def trainable_parameters(model: nn.Module) -> int:
     """Number of trainable parameters; a weight that is used in two places counts once."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-
-
-def _is_names(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
-
-
-def _is_pattern(value: Any, is_valid: Callable[[Any], bool]) -> bool:
-    return isinstance(value, dict) and all(isinstance(name, str) and is_valid(one) for name, one in value.items())
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_bool(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _short(value: Any) -> str:
-    return json.dumps(value)[:80]
-
-
-# The entries that are read from adapter_config.json, and which values are valid.
-_PLAIN: dict[str, Callable[[Any], bool]] = {
-    "task_type": lambda value: value in (None, "CAUSAL_LM"),
-    "r": lambda value: type(value) is int and value > 0,
-    "lora_alpha": lambda value: _is_number(value) and value > 0,
-    "lora_dropout": lambda value: _is_number(value) and 0 <= value < 1,
-    "target_modules": lambda value: isinstance(value, str) or _is_names(value),
-    "modules_to_save": lambda value: value is None or _is_names(value),
-    # PEFT adapts fused experts of a mixture by parameter, with ranks and scales of their own.
-    "exclude_modules": lambda value: value is None or _is_names(value),
-    "target_parameters": lambda value: value is None or _is_names(value),
-    "rank_pattern": lambda value: _is_pattern(value, lambda rank: type(rank) is int and rank > 0),
-    "alpha_pattern": lambda value: _is_pattern(value, lambda alpha: _is_number(alpha) and alpha > 0),
-    "use_rslora": _is_bool,
-    "use_dora": _is_bool,
-    "fan_in_fan_out": _is_bool,
-    "ensure_weight_tying": _is_bool,
-    "init_lora_weights": lambda value: isinstance(value, bool | str) and value in INITIAL_WEIGHTS,
-}
-# Entries on where the adapter comes from, which are ignored.
-_UNUSED = ("peft_type", "peft_version", "base_model_name_or_path", "revision", "inference_mode")
 
 
 def _check_names(model: PreTrainedModel, key: str, wanted: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Trained models without arcft: dense base weights, adapters that plain PEFT puts on them, and the two merged."""
+"""Dense base weights, plain PEFT adapters and merged models, for export."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from arcft.models.lora import add_adapter, load_adapter_weights, read_adapter_config, save_adapter
+from arcft.models.adapter_config import read_adapter_config
+from arcft.models.lora import add_adapter, load_adapter_weights, save_adapter
 from arcft.models.quantization import is_quantised, no_progress_bar
 
 
@@ -30,7 +31,7 @@ class PlainAdapter:
     weights: dict[str, torch.Tensor]
     """By PEFT's names."""
 
-    def on(self, base: PreTrainedModel) -> peft.PeftModel:
+    def apply_to(self, base: PreTrainedModel) -> peft.PeftModel:
         """The adapter on `base`, which is modified in place. Raise LoraError where it does not fit."""
         adapted = add_adapter(base, copy.deepcopy(self.config), trainable=False)
         own = get_peft_model_state_dict(adapted, save_embedding_layers=False)
@@ -47,7 +48,7 @@ def changes_base(config: peft.LoraConfig) -> bool:
     return config.init_lora_weights in ("pissa", "olora")
 
 
-def as_saved(base: PreTrainedModel, folder: Path) -> tuple[peft.PeftModel, PlainAdapter]:
+def apply_saved_adapter(base: PreTrainedModel, folder: Path) -> tuple[peft.PeftModel, PlainAdapter]:
     """The adapter saved in `folder` on `base`, in place, as it was trained; and the plain adapter for `dense_base`."""
     adapted = add_adapter(base, read_adapter_config(folder), trainable=False)
     load_adapter_weights(adapted, folder)
@@ -56,7 +57,7 @@ def as_saved(base: PreTrainedModel, folder: Path) -> tuple[peft.PeftModel, Plain
     return adapted, PlainAdapter(config, _state(adapted))
 
 
-def for_original_base(base: PreTrainedModel, folder: Path) -> PlainAdapter:
+def adapter_for_original_base(base: PreTrainedModel, folder: Path) -> PlainAdapter:
     """The adapter saved in `folder` as a plain one for `base` as it is, which is modified in place.
 
     Where the initialisation moved A0 and B0 out of the base weights, the trained update is B A - B0 A0, an adapter of
@@ -64,7 +65,7 @@ def for_original_base(base: PreTrainedModel, folder: Path) -> PlainAdapter:
     """
     config = read_adapter_config(folder)
     if not changes_base(config):
-        return as_saved(base, folder)[1]
+        return apply_saved_adapter(base, folder)[1]
     adapted = add_adapter(base, copy.deepcopy(config), trainable=False)
     initial = _state(adapted)
     load_adapter_weights(adapted, folder)
@@ -119,7 +120,7 @@ def without_quantisation(model: PreTrainedModel) -> PreTrainedModel:
 
 def merged(base: PreTrainedModel, adapter: PlainAdapter) -> PreTrainedModel:
     """`base`, dense and modified in place, with the adapter in its weights."""
-    adapted = adapter.on(base)
+    adapted = adapter.apply_to(base)
     model: Any = adapted.merge_and_unload(safe_merge=True)
     if getattr(model.config.get_text_config(), "tie_word_embeddings", False):
         # Of two trained copies of one weight, PEFT leaves both.

@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from arcft import checkpoints
 from arcft.config.lora import LoraChoice, LoraConfig
 from arcft.config.model import ModelConfig
+from arcft.models.adapter_config import read_adapter_config
 from arcft.models.families import choose_attention
 from arcft.models.folded_attention import use_folded_attention
 from arcft.models.fused_lora import fuse_lora
-from arcft.models.lora import add_adapter, apply_lora, read_adapter_config
+from arcft.models.lora import add_adapter, apply_lora
 from arcft.models.quantization import bitsandbytes_config
 from arcft.models.source import load_architecture, model_path, resolve_path, trusts_code
 

@@ -136,14 +136,14 @@ def packed_attention(
     if attention_mask is None or attention_mask.dim() != 1:
         return attend(module, query, key, value, attention_mask, dropout, scaling, is_causal, **options)
     lengths = getattr(attention_mask, "lengths", None) or attention_mask.diff().tolist()
-    if not dropout and options.get("position_bias") is None and _at_once_works(query, value, dtype):
-        return _at_once(query.to(dtype), key.to(dtype), value.to(dtype), attention_mask, max(lengths), scaling), None
+    if not dropout and options.get("position_bias") is None and _varlen_works(query, value, dtype):
+        return _varlen(query.to(dtype), key.to(dtype), value.to(dtype), attention_mask, max(lengths), scaling), None
     parts = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)
     outputs = [attend(module, q, k, v, None, dropout, scaling, True, **options)[0] for q, k, v in parts]
     return torch.cat(outputs, dim=1), None
 
 
-def _at_once(
+def _varlen(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -160,7 +160,7 @@ def _at_once(
     return output[None]
 
 
-def _at_once_works(query: torch.Tensor, value: torch.Tensor, dtype: torch.dtype) -> bool:
+def _varlen_works(query: torch.Tensor, value: torch.Tensor, dtype: torch.dtype) -> bool:
     """Whether torch's flash attention takes sequences of different lengths here, with all the arguments it needs."""
     if varlen is None or not query.is_cuda or dtype not in (torch.bfloat16, torch.float16):
         return False
@@ -180,21 +180,22 @@ def _dtype(tensor: torch.Tensor) -> torch.dtype:
 def packs(model: PreTrainedModel | PeftModel) -> bool:
     """Whether packed examples have the logits that each has alone: known by the architecture, or measured."""
     base = base_model(model)
-    if not _can_pack(base):
+    if not can_pack(base):
         return False
     own_code = not type(base).__module__.startswith("transformers.")
     known = None if own_code else known_packing(base.config)
     return measure_packing(base) if known is None else known
 
 
-def _can_pack(model: PreTrainedModel) -> bool:
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether the model's attention is one that keeps packed examples apart."""
     return model.config._attn_implementation in (*OURS, *FLASH, "flex_attention")
 
 
 def measure_packing(model: PreTrainedModel) -> bool:
     """`packs`, always measured. The model's attention is as before afterwards."""
     was_training, before = model.training, model.config._attn_implementation
-    if not _can_pack(model):
+    if not can_pack(model):
         return False
     model.eval()
     try:

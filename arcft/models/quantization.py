@@ -64,7 +64,7 @@ def prepare_quantised(model: PreTrainedModel, config: ModelConfig) -> None:
             module.support_avx512bf16_for_cpu = False
         elif isinstance(module, bitsandbytes.nn.Linear8bitLt) and module.weight.device.type == "cpu":
             module.state = _weight_only(module.state)
-    _say_unquantised(model, config)
+    _note_unquantised_experts(model, config)
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -133,7 +133,7 @@ def _weight_only(state: Any) -> Any:
     return new
 
 
-def _say_unquantised(model: PreTrainedModel, config: ModelConfig) -> None:
+def _note_unquantised_experts(model: PreTrainedModel, config: ModelConfig) -> None:
     """Note the weights of experts that bitsandbytes leaves as they are: they are no linear layers."""
     fused = [parameter for parameter in model.parameters() if parameter.ndim == 3 and parameter.is_floating_point()]
     share = _count(fused) / num_parameters(model)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from arcft.models.lora import LoraError
+from arcft.models.adapter_config import LoraError
 
 
 class Routing:

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from arcft.models.lora import WEIGHTS_FILE, LoraError, read_adapter_config, read_adapter_weights, sort_names
+from arcft.models.adapter_config import LoraError, read_adapter_config, sort_names
+from arcft.models.lora import WEIGHTS_FILE, read_adapter_weights
 from arcft.models.stacked_layers import Routing
 from arcft.models.stacked_parts import Layout, lower_factors, merged_weight, take_apart
 from arcft.models.stacked_views import SlotWeights, slot_leaves, slot_views

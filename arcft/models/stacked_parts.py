@@ -16,7 +16,7 @@ from peft.utils.save_and_load import get_peft_model_state_dict
 from torch import nn
 from transformers import PreTrainedModel
 
-from arcft.models.lora import LoraError
+from arcft.models.adapter_config import LoraError
 from arcft.models.stacked_layers import Routing, StackedLinear, StackedWhole
 from arcft.models.stacked_parameters import AdaptedParameter, StackedParameters
 

@@ -27,7 +27,7 @@ _FRESH = (True, "gaussian")
 
 
 class PrunedVocabulary(nn.Module):
-    """What a pruned model has lost. A submodule of the model, without parameters, so that it goes where the model
+    """The rows that a pruned model lacks. A submodule of the model, without parameters, so that it goes where the model
     goes."""
 
     def __init__(self, kept: Sequence[int], rows: int, places: Sequence[str]) -> None:
@@ -43,7 +43,7 @@ class PrunedVocabulary(nn.Module):
 
     def full_shape(self, name: str, shape: torch.Size) -> torch.Size:
         """The shape with all rows of the weight `name`, which has `shape` in the pruned model."""
-        dimension = self._dimension(name)
+        dimension = self.token_dimension(name)
         if dimension is None:
             return shape
         return torch.Size(self.rows if place == dimension else size for place, size in enumerate(shape))
@@ -54,7 +54,7 @@ class PrunedVocabulary(nn.Module):
         wide: dict[str, torch.Tensor] = {}
         shared: dict[tuple[int, torch.Size], torch.Tensor] = {}
         for name, weight in state.items():
-            dimension = self._dimension(name)
+            dimension = self.token_dimension(name)
             if dimension is None:
                 wide[name] = weight
                 continue
@@ -69,7 +69,7 @@ class PrunedVocabulary(nn.Module):
         """The weights of `state`, which have all rows, without the pruned ones; those are kept for `widen`."""
         narrow = dict(state)
         for name, weight in state.items():
-            dimension = self._dimension(name)
+            dimension = self.token_dimension(name)
             if dimension is not None:
                 self._full[_plain(name)] = weight.cpu()
                 narrow[name] = weight.index_select(dimension, self.kept.to(weight.device))
@@ -83,7 +83,7 @@ class PrunedVocabulary(nn.Module):
             raise ModelError(f"{name}: its pruned rows were not kept; {_WAY_OUT}")
         return full.to(weight.dtype, copy=True).index_copy_(dimension, self.kept, weight)
 
-    def _dimension(self, name: str) -> int | None:
+    def token_dimension(self, name: str) -> int | None:
         """The dimension of the weight `name` that counts tokens."""
         plain = _plain(name)
         place = next((place for place in self._places if plain.startswith(f"{place}.")), None)
@@ -140,11 +140,11 @@ def prune_vocabulary(model: PreTrainedModel, kept: Sequence[int], *, trains_rows
 
 
 def pruned_vocabulary(model: nn.Module) -> PrunedVocabulary | None:
-    """What `model`, with or without an adapter, has lost; None if nothing."""
+    """What `model`, with or without an adapter, lacks; None if it is not pruned."""
     return next((module for module in model.modules() if isinstance(module, PrunedVocabulary)), None)
 
 
-def lost_parameters(model: nn.Module) -> int:
+def num_pruned_parameters(model: nn.Module) -> int:
     """Number of parameters that `model` lacks of those with all rows."""
     vocabulary = pruned_vocabulary(model)
     if vocabulary is None:
@@ -171,7 +171,7 @@ def refuse_unsavable(adapted: nn.Module, config: Any) -> None:
     if vocabulary is None or (config.init_lora_weights in _FRESH and not config.use_dora):
         return
     for name, module in adapted.named_modules():
-        if isinstance(module, LoraLayer) and vocabulary._dimension(f"{name}.weight") is not None:
+        if isinstance(module, LoraLayer) and vocabulary.token_dimension(f"{name}.weight") is not None:
             raise ArcftError(
                 f"lora.target_modules: an adapter on {_plain(name)} with lora.use_dora={bool(config.use_dora)} and "
                 f"lora.init_lora_weights={config.init_lora_weights} depends on all tokens; leave that module out, or "

@@ -70,7 +70,7 @@ class Tokenization:
         `chat_template`: `auto` uses the tokenizer's template if it has one; without a template the turns are plain
         text, with a blank line after the system turn. `loss_on`: completion, all or from_second_output, as in
         TrainingConfig. `positions`: the rule of position ids, if they are not consecutive. `num_kept`: ids from this
-        on belong to tokens that the model has lost (model.prune_vocabulary); a text that needs one raises
+        on belong to tokens that are pruned from the model (model.prune_vocabulary); a text that needs one raises
         TokenizationError. Raise it also if the template can't leave the last turn open, or if the tokenizer has no end
         token or, for from_second_output, no character offsets.
         """
@@ -159,10 +159,10 @@ class Tokenization:
         if self._num_kept is not None and max(ids, default=0) >= self._num_kept:
             place = next(place for place, token in enumerate(ids) if token >= self._num_kept)
             around = self.tokenizer.decode(ids[max(place - 4, 0) : place + 1], clean_up_tokenization_spaces=False)
-            lost = self.tokenizer.decode(ids[place : place + 1], clean_up_tokenization_spaces=False)
+            pruned = self.tokenizer.decode(ids[place : place + 1], clean_up_tokenization_spaces=False)
             raise TokenizationError(
-                f"model.prune_vocabulary=true: the token {lost!r} in {around!r} is not among the {self._num_kept} that "
-                "were kept; use model.prune_vocabulary=false"
+                f"model.prune_vocabulary=true: the token {pruned!r} in {around!r} is not among the {self._num_kept} "
+                "that were kept; use model.prune_vocabulary=false"
             )
         return ids
 

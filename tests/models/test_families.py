@@ -26,8 +26,9 @@ from arcft.decoding.options import DecodingOptions
 from arcft.decoding.probe import decoder_for, measure
 from arcft.decoding.search import search
 from arcft.errors import DecodingError, ModelError
+from arcft.models.adapter_config import LoraError
 from arcft.models.families import MEASURED_WITH, Decoder, known_decoder, known_packing
-from arcft.models.lora import LoraError, apply_lora, load_adapter, save_adapter
+from arcft.models.lora import apply_lora, load_adapter, save_adapter
 from arcft.models.packed_attention import measure_packing, packed, packs, use_packed_attention
 from arcft.models.stacked_lora import StackedLora
 from tests.support.families import NOT_BUILT, VARIANTS, VOCABULARY, families, family_config, family_model

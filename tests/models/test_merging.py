@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreT
 
 from arcft.config.lora import DENSE_ONLY
 from arcft.config.model import ModelConfig
+from arcft.models.adapter_config import LoraError
 from arcft.models.load import load_model
-from arcft.models.lora import LoraError, apply_lora, load_adapter, save_adapter
-from arcft.models.merging import as_saved, dense_base, for_original_base, merged, save_plain_adapter
+from arcft.models.lora import apply_lora, load_adapter, save_adapter
+from arcft.models.merging import adapter_for_original_base, apply_saved_adapter, dense_base, merged, save_plain_adapter
 from tests.support.small_training import CPU, TRAIN_MODULES, lora_config, small_model
 
 IDS = torch.arange(2, 12).unsqueeze(0)
@@ -81,17 +82,17 @@ def test_every_form_is_the_trained_model(
     for trainable in (False, True):
         assert torch.equal(logits(load_adapter(base(), tmp_path / "saved", trainable=trainable)), expected)
 
-    trained, plain = as_saved(base(), tmp_path / "saved")
+    trained, plain = apply_saved_adapter(base(), tmp_path / "saved")
     dense = dense_base(trained)
     assert "quantization_config" not in dense.config.to_dict()
-    assert torch.allclose(logits(plain.on(copy.deepcopy(dense))), expected, atol=1e-5)
+    assert torch.allclose(logits(plain.apply_to(copy.deepcopy(dense))), expected, atol=1e-5)
     whole = merged(dense, plain)
     assert whole.get_output_embeddings().weight is whole.get_input_embeddings().weight
     whole.save_pretrained(tmp_path / "merged")
     assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), expected, atol=1e-5)
 
     if quantization == "none":
-        again = for_original_base(base(), tmp_path / "saved").on(base())
+        again = adapter_for_original_base(base(), tmp_path / "saved").apply_to(base())
         save_plain_adapter(again, tmp_path / "plain", str(folder))
         read = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "plain")
         assert torch.allclose(logits(read), expected, atol=1e-5)
@@ -109,6 +110,6 @@ def test_layers_that_store_their_weights_transposed(tmp_path: Path, quantization
     model = shaken(apply_lora(base(), lora_config(), [], seed=0))
     expected = logits(model)
     save_adapter(model, tmp_path / "saved")
-    trained, plain = as_saved(base(), tmp_path / "saved")
+    trained, plain = apply_saved_adapter(base(), tmp_path / "saved")
     merged(dense_base(trained), plain).save_pretrained(tmp_path / "merged")
     assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), expected, atol=1e-4)

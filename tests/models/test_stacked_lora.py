@@ -15,8 +15,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from arcft.config.model import ModelConfig
+from arcft.models.adapter_config import LoraError
 from arcft.models.load import load_model
-from arcft.models.lora import LoraError, load_adapter, save_adapter
+from arcft.models.lora import load_adapter, save_adapter
 from arcft.models.stacked_lora import StackedLora
 from arcft.models.stacked_parts import lower_factors
 from arcft.training.slots import SlotTrainer

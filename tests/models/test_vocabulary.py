@@ -17,7 +17,7 @@ from arcft.errors import ArcftError, ModelError
 from arcft.models.lora import apply_lora, load_adapter, save_adapter
 from arcft.models.selected_logits import selected_logits
 from arcft.models.stacked_lora import StackedLora
-from arcft.models.vocabulary import lost_parameters, prune_vocabulary, pruned_vocabulary
+from arcft.models.vocabulary import num_pruned_parameters, prune_vocabulary, pruned_vocabulary
 from arcft.training.saving import load_weights, save_weights
 from tests.support.families import family_model
 from tests.support.small_training import lora_config, small_model
@@ -61,7 +61,7 @@ def test_logits_are_unchanged_to_the_bit(tied: bool, dtype: torch.dtype) -> None
     assert torch.equal(base(one).logits, alone)
     lost = (ROWS - len(KEPT)) * 32 * (1 if tied else 2)
     assert sum(weight.numel() for weight in base.parameters()) == total - lost
-    assert lost_parameters(base) == lost
+    assert num_pruned_parameters(base) == lost
     assert (base.get_input_embeddings().weight is base.get_output_embeddings().weight) == tied
     assert base.config.vocab_size == len(KEPT)
 

@@ -349,7 +349,7 @@ def test_prompts_are_of_the_runs_own_tasks(run: Path) -> None:
     builder = restored_builder(opened, load_tokenizer(base_model(opened)), 256)
     probe = probe_of(opened, builder)
     assert isinstance(probe, Probe)
-    assert probe.origin == "2 tasks of the run's data"
+    assert probe.prompts_from == "2 tasks of the run's data"
     assert all(builder.tokenization.end_id in ids[-1:] for ids in probe.token_ids)
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import TrainerCallback
 
 from arcft.checkpoints import CheckpointError, find_checkpoints, last_checkpoint, read_checkpoint
-from arcft.models.lora import LoraError
+from arcft.models.adapter_config import LoraError
 from arcft.training.stopping import StopRequest
 from tests.support.small_training import EVALUATION, Run, adapted_model, optimizer_config, small_model, small_run
 

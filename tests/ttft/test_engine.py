@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from arcft.models.lora import LoraError
+from arcft.models.adapter_config import LoraError
 from arcft.models.stacked_lora import StackedLora
 from arcft.prediction.predict import predict_problems
 from arcft.prediction.prompts import derived_seed

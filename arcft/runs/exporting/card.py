@@ -32,7 +32,7 @@ _BUNDLED_LICENSE = "apache-2.0"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What the export found out about itself."""
+    """Results of the export that the card reports."""
 
     what: str
     """What was written, in words."""
@@ -40,8 +40,8 @@ class Facts:
     difference: float
     """The largest difference of a logit from the trained model's, in standard deviations."""
 
-    probe: str
-    """On what, in words."""
+    prompts_from: str
+    """What the logits were compared on, in words."""
 
     weights: str = ""
     """The name of the file of weights, where it is one file that programs are given; empty for a folder."""
@@ -56,8 +56,8 @@ def write_card(path: Path, config: ExportConfig, run: TrainedRun, out: Path, fac
     sections = [
         f"# {model.name}, trained by arcft",
         f"{facts.what[0].upper()}{facts.what[1:]}, exported from step {run.checkpoint.step} of a run of arcft "
-        f"{run.checkpoint.run_config['arcft']}. On {facts.probe} its logits differ from those of the trained model "
-        f"by at most {facts.difference:.1e} standard deviations.",
+        f"{run.checkpoint.run_config['arcft']}. On {facts.prompts_from} its logits differ from those of the trained "
+        f"model by at most {facts.difference:.1e} standard deviations.",
         "## Use",
         *_use(config, run, out, facts),
         "## Training",

@@ -21,8 +21,8 @@ from arcft.text.builder import ExampleBuilder
 TOLERANCES = {"float32": 1e-3, "float16": 0.05, "bfloat16": 0.3, "q8_0": 0.5}
 """By dtype of the written weights, the largest difference of a logit, in standard deviations of the logits."""
 
-_NUMBER = 4
-_TOKENS = 1024
+_NUM_PROMPTS = 4
+_MAX_TOKENS = 1024
 _TASKS_READ = 16
 
 
@@ -36,7 +36,7 @@ class Probe:
 
     token_ids: list[list[int]]
     positions: Positions | None
-    origin: str
+    prompts_from: str
     """Where the ids are from, in words."""
 
     @torch.no_grad()
@@ -61,7 +61,7 @@ def probe_of(run: TrainedRun, builder: ExampleBuilder) -> Probe:
     try:
         tasks = tasks_named(run, ids[:_TASKS_READ])
         examples = [_token_ids(builder, task) for task in tasks]
-        fitting = sorted((ids for ids in examples if ids), key=len)[:_NUMBER]
+        fitting = sorted((ids for ids in examples if ids), key=len)[:_NUM_PROMPTS]
         if fitting:
             return Probe(fitting, positions, f"{len(fitting)} tasks of the run's data")
         reason = "none fits the context"
@@ -69,8 +69,8 @@ def probe_of(run: TrainedRun, builder: ExampleBuilder) -> Probe:
         reason = str(error)
     note(f"the run's tasks can't be used ({reason}); the export is checked on random tokens instead")
     generator = np.random.default_rng(0)
-    rows = [generator.integers(len(builder.tokenization.tokenizer), size=64).tolist() for _ in range(_NUMBER)]
-    return Probe(rows, positions, f"{_NUMBER} rows of random tokens")
+    rows = [generator.integers(len(builder.tokenization.tokenizer), size=64).tolist() for _ in range(_NUM_PROMPTS)]
+    return Probe(rows, positions, f"{_NUM_PROMPTS} rows of random tokens")
 
 
 def _token_ids(builder: ExampleBuilder, task: object) -> list[int]:
@@ -79,7 +79,7 @@ def _token_ids(builder: ExampleBuilder, task: object) -> list[int]:
     example = builder.example(question) if known else None
     fitted = builder.fit(question, None)
     ids = example.input_ids if example is not None else builder.prompt(fitted) if fitted is not None else []
-    return ids[:_TOKENS]
+    return ids[:_MAX_TOKENS]
 
 
 def difference(logits: torch.Tensor, reference: torch.Tensor) -> float:

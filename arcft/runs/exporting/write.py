@@ -24,9 +24,9 @@ from arcft.models.gguf_tokenizer import pretokenizer_of
 from arcft.models.load import load_model, load_tokenizer
 from arcft.models.lora import load_adapter
 from arcft.models.merging import (
-    as_saved,
+    adapter_for_original_base,
+    apply_saved_adapter,
     dense_base,
-    for_original_base,
     merged,
     save_plain_adapter,
     without_quantisation,
@@ -52,7 +52,9 @@ def write_export(config: ExportConfig, run: TrainedRun, folder: Path, out: Path)
     facts = write()
     write_card(folder / CARD_FILE, config, run, out, facts)
     _write_manifest(folder, run, config)
-    return f"{facts.what}; the logits of {facts.probe} differ by {facts.difference:.1e} standard deviations at most"
+    return (
+        f"{facts.what}; the logits of {facts.prompts_from} differ by {facts.difference:.1e} standard deviations at most"
+    )
 
 
 class _Job:
@@ -95,16 +97,16 @@ class _Job:
         model, reference = self._trained()
         source = self.run.checkpoint.path
         if self._base_is_named():
-            plain = for_original_base(self._load(), source)
+            plain = adapter_for_original_base(self._load(), source)
             base, base_name, what = self._load(), resolve_path(str(self.base.path)), f"for {self.base.path}"
         else:
             del model
-            trained, plain = as_saved(self._load(), source)
+            trained, plain = apply_saved_adapter(self._load(), source)
             dense = dense_base(trained)
             _save(dense, self.tokenizer, self.folder / BASE_FOLDER, self.config.dtype)
             base = self._load_written(self.folder / BASE_FOLDER)
             base_name, what = str(self.out / BASE_FOLDER), f"and its base model in {self.config.dtype}"
-        adapted = plain.on(base)
+        adapted = plain.apply_to(base)
         save_plain_adapter(adapted, self.folder, base_name)
         self.tokenizer.save_pretrained(self.folder)
         # As anyone reads it who has PEFT alone.
@@ -118,7 +120,7 @@ class _Job:
         if not self.has_adapter:
             model = without_quantisation(self._load())
             return model, self.probe.logits(model)
-        trained, plain = as_saved(self._load(), self.run.checkpoint.path)
+        trained, plain = apply_saved_adapter(self._load(), self.run.checkpoint.path)
         reference = self.probe.logits(trained)
         model = merged(dense_base(trained), plain)
         check(self.probe.logits(model), reference, "the merged model", "float32")
@@ -193,7 +195,7 @@ class _Job:
                 )
 
     def _facts(self, what: str, difference: float) -> Facts:
-        return Facts(what=what, difference=difference, probe=self.probe.origin)
+        return Facts(what=what, difference=difference, prompts_from=self.probe.prompts_from)
 
 
 def _model_config(run: TrainedRun) -> ModelConfig:

@@ -14,9 +14,9 @@ from arcft.config.inference import InferenceConfig
 from arcft.config.lora import LoraConfig
 from arcft.config.model import ModelConfig
 from arcft.config.schema import to_dict
+from arcft.models.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
 from arcft.models.fingerprint import base_fingerprint
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
-from arcft.models.lora import CONFIG_FILE as ADAPTER_CONFIG
 from arcft.models.lora import load_adapter, load_adapter_weights
 from arcft.models.vocabulary import prune_vocabulary
 from arcft.runs.setup.build import choose_device, example_builder, settle_decoder

@@ -16,7 +16,7 @@ from arcft.models import folded_attention
 from arcft.models.load import resolve_dtype
 from arcft.models.lora import trainable_parameters
 from arcft.models.quantization import num_parameters
-from arcft.models.vocabulary import lost_parameters, pruned_vocabulary
+from arcft.models.vocabulary import num_pruned_parameters, pruned_vocabulary
 from arcft.protocols import ProblemPool
 from arcft.reporting.previews import print_example
 from arcft.reporting.words import count
@@ -85,7 +85,7 @@ def say_model(config: TrainConfig, model: PreTrainedModel | PeftModel, device: t
     total = f"{num_parameters(model) / 1e6:.2f}"
     vocabulary = pruned_vocabulary(model)
     if vocabulary is not None:
-        total += f" of {(num_parameters(model) + lost_parameters(model)) / 1e6:.2f}"
+        total += f" of {(num_parameters(model) + num_pruned_parameters(model)) / 1e6:.2f}"
     trained = trainable_parameters(model) / 1e6
     dtype = str(resolve_dtype(config.training.dtype, device)).removeprefix("torch.")
     attention = ATTENTION.get(model.config._attn_implementation, model.config._attn_implementation)

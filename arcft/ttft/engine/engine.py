@@ -14,7 +14,7 @@ from pathlib import Path
 
 from arcft.config.inference import InferenceConfig
 from arcft.config.ttft import TtftConfig
-from arcft.models.lora import LoraError
+from arcft.models.adapter_config import LoraError
 from arcft.models.stacked_lora import StackedLora
 from arcft.protocols import DealViews, OwnExamples, QuestionSampler
 from arcft.text.builder import ExampleBuilder

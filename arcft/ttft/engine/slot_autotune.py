@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Literal
 
-from arcft.models.lora import LoraError
+from arcft.models.adapter_config import LoraError
 
 MOST = 8
 """The largest number that is tried."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from arcft.memory import is_out_of_memory, release_memory
-from arcft.models.lora import LoraError
+from arcft.models.adapter_config import LoraError
 from arcft.models.stacked_lora import StackedLora
 from arcft.text.stream import LengthError
 from arcft.text.tokens import Example
