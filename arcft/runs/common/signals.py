@@ -8,15 +8,20 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from arcft import ranks
 from arcft.names import visible
 
 LAST_SECONDS = 10.0
 """A process that has been told to end at once, and is still there after this time, is ended without cleaning up: it
 hangs in a library, or code that it runs has swallowed the exception."""
 
+ECHO_SECONDS = 5.0
+"""A rank's second signal within this time is an echo: Slurm signals all processes of a job, torchrun among them, which
+passes the signal on to its ranks."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -90,10 +95,15 @@ def stop_on_signals(ask: Callable[[str], None]) -> Iterator[list[int]]:
     Yields the list of received signals, empty at first. The run should finish its step, save, and raise Stopped.
     """
     received: list[int] = []
+    first = 0.0
 
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal first
         if received:
+            if ranks.count() > 1 and time.monotonic() - first < ECHO_SECONDS:
+                return
             _end_at_once(number, frame)
+        first = time.monotonic()
         received.append(number)
         name = signal.Signals(number).name
         print(f"\n{name}: finishing the current step and saving; send it again to stop at once", file=sys.stderr)

@@ -69,11 +69,11 @@ BODIES = {
 }
 
 
-def signalled(body: str, *numbers: signal.Signals) -> tuple[int, str, float]:
+def signalled(body: str, *numbers: signal.Signals, **environment: str) -> tuple[int, str, float]:
     """Exit code and stderr of a program that gets a signal, and 0.2 seconds later the next; and the seconds it took."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM.format(body=BODIES[body])],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -126,3 +126,9 @@ def test_a_second_signal_insists() -> None:
     assert code == 143
     assert err.endswith("again to stop at once\nSIGTERM: stopped at once; what was saved is complete\n")
     assert "saved 2" not in err
+
+
+def test_the_signal_that_torchrun_passes_on_to_a_rank_that_has_it_already_does_not_insist() -> None:
+    code, err, _ = signalled("at work", signal.SIGTERM, signal.SIGTERM, WORLD_SIZE="2", RANK="0")
+    assert code == 3
+    assert err.endswith("again to stop at once\nsaved 15\n")
