@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arcft import ranks
 from arcft.checkpoints import MANIFEST_FILE, RUN_FILE, CheckpointError, read_run_yaml
-from arcft.cli import launch
+from arcft.cli import launch, rank_words
 from arcft.cli.leftovers import keep_files_of_job, remove_files_of_job, remove_leftovers
 from arcft.cli.overrides import SWITCHES, explanation, refuse_empty_paths, refuse_wrong_groups
 from arcft.config import schema
@@ -70,13 +70,8 @@ def run_from_command_line(job: Job, config_name: str, config_class: type, folder
         with signals.program():
             launch.join()
             if ranks.rank() > 0:
-                launch.await_folder()
-        launch.refuse_launch(config_name, typed)
-        refuse_empty_paths(typed)
-        refuse_wrong_groups(typed, config_name, [field.name for field in dataclasses.fields(config_class)], folder)
-        sys.argv[1:] = _resumed_in_place(let_unknown_keys_in(typed, config_class), config_name)
-        if ranks.rank() > 0:
-            sys.argv += launch.QUIET
+                rank_words.await_folder()
+        sys.argv[1:] = _prepared_arguments(typed, config_name, config_class, folder)
         with signals.program():
             entry()
     except (ArcftError, HydraException, OmegaConfBaseException) as error:
@@ -89,15 +84,24 @@ def run_from_command_line(job: Job, config_name: str, config_class: type, folder
         where = f"{error.filename}: " if error.filename else ""
         _report(f"{where}can't be written to ({error.strerror}); what was saved is complete. {WAY_OUT}")
     except Exception as error:
-        launch.end(f"{type(error).__name__}: {error}")
+        rank_words.end(f"{type(error).__name__}: {error}")
         raise
     finally:
         if not _failures:
-            launch.end()
+            rank_words.end()
         log_to([])
         remove_leftovers(config_name)
     if _failures:
         sys.exit(1)
+
+
+def _prepared_arguments(typed: list[str], config_name: str, config_class: type, folder: Path) -> list[str]:
+    """The command line as Hydra gets it. Raise ArcftError for what it can't say or this launcher can't do."""
+    launch.refuse_launch(config_name, typed)
+    refuse_empty_paths(typed)
+    refuse_wrong_groups(typed, config_name, [field.name for field in dataclasses.fields(config_class)], folder)
+    arguments = _resumed_in_place(let_unknown_keys_in(typed, config_class), config_name)
+    return arguments if ranks.rank() == 0 else [*arguments, *launch.QUIET]
 
 
 def _guarded(job: Job, wants_tracebacks: bool) -> Callable[[DictConfig], float | _Failure | None]:
@@ -120,6 +124,7 @@ def _guarded(job: Job, wants_tracebacks: bool) -> Callable[[DictConfig], float |
         except signals.Stopped as stopped:
             log.warning("%s", stopped)
             complain(str(stopped))
+            launch.leave()
             # Unlike an exception, this also ends the remaining jobs of a multirun.
             sys.exit(stopped.exit_code)
         except ArcftError as error:
@@ -131,7 +136,10 @@ def _guarded(job: Job, wants_tracebacks: bool) -> Callable[[DictConfig], float |
                 # A sweeper that optimises must see a failed job as failed; it decides whether the others continue.
                 raise ArcftError(message) from error
             if not _in_this_process():
-                return _Failure(message)
+                if ranks.rank() > 0:
+                    # The result of rank 0 is the only one that Hydra's launcher reads.
+                    rank_words.report(message, error)
+                return _Failure(rank_words.with_cause(message, error))
             _report(message, error)
         finally:
             if wrote:
@@ -158,7 +166,7 @@ def _with_job(message: str) -> str:
 def _report(message: str, error: Exception | None = None) -> None:
     _failures.append(message)
     sys.stdout.flush()
-    launch.report(message, error)
+    rank_words.report(message, error)
 
 
 class _Failure:

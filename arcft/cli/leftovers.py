@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from arcft import ranks
 from arcft.checkpoints import LOCK_FILE, RUN_FILE
-from arcft.cli import launch
+from arcft.cli import rank_words
 
 _FOLDER = ".hydra"
 _SWEEP_FILE = "multirun.yaml"
@@ -35,7 +35,7 @@ class NewFolders(Callback):
         """Hydra calls this before a single run."""
         if ranks.rank() == 0:
             _note(Path(config.hydra.run.dir))
-            launch.tell_folder(Path(config.hydra.run.dir))
+            rank_words.tell_folder(Path(config.hydra.run.dir))
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Hydra calls this before the jobs of a multirun."""

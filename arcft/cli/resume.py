@@ -17,7 +17,15 @@ Config = TypeVar("Config", TrainConfig, EvaluateConfig, SpeedConfig)
 
 # What may change when a run is resumed: how much time it has and where it runs, nothing that decides its outcome.
 RESUMABLE = {
-    "train": ("resume", "preview", "training.max_time", "training.num_workers", "tracking.mode", "optimized_metric"),
+    "train": (
+        "resume",
+        "preview",
+        "training.max_time",
+        "training.num_workers",
+        "training.fsdp",
+        "tracking.mode",
+        "optimized_metric",
+    ),
     "evaluate": ("resume", "ttft.budget", "ttft.workers", "ttft.num_workers", "tracking.mode", "optimized_metric"),
     "speed": ("resume", "max_time", "budget", "samples", "predictions"),
 }

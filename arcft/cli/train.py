@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from arcft import ranks
 from arcft.checkpoints import last_checkpoint, refuse_damaged
 from arcft.cli.hydra_app import explicit_keys, plain_config, run_from_command_line
-from arcft.cli.launch import output_folder
+from arcft.cli.rank_words import output_folder
 from arcft.cli.resume import resumed_config
 from arcft.config.lora import LoraConfig
 from arcft.config.recommended import with_recommendations

@@ -16,17 +16,16 @@ from arcft.models.load import resolve_dtype
 from arcft.text.tokens import Example
 from arcft.training.compiling import check_compiler
 
+MIXED_PRECISION = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}
+"""accelerate's names of dtypes."""
+
 
 class TrainingError(ArcftError):
     """A training run that can't start."""
 
 
-def make_training_arguments(
-    config: TrainingConfig, output_dir: Path, device: torch.device, accumulation: int | None = None
-) -> TrainingArguments:
+def make_training_arguments(config: TrainingConfig, output_dir: Path, device: torch.device) -> TrainingArguments:
     """The arguments of a run on one device, or of this rank of a run on several.
-
-    `accumulation` stands in for gradient_accumulation_steps where a run is resumed by another number of ranks.
 
     `config` has no `auto` left for batch size or gradient checkpointing. What ArcftTrainer decides itself (optimizer,
     schedule, evaluation, rotation of checkpoints) is left at transformers' defaults. Raise TrainingError for float16
@@ -52,7 +51,7 @@ def make_training_arguments(
         max_grad_norm=config.max_grad_norm,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=accumulation or config.gradient_accumulation_steps,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
         gradient_checkpointing=config.gradient_checkpointing is True,
         # Reentrant checkpointing loses the gradient when no input requires one, as under an adapter.
         gradient_checkpointing_kwargs={"use_reentrant": False},
@@ -70,6 +69,8 @@ def make_training_arguments(
         report_to="none",
         disable_tqdm=True,
     )
+    # `accelerate launch` presets it in the environment.
+    arguments.mixed_precision = MIXED_PRECISION[dtype]
     # With several GPUs, Trainer would use DataParallel, which is slow and splits batches behind our back.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

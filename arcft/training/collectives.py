@@ -157,8 +157,8 @@ def leave() -> None:
 
 
 @contextlib.contextmanager
-def lost_ranks_in_words(message: str) -> Iterator[None]:
-    """Raise LostRankError with `message` where the connection to another rank breaks."""
+def lost_ranks_in_words(message: Callable[[], str]) -> Iterator[None]:
+    """Raise LostRankError with `message()` where the connection to another rank breaks."""
     try:
         yield
     except RuntimeError as error:
@@ -166,7 +166,7 @@ def lost_ranks_in_words(message: str) -> Iterator[None]:
             raise
         # A launcher ends all ranks when one is lost; the message comes first.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise LostRankError(message) from error
+        raise LostRankError(message()) from error
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

@@ -17,7 +17,7 @@ import yaml
 
 from arcft.checkpoints import find_checkpoints, read_checkpoint, write_run_yaml
 from arcft.config.schema import ConfigError
-from arcft.runs.training.shares import shares
+from arcft.runs.training.step_plan import plan_steps
 from tests.support.paths import ROOT
 from tests.support.small_training import training_config
 from tests.support.train_command import QUICK, finish, history, recorded, run_train
@@ -40,17 +40,20 @@ def launch(cwd: Path, command: list[str], **environment: str) -> subprocess.Pope
 def test_a_resumed_run_keeps_its_examples_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_run_yaml(tmp_path, {"arcft": "1", "ranks": 4})
     config = training_config(per_device_train_batch_size=3, gradient_accumulation_steps=2)
-    for count, accumulation in ((1, 8), (2, 4), (4, 2), (8, 1)):
+    of_rank = {1: (3, 8), 2: (3, 4), 3: (2, 4), 4: (3, 2), 6: (2, 2), 8: (3, 1), 12: (2, 1), 24: (1, 1)}
+    for count, (size, accumulation) in of_rank.items():
         monkeypatch.setenv("WORLD_SIZE", str(count))
-        found = shares(config, tmp_path)
-        assert (found.started_with, found.accumulation, found.examples) == (4, accumulation, 24)
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(ConfigError, match=r"8 batches of 3 .*, which 3 processes can.t .*; start 1 or 2 or 4 or 8"):
-        shares(config, tmp_path)
-    assert shares(config, None).examples == 18
+        found = plan_steps(config, tmp_path)
+        assert (found.started_with, found.examples) == (4, 24)
+        own = found.of_rank(config)
+        assert (own.per_device_train_batch_size, own.gradient_accumulation_steps) == (size, accumulation)
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with pytest.raises(ConfigError, match=r"24 examples, which 5 processes can.t .*; start 1, 2, 3, .*, 12 or 24 proc"):
+        plan_steps(config, tmp_path)
+    assert plan_steps(config, None).examples == 18
     monkeypatch.setenv("WORLD_SIZE", "2")
     write_run_yaml(tmp_path, {"arcft": "0.1.0"})
-    assert shares(config, tmp_path).started_with == 1
+    assert plan_steps(config, tmp_path).started_with == 1
 
 
 @pytest.mark.parametrize(("ranks", "examples"), [(1, 8), (3, 9), (8, 8), (16, 16)])
@@ -58,10 +61,10 @@ def test_any_number_of_ranks_can_share_a_step_of_auto(
     ranks: int, examples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", str(ranks))
-    assert shares(training_config(per_device_train_batch_size="auto"), None).examples == examples
+    assert plan_steps(training_config(per_device_train_batch_size="auto"), None).examples == examples
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"training\.effective_batch_size=7"):
-        shares(training_config(per_device_train_batch_size="auto", effective_batch_size=7), None)
+        plan_steps(training_config(per_device_train_batch_size="auto", effective_batch_size=7), None)
 
 
 @pytest.mark.slow
@@ -123,7 +126,7 @@ def test_a_killed_process_ends_the_run_which_another_number_resumes(tmp_path: Pa
     next(child for child in children if child.environ()["RANK"] == "1").kill()
     code, _, err = finish(process)
     assert code != 0
-    assert "finishing" in err or "error: another of the 2 processes has ended" in err
+    assert "finishing" in err or "error: another of the 2 processes died" in err
     assert not [path for path in folder.iterdir() if "partial" in path.name]
     last = find_checkpoints(folder)[-1]
     step = read_checkpoint(last).step
@@ -145,7 +148,7 @@ def test_a_signal_stops_all_after_one_step_and_errors_are_said_once(tmp_path: Pa
     assert find_checkpoints(tmp_path / "run")[-1].name == f"checkpoint-{step}"
     for program, words, message in (
         ("train.py", [*QUICK, "lora.r=0", "hydra.run.dir=new"], "error: lora.r=0: the rank must be at least 1"),
-        ("evaluate.py", ["model=tiny"], "error: evaluate is one program, and was started as 2 processes"),
+        ("evaluate.py", ["model=tiny"], "error: evaluate runs in one process but was started as 2"),
     ):
         code, _, err = finish(start(tmp_path, *words, program=program))
         assert code == 1

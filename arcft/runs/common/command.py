@@ -20,7 +20,7 @@ def command(name: str) -> str:
     starts a program of its own, it is the script of a checkout, or without one `arcft train`. Several ranks are started
     by torchrun; any number that shares their steps evenly can resume them.
     """
-    if name == "train" and ranks.count() > 1:
+    if name == "train" and ranks.launched() > 1:
         script = "train.py" if (PACKAGE.parent / "train.py").is_file() else "-m arcft train"
         return f"torchrun --nproc-per-node {ranks.local_count()} {script}"
     started_as = Path(sys.argv[0]).name

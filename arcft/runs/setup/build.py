@@ -109,4 +109,4 @@ def choose_device() -> torch.device:
     """The first CUDA GPU, or that of this rank; without any, the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", ranks.local_rank()) if ranks.count() > 1 else torch.device("cuda")
+    return torch.device("cuda", ranks.local_rank()) if ranks.launched() > 1 else torch.device("cuda")

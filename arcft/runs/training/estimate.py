@@ -180,7 +180,7 @@ def work(config: TrainConfig, model: nn.Module) -> list[tuple[str, str]]:
     training = config.training
     total = num_parameters(model)
     trained = trainable_parameters(model)
-    examples = training.max_steps * training.batch_size * training.gradient_accumulation_steps * ranks.count()
+    examples = training.max_steps * training.batch_size * training.gradient_accumulation_steps * ranks.launched()
     return [
         ("parameters", f"{total / 1e6:.2f} M, {trained / 1e6:.2f} M trained ({trained / max(1, total):.1%})"),
         ("steps", f"{training.max_steps:,}"),

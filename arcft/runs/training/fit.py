@@ -12,7 +12,7 @@ from arcft.config.training import TrainingConfig
 from arcft.console import note, say, warn
 from arcft.memory import gib
 from arcft.runs.training.estimate import Estimator, Memory
-from arcft.runs.training.shares import effective_batch_size
+from arcft.runs.training.step_plan import effective_batch_size
 
 MARGIN = 0.9
 """The share of the available memory that `auto` fills at most: estimates are not exact."""
@@ -89,7 +89,7 @@ def _candidates(training: TrainingConfig) -> Iterator[TrainingConfig]:
     """The settings that `auto` may stand for, the fastest first."""
     size = training.per_device_train_batch_size
     if size == "auto":
-        total = effective_batch_size(training) // ranks.count()
+        total = effective_batch_size(training) // ranks.launched()
         sizes = [count for count in range(total, 0, -1) if total % count == 0]
     else:
         total, sizes = size * training.gradient_accumulation_steps, [size]

@@ -17,7 +17,7 @@ from arcft.runs.setup.build import check_answers, example_builder, view_dealer
 from arcft.runs.setup.kinds import kind_of
 from arcft.runs.setup.tasks import CountTokens, TaskSets, task_sets
 from arcft.runs.setup.vocabulary import run_tokenizer
-from arcft.runs.training.shares import Shares, shares
+from arcft.runs.training.step_plan import StepPlan, plan_steps
 from arcft.text.builder import ExampleBuilder
 from arcft.text.item_sampler import ItemSampler
 from arcft.text.stream import ExampleStream, Trial
@@ -53,10 +53,10 @@ class Prepared:
         }
 
 
-def prepare(config: TrainConfig, split: Shares | None = None) -> Prepared:
+def prepare(config: TrainConfig, plan: StepPlan | None = None) -> Prepared:
     """Tokenizer, text format, task sets and the stream of examples; raises ArcftError if training is impossible.
 
-    `split` says how many examples a step takes; None for those of a new run.
+    `plan` says how many examples a step takes; None for those of a new run.
     """
     training = config.training
     kind = kind_of(config.data)
@@ -85,7 +85,7 @@ def prepare(config: TrainConfig, split: Shares | None = None) -> Prepared:
         ItemSampler(sets.train, seed=training.seed),
         questions,
         builder,
-        length=training.max_steps * (split or shares(training, None)).examples,
+        length=training.max_steps * (plan or plan_steps(training, None)).examples,
         seed=training.seed,
         curriculum=config.training.curriculum,
     )
