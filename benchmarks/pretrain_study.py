@@ -13,7 +13,6 @@ Evaluation sets are not for model selection and are not used.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import subprocess
 import sys
@@ -44,8 +43,8 @@ from arcft.runs.setup.tasks import tasks_of_run
 from arcft.runs.train import train
 from arcft.text.padding import choose_pad_token
 from arcft.text.tokens import IGNORED
-from arcft.training.batches import collate
-from arcft.training.loss import mean_loss
+from arcft.training.batches import Grouping
+from arcft.training.evaluation import mean_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 LENGTH = 2048  # longest measured example, in tokens
@@ -202,9 +201,9 @@ def nats_per_cell(model: PreTrainedModel | PeftModel, run: TrainedRun, tasks: Se
     tokens = sum(label != IGNORED for example in examples for label in example.labels)
     tokenization = builder.tokenization
     pad_id = choose_pad_token(tokenization.tokenizer, embedding_rows(model))
-    put_together = functools.partial(collate, pad_id=pad_id, positions=tokenization.positions)
+    grouping = Grouping(pad_id=pad_id, positions=tokenization.positions)
     model.eval()
-    return mean_loss(model, examples, put_together, batch_size=8) * tokens / cells
+    return mean_loss(model, examples, grouping, batch_size=8) * tokens / cells
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:

@@ -346,6 +346,7 @@ def train_here(
     from arcft.text.padding import choose_pad_token
     from arcft.text.tokens import Example
     from arcft.training.arguments import make_training_arguments
+    from arcft.training.batches import Grouping
     from arcft.training.saving import Saving
     from arcft.training.trainer import ArcftTrainer
 
@@ -360,13 +361,15 @@ def train_here(
         args=make_training_arguments(config.training, folder, device),
         train_dataset=[Example(*row) for row in rows],  # type: ignore[arg-type]
         eval_dataset=None,
-        pad_id=choose_pad_token(tokenizer, embedding_rows(model)),
+        grouping=Grouping(
+            pad_id=choose_pad_token(tokenizer, embedding_rows(model)),
+            max_batch_tokens=config.training.max_batch_tokens,
+            packing=config.training.packing,
+        ),
         optimizer_config=config.optimizer,
         scheduler_config=config.scheduler,
         eval_steps=config.training.max_steps,
         saving=Saving(tokenizer=tokenizer, run_config={}, origin=origin, save_total_limit=1),
-        max_batch_tokens=config.training.max_batch_tokens,
-        packing=config.training.packing,
         compile=config.training.compile,
         callbacks=[clock],
     )

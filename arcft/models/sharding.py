@@ -1,4 +1,5 @@
-"""Models whose weights are shared out over ranks by torch's FSDP2: each parameter is a DTensor, a slice of it here."""
+"""Models whose weights are sharded over ranks by torch's FSDP2: each parameter is a DTensor, of which this rank has a
+slice."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ Strategy = Literal["full_shard", "shard_grad_op"]
 
 
 def shard(model: PreTrainedModel | peft.PeftModel, strategy: Strategy, device: torch.device) -> None:
-    """Share out the weights of `model` over all ranks, in place, layer by layer; the slices lie on `device`.
+    """Shard the weights of `model` over all ranks, in place, layer by layer; the slices lie on `device`.
 
     Gradients are added up over ranks, not averaged. `full_shard` frees the gathered weights of a layer after its
     forward pass and gathers them again for the backward pass; `shard_grad_op` keeps them in between.
@@ -31,7 +32,7 @@ def shard(model: PreTrainedModel | peft.PeftModel, strategy: Strategy, device: t
     keep = strategy == "shard_grad_op"
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh, reshard_after_forward=not keep)
-    # What is in no layer, such as embedding and head, is needed first in the backward pass.
+    # What is in no layer, such as the head, is used first in the backward pass; freeing it in between gains nothing.
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
     # Buffers stay whole.
     cast(nn.Module, model).to(device)
@@ -87,6 +88,11 @@ def saved_weights(model: nn.Module, *, keep: bool) -> dict[str, torch.Tensor] | 
         if keep:
             found[name] = copies[id(tensor)]
     return found
+
+
+def is_slice(value: Any) -> bool:
+    """Whether `value` is a sharded tensor."""
+    return isinstance(value, DTensor)
 
 
 def whole(value: Any) -> Any:

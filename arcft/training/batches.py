@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import torch
@@ -13,9 +13,8 @@ from arcft.text.tokens import IGNORED, Example
 
 Group = dict[str, Any]
 """The tensors of a forward pass; from `pack`, also the lengths of its examples."""
-
-Collate = Callable[[Sequence[Example]], Group]
-"""Makes a forward pass of examples, as `collate` and `pack` do."""
+IDLE_TOKENS = 2
+"""Tokens of a forward pass that only keeps other ranks company."""
 
 
 class Batch(TypedDict):
@@ -45,7 +44,7 @@ class StepShare:
     """Forward passes of each batch."""
 
 
-def share_of(batches: Sequence[Batch]) -> StepShare:
+def step_share(batches: Sequence[Batch]) -> StepShare:
     """The share of an optimizer step that `batches` are."""
     return StepShare(
         supervised=sum(int(group["labels"].ne(IGNORED).sum()) for batch in batches for group in batch["groups"]),
@@ -60,31 +59,49 @@ def add_idle_passes(batches: Sequence[Batch], passes: Sequence[Sequence[int]]) -
     `passes` are those of each rank's batches.
     """
     for batch, wanted in zip(batches, map(max, zip(*passes, strict=True)), strict=True):
-        idle = {
-            name: value[:1] if isinstance(value, torch.Tensor) else value for name, value in batch["groups"][-1].items()
-        }
+        last = batch["groups"][-1]
+        idle: Group = {name: value[:1, :IDLE_TOKENS] for name, value in last.items() if isinstance(value, torch.Tensor)}
         idle["labels"] = torch.full_like(idle["labels"], IGNORED)
+        if "lengths" in last:
+            idle["lengths"] = (idle["labels"].shape[1],)
         batch["groups"] += [idle] * (wanted - len(batch["groups"]))
 
 
-def collate_in_groups(
-    examples: Sequence[Example],
-    collate: Collate,
-    max_batch_tokens: int | None,
-    *,
-    max_rows: int | None = None,
-    packing: bool = False,
-) -> Batch:
-    """Split `examples` into groups as `group_by_length` does; without limits they are one group, in the order given."""
-    if max_batch_tokens is None and max_rows is None:
-        groups: Sequence[Sequence[Example]] = [examples]
-    else:
-        groups = group_by_length(examples, max_tokens=max_batch_tokens, max_rows=max_rows, packing=packing)
-    return Batch(
-        groups=[collate(group) for group in groups],
-        examples=list(examples),
-        tokens=sum(len(example.input_ids) for example in examples),
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grouping:
+    """How examples become forward passes; the collate function of the data loader."""
+
+    pad_id: int
+    """Token that pads rows on the right."""
+
+    positions: Positions | None = None
+    """Position ids that jump; None counts from 0."""
+
+    max_batch_tokens: int | None = None
+    """Maximum tokens in a forward pass, padding included."""
+
+    packing: bool = False
+    """Lay the examples of a forward pass in one row without padding."""
+
+    def __call__(self, examples: Sequence[Example], max_rows: int | None = None) -> Batch:
+        """A batch of `examples` in groups of at most `max_rows`; without limits one group, in the order given."""
+        unlimited = self.max_batch_tokens is None and max_rows is None
+        groups = [examples] if unlimited else self.groups(examples, max_rows)
+        return Batch(
+            groups=[self.collate(group) for group in groups],
+            examples=list(examples),
+            tokens=sum(len(example.input_ids) for example in examples),
+        )
+
+    def groups(self, examples: Sequence[Example], max_rows: int | None = None) -> Sequence[Sequence[Example]]:
+        """The examples of each forward pass, by `group_by_length`."""
+        return group_by_length(examples, max_tokens=self.max_batch_tokens, max_rows=max_rows, packing=self.packing)
+
+    def collate(self, examples: Sequence[Example]) -> Group:
+        """A forward pass."""
+        if self.packing:
+            return pack(examples, self.positions)
+        return collate(examples, self.pad_id, self.positions)
 
 
 def rows_of(group: Group) -> int:

@@ -1,4 +1,4 @@
-"""What the ranks of a run tell each other while they train. A process that trains alone is told what it says.
+"""Communication between the ranks of a training run. In a single process each function returns its own input.
 
 Gradients are added up once a step, after its last backward pass, rather than by hooks in the backward pass as in
 torch's DistributedDataParallel: so passes may differ in number between ranks, parameters may be left unused by some,
@@ -16,17 +16,18 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from arcft.models.sharding import is_slice
 from arcft.ranks import LostRankError, RankError
 from arcft.training.stopping import StopRequest
 
 Value = TypeVar("Value")
 
 BUCKET = 32 * 2**20
-"""Elements of gradients that are sent at a time."""
+"""Gradient elements per all-reduce."""
 
 
 def count() -> int:
-    """The number of ranks that are connected; 1 for a process that trains alone."""
+    """The number of ranks that are connected; 1 for a process that trains alone, or goes on alone after `leave`."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -62,7 +63,7 @@ def from_first(value: Value) -> Value:
 
 
 def together(work: Callable[[], Value]) -> list[Value]:
-    """Do work that has no collectives in it, each rank its own part; the results of all ranks, in order.
+    """Run `work`, which must not call collectives, on each rank; return the results in rank order.
 
     Where it fails on some ranks, the first of these raises its error, and all others raise RankError.
     """
@@ -92,29 +93,30 @@ def agreed_stop(stop: StopRequest) -> str | None:
     return stop.reason
 
 
-def own_share(items: Sequence[Value]) -> Sequence[Value]:
-    """Every so manieth of `items`: each belongs to one rank."""
+def deal(items: Sequence[Value]) -> Sequence[Value]:
+    """Every count()-th item, starting at this rank's number."""
     return items[rank() :: count()]
 
 
-def in_order(shares: Sequence[Sequence[Value]]) -> list[Value]:
-    """What the ranks made of their own shares, one result an item, in the order of the items."""
+def undeal(shares: Sequence[Sequence[Value]]) -> list[Value]:
+    """Merge the ranks' results, one per item, into the order of the items; the inverse of `deal`."""
     total = sum(map(len, shares))
     return [shares[number % len(shares)][number // len(shares)] for number in range(total)]
 
 
-def add_up(loss: torch.Tensor, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
-    """Add up the ranks' shares of a step's loss (returned, float64 scalar) and of its gradients, in place.
+def add_up(numbers: Sequence[float], parameters: Iterable[nn.Parameter]) -> list[float]:
+    """Add up each of `numbers` over the ranks (returned), and the gradients of `parameters`, in place.
 
     A rank that left a parameter unused adds zero to its gradient. Sharded parameters are left out: their gradients are
     added up in the backward pass.
     """
-    own = [parameter for parameter in parameters if parameter.requires_grad and not hasattr(parameter, "full_tensor")]
+    own = [parameter for parameter in parameters if parameter.requires_grad and not is_slice(parameter)]
     used = [float(parameter.grad is not None) for parameter in own]
-    sent = torch.tensor([loss.item(), *used], dtype=torch.float64)
+    sent = torch.tensor([*numbers, *used], dtype=torch.float64)
     dist.all_reduce(sent)
+    totals = sent.tolist()
     gradients = []
-    for parameter, users in zip(own, sent[1:].tolist(), strict=True):
+    for parameter, users in zip(own, totals[len(numbers) :], strict=True):
         if users:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -124,7 +126,7 @@ def add_up(loss: torch.Tensor, parameters: Iterable[nn.Parameter]) -> torch.Tens
         dist.all_reduce(flat)
         for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
             gradient.copy_(part.view_as(gradient))
-    return sent[0]
+    return totals[: len(numbers)]
 
 
 def _buckets(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
@@ -146,7 +148,7 @@ def same_weights(model: nn.Module) -> None:
         return
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.requires_grad and not hasattr(parameter, "full_tensor"):
+            if parameter.requires_grad and not is_slice(parameter):
                 dist.broadcast(parameter.data, src=0)
 
 

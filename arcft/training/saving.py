@@ -1,10 +1,11 @@
-"""What a checkpoint holds beside transformers' trainer state: weights, tokenizer, the run's config, its origin."""
+"""What a checkpoint of training holds: weights, tokenizer, the run's config, its origin, the state of the loop."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ import peft
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
+from arcft import checkpoints
 from arcft.checkpoints import Checkpoint, CheckpointError, Origin
 from arcft.models.lora import load_adapter_weights, save_adapter
 from arcft.models.sharding import is_sharded, load_sharded
 from arcft.models.vocabulary import PrunedVocabulary, full_vocabulary_size, pruned_vocabulary
+from arcft.training.checkpoint_states import CheckpointStates
 
 MODEL_FILE = "model.safetensors"
 STATE_FILE = "trainer_state.json"
@@ -70,6 +73,45 @@ class LoopState:
         if values["best_rank"] is not None:
             values["best_rank"] = tuple(values["best_rank"])
         return cls(**values)
+
+
+def write_checkpoint(
+    run: Path,
+    saving: Saving,
+    model: PreTrainedModel | peft.PeftModel,
+    states: CheckpointStates,
+    trainer_state: TrainerState,
+    loop_state: LoopState,
+    save_scaler: Callable[[str], None],
+) -> None:
+    """Write the checkpoint of `trainer_state`'s step into the run's folder, and remove those that are not kept.
+
+    `save_scaler` writes the state of loss scaling into a folder. Raise CheckpointError, where OSError does not say what
+    could not be written.
+    """
+    step = trainer_state.global_step
+    in_words = _failing_in_words(run / f"{checkpoints.PREFIX}{step}")
+    with in_words, checkpoints.write_checkpoint(run, step, saving.origin) as folder:
+        save_weights(model, folder, states.weights)
+        saving.tokenizer.save_pretrained(folder)
+        checkpoints.write_run_yaml(folder, saving.run_config)
+        states.write(folder)
+        save_scaler(str(folder))
+        trainer_state.save_to_json(str(folder / STATE_FILE))
+        loop_state.write(folder)
+    checkpoints.prune(run, saving.save_total_limit, trainer_state.best_global_step)
+
+
+@contextlib.contextmanager
+def _failing_in_words(checkpoint: Path) -> Iterator[None]:
+    """Say what could not be written, where libraries raise errors of their own rather than OSError."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{checkpoint}: can't be written ({str(error).splitlines()[0]}); what was saved before is complete. Free "
+            f"some space, then resume with resume={checkpoint.parent}"
+        ) from error
 
 
 def check_origin(checkpoint: Checkpoint, origin: Origin) -> None:

@@ -15,8 +15,9 @@ from arcft.models.families import known_packing
 from arcft.models.folded_attention import use_folded_attention
 from arcft.models.packed_attention import NAME, measure_packing, packed, packs, use_packed_attention
 from arcft.text.tokens import IGNORED, Example
-from arcft.training.batches import collate, pack
-from arcft.training.loss import mean_loss, summed_cross_entropy
+from arcft.training.batches import Grouping, collate, pack
+from arcft.training.evaluation import mean_loss
+from arcft.training.loss import summed_cross_entropy
 from tests.support.families import WINDOW, family_model
 from tests.support.small_training import adapted_model, small_model
 
@@ -109,11 +110,11 @@ def test_positions_may_jump_within_an_example(dtype: torch.dtype) -> None:
     if dtype == torch.bfloat16:
         use_folded_attention(model)
     examples = [Example(ids := list(range(3, 3 + length)), ids, 0) for length in (17, 9, 23)]
-    padded = mean_loss(model, examples, lambda rows: collate(rows, 0, tens), batch_size=1)
+    padded = mean_loss(model, examples, Grouping(pad_id=0, positions=tens), batch_size=1)
     use_packed_attention(model)
-    found = mean_loss(model, examples, lambda rows: pack(rows, tens), batch_size=8, packing=True)
+    found = mean_loss(model, examples, Grouping(pad_id=0, positions=tens, packing=True), batch_size=8)
     assert found == pytest.approx(padded, rel=1e-6 if dtype == torch.float64 else 1e-2)
-    assert padded != pytest.approx(mean_loss(model, examples, lambda rows: collate(rows, 0), batch_size=1), rel=1e-3)
+    assert padded != pytest.approx(mean_loss(model, examples, Grouping(pad_id=0), batch_size=1), rel=1e-3)
 
 
 def test_rows_that_are_not_packed_are_computed_as_before() -> None:

@@ -50,7 +50,7 @@ def test_a_resumed_run_keeps_its_examples_a_step(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("WORLD_SIZE", "5")
     with pytest.raises(ConfigError, match=r"24 examples, which 5 processes can.t .*; start 1, 2, 3, .*, 12 or 24 proc"):
         plan_steps(config, tmp_path)
-    assert plan_steps(config, None).examples == 18
+    assert plan_steps(config, None).examples == 30
     monkeypatch.setenv("WORLD_SIZE", "2")
     write_run_yaml(tmp_path, {"arcft": "0.1.0"})
     assert plan_steps(config, tmp_path).started_with == 1

@@ -21,6 +21,7 @@ from arcft.config.training import TrainingConfig
 from arcft.models.lora import apply_lora
 from arcft.text.tokens import IGNORED, Example
 from arcft.training.arguments import make_training_arguments
+from arcft.training.batches import Grouping
 from arcft.training.saving import Saving
 from arcft.training.trainer import ArcftTrainer
 
@@ -157,11 +158,14 @@ def small_run(folder: Path, model: Any = None, device: torch.device = CPU, **cha
         model=adapted_model() if model is None else model,
         args=make_training_arguments(config, folder, device),
         train_dataset=CopyStream(),
-        pad_id=PAD,
+        grouping=Grouping(
+            pad_id=PAD,
+            positions=options.pop("positions", None),
+            max_batch_tokens=config.max_batch_tokens,
+            packing=config.packing,
+        ),
         scheduler_config=CosineConfig(warmup_ratio=0.2, min_lr_ratio=0.1),
         eval_steps=config.eval_steps,
-        max_batch_tokens=config.max_batch_tokens,
-        packing=config.packing,
         compile=config.compile,
         saving=Saving(
             tokenizer=small_tokenizer(),

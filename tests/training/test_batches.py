@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import pytest
 import torch
 
 from arcft.text.tokens import IGNORED, Example
-from arcft.training.batches import collate, collate_in_groups, group_by_length, pack
-from arcft.training.loss import mean_loss, summed_cross_entropy
+from arcft.training.batches import Grouping, collate, group_by_length, pack
+from arcft.training.evaluation import mean_loss
+from arcft.training.loss import summed_cross_entropy
 from tests.support.small_training import EVALUATION, PAD, VOCABULARY, adapted_model, small_model
 
 SHORT = Example([5, 6, 7], [IGNORED, 6, 7], 1)
@@ -52,13 +52,10 @@ def test_groups_are_of_like_length_and_no_larger_than_allowed(
 
 
 def test_a_batch_without_groups_is_collated_as_it_comes() -> None:
-    def rows(examples: Sequence[Example]) -> dict[str, torch.Tensor]:
-        return collate(examples, pad_id=3)
-
-    whole = collate_in_groups([SHORT, LONG], rows, None)
+    whole = Grouping(pad_id=3)([SHORT, LONG])
     assert whole["tokens"] == 8
     assert [group["input_ids"].tolist() for group in whole["groups"]] == [[[5, 6, 7, 3, 3], [8, 9, 10, 11, 12]]]
-    grouped = collate_in_groups([SHORT, LONG], rows, 9)
+    grouped = Grouping(pad_id=3, max_batch_tokens=9)([SHORT, LONG])
     assert grouped["tokens"] == 8
     assert [group["input_ids"].tolist() for group in grouped["groups"]] == [[[8, 9, 10, 11, 12]], [[5, 6, 7]]]
 
@@ -124,7 +121,7 @@ def test_the_head_runs_only_where_it_is_needed() -> None:
 def test_the_mean_loss_does_not_depend_on_batches_or_order() -> None:
     model = adapted_model().eval()
     losses = [
-        mean_loss(model, examples, lambda rows: collate(rows, PAD), batch_size=size)
+        mean_loss(model, examples, Grouping(pad_id=PAD), batch_size=size)
         for size, examples in [(1, EVALUATION), (3, EVALUATION), (10, EVALUATION[::-1])]
     ]
     total, count = plain_loss(model, EVALUATION)
@@ -153,7 +150,7 @@ def test_the_mean_loss_is_measured_in_halves_where_memory_runs_out(monkeypatch: 
     model = small_model()
     rows: list[int] = []
     examples = [Example([2, 3, 4 + number, 5], [IGNORED, 3, 4 + number, 5], 1) for number in range(7)]
-    whole = mean_loss(model, examples, partial(collate, pad_id=0), batch_size=7)
+    whole = mean_loss(model, examples, Grouping(pad_id=0), batch_size=7)
 
     def limited(*arguments: object, input_ids: torch.Tensor, **options: object) -> object:
         rows.append(len(input_ids))
@@ -163,6 +160,6 @@ def test_the_mean_loss_is_measured_in_halves_where_memory_runs_out(monkeypatch: 
 
     forward = model.forward
     monkeypatch.setattr(model, "forward", limited)
-    assert mean_loss(model, examples, partial(collate, pad_id=0), batch_size=7) == pytest.approx(whole, rel=1e-6)
+    assert mean_loss(model, examples, Grouping(pad_id=0), batch_size=7) == pytest.approx(whole, rel=1e-6)
     assert rows[0] == 7
     assert sorted(count for count in rows if count <= 2) == [1, 2, 2, 2]

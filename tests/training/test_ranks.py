@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader, SequentialSampler
 
 from arcft.checkpoints import last_checkpoint, read_checkpoint
-from arcft.training.batches import Batch, add_idle_passes, share_of
-from arcft.training.collectives import in_order
+from arcft.training.batches import Batch, add_idle_passes, step_share
+from arcft.training.collectives import undeal
 from tests.support.paths import ROOT
 from tests.support.rank_program import RUNS, STEPS, small_run, trained
 
@@ -38,8 +38,8 @@ def test_equal_effective_batches_take_the_same_examples_in_each_step(ranks: int,
 
 
 def test_results_of_shares_come_back_in_order() -> None:
-    assert in_order([[0, 3, 6], [1, 4], [2, 5]]) == list(range(7))
-    assert in_order([[0], [], []]) == [0]
+    assert undeal([[0, 3, 6], [1, 4], [2, 5]]) == list(range(7))
+    assert undeal([[0], [], []]) == [0]
 
 
 def test_ranks_with_fewer_passes_get_idle_ones_without_a_label() -> None:
@@ -47,8 +47,8 @@ def test_ranks_with_fewer_passes_get_idle_ones_without_a_label() -> None:
     batches = [Batch(groups=[dict(group)], tokens=12), Batch(groups=[dict(group), dict(group)], tokens=24)]
     add_idle_passes(batches, [[1, 2], [3, 1]])
     assert [len(batch["groups"]) for batch in batches] == [3, 2]
-    assert share_of(batches).supervised == 36
-    assert batches[0]["groups"][2]["input_ids"].shape == (1, 4)
+    assert step_share(batches).supervised == 36
+    assert batches[0]["groups"][2]["input_ids"].shape == (1, 2)
 
 
 @pytest.fixture(scope="module")

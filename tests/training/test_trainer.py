@@ -27,9 +27,9 @@ from arcft.models.load import load_model
 from arcft.models.lora import apply_lora, load_adapter
 from arcft.text.tokens import Example
 from arcft.training.arguments import TrainingError, make_training_arguments
-from arcft.training.batches import collate
+from arcft.training.batches import Grouping
+from arcft.training.evaluation import mean_loss
 from arcft.training.finite import NonFiniteError
-from arcft.training.loss import mean_loss
 from arcft.training.stopping import StopRequest
 from tests.support.paths import GOLDEN
 from tests.support.small_training import (
@@ -130,8 +130,8 @@ def test_evaluation_and_workers_change_no_bit(tmp_path: Path) -> None:
 def test_the_loss_is_the_mean_over_all_supervised_tokens_of_a_step(tmp_path: Path) -> None:
     examples = [CopyStream()[k] for k in range(8)]
     model = adapted_model(dropout=0.0).eval()
-    expected = mean_loss(model, examples, lambda rows: collate(rows, PAD), batch_size=8)
-    by_example = [mean_loss(model, [example], lambda rows: collate(rows, PAD), batch_size=1) for example in examples]
+    expected = mean_loss(model, examples, Grouping(pad_id=PAD), batch_size=8)
+    by_example = [mean_loss(model, [example], Grouping(pad_id=PAD), batch_size=1) for example in examples]
     for rows, times in ((8, 1), (1, 8)):
         changes = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": times, "max_steps": 1}
         run = small_run(tmp_path / str(rows), adapted_model(dropout=0.0), **changes)
@@ -201,7 +201,7 @@ def test_packed_groups_are_rows_without_padding(tmp_path: Path) -> None:
     assert sum(length for _, length in shapes) == sum(len(example.input_ids) for example in examples)
     assert {rows for rows, _ in shapes} == {1}
     assert max(length for _, length in shapes) <= 60
-    expected = mean_loss(run.trainer.trained_model, EVALUATION, lambda rows: collate(rows, PAD), batch_size=1)
+    expected = mean_loss(run.trainer.trained_model, EVALUATION, Grouping(pad_id=PAD), batch_size=1)
     assert run.logs.of("eval_loss") == pytest.approx([expected], rel=1e-5)
 
 
@@ -329,7 +329,7 @@ def test_evaluation_at_its_steps_and_at_the_end(tmp_path: Path) -> None:
     run.trainer.train()
     assert seen == [2, 4, 5]
     assert run.logs.of("eval_accuracy") == [0.25] * 3
-    expected = mean_loss(run.trainer.trained_model.eval(), EVALUATION, run.trainer._collate, batch_size=3)
+    expected = mean_loss(run.trainer.trained_model.eval(), EVALUATION, run.trainer.data_collator, batch_size=3)
     assert run.logs.of("eval_loss")[-1] == pytest.approx(expected, rel=1e-6)
     assert run.logs.of("eval_loss")[0] > expected
 
@@ -416,8 +416,8 @@ def test_adapters_on_a_quantised_model_train_and_save(tmp_path: Path, quantizati
     assert sum(losses[-5:]) < sum(losses[:5])
     model = load_adapter(base(), tmp_path / "checkpoint-30", trainable=False)
     options = {"batch_size": 4}
-    own = mean_loss(run.trainer.trained_model.eval(), EVALUATION, run.trainer._collate, **options)
-    assert mean_loss(model, EVALUATION, run.trainer._collate, **options) == pytest.approx(own, rel=1e-3)
+    own = mean_loss(run.trainer.trained_model.eval(), EVALUATION, run.trainer.data_collator, **options)
+    assert mean_loss(model, EVALUATION, run.trainer.data_collator, **options) == pytest.approx(own, rel=1e-3)
 
 
 def test_an_evaluation_does_not_stop_a_4_bit_model_from_learning(tmp_path: Path) -> None:
@@ -447,8 +447,8 @@ def test_a_real_model_from_gguf_trains_saves_and_loads(smollm2_gguf: Path, tmp_p
     loaded = load_adapter(base(), tmp_path / "checkpoint-3", trainable=False)
     options = {"batch_size": 4}
     with torch.autocast("cpu", torch.bfloat16):
-        own = mean_loss(run.trainer.trained_model.eval(), EVALUATION[:4], run.trainer._collate, **options)
-    assert mean_loss(loaded, EVALUATION[:4], run.trainer._collate, **options) == pytest.approx(own, rel=2e-2)
+        own = mean_loss(run.trainer.trained_model.eval(), EVALUATION[:4], run.trainer.data_collator, **options)
+    assert mean_loss(loaded, EVALUATION[:4], run.trainer.data_collator, **options) == pytest.approx(own, rel=2e-2)
 
 
 def gpu_run(folder: Path, dtype: str, **changes: Any) -> Run:
@@ -511,7 +511,7 @@ class Stuck(CopyStream):
 def test_a_process_that_makes_examples_is_not_waited_for_for_ever(
     by: signal.Signals, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("arcft.training.trainer.WORKER_SECONDS", 2)
+    monkeypatch.setattr("arcft.training.stream_trainer.WORKER_SECONDS", 2)
     trainer = small_run(tmp_path, num_workers=1, per_device_train_batch_size=2, save_steps=2).trainer
     trainer.train_dataset = Stuck(by)
     with pytest.raises(ArcftError, match=rf"training\.num_workers=1: .*{says}.*resume the run from its last"):

@@ -77,7 +77,7 @@ class GenerationMetrics:
         if None in shares:
             collectives.agreed_stop(self._stop)
             return None
-        by_task = collectives.in_order([share for share in shares if share is not None])
+        by_task = collectives.undeal([share for share in shares if share is not None])
         self.predictions = [prediction for predictions in by_task for prediction in predictions]
         metric_set = self.kind.metrics
         candidates = self._selector.candidates(self.tasks, self.predictions)
@@ -88,7 +88,7 @@ class GenerationMetrics:
     def _predict(self, model: Any, step: int) -> list[list[Prediction]] | None:
         """The predictions for each task of this rank's share; None if a stop was requested before."""
         found = []
-        tasks = collectives.own_share(self.tasks)
+        tasks = collectives.deal(self.tasks)
         for number, task in enumerate(tasks):
             if self._stop.reason is not None:
                 return None

@@ -31,6 +31,7 @@ from arcft.runs.training.results import TrainingResults, write_results
 from arcft.text.padding import choose_pad_token
 from arcft.tracking import Tracker
 from arcft.training import collectives
+from arcft.training.batches import Grouping
 from arcft.training.saving import Saving
 from arcft.training.stopping import StopRequest
 from arcft.training.trainer import ArcftTrainer
@@ -132,18 +133,20 @@ def _trainer(
         args=arguments,
         train_dataset=prepared.stream,  # type: ignore[arg-type]
         eval_dataset=prepared.held_out_examples,
-        pad_id=choose_pad_token(prepared.tokenizer, embedding_rows(model)),
+        grouping=Grouping(
+            pad_id=choose_pad_token(prepared.tokenizer, embedding_rows(model)),
+            positions=prepared.builder.tokenization.positions,
+            max_batch_tokens=config.training.max_batch_tokens,
+            packing=config.training.packing,
+        ),
         optimizer_config=config.optimizer,
         scheduler_config=config.scheduler,
         eval_steps=config.training.eval_steps,
         saving=saving,
-        max_batch_tokens=config.training.max_batch_tokens,
-        packing=config.training.packing,
         compile=config.training.compile,
         more_metrics=generation if predicts else None,
         best_metric=config.training.best_metric if predicts else None,
         callbacks=list(callbacks),
         stop=stop,
-        positions=prepared.builder.tokenization.positions,
         sharding=sharding,
     )
