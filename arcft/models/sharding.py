@@ -109,6 +109,8 @@ def whole_state(state: Any, *, keep: bool) -> Any:
 def slices_like(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The inverse of `whole_state`: the slices that belong here where parameters of `optimizer` are sharded."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not any(map(is_slice, parameters)):
+        return dict(state)
     entries = {
         number: {name: slice_like(value, parameters[number]) for name, value in entry.items()}
         for number, entry in state["state"].items()
