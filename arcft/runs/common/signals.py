@@ -100,7 +100,7 @@ def stop_on_signals(ask: Callable[[str], None]) -> Iterator[list[int]]:
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal first
         if received:
-            if ranks.count() > 1 and time.monotonic() - first < ECHO_SECONDS:
+            if ranks.launched() > 1 and time.monotonic() - first < ECHO_SECONDS:
                 return
             _end_at_once(number, frame)
         first = time.monotonic()
