@@ -24,7 +24,7 @@ from arcft import ranks
 from arcft.checkpoints import MANIFEST_FILE, RUN_FILE, CheckpointError, read_run_yaml
 from arcft.cli import launch, rank_words
 from arcft.cli.leftovers import keep_files_of_job, remove_files_of_job, remove_leftovers
-from arcft.cli.overrides import SWITCHES, explanation, refuse_empty_paths, refuse_wrong_groups
+from arcft.cli.overrides import SWITCHES, explanation, refuse_empty_paths, refuse_flags, refuse_wrong_groups
 from arcft.config import schema
 from arcft.console import complain, log, log_to
 from arcft.errors import ArcftError
@@ -98,6 +98,7 @@ def run_from_command_line(job: Job, config_name: str, config_class: type, folder
 def _prepared_arguments(typed: list[str], config_name: str, config_class: type, folder: Path) -> list[str]:
     """The command line as Hydra gets it. Raise ArcftError for what it can't say or this launcher can't do."""
     launch.refuse_launch(config_name, typed)
+    refuse_flags(typed, schema.known_keys(config_class))
     refuse_empty_paths(typed)
     refuse_wrong_groups(typed, config_name, [field.name for field in dataclasses.fields(config_class)], folder)
     arguments = _resumed_in_place(let_unknown_keys_in(typed, config_class), config_name)

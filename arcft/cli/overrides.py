@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Glob, Override, QuotedString, Sweep
 from hydra.errors import HydraException, OverrideParseException
 
 from arcft.config.schema import ConfigError
+from arcft.config.synonyms import OPTIONS, synonyms
 from arcft.runs.common.config_folder import config_folder
 from arcft.runs.common.paths import in_shell, quoted
 
@@ -32,6 +35,28 @@ def refuse_empty_paths(arguments: Sequence[str]) -> None:
     empty = [key for key in PATHS if any(word in arguments for word in (f"{key}=", f"{key}=''", f'{key}=""'))]
     if empty:
         raise ConfigError([f"{key}= is empty (an unset shell variable?); give a path, or drop it" for key in empty])
+
+
+def refuse_flags(arguments: Sequence[str], known: Collection[str]) -> None:
+    """Raise ConfigError for `--learning_rate 1e-4` and the like, as argparse programs take them.
+
+    `known` are the dotted keys of the program. Flags of Hydra's own, and their beginnings, are left to it.
+    """
+    hydras = [flag for action in get_args_parser()._actions for flag in action.option_strings]
+    problems = []
+    for word, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        flag, equals, value = word.partition("=")
+        if not flag.startswith("--") or any(name.startswith(flag) for name in hydras):
+            continue
+        if not equals and not following.startswith("-") and "=" not in following:
+            value = following
+        key = flag.removeprefix("--").replace("-", "_")
+        meant = [f"{words}={value}" if value and words in known else words for words in synonyms(key, known)]
+        meant = meant or [f"{name}={value}" for name in known if name.rpartition(".")[2] == key and value]
+        hint = f"did you mean {' or '.join(meant)}?" if meant else "--help lists the keys"
+        problems.append(f"{word}: settings are typed as key=value; {hint}")
+    if problems:
+        raise ConfigError(problems)
 
 
 def refuse_wrong_groups(
@@ -59,8 +84,25 @@ def refuse_wrong_groups(
         elif not all(_may_name_option(value, override.is_delete()) for value in _values(override)):
             names = ", ".join(sorted(path.stem for path in (folder / group).glob("*.yaml")))
             problems.append(f"{word}: {group} takes the name of an option: {names}")
+        else:
+            options = {
+                path.relative_to(folder / group).with_suffix("").as_posix() for path in (folder / group).rglob("*.yaml")
+            }
+            problems += [
+                f"{group}={value}: is no option of {group}; {meant}"
+                for value in map(str, _values(override))
+                if value not in options and (meant := _option_meant(group, value))
+            ]
     if problems:
         raise ConfigError(problems)
+
+
+def _option_meant(group: str, value: str) -> str | None:
+    """What to choose in place of an option that there isn't, where that is known."""
+    if group == "model" and ("/" in value or value.endswith(".gguf")):
+        return f"a hub id, a folder or a .gguf file is given as model=local model.path={value}"
+    words = OPTIONS.get((group, value))
+    return f"did you mean {words}?" if words else None
 
 
 def _values(override: Override) -> Sequence[object]:

@@ -10,10 +10,11 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 from arcft.config.annotations import alternatives, describe, has_shape
+from arcft.config.synonyms import synonyms
 from arcft.errors import ArcftError
 
 ConfigClass = TypeVar("ConfigClass")
@@ -62,7 +63,7 @@ def from_dict(
     get their class from `kinds`. Rules (`problems`) are checked where all values of a class have the right type.
     `path` is the key under which `values` stand, for messages; `check` yields what else is wrong with the config.
     """
-    reader = _Reader(kinds or {})
+    reader = _Reader(kinds or {}, [] if path else list(known_keys(config_class)))
     config = reader.convert(config_class, values, path)
     if config is not _INVALID:
         reader.problems += check(config)
@@ -119,12 +120,16 @@ def known_keys(config_class: type, prefix: str = "", *, always: bool = True) -> 
     return keys
 
 
-def unknown_key(key: str, known: Iterable[str]) -> str:
-    """The message for a key that no option has, with the nearest ones that exist."""
-    known = list(known)
-    near = difflib.get_close_matches(key, known, n=2, cutoff=0.6)
-    group = key.rpartition(".")[0]
-    siblings = [name for name in known if name.rpartition(".")[0] == group]
+def unknown_key(key: str, siblings: Iterable[str], known: Collection[str] = ()) -> str:
+    """The message for a key that no option has, with what it may mean: a key that other libraries call so, one beside
+    it of a similar name, or one of its name elsewhere.
+
+    `siblings` are the keys of its group, `known` those of the whole command.
+    """
+    siblings = list(siblings)
+    last = key.rpartition(".")[2]
+    near = synonyms(key, known) or difflib.get_close_matches(key, siblings, n=2, cutoff=0.6)
+    near = near or sorted(name for name in known if name.rpartition(".")[2] == last)
     if near:
         hint = f"did you mean {' or '.join(near)}?"
     elif siblings:
@@ -137,8 +142,9 @@ def unknown_key(key: str, known: Iterable[str]) -> str:
 class _Reader:
     """Converts values and collects `problems`; what can't be converted becomes _INVALID."""
 
-    def __init__(self, kinds: Kinds) -> None:
+    def __init__(self, kinds: Kinds, known: Collection[str]) -> None:
         self.kinds = kinds
+        self.known = known
         self.problems: list[str] = []
 
     def convert(self, kind: Any, value: Any, path: str) -> Any:
@@ -208,7 +214,10 @@ class _Reader:
             if owners and value is not None:
                 self.problems.append(_belongs(config_class, path, key, owners))
             elif not owners:
-                self.problems.append(unknown_key(_below(path, key), [_below(path, name) for name in fields]))
+                siblings = [_below(path, name) for name in fields]
+                leaves = [leaf for leaf in _leaves(_below(path, key), value) if synonyms(leaf, self.known)]
+                for wrong in leaves or [_below(path, key)]:
+                    self.problems.append(unknown_key(wrong, siblings, self.known))
         if any(OF_KIND.items() <= field.metadata.items() for field in fields.values()):
             hints |= self._kind_hints(fields, hints, values, path)
         converted = {}
@@ -266,6 +275,13 @@ class _Reader:
             else:
                 found[name] = self._refuse(f"{_below(path, name)}: problems of kind {kind} have none; use ~{name}")
         return found
+
+
+def _leaves(key: str, value: Any) -> list[str]:
+    """The dotted keys at and below `key` that have values."""
+    if not isinstance(value, dict) or not value:
+        return [key]
+    return [leaf for name, below in value.items() for leaf in _leaves(_below(key, str(name)), below)]
 
 
 def _below(path: str, key: str) -> str:

@@ -13,7 +13,7 @@ from hydra.errors import OverrideParseException
 from omegaconf import OmegaConf
 
 from arcft.cli.evaluate import main
-from arcft.cli.overrides import PATHS, explanation, refuse_empty_paths, refuse_wrong_groups
+from arcft.cli.overrides import PATHS, explanation, refuse_empty_paths, refuse_flags, refuse_wrong_groups
 from arcft.config.export import ExportConfig
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import ConfigError, known_keys
@@ -152,6 +152,46 @@ def test_a_value_needs_a_key(word: str) -> None:
 def test_only_an_option_is_taken_out() -> None:
     with pytest.raises(ConfigError, match=r"^~model=\[tiny\]: model takes the name of an option: "):
         refuse_wrong_groups(["~model=[tiny]"], "train", OWN)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("model=Qwen/Qwen3", "model=Qwen/Qwen3: is no option of model; a hub id, a folder or a .gguf file "
+                             "is given as model=local model.path=Qwen/Qwen3"),
+        ("model=tiny,model.gguf", "model=model.gguf: is no option of model; a hub id, a folder or a .gguf file "
+                                  "is given as model=local model.path=model.gguf"),
+        ("lora=qlora", "lora=qlora: is no option of lora; did you mean lora=default model.quantization=nf4?"),
+    ],
+)  # fmt: skip
+def test_options_of_other_libraries_are_named(word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        refuse_wrong_groups([word], "train", OWN)
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--learning_rate 1e-4", "--learning_rate: settings are typed as key=value; "
+                                 "did you mean training.learning_rate=1e-4?"),
+        ("--learning-rate=1e-4 model=tiny", "--learning-rate=1e-4: settings are typed as key=value; "
+                                            "did you mean training.learning_rate=1e-4?"),
+        ("--fp16 model=tiny", "--fp16: settings are typed as key=value; "
+                              "did you mean training.dtype=float16 or inference.dtype=float16?"),
+        ("--eval_steps 20", "--eval_steps: settings are typed as key=value; did you mean training.eval_steps=20?"),
+        ("--whatever", "--whatever: settings are typed as key=value; --help lists the keys"),
+    ],
+)  # fmt: skip
+def test_flags_of_other_programs_are_named(words: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        refuse_flags(words.split(), known_keys(TrainConfig))
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("word", ["--multirun", "-m", "--multi", "--help", "--config-name", "--info", "-h", "key=--x"])
+def test_flags_of_hydra_are_left_to_it(word: str) -> None:
+    refuse_flags([word, "model=tiny"], known_keys(TrainConfig))
 
 
 def test_a_group_of_the_other_program_is_told_as_it_was_typed() -> None:

@@ -287,7 +287,7 @@ def test_the_sweep_file_runs_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["+lora.rank=3"], "lora.rank: there is no such key; did you mean lora.r or"),
+        (["+lora.rank=3"], "lora.rank: there is no such key; did you mean lora.r?"),
         (["lora.r=0"], BAD_RANK),
         (["data.task_ids=[5117e062]"], "data.task_ids[0]=5.117e+65: expected text, not float; YAML read the id as"),
         (["model=local", "model.path=/no/model"], "model.path=/no/model: there is no such file or folder"),

@@ -387,7 +387,7 @@ def test_unknown_keys_reach_the_validation_with_all_else_that_is_wrong() -> None
     assert let_unknown_keys_in(typed, TrainConfig) == let_in
     assert refusal("+lora.rank=3", "+training.max_step=1", "lora.r=0", "+encodr=minimal") == [
         "encodr: there is no such key; did you mean encoder?",
-        "lora.rank: there is no such key; did you mean lora.r or lora.name?",
+        "lora.rank: there is no such key; did you mean lora.r?",
         "lora.r=0: the rank must be at least 1; to train without an adapter use lora=none",
         "training.max_step: there is no such key; did you mean training.max_steps or training.max_time?",
     ]
