@@ -78,9 +78,17 @@ def wait_for(condition, driver: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", ["well", "slow"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("kind", ["processes", "ray"])
+@pytest.mark.parametrize(
+    ("kind", "number", "start"),
+    [
+        ("processes", signal.SIGINT, "well"),
+        ("processes", signal.SIGTERM, "slow"),
+        ("processes", signal.SIGKILL, "well"),
+        ("ray", signal.SIGINT, "slow"),
+        ("ray", signal.SIGTERM, "well"),
+        ("ray", signal.SIGKILL, "slow"),
+    ],
+)
 def test_no_worker_survives_its_driver(tmp_path: Path, kind: str, number: signal.Signals, start: str) -> None:
     driver = start_driver(tmp_path, start, kind)
     if number == signal.SIGKILL:
