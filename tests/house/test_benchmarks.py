@@ -107,14 +107,14 @@ def test_training() -> None:
     figures = quick_run("training.py")
     assert [model["dtype"] for model in figures["models"]] == ["bfloat16", "float32"]
     for model in figures["models"]:
-        ways = {row["way"]: row for row in model["ways"]}
-        assert {"arcft", "groups", "packing", "hf"} <= set(ways)
-        for row in ways.values():
+        setups = {row["setup"]: row for row in model["setups"]}
+        assert {"arcft", "groups", "packing", "hf"} <= set(setups)
+        for row in setups.values():
             assert row["tokens_per_second"] > 0
             assert row["peak_gib"] > 0.1
             # All learn the same from the same examples.
             rounding = 1e-4 if model["dtype"] == "float32" else 1e-2
-            assert row["loss"] == pytest.approx(ways["hf"]["loss"], rel=rounding)
+            assert row["loss"] == pytest.approx(setups["hf"]["loss"], rel=rounding)
 
 
 @pytest.mark.slow
