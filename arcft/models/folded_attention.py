@@ -8,7 +8,8 @@ rounded to the inputs' dtype before the softmax, as in transformers' eager atten
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -21,12 +22,13 @@ from transformers.masking_utils import sdpa_mask
 NAME = "arcft_folded"
 """Its name as `attn_implementation`."""
 
-BLOCK = 64
-"""Queries per block: keys to the right of a block are skipped. The fastest of 64, 128, 256 and 512."""
+BLOCK, BLOCK_16 = 32, 128
+"""Queries per block, in float32 and in 16 bits: keys to the right of a block are skipped. The fastest of 32, 64 and 128
+for nine heads of 64 and 300 to 1000 tokens."""
 
 _MAX_SAVED_TOKENS = 1024
-"""Up to this length, probabilities are saved for the backward pass. Beyond, they are recomputed, because they would
-fill the memory, unless those of a layer take at most _MAX_SAVED_BYTES."""
+"""Up to this length, probabilities in 16 bits are saved for the backward pass. Beyond, they are recomputed, because
+they would fill the memory, unless those of a layer take at most _MAX_SAVED_BYTES. In float32 they always are."""
 
 _MAX_SAVED_BYTES = 48 * 2**20
 """Two rows of 2048 tokens and five heads take 42 MiB in bfloat16, and train 1.2 times as fast with this."""
@@ -97,18 +99,19 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
     ) -> torch.Tensor:
-        folded = _Folded(query, key, value, mask, scale)
+        folded = _Folded.of(query, key, value, mask, scale)
         output = torch.empty_like(query, memory_format=torch.contiguous_format)
-        few = query.shape[2] <= _MAX_SAVED_TOKENS or folded.probability_bytes() <= _MAX_SAVED_BYTES
-        keeps = any(ctx.needs_input_grad) and few
+        keeps = any(ctx.needs_input_grad) and folded.keeps_probabilities()
+        scores = folded.buffer(keeps=keeps)
         kept = []
         for block in folded.blocks():
-            probabilities = folded.probabilities(block)
-            folded.unfold(output, block).copy_(folded.products(probabilities, block))
+            probabilities = folded.probabilities(block, scores(block))
+            products = torch.bmm(probabilities, folded.value[:, : probabilities.shape[-1]])
+            folded.queries_of(output, block).copy_(folded.by_query(products))
             if keeps:
                 kept.append(probabilities)
         ctx.mask, ctx.scale = mask, scale
-        ctx.save_for_backward(query, key, value, *kept)
+        ctx.save_for_backward(folded.query, folded.key, folded.value, *kept)
         return output
 
     @staticmethod
@@ -119,78 +122,105 @@ class _Attention(torch.autograd.Function):
 
 def _gradients(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     query, key, value, *kept = ctx.saved_tensors
-    folded = _Folded(query, key, value, ctx.mask, ctx.scale)
-    outer = _Folded(gradient, key, value, ctx.mask, 1.0)
-    for_query = torch.empty_like(query, memory_format=torch.contiguous_format)
-    for_key, for_value = torch.zeros_like(folded.key), torch.zeros_like(folded.value)
+    folded = _Folded(gradient.shape[0], query, key, value, ctx.mask)
+    outer = gradient.reshape(query.shape)
+    for_query, for_key, for_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    recomputed, inner = folded.buffer(keeps=False), folded.buffer(keeps=False)
     for number, block in enumerate(folded.blocks()):
-        probabilities = kept[number] if kept else folded.probabilities(block)
-        keys, after = slice(0, folded.last_key(block)), outer.queries(block)
-        for_value[:, keys] += torch.bmm(probabilities.mT, after)
-        inner = torch.bmm(after, folded.value[:, keys].mT)
-        scores = torch._softmax_backward_data(inner, probabilities, -1, probabilities.dtype)
-        products = torch.bmm(scores, folded.key[:, keys]).mul_(ctx.scale)
-        folded.unfold(for_query, block).copy_(products.view_as(folded.unfold(for_query, block)))
-        for_key[:, keys] += torch.bmm(scores.mT, folded.queries(block))
-    return for_query, for_key.view_as(key), for_value.view_as(value), None, None
+        probabilities = kept[number] if kept else folded.probabilities(block, recomputed(block))
+        keys, after = slice(0, folded.last_key(block)), folded.rows(outer, block)
+        for_value[:, keys].baddbmm_(probabilities.mT, after)
+        scores = torch.bmm(after, value[:, keys].mT, out=inner(block))
+        scores = torch._softmax_backward_data(scores, probabilities, -1, probabilities.dtype, grad_input=scores)
+        for_query[:, :, block] = folded.by_query(torch.bmm(scores, key[:, keys]))
+        for_key[:, keys].baddbmm_(scores.mT, folded.rows(query, block))
+    return _like(for_query.mul_(ctx.scale), gradient), _like(for_key, gradient), _like(for_value, gradient), None, None
+
+
+def _like(folded: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """[pairs, ..., size] as [batch, heads, tokens, size]."""
+    return folded.view(gradient.shape[0], -1, *folded.shape[-2:])
 
 
 class _Folded:
-    """Query heads that share a key head, folded into one matrix: [batch * key heads, group * queries, head size].
+    """Query heads that share a key head, folded into one matrix, a block of queries at a time.
 
-    Below, pairs = batch * key heads, group = query heads per key head.
+    Below, pairs = batch * key heads, group = query heads per key head, size = head size.
     """
 
     def __init__(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+        self, batch: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
     ) -> None:
-        self.batch, heads, self.length, size = query.shape
-        self.pairs, self.group = self.batch * key.shape[1], heads // key.shape[1]
-        self.query = query
-        self.key, self.value = (tensor.reshape(self.pairs, -1, size) for tensor in (key, value))
-        self.mask = mask
-        self.scale = scale
+        """Take scaled queries [pairs, group, queries, size], contiguous, keys and values [pairs, keys, size]."""
+        self.batch, self.query, self.key, self.value, self.mask = batch, query, key, value, mask
+        self.pairs, self.group, self.length = query.shape[:3]
+        block = BLOCK if query.dtype == torch.float32 else BLOCK_16
+        # A few blocks are enough to measure memory on tensors without content.
+        block = max(block, self.length // 8) if isinstance(query, FakeTensor) else block
+        self.width = min(block, self.length)
+        """Queries per block."""
+        # Not -inf: a row that attends to nothing, such as padding, would become NaN and spread.
+        self.lowest = torch.finfo(query.dtype).min
+        self.later = query.new_full((self.width, self.width), self.lowest).triu_(1)
+        """What is added to a block's scores for its own keys; faster than to fill in the lowest value."""
+
+    @classmethod
+    def of(
+        cls, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
+    ) -> _Folded:
+        """Take tensors as in `folded_attention`."""
+        batch, heads, length, size = query.shape
+        pairs = batch * key.shape[1]
+        scaled = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        torch.mul(query, scale, out=scaled)
+        folded = scaled.view(pairs, heads // key.shape[1], length, size)
+        return cls(batch, folded, *(tensor.reshape(pairs, -1, size) for tensor in (key, value)), mask)
 
     def blocks(self) -> Iterator[slice]:
-        # A few blocks are enough to measure memory on tensors without content.
-        width = max(BLOCK, self.length // 8) if isinstance(self.query, FakeTensor) else BLOCK
-        for start in range(0, self.length, width):
-            yield slice(start, min(start + width, self.length))
+        for start in range(0, self.length, self.width):
+            yield slice(start, min(start + self.width, self.length))
 
     def last_key(self, block: slice) -> int:
         """One past the last key that a causal block attends to; with a mask, one past the last key."""
         return self.key.shape[1] if self.mask is not None or self.length == 1 else block.stop
 
-    def probability_bytes(self) -> int:
-        """Bytes that the probabilities of all blocks take."""
+    def keeps_probabilities(self) -> bool:
+        """Whether the probabilities are saved for the backward pass."""
         queries_by_keys = sum((block.stop - block.start) * self.last_key(block) for block in self.blocks())
-        return self.pairs * self.group * queries_by_keys * self.query.element_size()
+        bytes_of_all = self.pairs * self.group * queries_by_keys * self.query.element_size()
+        few = self.length <= _MAX_SAVED_TOKENS or bytes_of_all <= _MAX_SAVED_BYTES
+        return few and self.query.dtype != torch.float32
 
-    def unfold(self, tensor: torch.Tensor, block: slice) -> torch.Tensor:
+    def buffer(self, *, keeps: bool) -> Callable[[slice], torch.Tensor]:
+        """A function that gives room for the scores of a block, [pairs, group * block, keys]: new room each time if the
+        block `keeps` it, else the same, since a system clears new memory page by page."""
+        room = None if keeps else self.query.new_empty(self.pairs * self.group * self.width * self.key.shape[1])
+
+        def scores(block: slice) -> torch.Tensor:
+            shape = self.pairs, self.group * (block.stop - block.start), self.last_key(block)
+            return self.query.new_empty(shape) if room is None else room[: math.prod(shape)].view(shape)
+
+        return scores
+
+    def queries_of(self, tensor: torch.Tensor, block: slice) -> torch.Tensor:
         """A block of `tensor`, contiguous [batch, heads, queries, size]: a view [pairs, group, block, size]."""
-        return tensor.view(self.pairs, self.group, self.length, -1)[:, :, block]
+        return tensor.view(self.query.shape)[:, :, block]
 
-    def queries(self, block: slice) -> torch.Tensor:
-        """The block's scaled queries, [pairs, group * block, size]."""
-        size = self.query.shape[-1]
-        return (self.query[:, :, block] * self.scale).reshape(self.pairs, -1, size)
+    def rows(self, tensor: torch.Tensor, block: slice) -> torch.Tensor:
+        """A block of `tensor` [pairs, group, queries, size], as [pairs, group * block, size]."""
+        return tensor[:, :, block].reshape(self.pairs, -1, tensor.shape[-1])
 
-    def products(self, probabilities: torch.Tensor, block: slice) -> torch.Tensor:
-        """`probabilities` times values: [pairs, group, block, size]."""
-        products = torch.bmm(probabilities, self.value[:, : probabilities.shape[-1]])
-        return products.view(self.pairs, self.group, -1, products.shape[-1])
+    def by_query(self, rows: torch.Tensor) -> torch.Tensor:
+        """The inverse of `rows`: [pairs, group, block, size]."""
+        return rows.view(self.pairs, self.group, -1, rows.shape[-1])
 
-    def probabilities(self, block: slice) -> torch.Tensor:
-        """Attention probabilities of a block: [pairs, group * block, keys]."""
-        last = self.last_key(block)
-        scores = torch.bmm(self.queries(block), self.key[:, :last].mT)
-        # Not -inf: a row that attends to nothing, such as padding, would become NaN and spread.
-        lowest = torch.finfo(scores.dtype).min
+    def probabilities(self, block: slice, scores: torch.Tensor) -> torch.Tensor:
+        """Attention probabilities of a block, [pairs, group * block, keys], written into `scores`."""
+        last, width = self.last_key(block), block.stop - block.start
+        torch.bmm(self.rows(self.query, block), self.key[:, :last].mT, out=scores)
         if self.mask is not None:
-            seen = self.mask[:, :, block].expand(self.batch, 1, -1, -1)
-            scores.view(self.batch, -1, self.group, block.stop - block.start, last).masked_fill_(~seen[:, None], lowest)
+            hidden = ~self.mask[:, :, block]
+            scores.view(self.batch, -1, self.group, width, last).masked_fill_(hidden[:, None], self.lowest)
         elif self.length > 1:
-            width = block.stop - block.start
-            later = torch.ones(width, width, dtype=torch.bool, device=scores.device).triu(1)
-            scores.view(self.pairs, self.group, width, last)[..., block].masked_fill_(later, lowest)
-        return scores.softmax(dim=-1)
+            scores.view(self.pairs, self.group, width, last)[..., block].add_(self.later[:width, :width])
+        return torch.softmax(scores, dim=-1, out=scores)

@@ -80,29 +80,36 @@ def test_any_grouping_and_length(heads: int, key_heads: int, length: int, keys: 
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-# Two heads of 16 queries, which see 1, 2, ..., 16 keys: 2 * 136 probabilities of 4 bytes.
+# Two heads of 16 queries, which see 1, 2, ..., 16 keys: 2 * 136 probabilities of 2 bytes.
 @pytest.mark.parametrize(
-    ("length", "most_bytes", "wanted", "most"),
-    [(8, 0, True, 8), (16, 1087, True, 2), (16, 1088, True, 16), (8, 1088, False, 2)],
+    ("length", "most_bytes", "wanted", "dtype", "most"),
+    [
+        (8, 0, True, torch.bfloat16, 8),
+        (16, 543, True, torch.bfloat16, 2),
+        (16, 544, True, torch.bfloat16, 16),
+        (8, 544, False, torch.bfloat16, 2),
+        (8, 544, True, torch.float32, 2),
+    ],
 )
 def test_probabilities_are_kept_where_they_are_few_and_for_gradients_only(
-    length: int, most_bytes: int, wanted: bool, most: int, monkeypatch: pytest.MonkeyPatch
+    length: int, most_bytes: int, wanted: bool, dtype: torch.dtype, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folded_attention, "BLOCK", 1)
+    monkeypatch.setattr(folded_attention, "BLOCK_16", 1)
     monkeypatch.setattr(folded_attention, "_MAX_SAVED_TOKENS", 8)
     monkeypatch.setattr(folded_attention, "_MAX_SAVED_BYTES", most_bytes)
     made: list[weakref.ref[torch.Tensor]] = []
     alive = []
     plain = folded_attention._Folded.probabilities
 
-    def watched(self: folded_attention._Folded, block: slice) -> torch.Tensor:
-        probabilities = plain(self, block)
+    def watched(self: folded_attention._Folded, block: slice, scores: torch.Tensor) -> torch.Tensor:
+        probabilities = plain(self, block, scores)
         made.append(weakref.ref(probabilities))
         alive.append(sum(reference() is not None for reference in made))
         return probabilities
 
     monkeypatch.setattr(folded_attention._Folded, "probabilities", watched)
-    query = torch.randn(1, 2, length, 4, requires_grad=wanted)
+    query = torch.randn(1, 2, length, 4, dtype=dtype, requires_grad=wanted)
     folded_attention.folded_attention(torch.nn.Module(), query, query, query, None)
     assert max(alive) <= most
 
