@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.units import ADAPT_ROUND, Adapted, Finished, Predicted
 from tests.support.arc import ARC, prediction
+from tests.support.re_arc_script import make
 from tests.support.train_command import ROOT
 
 
@@ -165,6 +167,61 @@ def test_tiny_score() -> None:
         low, high = line["of_fit_interval"]
         assert 0 <= low <= line["of_fit"] <= high <= 1
     assert list(figures["seeds"]["solved"]) == ["0", "1"]
+
+
+GPU_PARTS = (
+    "tests", "unsloth", "train", "evaluate", "fit", "export", "small", "ttft_4b", "ttft_4b_loop", "decode", "training",
+    "training_4b", "memory", "speed", "pretrain",
+)  # fmt: skip
+
+
+GPU_BENCHMARKS = ("small", "ttft_4b", "ttft_4b_loop", "decode", "training", "training_4b", "memory")
+
+
+def gpu_script(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """benchmarks/gpu.sh in small, with this Python."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "QUICK": "1", "PATH": path} | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_the_gpu_script_describes_its_parts_and_limits_each() -> None:
+    text = (ROOT / "benchmarks" / "gpu.sh").read_text(encoding="utf-8")
+    assert re.findall(r"^#     (\w+)  +\S", text, re.MULTILINE) == list(GPU_PARTS)
+    assert sorted(re.findall(r"\[(\w+)\]=\d+", text)) == sorted(GPU_PARTS)
+    assert sorted(re.findall(r"^part_(\w+)\(\)", text, re.MULTILINE)) == sorted(GPU_PARTS)
+
+
+def test_the_gpu_script_refuses_a_part_that_it_does_not_have(tmp_path: Path) -> None:
+    done = gpu_script(str(tmp_path / "out"), "training", "trainning")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("there is no part trainning; the parts are tests unsloth train evaluate fit export")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", GPU_PARTS)
+def test_each_part_of_the_gpu_script_in_small(part: str, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    if part == "pretrain":
+        # Pairs of grids of up to 8x8.
+        make(pairs, pairs=8, diff_lb=0.1, diff_ub=0.25)
+    done = gpu_script(str(tmp_path), part, PAIRS=str(pairs), PRETRAIN_STEPS="2")
+    assert done.returncode == 0, (tmp_path / f"{part}.txt").read_text(encoding="utf-8")[-3000:]
+    assert done.stdout.splitlines()[-1].startswith(f"{part}: done after ")
+    figures = tmp_path / f"{part}.json"
+    assert figures.exists() == (part in GPU_BENCHMARKS)
+    if part == "training":
+        lines = [json.loads(line) for line in figures.read_text(encoding="utf-8").splitlines()]
+        assert [line.get("setup") for line in lines] == ["packing", "hf", None]
+    if part == "speed":
+        assert (tmp_path / "speed" / "speed.json").exists()
 
 
 def test_wilsons_interval(monkeypatch: pytest.MonkeyPatch) -> None:
