@@ -174,7 +174,7 @@ class _Folded:
         scaled = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         torch.mul(query, scale, out=scaled)
         folded = scaled.view(pairs, heads // key.shape[1], length, size)
-        return cls(batch, folded, *(tensor.reshape(pairs, -1, size) for tensor in (key, value)), mask)
+        return cls(batch, folded, key.reshape(pairs, -1, size), value.reshape(pairs, -1, size), mask)
 
     def blocks(self) -> Iterator[slice]:
         for start in range(0, self.length, self.width):

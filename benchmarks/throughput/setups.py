@@ -72,7 +72,7 @@ def train_arcft(setup: str, arguments: argparse.Namespace, rows: Rows, clock: An
     trainer = ArcftTrainer(
         model=model,
         args=make_training_arguments(config.training, folder, device),
-        train_dataset=[Example(*row) for row in rows],
+        train_dataset=[Example(*row) for row in rows],  # type: ignore[arg-type]
         eval_dataset=None,
         grouping=Grouping(
             pad_id=choose_pad_token(tokenizer, embedding_rows(model)),
