@@ -15,7 +15,7 @@ from arcft.config.run import TrainConfig
 from arcft.config.schema import ConfigError, to_dict
 from arcft.console import note
 from arcft.errors import ArcftError
-from arcft.memory import available_memory
+from arcft.memory import available_memory, reset_peak
 from arcft.models.limits import position_limit, refuse_beyond
 from arcft.models.sharding import shard
 from arcft.runs.common.command import stopped
@@ -72,6 +72,8 @@ def _train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
     _check_optimized_metric(config, prepared)
     _announce(config, prepared)
     device = choose_device()
+    # Jobs of a multirun follow each other in one process.
+    reset_peak(device)
     config = with_dtype(config, device)
     fit = _fit(config, prepared, device)
     config = fit.config

@@ -30,6 +30,10 @@ class Scores:
     num_tests: int = 0
     """The number of these tests."""
 
+    by_test: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    """For the primary metric and `any_correct`, by problem: a character for each of these tests in their order, 1 where
+    the metric is 1 and 0 elsewhere."""
+
     def standard_errors(self) -> dict[str, float]:
         """The standard error of each of `metrics` over problems; NaN with a single one."""
         return {name: mean_and_error([one[name] for one in self.problems.values()])[1] for name in self.metrics}
@@ -59,6 +63,7 @@ def score_problems(
     """
     groups = group_by_test(problems, predictions)
     scored: dict[str, dict[str, float]] = {}
+    by_test: dict[str, dict[str, str]] = {name: {} for name in (metric_set.primary, metric_set.any_correct)}
     all_tests: list[Mapping[str, float]] = []
     for problem in problems:
         tests = [
@@ -73,6 +78,8 @@ def score_problems(
         if tests:
             scored[problem.id] = _average(tests, metric_set.names)
             all_tests += tests
+            for name, digits in by_test.items():
+                digits[problem.id] = "".join("1" if test[name] == 1 else "0" for test in tests)
     if not scored:
         return Scores(metrics={}, problems={})
     return Scores(
@@ -80,6 +87,7 @@ def score_problems(
         problems=scored,
         over_tests=_average(all_tests, metric_set.names),
         num_tests=len(all_tests),
+        by_test=by_test,
     )
 
 

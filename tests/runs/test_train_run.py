@@ -165,7 +165,7 @@ def test_a_checkpoint_says_what_it_was_made_of(main_job: Path) -> None:
 
 def test_metrics_are_those_of_the_last_evaluation(main_job: Path) -> None:
     metrics = json.loads((main_job / "metrics.json").read_text(encoding="utf-8"))
-    assert list(metrics) == ["step", "best_step", "loss", "eval_loss", "metrics"]
+    assert list(metrics) == ["step", "best_step", "loss", "eval_loss", "metrics", "tasks", "by_test", "costs"]
     assert list(metrics["metrics"]) == list(METRICS)
     assert metrics["step"] == 40
     assert metrics["best_step"] in (20, 40)
@@ -174,6 +174,20 @@ def test_metrics_are_those_of_the_last_evaluation(main_job: Path) -> None:
         "eval_loss": metrics["eval_loss"],
         "step": 40,
     } == last
+    assert metrics["metrics"]["vote_2"] == sum(one["vote_2"] for one in metrics["tasks"].values()) / 2
+    assert metrics["by_test"].keys() == {"vote_2", "pass_n"}
+    assert all(digits.keys() == metrics["tasks"].keys() for digits in metrics["by_test"].values())
+
+
+def test_what_a_run_took(main_job: Path) -> None:
+    costs = json.loads((main_job / "metrics.json").read_text(encoding="utf-8"))["costs"]
+    lines = [json.loads(line) for line in (main_job / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert costs["tokens"] == max(line.get("tokens", 0) for line in lines)
+    assert costs["seconds"] > sum(line.get("eval_seconds", 0) for line in lines) > 0
+    assert costs["tokens"] / costs["seconds"] < costs["tokens_per_second"]
+    assert costs["peak_bytes"] > 2**26
+    # Of the adapter: two vectors of r weights a matrix.
+    assert costs["trainable_parameters"] % 16 == 0
 
 
 def test_the_closing_shows_what_was_learned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,6 +107,7 @@ def adapt_and_score(
         predictions=outcome.predictions,
         selector=make_selector(settings.config.selection, target.kind),
         run={**target.about, **{name: round(value, 1) for name, value in seconds.items()}},
+        trained=run.config if run else None,
         curves=read_history(run.folder, target.kind.metrics) if run else None,
         adaptation=outcome.adaptation,
         changes=outcome.changes(changes),

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from arcft.checkpoints import RUN_FILE
+from arcft.config.run import TrainConfig
+from arcft.config.schema import to_dict
 from arcft.console import note
 from arcft.files import file_sha256, open_atomic, write_json
 from arcft.protocols import AnswerCodec, Kind, MetricSet, Problem
@@ -45,6 +47,7 @@ def write_results(
     predictions: Sequence[Prediction],
     selector: Selector,
     run: Mapping[str, Any],
+    trained: TrainConfig | None = None,
     curves: Curves | None = None,
     adaptation: Adaptation | None = None,
     changes: Mapping[str, Sequence[str]] | None = None,
@@ -54,7 +57,8 @@ def write_results(
 
     `submitted` are the problems of the submission, `problems` among them. Metrics are empty if no answer is known; the
     other files are written anyway. `run` is stored in metrics.json and in the report; if it counts tasks under
-    `trained_on`, report and picture start with that warning. `adaptation` holds the results of test-time fine-tuning;
+    `trained_on`, report and picture start with that warning. `trained` is the config of the run whose checkpoint was
+    evaluated; it is stored too, for comparisons of runs. `adaptation` holds the results of test-time fine-tuning;
     its scores before adapting are added to metrics.json. So are `changes`, by task id what was done otherwise than
     asked, and the ids of the submission's problems that were not evaluated.
     """
@@ -84,6 +88,8 @@ def write_results(
             adaptation=adaptation,
         )
     content = {"metrics": scores.metrics, "tasks": scores.problems, "run": dict(run)}
+    if trained is not None:
+        content["trained"] = to_dict(trained)
     if changes:
         content["changes"] = dict(changes)
     evaluated = {problem.id for problem in problems}
@@ -118,6 +124,7 @@ def _over_tests(scores: Scores, metric_set: MetricSet) -> dict[str, Any]:
             "interval_95": wilson_interval(share, scores.num_tests),
         },
         "intervals_95": scores.intervals(),
+        "by_test": scores.by_test,
     }
 
 

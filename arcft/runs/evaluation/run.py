@@ -164,6 +164,7 @@ def _scores(
             predictions=predictions,
             selector=selector,
             run={**target.about, "seconds": round(seconds, 1)},
+            trained=run.config if run else None,
             curves=read_history(run.folder, target.kind.metrics) if run else None,
             changes=changes,
         )

@@ -5,16 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from arcft.config.run import TrainConfig
 from arcft.console import say, show
 from arcft.files import write_json
+from arcft.memory import peak_bytes
+from arcft.models.lora import trainable_parameters
 from arcft.reporting.pictures.problems import predictions_picture
 from arcft.reporting.previews import metrics_table
 from arcft.reporting.words import count
 from arcft.runs.common.extras import extra
 from arcft.runs.evaluation.results import METRICS_FILE
 from arcft.runs.training.callbacks import GenerationMetrics
+from arcft.studies.costs import training_costs
 from arcft.tracking import Tracker
 from arcft.training.trainer import ArcftTrainer
 
@@ -43,7 +49,10 @@ def write_results(
     history = trainer.state.log_history
     losses = {name: entry[name] for entry in history for name in ("loss", "eval_loss") if name in entry}
     metrics = generation.scores.metrics
-    write_json(folder / METRICS_FILE, {"step": step, "best_step": best, **losses, "metrics": metrics})
+    content: dict[str, Any] = {"step": step, "best_step": best, **losses, "metrics": metrics}
+    if metrics:
+        content |= {"tasks": generation.scores.problems, "by_test": generation.scores.by_test}
+    write_json(folder / METRICS_FILE, content | {"costs": _costs(trainer)})
     tracker.summary({"best_step": best, **{f"final/{name}": value for name, value in (losses | metrics).items()}})
     if metrics:
         _show_generation(folder, generation, f"step {step}", tracker)
@@ -54,6 +63,15 @@ def write_results(
     kept = f"checkpoint-{step}" + (f", {best_words} in checkpoint-{best}" if best else "")
     charts = {CHARTS_OF_LOSSES[name]: value for name, value in losses.items()}
     return TrainingResults(kept=kept, metrics=charts | {f"eval/{name}": value for name, value in metrics.items()})
+
+
+def _costs(trainer: ArcftTrainer) -> dict[str, float | int]:
+    """What the run took: its times from its whole history, memory since it was last started."""
+    assert isinstance(trainer.model, nn.Module)
+    return training_costs(trainer.state.log_history) | {
+        "peak_bytes": peak_bytes(trainer.args.device),
+        "trainable_parameters": trainable_parameters(trainer.model),
+    }
 
 
 def _show_generation(folder: Path, generation: GenerationMetrics, title: str, tracker: Tracker) -> None:

@@ -1,0 +1,1 @@
+"""What many runs say together: settings compared over seeds and tasks, in tables, words and charts."""
