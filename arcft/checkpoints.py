@@ -212,7 +212,7 @@ def read_run_yaml(path: Path) -> dict[str, Any]:
     """
     path = path / RUN_FILE if path.is_dir() else path
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
@@ -234,6 +234,10 @@ def _undamaged(path: Path) -> str:
     """Where to get a run.yaml that is not damaged."""
     copies = [folder / RUN_FILE for folder in find_checkpoints(path.parent)]
     return f"copy {copies[-1]} over it" if copies else "put back a copy of it"
+
+
+_Loader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Ten times as fast where PyYAML was built with libyaml."""
 
 
 class _Dumper(yaml.SafeDumper):

@@ -19,7 +19,7 @@ from arcft.runs.common.paths import in_shell, quoted
 
 PATHS = (
     "adapters", "base_model", "checkpoint", "data.path", "data.solutions_path", "lora.start", "model.path", "out",
-    "model.tokenizer", "predictions", "resume",
+    "model.tokenizer", "predictions", "resume", "runs",
 )  # fmt: skip
 """Keys whose value is a path, which can't be empty."""
 

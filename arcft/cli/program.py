@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": Command("arcft.cli.evaluate", "predict, select, score, write a submission and a report"),
     "export": Command("arcft.cli.export", "write a trained model for transformers, PEFT or llama.cpp"),
     "speed": Command("arcft.cli.speed", "measure how fast models read and write, and what fits a time budget"),
+    "study": Command("arcft.cli.study", "compare the settings of a sweep, or of any runs"),
     "contamination": Command("arcft.cli.contamination", "find the problems that two sets share"),
 }
 

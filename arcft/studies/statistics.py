@@ -112,7 +112,8 @@ def mean_estimate(sample: Sample, noise: RunNoise) -> Estimate:
     themselves."""
     mean, tasks = sample.mean, sample.tasks.shape[-1]
     own = sample.tasks.var(axis=-1, ddof=1) / tasks if tasks > 1 else np.zeros(mean.shape)
-    variance, degrees = _with_runs(own, tasks, _scale(sample) / sample.seeds, noise)
+    # Wilson's interval does not estimate the variance over tasks.
+    variance, degrees = _with_runs(own, np.inf, _scale(sample) / sample.seeds, noise)
     binomial = mean * (1 - mean)
     known = (variance > 0) & (binomial > 0)
     number = np.where(known, binomial / np.where(known, variance, 1), tasks)
@@ -136,11 +137,12 @@ def difference(sample: Sample, baseline: Sample, noise: RunNoise, *, is_rate: bo
     squares = (gaps**2).sum(axis=-1) + added - total**2 / (tasks + 2)
     own = np.maximum(squares, widest) / (tasks + 2) ** 2
     scale = _scale(sample) / sample.seeds + _scale(baseline) / baseline.seeds
-    variance, degrees = _with_runs(own, tasks, scale, noise)
+    variance, degrees = _with_runs(own, tasks - 1, scale, noise)
     center, error = total / (tasks + 2), np.sqrt(variance)
     reach = _quantile(degrees) * error
     t = np.abs(center) / np.where(error > 0, error, 1)
-    return Estimate(total / tasks, center - reach, center + reach, 2 * stats.t.sf(t, degrees))
+    low, high = np.maximum(center - reach, -1), np.minimum(center + reach, 1)
+    return Estimate(total / tasks, low, high, 2 * stats.t.sf(t, degrees))
 
 
 def seeds_alone(values: Sequence[float]) -> tuple[float, float]:
@@ -190,12 +192,17 @@ def _scale(sample: Sample) -> Array:
     return np.asarray(share * (1 - share))
 
 
-def _with_runs(own: Array, tasks: int, scale: Array, noise: RunNoise) -> tuple[Array, Array]:
-    """The variance over tasks, `own`, with that of runs; and its degrees of freedom."""
+def _with_runs(own: Array, freedom: float, scale: Array, noise: RunNoise) -> tuple[Array, Array]:
+    """The variance over tasks, `own`, which has this `freedom`, with that of runs; and the degrees of freedom of both.
+
+    The variance of runs counts fully in the degrees of freedom, also where less of it is left after that of single
+    tasks: intervals were too narrow otherwise where it happens to be estimated low.
+    """
     runs = noise.between * scale
     variance = own + np.maximum(runs - noise.rest * scale, 0)
-    shares = own**2 / max(tasks - 1, 1) + np.where(noise.degrees > 0, runs**2 / np.maximum(noise.degrees, 1e-9), 0)
-    return variance, np.where(shares > 0, np.maximum(variance**2 / np.where(shares > 0, shares, 1), 1), 1)
+    shares = own**2 / max(freedom, 1) + np.where(noise.degrees > 0, runs**2 / np.maximum(noise.degrees, 1e-9), 0)
+    degrees = np.where(shares > 0, variance**2 / np.where(shares > 0, shares, 1), np.inf)
+    return variance, np.maximum(degrees, 1)
 
 
 def _quantile(degrees: Array) -> Array:
@@ -218,9 +225,13 @@ class Spread:
     settings: int
     """That share the estimate of `runs`."""
 
+    widest: float
+    """The largest difference that a task may have; see `difference`."""
+
     def half_width(self, tasks: int, seeds: int) -> float:
         """Of the interval with so many tasks and seeds a setting."""
-        own = (self.tasks + 2 * self.rest / seeds) / tasks
+        squares = tasks * (self.tasks + 2 * self.rest / seeds) + self.widest / seeds
+        own = max(squares, self.widest) / (tasks + 2) ** 2
         runs = 2 * self.runs / seeds
         between = runs + 2 * self.rest / seeds / tasks
         freedom = self.settings * (seeds - 1)
@@ -241,7 +252,7 @@ _MOST_TASKS = 1_000_000
 _MOST_SEEDS = 10_000
 
 
-def spread(samples: Sequence[Sample], baseline: Sample, noise: RunNoise) -> Spread:
+def spread(samples: Sequence[Sample], baseline: Sample, noise: RunNoise, *, is_rate: bool = True) -> Spread:
     """The average over the differences of `samples` to `baseline`, of one study (no leading dimensions)."""
     number = baseline.tasks.shape[-1]
     both = [baseline, *samples]
@@ -256,6 +267,7 @@ def spread(samples: Sequence[Sample], baseline: Sample, noise: RunNoise) -> Spre
         runs=max(float(noise.between - noise.rest), 0.0) * scale,
         rest=rest,
         settings=len(both),
+        widest=1.0 if is_rate else max(float(((one.tasks - baseline.tasks) ** 2).max()) for one in samples),
     )
 
 

@@ -49,7 +49,7 @@ def write_results(
     history = trainer.state.log_history
     losses = {name: entry[name] for entry in history for name in ("loss", "eval_loss") if name in entry}
     metrics = generation.scores.metrics
-    content: dict[str, Any] = {"step": step, "best_step": best, **losses, "metrics": metrics}
+    content: dict[str, Any] = {"step": step, "best_step": best} | losses | {"metrics": metrics}
     if metrics:
         content |= {"tasks": generation.scores.problems, "by_test": generation.scores.by_test}
     write_json(folder / METRICS_FILE, content | {"costs": _costs(trainer)})

@@ -1,0 +1,113 @@
+"""`arcft study`: read runs, compare their settings, write and show the outcome."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from arcft.config.study import StudyConfig
+from arcft.console import note, say, say_path, show, warn
+from arcft.files import write_bytes, write_json, write_text
+from arcft.names import visible
+from arcft.reporting.words import count
+from arcft.runs.common.extras import extra
+from arcft.runs.common.paths import absolute
+from arcft.runs.setup.kinds import KINDS
+from arcft.runs.sweeps.finding import FoundRuns, find_runs
+from arcft.runs.sweeps.missing import missing_runs
+from arcft.studies.settings import StudyError, group, join_evaluations
+from arcft.studies.study import Study, compare
+from arcft.studies.tables import Missing, csv_text, json_content, markdown, terminal_table
+from arcft.studies.words import coverage_words, plan, size, verdict
+
+MARKDOWN_FILE = "study.md"
+CSV_FILE = "study.csv"
+JSON_FILE = "study.json"
+CHART_FILE = "study.png"
+
+SHOWN = 8
+"""Missing runs that the terminal lists."""
+
+
+def study(config: StudyConfig) -> Study:
+    """Compare what `config` names, and write study.md, study.csv, study.json and study.png.
+
+    Raises ArcftError, before anything is written, where there are no runs, none is finished, or they can't be compared.
+    """
+    found = find_runs(config.names("runs") or [])
+    finished = [run for run in found.runs if run.state == "finished"]
+    runs, not_evaluated = join_evaluations(finished)
+    evaluations = [run for run in runs if run.job == "evaluate"]
+    missing = missing_runs(found, not_evaluated, evaluations)
+    if not runs:
+        _show_missing(missing)
+        raise StudyError(f"none of {count(len(found.runs), 'run')} is finished, so there is nothing to compare yet")
+    kinds = sorted({run.kind for run in runs})
+    if len(kinds) > 1:
+        raise StudyError(f"runs of different kinds of problems ({', '.join(kinds)}); name only those of one with runs=")
+    baseline = None if config.baseline is None else _typed(config.baseline)
+    study = compare(
+        group(runs, config.names("by"), config.names("over")),
+        KINDS[kinds[0]]().metrics,
+        metric=config.metric,
+        baseline=baseline,
+        tasks=config.tasks,
+    )
+    folder = _folder(config, found)
+    _write(folder, study, missing)
+    _show(study, missing, folder)
+    return study
+
+
+def _typed(value: str | int | float | bool) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _folder(config: StudyConfig, found: FoundRuns) -> Path:
+    """Where the study is written."""
+    if config.out is not None:
+        return Path(absolute(config.out))
+    (name, *others) = config.names("runs") or []
+    if not others and [Path(absolute(name))] == found.sweeps:
+        return found.sweeps[0]
+    return Path(absolute(time.strftime("outputs/study/%Y-%m-%d_%H-%M-%S")))
+
+
+def _write(folder: Path, study: Study, missing: Sequence[Missing]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    chart = None
+    with extra("the chart"):
+        # Imported only now: matplotlib takes a second.
+        from arcft.studies.chart import study_png
+
+        write_bytes(folder / CHART_FILE, study_png(study))
+        chart = CHART_FILE
+    write_text(folder / MARKDOWN_FILE, visible(markdown(study, missing, chart)))
+    write_text(folder / CSV_FILE, csv_text(study))
+    write_json(folder / JSON_FILE, json_content(study, missing))
+
+
+def _show(study: Study, missing: Sequence[Missing], folder: Path) -> None:
+    show(terminal_table(study))
+    say(f"\n{size(study)}")
+    for line in (verdict(study), plan(study), coverage_words(study)):
+        if line:
+            say(line)
+    for line in study.notes:
+        note(line)
+    _show_missing(missing)
+    say_path("table, figures and chart", folder / MARKDOWN_FILE)
+
+
+def _show_missing(missing: Sequence[Missing]) -> None:
+    if not missing:
+        return
+    warn(f"{count(len(missing), 'run')} missing or unfinished:")
+    for one in missing[:SHOWN]:
+        reason = f" ({one.reason})" if one.reason else ""
+        say(f"  {one.name}: {one.state}{reason}")
+        if one.command:
+            say(f"    {one.command}")
+    if len(missing) > SHOWN:
+        say(f"  and {len(missing) - SHOWN} more, which {JSON_FILE} lists")

@@ -1,0 +1,187 @@
+"""What a study says, in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from arcft.reporting.words import count, duration, percent
+from arcft.studies.runs import LOSSES
+from arcft.studies.study import Coverage, Interval, Row, Study
+
+RESOLVED = 0.02
+"""The difference that a study is planned for: 2 points."""
+
+SEEDS_ADVISED = 3
+
+METHOD = (
+    "Differences are paired over tasks. Seeds and tasks are crossed random effects; intervals are 95%, with Student's "
+    "t for the few seeds, and p-values are corrected for the number of settings (Holm)."
+)
+
+
+def title(study: Study) -> str:
+    """For example `vote_2 by lora.r`."""
+    return f"{study.metric} by {', '.join(study.grouping.by)}" if study.grouping.by else study.metric
+
+
+def size(study: Study) -> str:
+    """For example `3 settings, 9 runs, 3 seeds each, 400 tasks`."""
+    seeds = sorted(set(study.seeds))
+    each = f"{count(seeds[0], 'seed')} each" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds each"
+    words = [count(len(study.rows), "setting"), count(sum(study.seeds), "run"), each]
+    return ", ".join(words + ([count(study.num_tasks, "task")] if study.num_tasks else []))
+
+
+def value_words(study: Study, interval: Interval) -> str:
+    """For example `23.5% (20.1 to 27.3)`; a loss is no percentage."""
+    if study.metric in LOSSES:
+        spread = "" if math.isnan(interval.low) else f" ({interval.low:.3f} to {interval.high:.3f})"
+        return f"{interval.value:.3f}{spread}"
+    spread = "" if math.isnan(interval.low) else f" ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+    return f"{percent(interval.value)}{spread}"
+
+
+def difference_words(study: Study, interval: Interval) -> str:
+    """For example `+4.2 (+1.0 to +7.4)`, in points."""
+    factor, digits = (1, 3) if study.metric in LOSSES else (100, 1)
+    value, low, high = (factor * number for number in (interval.value, interval.low, interval.high))
+    spread = "" if math.isnan(low) else f" ({low:+.{digits}f} to {high:+.{digits}f})"
+    return f"{value:+.{digits}f}{spread}"
+
+
+def p_words(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def verdict(study: Study) -> str:
+    """What can be said about the settings, in a sentence or two."""
+    others = [row for row in study.rows if row.difference is not None]
+    if not others:
+        return f"There is one setting, at {value_words(study, study.rows[0].value)}; nothing is compared."
+    base = study.baseline.label
+    best = study.best
+    if all(row.p_holm is None for row in others):
+        return f"{best.setting.label} has the best {study.metric}, but whether that is more than noise can't be said."
+    claimed = [row for row in others if row.is_claimed]
+    if not claimed:
+        return _nothing_claimed(study, others, best)
+    better = [row for row in claimed if _is_better(study, row)]
+    worse = [row for row in claimed if row not in better]
+    parts = []
+    if better:
+        parts.append(f"{_named(study, better)} {_does(better, 'beats', 'beat')} {base}")
+    if worse:
+        parts.append(f"{_named(study, worse)} {_does(worse, 'is', 'are')} worse than {base}")
+    rest = len(others) - len(claimed)
+    words = "; ".join(parts) + "."
+    if rest:
+        words += f" The other {rest} can't be told from it." if rest > 1 else " The other one can't be told from it."
+    if best.is_best:
+        words += f" {best.setting.label} is the best of all."
+    elif len(study.rows) > 2:
+        words += f" {best.setting.label} has the best {study.metric}, but does not stand out from all others."
+    return words
+
+
+def plan(study: Study) -> str:
+    """How many tasks and seeds would resolve 2 points; empty where that is not known."""
+    if study.spread is None or study.metric in LOSSES:
+        return ""
+    tasks, seeds = study.num_tasks, round(sum(study.seeds) / len(study.seeds))
+    points = f"{100 * RESOLVED:.0f} points"
+    if max(study.seeds) == 1:
+        need = study.spread.tasks_for(RESOLVED, 1)
+        return (
+            f"To tell {points} apart takes at least {need:,} tasks, and more seeds than one: how much runs differ is "
+            "not known."
+        )
+    width = study.spread.half_width(tasks, seeds)
+    now = f"With {count(tasks, 'task')} and {count(seeds, 'seed')} a setting, intervals are ±{100 * width:.1f} points"
+    if width <= RESOLVED:
+        return f"{now}, enough to tell {points} apart."
+    more_seeds, more_tasks = study.spread.seeds_for(RESOLVED, tasks), study.spread.tasks_for(RESOLVED, seeds)
+    ways = []
+    if more_seeds is not None:
+        ways.append(f"{count(more_seeds, 'seed')} with these tasks")
+    if more_tasks is not None:
+        ways.append(f"{count(more_tasks, 'task')} with {count(seeds, 'seed')}")
+    if not ways:
+        both = _both(study)
+        ways = [both] if both else []
+    return f"{now}; to tell {points} apart takes {' or '.join(ways)}." if ways else f"{now}."
+
+
+def coverage_words(study: Study) -> str:
+    """The share of tests with a right answer among the candidates, over all runs; empty where it is not known."""
+    if study.pooled is None:
+        return ""
+    pooled: Coverage = study.pooled
+    at_least = "" if study.is_exact else "at least "
+    return (
+        f"A right answer was submitted for {percent(pooled.submitted)} of tests and was among the candidates of a run "
+        f"for {percent(pooled.candidates)}, on average; all runs together have one for {at_least}"
+        f"{percent(pooled.pooled)}."
+    )
+
+
+def cost_words(name: str, value: float) -> str:
+    """One of the COSTS with its unit."""
+    match name:
+        case "seconds" | "evaluation_seconds":
+            return duration(value)
+        case "peak_bytes":
+            return f"{value / 2**30:.2f} GiB"
+        case "trainable_parameters":
+            return f"{value / 1e6:.2f}M"
+    return f"{value:,.0f}"
+
+
+def _both(study: Study) -> str:
+    """The fewest runs times tasks that are enough, with more of both."""
+    assert study.spread is not None
+    found = []
+    for seeds in range(2, 101):
+        tasks = study.spread.tasks_for(RESOLVED, seeds)
+        if tasks is not None:
+            found.append((seeds * tasks, seeds, tasks))
+    if not found:
+        return ""
+    _, seeds, tasks = min(found)
+    return f"{count(seeds, 'seed')} with {count(tasks, 'task')}"
+
+
+def _nothing_claimed(study: Study, others: Sequence[Row], best: Row) -> str:
+    base = study.baseline.label
+    if len({row.value.value for row in study.rows}) == 1:
+        return f"All settings have the same {study.metric}."
+    if best.difference is None:
+        return f"{base} has the best {study.metric}, but no setting can be told from it."
+    what = "the difference" if len(others) == 1 else "the best difference"
+    words = _named(study, [best])
+    corrected = "" if len(others) == 1 else f", corrected for {len(others)} comparisons"
+    return f"No setting can be told from {base}: {what}, of {words}{corrected}, is within the noise."
+
+
+def _is_better(study: Study, row: Row) -> bool:
+    assert row.difference is not None
+    return (row.difference.value < 0) == study.lower_is_better
+
+
+def _named(study: Study, rows: Sequence[Row]) -> str:
+    unit = "" if study.metric in LOSSES else " points"
+    named = []
+    for row in rows:
+        assert row.difference is not None
+        assert row.p_holm is not None
+        gap = difference_words(study, row.difference).replace(" (", f"{unit}, ").removesuffix(")")
+        named.append(f"{row.setting.label} ({gap}; p {_equals(row.p_holm)})")
+    return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
+
+
+def _equals(p: float) -> str:
+    return p_words(p) if p < 0.001 else f"= {p_words(p)}"
+
+
+def _does(rows: Sequence[Row], one: str, several: str) -> str:
+    return one if len(rows) == 1 else several

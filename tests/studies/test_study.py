@@ -1,0 +1,250 @@
+"""From runs to settings, rows, sentences and files."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from arcft.problems.arc.scoring.metrics import METRICS, ArcMetrics
+from arcft.studies.chart import study_png
+from arcft.studies.runs import Run, Scores
+from arcft.studies.settings import StudyError, find_setting, group, join_evaluations
+from arcft.studies.study import Study, compare
+from arcft.studies.tables import csv_text, json_content, markdown
+from arcft.studies.words import plan, verdict
+from tests.support.study_runs import simulate, task_ids
+
+
+def run_of(
+    changes: Mapping[str, Any],
+    solved: Sequence[float],
+    *,
+    candidates: Sequence[float] | None = None,
+    names: Sequence[str] | None = None,
+    **fields: Any,
+) -> Run:
+    """A finished run with these values of vote_2 and pass_n."""
+    config = {"lora.r": 16, "lora.alpha": 16, "scheduler.name": "linear", "training.seed": 0, "tracking.mode": "x"}
+    ids = tuple(names or task_ids(len(solved)))
+    values = np.zeros((len(ids), len(METRICS)), dtype=np.float32)
+    values[:, METRICS.index("vote_2")] = solved
+    values[:, METRICS.index("pass_n")] = solved if candidates is None else candidates
+    digits = {
+        name: {task: str(int(one)) for task, one in zip(ids, values[:, METRICS.index(name)], strict=True)}
+        for name in ("vote_2", "pass_n")
+    }
+    means = {name: float(values[:, index].mean()) for index, name in enumerate(METRICS)}
+    given: dict[str, Any] = {
+        "folder": Path("/runs") / "-".join(f"{key}={value}" for key, value in changes.items()),
+        "job": "train",
+        "state": "finished",
+        "config": config | dict(changes),
+        "metrics": means | {"eval_loss": 1.0, "loss": 0.9},
+        "scores": Scores(ids, METRICS, values, digits),
+        "costs": {"seconds": 90.0, "peak_bytes": 2**30},
+    }
+    return Run(**given | fields)
+
+
+def ranks(*, seeds: int = 3, gain: float = 0.0, tasks: int = 400, seed: int = 0) -> list[Run]:
+    """A sweep over three ranks; the first is worse by `gain`."""
+    scores = simulate(
+        np.random.default_rng(seed), studies=1, settings=3, seeds=seeds, tasks=tasks, noise=0.01, gain=gain
+    )[0]
+    return [
+        run_of({"lora.r": r, "lora.alpha": r, "training.seed": seed}, scores[index, seed])
+        for index, r in enumerate((64, 16, 256))
+        for seed in range(seeds)
+    ]
+
+
+def study_of(runs: Sequence[Run], **options: Any) -> Study:
+    given: dict[str, Any] = {"metric": None, "baseline": None, "tasks": "all"} | options
+    by, over = given.pop("by", None), given.pop("over", None)
+    return compare(group(runs, by, over), ArcMetrics(), **given)
+
+
+def test_what_differs_makes_the_settings() -> None:
+    found = group(ranks(), None, None)
+    assert (found.by, found.over, found.along) == (("lora.r",), ("training.seed",), ("lora.alpha",))
+    assert [one.label for one in found.settings] == ["lora.r=16", "lora.r=64", "lora.r=256"]
+    assert [[run.config["training.seed"] for run in one.runs] for one in found.settings] == [[0, 1, 2]] * 3
+
+
+def test_two_keys_that_differ_apart_are_both_kept() -> None:
+    runs = [
+        run_of({"lora.r": r, "scheduler.name": name, "scheduler.num_cycles": 3 if name == "cosine" else None}, [1, 0])
+        for r in (16, 64)
+        for name in ("linear", "cosine")
+    ]
+    found = group(runs, None, None)
+    assert set(found.by) == {"lora.r", "scheduler.name"}
+    assert found.along == ("scheduler.num_cycles",)
+    assert find_setting(found, "lora.r=64 scheduler.name=cosine").values == find_setting(
+        found, "scheduler.name=cosine lora.r=64"
+    ).values  # fmt: skip
+    with pytest.raises(StudyError, match=r"^baseline=64: names 2 settings; the settings are: "):
+        find_setting(found, "64")
+    with pytest.raises(StudyError, match=r"^baseline=32: names no setting; the settings are: "):
+        find_setting(found, "32")
+
+
+def test_how_a_run_is_recorded_makes_no_setting() -> None:
+    runs = [run_of({"tracking.mode": mode, "training.num_workers": 1}, [1, 0]) for mode in ("online", "offline")]
+    found = group(runs, None, None)
+    assert found.by == ()
+    assert [one.label for one in found.settings] == ["all runs"]
+
+
+def test_the_later_of_two_equal_runs_counts() -> None:
+    old, new = run_of({}, [0, 0], finished_at=1.0), run_of({}, [1, 1], finished_at=2.0)
+    for runs in ([old, new], [new, old]):
+        found = group(runs, None, None)
+        assert found.repeated == 1
+        assert found.settings[0].runs == [new]
+    assert study_of([old, new]).notes[-1].startswith("1 run left out")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"by": ["lora.rank"]}, "by=lora.rank: no run has this key; did you mean lora.r"),
+        ({"over": ["seed"]}, "over=seed: no run has this key; keys are written as in run.yaml"),
+        ({"by": ["scheduler.name"]}, "runs of one setting differ in lora.r, lora.alpha too; add these to by=, or"),
+        ({"metric": "vote_3"}, "metric=vote_3: there is no such metric; all runs have accuracy, correct_pixels"),
+        ({"baseline": "17"}, "baseline=17: names no setting; the settings are: lora.r=16; lora.r=64; lora.r=256"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_compared(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(StudyError) as error:
+        study_of(ranks(seeds=2), **options)
+    assert message in str(error.value)
+
+
+def test_runs_of_different_tasks() -> None:
+    runs = [run_of({"lora.r": 1}, [1, 0], names=["a", "b"]), run_of({"lora.r": 2}, [1, 1, 1], names=["b", "c", "d"])]
+    with pytest.raises(StudyError) as error:
+        study_of(runs)
+    assert str(error.value) == (
+        "runs of different tasks: /runs/lora.r=1 answered 2, /runs/lora.r=2 3, and only /runs/lora.r=2 answered c; "
+        "compare the 1 that all have answered with tasks=shared, or name only some of the runs"
+    )
+    study = study_of(runs, tasks="shared")
+    assert study.num_tasks == 1
+    assert [row.value.value for row in study.rows] == [0, 1]
+    assert study.rows[1].difference is not None
+    assert study.rows[1].difference.value == 1
+    with pytest.raises(StudyError, match=r"^tasks=shared: no task was answered by all runs"):
+        study_of([runs[0], run_of({"lora.r": 2}, [1], names=["z"])], tasks="shared")
+
+
+def test_a_large_difference_is_claimed_and_the_best_is_bold() -> None:
+    runs = ranks(seeds=5, gain=-0.15)
+    study = study_of(runs, baseline="64")
+    assert {row.setting.label for row in study.rows if row.is_claimed} == {"lora.r=16", "lora.r=256"}
+    assert [row.is_best for row in study.rows] == [False, True, False]
+    assert verdict(study).startswith("lora.r=16 (-1")
+    assert verdict(study).endswith(" are worse than lora.r=64. lora.r=64 is the best of all.")
+    assert "| **64** | **5** | **" in markdown(study, [], None)
+    # The other two are equal, so neither is the best of them.
+    others = study_of([run for run in runs if run.config["lora.r"] != 64])
+    assert not any(row.is_best or row.is_claimed for row in others.rows)
+
+
+def test_noise_is_called_noise() -> None:
+    study = study_of(ranks())
+    assert not any(row.is_claimed or row.is_best for row in study.rows)
+    assert "No setting can be told from lora.r=16" in verdict(study) or "no setting can be told from it" in verdict(
+        study
+    )
+    assert plan(study).startswith("With 400 tasks and 3 seeds a setting, intervals are ±")
+    assert "to tell 2 points apart takes" in plan(study)
+    assert "**" not in markdown(study, [], None)
+
+
+def test_one_seed_is_said_to_be_one() -> None:
+    study = study_of(ranks(seeds=1))
+    assert study.notes[0].startswith("One seed a setting: the intervals are over tasks only")
+    assert "more seeds than one" in plan(study)
+
+
+def test_no_task_solved_is_no_certainty() -> None:
+    study = study_of([run_of({"lora.r": r}, [0, 0, 0, 0]) for r in (16, 64)])
+    assert "0% (0.0 to 49.0)" in markdown(study, [], None)
+    assert verdict(study) == "All settings have the same vote_2."
+    assert "± 0.0" not in markdown(study, [], None)
+
+
+def test_coverage_of_runs_alone_and_together() -> None:
+    runs = [
+        run_of({"training.seed": 0}, [1, 0, 0, 0], candidates=[1, 1, 0, 0]),
+        run_of({"training.seed": 1}, [1, 0, 0, 0], candidates=[1, 0, 1, 0]),
+    ]
+    study = study_of(runs)
+    assert study.pooled is not None
+    assert dataclasses.astuple(study.pooled) == (0.25, 0.5, 0.75)
+    assert "all runs together have one for 75.0%." in markdown(study, [], None)
+
+
+def test_a_loss_has_no_tasks() -> None:
+    runs = [
+        run_of({"lora.r": r, "training.seed": seed}, [0, 1], metrics={"eval_loss": 1 - r / 100 + seed / 1000})
+        for r in (16, 64)
+        for seed in (0, 1)
+    ]
+    study = study_of(runs, metric="eval_loss")
+    assert (study.over, study.lower_is_better) == ("seeds", True)
+    assert [row.is_best for row in study.rows] == [False, True]
+    assert "lora.r=64 (-0.480, -0.483 to -0.477; p < 0.001) beats lora.r=16" in verdict(study)
+
+
+def test_older_runs_are_compared_over_seeds() -> None:
+    runs = [dataclasses.replace(run, scores=None) for run in ranks(seeds=2)]
+    study = study_of(runs)
+    assert study.over == "seeds"
+    assert study.notes[-1].startswith("Compared over seeds alone: ")
+
+
+def test_an_evaluation_has_the_losses_of_its_training() -> None:
+    trained = [run_of({"lora.r": r}, [0.0], folder=Path(f"/runs/{r}")) for r in (16, 64)]
+    evaluated = run_of({"lora.r": 16}, [1, 0], job="evaluate", trained_in=Path("/runs/16"), metrics={"vote_2": 0.5})
+    evaluated = dataclasses.replace(evaluated, costs={"evaluation_seconds": 5.0})
+    runs, rest = join_evaluations([*trained, evaluated])
+    assert [run.metrics["eval_loss"] for run in runs] == [1.0]
+    assert runs[0].costs == {"seconds": 90.0, "peak_bytes": 2**30, "evaluation_seconds": 5.0}
+    assert rest == [trained[1]]
+    assert join_evaluations(trained) == (trained, [])
+
+
+def test_files_hold_the_same_figures() -> None:
+    study = study_of(ranks())
+    content = json.loads(json.dumps(json_content(study, []), allow_nan=False))
+    rows = list(csv.DictReader(io.StringIO(csv_text(study))))
+    assert [row["lora.r"] for row in rows] == ["16", "64", "256"]
+    for row, setting in zip(rows, content["settings"], strict=True):
+        assert float(row["vote_2"]) == setting["value"]["value"]
+        assert len(setting["runs"]) == 3
+    assert rows[0]["difference"] == ""
+    assert float(rows[1]["p_holm"]) == content["settings"][1]["p_holm"]
+
+
+@pytest.mark.parametrize("names", [(16, 64, 256), ("linear", "cosine", "a_schedule_with_a_very_long_name" * 3)])
+def test_the_chart(names: Sequence[Any]) -> None:
+    key = "lora.r" if isinstance(names[0], int) else "scheduler.name"
+    runs = [
+        run_of({key: name, "training.seed": seed}, scores[seed])
+        for name, scores in zip(names, np.random.default_rng(0).integers(0, 2, (3, 2, 9)), strict=True)
+        for seed in (0, 1)
+    ]
+    with Image.open(io.BytesIO(study_png(study_of(runs)))) as picture:
+        assert picture.width > 1200
+        assert len(picture.convert("RGB").getcolors(1 << 20) or ()) > 10
