@@ -36,6 +36,7 @@ usage: arcft COMMAND ...
   evaluate       predict, select, score, write a submission and a report
   export         write a trained model for transformers, PEFT or llama.cpp
   speed          measure how fast models read and write, and what fits a time budget
+  study          compare the settings of a sweep, or of any runs
   contamination  find the problems that two sets share
 
 arcft COMMAND --help shows the options of a command, arcft --version what is installed.
@@ -71,7 +72,7 @@ def test_an_unknown_command_names_the_nearest(
     word: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert called(monkeypatch, word) == 2
-    names = "train, evaluate, export, speed, contamination"
+    names = "train, evaluate, export, speed, study, contamination"
     assert capsys.readouterr().err == f"error: {message}the commands are {names}\n"
 
 
