@@ -48,6 +48,7 @@ def test_every_benchmark_is_run_here() -> None:
         "kills",
         "memory",
         "pretrain_study",
+        "study",
         "tiny_score",
         "training",
         "ttft",
@@ -59,6 +60,16 @@ def test_every_benchmark_is_run_here() -> None:
 def test_memory() -> None:
     (setting,) = quick_run("memory.py")["settings"]
     assert setting["estimated"] == pytest.approx(setting["measured"], rel=0.25)
+
+
+@pytest.mark.slow
+def test_study() -> None:
+    figures = quick_run("study.py")
+    assert [one["runs"] for one in figures["timings"]] == [10, 50]
+    # A hundredth of a minute for each of 1,000 runs would be 0.06 seconds.
+    assert figures["timings"][1]["processor_seconds"] < 10
+    (row,) = figures["coverage"]
+    assert 0.9 <= row["arcft"] <= 1
 
 
 @pytest.mark.slow

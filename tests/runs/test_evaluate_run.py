@@ -103,8 +103,8 @@ def test_a_run_means_its_last_complete_checkpoint_and_its_held_out_tasks(
     written = run_json(folder)
     assert list(written) == [
         "metrics", "tasks", "run", "evaluated", "not_evaluated", "averages", "metrics_over_tests", "tests",
-        "intervals_95",
-        "by_number",
+        "intervals_95", "by_test",
+        "by_number", "trained",
     ]  # fmt: skip
     assert list(written["metrics"]) == list(METRICS)
     assert set(written["tasks"]) == set(held_out(run))

@@ -89,9 +89,9 @@ def test_what_is_written(adapted: Path, run: Path) -> None:
     metrics = run_json(adapted)
     assert list(metrics) == [
         "metrics", "tasks", "run", "evaluated", "not_evaluated", "averages", "metrics_over_tests", "tests",
-        "intervals_95",
+        "intervals_95", "by_test",
         "before",
-        "by_number",
+        "by_number", "trained",
     ]  # fmt: skip
     assert list(metrics["before"]) == list(metrics["metrics"])
     about = metrics["run"]

@@ -88,8 +88,6 @@ def write_results(
             adaptation=adaptation,
         )
     content = {"metrics": scores.metrics, "tasks": scores.problems, "run": dict(run)}
-    if trained is not None:
-        content["trained"] = to_dict(trained)
     if changes:
         content["changes"] = dict(changes)
     evaluated = {problem.id for problem in problems}
@@ -100,6 +98,8 @@ def write_results(
         content["before"] = adaptation.before.metrics
     if numbers:
         content["by_number"] = [number.to_json() for number in numbers]
+    if trained is not None:
+        content["trained"] = to_dict(trained)
     write_json(folder / METRICS_FILE, content)
     return scores
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -44,11 +45,17 @@ def read_run(folder: Path) -> list[Run]:
         config = to_dict(read_stored(JOBS[job], stored["config"], folder / RUN_FILE))
     except (CheckpointError, ConfigError, KeyError, TypeError, AttributeError) as error:
         return [Run(folder=folder, job="", state="damaged", reason=str(error))]
-    if job == "train":
-        return [_train_run(folder, config)]
-    own = (folder / METRICS_FILE).is_file()
+    own = job == "train" or (folder / METRICS_FILE).is_file()
     parts = [] if own else sorted(path.parent for path in folder.glob(f"*/{METRICS_FILE}"))
-    return [_evaluation(part, folder, config) for part in parts or [folder]]
+    return [_read_part(part, folder, job, config) for part in parts or [folder]]
+
+
+def _read_part(part: Path, folder: Path, job: str, config: dict[str, Any]) -> Run:
+    try:
+        return _train_run(folder, config) if job == "train" else _evaluation(part, folder, config)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        reason = f"{METRICS_FILE} is not as it was written"
+        return Run(folder=folder, job=job, state="damaged", reason=reason, config=flat(config))
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -112,15 +119,23 @@ def _trained_config(folder: Path) -> dict[str, Any] | None:
 
 
 def _finished(run: Run, *, metrics: Mapping[str, Any], scores: Scores | None, costs: Mapping[str, Any]) -> Run:
-    is_number = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     return dataclasses.replace(
         run,
         state="finished",
-        metrics=is_number,
+        metrics=_numbers(metrics),
         scores=scores,
-        costs=costs,
+        costs=_numbers(costs),
         finished_at=(run.folder / METRICS_FILE).stat().st_mtime,
     )
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Those that are finite numbers."""
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
 
 
 def _metrics_file(folder: Path, run: Run) -> dict[str, Any] | Run:
@@ -188,18 +203,16 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _scores(content: Mapping[str, Any], folder: Path, kind: str) -> Scores | None:
-    """None where metrics.json has no results of single tasks, or they are damaged."""
+    """None where metrics.json has no results of single tasks."""
     tasks = content.get("tasks")
     if not tasks:
         return None
     ids = tuple(sorted(tasks))
     metrics = tuple(tasks[ids[0]])
-    try:
-        values = np.array([[tasks[name][metric] for metric in metrics] for name in ids], dtype=np.float32)
-    except (KeyError, TypeError, ValueError):
-        return None
+    values = np.array([[tasks[name][metric] for metric in metrics] for name in ids], dtype=np.float32)
     if "by_test" in content:
-        return Scores(ids, metrics, values, content["by_test"])
+        by_test = {name: dict(digits) for name, digits in content["by_test"].items()}
+        return Scores(ids, metrics, values, by_test)
     return Scores(ids, metrics, values, _estimated_by_test(folder, tasks, kind), is_exact=False)
 
 

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -77,6 +78,23 @@ def test_a_damaged_metrics_file_is_no_result(content: str, tmp_path: Path) -> No
     (run,) = read_run(folder)
     assert run.state == "damaged"
     assert run.reason.startswith("metrics.json can't be read: ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tasks": {"a": 1}},
+        {"tasks": {"a": {"vote_2": "x"}}},
+        {"tasks": {"a": {"x": 1}, "b": {}}},
+        {"by_test": {"x": 1}},
+    ],
+)
+def test_changed_results_make_a_damaged_run(change: dict[str, Any], tmp_path: Path) -> None:
+    folder = write_train_run(tmp_path / "run", {}, [1])
+    content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    (folder / "metrics.json").write_text(json.dumps(content | change), encoding="utf-8")
+    (run,) = read_run(folder)
+    assert (run.state, run.reason) == ("damaged", "metrics.json is not as it was written")
 
 
 def test_a_damaged_config_makes_a_damaged_run(tmp_path: Path) -> None:
