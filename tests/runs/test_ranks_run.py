@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import yaml
@@ -29,6 +29,19 @@ LONG = [*QUICK, "training.max_steps=100000", "training.save_steps=20", "training
 def start(cwd: Path, *words: str, program: str = "train.py", ranks: int = 2) -> subprocess.Popen[str]:
     return launch(cwd, [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks),
                         str(ROOT / program), *words])  # fmt: skip
+
+
+def start_alone(cwd: Path, *words: str, second: dict[str, str] | None = None) -> list[subprocess.Popen[str]]:
+    """Two ranks without a launcher that would end them; `second` is added to the environment of rank 1."""
+    with socket.socket() as chosen:
+        chosen.bind(("localhost", 0))
+        port = str(chosen.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    return [
+        launch(cwd, command, **{"RANK": rank, "LOCAL_RANK": rank} | common | more)
+        for rank, more in (("0", {}), ("1", second or {}))
+    ]
 
 
 def launch(cwd: Path, command: list[str], **environment: str) -> subprocess.Popen[str]:
@@ -115,18 +128,27 @@ def test_two_processes_are_one_run_started_by_the_slurm_script(tmp_path: Path) -
     assert run_train(tmp_path / "one", *QUICK, "training.gradient_accumulation_steps=2") == 0
     for name in ("loss", "eval_loss", "eval_correct_pixels", "tokens"):
         assert recorded(two, name) == pytest.approx(recorded(tmp_path / "one", name), abs=1e-5), name
+    # A finished run predicts its held-out tasks once more, for the table of metrics.
+    before = history(two)
+    code, out, err = finish(start(tmp_path, f"resume={two}", "training.fsdp=full_shard"))
+    assert code == 0, err
+    assert "correct_pixels" in out or "held-out tasks" in out
+    assert history(two) == before
 
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_run_which_another_number_resumes(tmp_path: Path) -> None:
-    process = start(tmp_path, *LONG, "hydra.run.dir=run")
+    first, second = start_alone(tmp_path, *LONG, "hydra.run.dir=run")
     folder = tmp_path / "run"
     wait_for_steps(folder, 25)
-    children = psutil.Process(process.pid).children()
-    next(child for child in children if child.environ()["RANK"] == "1").kill()
-    code, _, err = finish(process)
-    assert code != 0
-    assert "finishing" in err or "error: another of the 2 processes died" in err
+    second.kill()
+    code, _, err = finish(first)
+    assert code == 1
+    assert [line for line in err.splitlines() if "error" in line] == [
+        "error: another of the 2 processes died, so the run stops; its checkpoints are complete. Resume with: "
+        f"torchrun --nproc-per-node 2 train.py resume={folder}"
+    ]
+    assert "Traceback" not in err
     assert not [path for path in folder.iterdir() if "partial" in path.name]
     last = find_checkpoints(folder)[-1]
     step = read_checkpoint(last).step
@@ -134,6 +156,36 @@ def test_a_killed_process_ends_the_run_which_another_number_resumes(tmp_path: Pa
     steps = [line["step"] for line in history(folder)]
     assert steps == list(range(1, len(steps) + 1))
     assert len(steps) > step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("os.kill(os.getpid(), 9)", "error: another of the 2 processes died before the first step"),
+        ("raise MemoryError('the machine is full')", "rank 1: error: out of memory outside the training steps (the ma"),
+    ],
+    ids=["killed", "memory"],
+)
+def test_a_fault_while_a_model_is_loaded_is_one_line(fault: str, says: str, tmp_path: Path) -> None:
+    faults = tmp_path / "faults"
+    faults.mkdir()
+    # When rank 1 loads a model: its parts have been imported by then.
+    (faults / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "def hook(event, arguments):\n"
+        f"    if event == 'open' and str(arguments[0]).endswith('qwen2/config.json'):\n        {fault}\n"
+        "sys.addaudithook(hook)\n"
+    )
+    processes = start_alone(tmp_path, *QUICK, "hydra.run.dir=run", second={"PYTHONPATH": f"{faults}{os.pathsep}{ROOT}"})
+    found = [finish(process) for process in processes]
+    assert found[0][0] == 1
+    assert found[1][0] in (1, -9)
+    err = found[0][2] + found[1][2]
+    assert err.count("error:") == 1
+    assert says in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -105,6 +105,11 @@ def test_an_evaluation_that_was_broken_off_is_done_on_resuming(tmp_path: Path, a
     first.trainer.train()
     assert (first.trainer.state.global_step, first.trainer.evaluation_due) == (at, True)
     assert not any(log["step"] == at and "eval_loss" in log for log in first.logs.logs)
+    # Stopped again before it was done: no step is taken without it.
+    again = new_run(tmp_path / "parts", more_metrics=lambda model, step: None)
+    again.trainer.train(last_checkpoint(tmp_path / "parts"))
+    assert (again.trainer.state.global_step, again.trainer.evaluation_due) == (at, True)
+    assert last_checkpoint(tmp_path / "parts").name == f"checkpoint-{at}"
     second = new_run(tmp_path / "parts")
     second.trainer.train(last_checkpoint(tmp_path / "parts"))
     assert not second.trainer.evaluation_due

@@ -73,6 +73,38 @@ for name, changes in {"padded": {}, "accumulated": accumulated}.items():
 print(json.dumps(RESULT))
 """
 
+ON_ONE_RANK = """
+import torch.distributed as dist
+from arcft.training.loss import summed_cross_entropy
+dist.init_process_group("cpu:gloo")
+FIRST = dist.get_rank() == 0
+EIGHT = [LongStream()[k] for k in range(9000, 9008)]
+
+def train(name, megabytes, **changes):
+    if not FIRST:
+        limit(megabytes)
+    one = run(name, max_steps=2, eval_dataset=[*EIGHT, *EIGHT], eval_steps=2, **changes)
+    one.trainer.train()
+    return one
+
+def runs_out(one):
+    try:
+        with torch.no_grad():
+            summed_cross_entropy(one.trainer.trained_model, one.trainer.data_collator.collate(EIGHT))
+        return False
+    except RuntimeError:
+        return True
+
+whole = train("whole", None)
+low = [] if FIRST else [LimitAfter(2, 30)]
+small = train("small", 110, callbacks=low)
+ran_out = [None, None]
+dist.all_gather_object(ran_out, runs_out(small))
+if FIRST:
+    print(json.dumps({"ran_out": ran_out, "rows": small.logs.of("examples_per_pass"),
+                      **{name: [small.logs.of(name), whole.logs.of(name)] for name in ("loss", "eval_loss")}}))
+"""
+
 LAST_RUNG = """
 whole = run("whole")
 whole.trainer.train()
@@ -90,10 +122,13 @@ print(json.dumps({"message": message, "losses": losses(stopped) + losses(resumed
 """
 
 
-def run_child(folder: Path, script: str) -> tuple[dict[str, Any], str]:
+def run_child(folder: Path, script: str, *, ranks: int = 1) -> tuple[dict[str, Any], str]:
     """What the script prints last, as data, and all that it prints."""
+    program = folder / "program.py"
+    program.write_text(CHILD + script)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)] if ranks > 1 else []
     done = subprocess.run(
-        [sys.executable, "-c", CHILD + script, str(folder)],
+        [sys.executable, *launcher, str(program), str(folder)],
         cwd=ROOT,
         # Without a limit on the threshold, glibc would serve from what it has kept.
         env=os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "131072", "PYTHONPATH": str(ROOT)},
@@ -125,3 +160,16 @@ def test_on_the_last_rung_the_error_names_the_keys_and_the_run_can_be_resumed(tm
         assert key in result["message"]
     assert result["losses"] == pytest.approx(result["expected"], rel=1e-5)
     assert "checkpoint-3" in result["kept"]
+
+
+@pytest.mark.slow
+def test_one_of_two_ranks_may_run_out_of_memory_in_a_step_and_in_an_evaluation(tmp_path: Path) -> None:
+    result, said = run_child(tmp_path, ON_ONE_RANK, ranks=2)
+    assert result["ran_out"] == [False, True]
+    assert "warning: rank 1: out of memory in step 1; the step is repeated" in said
+    assert result["rows"]
+    assert set(result["rows"]) <= {1.0, 2.0, 4.0}
+    for name, steps in (("loss", 2), ("eval_loss", 1)):
+        found, expected = result[name]
+        assert len(found) == steps
+        assert found == pytest.approx(expected, rel=1e-5)

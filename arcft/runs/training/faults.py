@@ -43,7 +43,7 @@ def _less_memory(config: TrainConfig) -> Iterator[str]:
 def _lost(folder: Path) -> str:
     died = f"another of the {ranks.launched()} processes died"
     if not (folder / RUN_FILE).is_file():
-        return f"{died} before the first step; its own output may say why. Start the run again"
+        return f"{died} before the first step, for example because the machine ran out of memory; start the run again"
     return (
         f"{died}, so the run stops; its checkpoints are complete. Resume with: {command('train')} "
         f"{override('resume', folder)}"
