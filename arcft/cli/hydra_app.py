@@ -132,15 +132,15 @@ def _guarded(job: Job, wants_tracebacks: bool) -> Callable[[DictConfig], float |
             log.error("error: %s", error)
             if wants_tracebacks:
                 raise
-            message = _with_job(str(error))
+            if ranks.rank() > 0 and not _in_this_process():
+                # Hydra reads the result of rank 0 only.
+                rank_words.report(str(error), error)
+            message = _with_job(rank_words.with_cause(str(error), error))
             if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.get("optimized_metric") is not None:
                 # A sweeper that optimises must see a failed job as failed; it decides whether the others continue.
                 raise ArcftError(message) from error
             if not _in_this_process():
-                if ranks.rank() > 0:
-                    # The result of rank 0 is the only one that Hydra's launcher reads.
-                    rank_words.report(message, error)
-                return _Failure(rank_words.with_cause(message, error))
+                return _Failure(message)
             _report(message, error)
         finally:
             if wrote:

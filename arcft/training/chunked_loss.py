@@ -63,7 +63,7 @@ def cross_entropy_sums(
 
 def probe(model: Any) -> None:
     """Find out now what the model does after its output layer, which takes a forward pass, rather than at the first
-    batch that is large enough: ranks that share out a model make the same passes."""
+    batch that is large enough: the ranks of a sharded model make the same passes."""
     head = model.get_output_embeddings()
     if head is not None:
         device = next(model.parameters()).device

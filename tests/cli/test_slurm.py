@@ -80,3 +80,21 @@ def test_submitit_starts_each_job_of_a_multirun_as_several_processes(tmp_path: P
         folder = tmp_path / "sweep" / job
         assert yaml.safe_load((folder / "run.yaml").read_text())["ranks"] == 2
         assert history(folder)[-1]["step"] == 6
+
+
+def test_the_error_of_another_rank_is_the_error_of_its_job(tmp_path: Path, slurm: dict[str, str]) -> None:
+    # When rank 1 loads the model.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "def hook(event, arguments):\n"
+        "    if event == 'open' and str(arguments[0]).endswith('qwen2/config.json'):\n"
+        "        raise MemoryError('the machine is full')\n"
+        "if os.environ.get('SLURM_PROCID') == '1':\n"
+        "    sys.addaudithook(hook)\n"
+    )
+    words = ["hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=2", "hydra.launcher.timeout_min=10",
+             "hydra.sweep.dir=sweep", "training.seed=0"]  # fmt: skip
+    path = os.pathsep.join(filter(None, [str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH")]))
+    code, _, err = finish(start_train("-m", *QUICK, *words, cwd=tmp_path, **(slurm | {"PYTHONPATH": path})))
+    assert code == 1
+    assert "error: job 0: rank 1: out of memory outside the training steps (the machine is full)" in err, err

@@ -113,7 +113,7 @@ def check_vocabulary(config: TrainConfig, prepared: Prepared, model: PreTrainedM
 
 
 def chosen_sharding(training: TrainingConfig) -> Strategy | None:
-    """How the model is shared out; a single process has nothing to share."""
+    """How the model is sharded; a single process keeps it whole."""
     if training.fsdp is not None and ranks.launched() == 1:
         note(f"training.fsdp={training.fsdp}: a single process keeps the whole model; start several with torchrun")
         return None
