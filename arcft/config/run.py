@@ -61,6 +61,7 @@ class TrainConfig:
                 "use lora=default, or model.quantization=none"
             )
         yield from _problems_with_quantised(self.model, self.lora)
+        yield from _problems_with_unsloth(self.model, self.lora)
         yield from self._sharding_problems()
         if isinstance(self.inference, VllmConfig):
             yield "inference=vllm belongs to the command evaluate: it reads models that are saved; use inference=greedy"
@@ -201,6 +202,18 @@ def _problems_with_quantised(model: ModelConfig, lora: LoraChoice) -> Iterator[s
         yield (
             f"lora.init_lora_weights={lora.init_lora_weights}: PEFT computes it from weights that are not quantised; "
             f"use true, gaussian or olora, or model.quantization=none instead of {model.quantization}"
+        )
+
+
+def _problems_with_unsloth(model: ModelConfig, lora: LoraChoice) -> Iterator[str]:
+    if model.backend != "unsloth" or not isinstance(lora, LoraConfig):
+        return
+    if lora.use_dora:
+        yield "lora.use_dora=true: unsloth has no DoRA; use model.backend=transformers or lora=default"
+    if lora.init_lora_weights in ("pissa", "olora", "orthogonal"):
+        yield (
+            f"lora.init_lora_weights={lora.init_lora_weights}: unsloth has no such initial weights; use true, false or "
+            "gaussian, or model.backend=transformers"
         )
 
 

@@ -92,6 +92,18 @@ _PACKS = _names(
 from one to the next, add biases to masks of their own, or have eager attention only."""
 
 
+READ_BY_WEIGHT = {
+    "falcon_h1": ["out_proj"],
+    "falcon_mamba": ["out_proj", "dt_proj"],
+    "jamba": ["dt_proj"],
+    "mamba": ["out_proj", "dt_proj"],
+    "mamba2": ["out_proj"],
+    "nemotron_h": ["out_proj"],
+}
+"""By model type, layers whose weights the model reads without calling them: no adapter acts there, and quantised
+weights would be taken for numbers."""
+
+
 def known_packing(config: PretrainedConfig) -> bool | None:
     """Whether examples of a model of this config can share a row; None if it has to be measured."""
     kind = config.get_text_config(decoder=True).model_type

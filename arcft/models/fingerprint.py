@@ -69,7 +69,7 @@ def _fingerprint(config: ModelConfig, architecture: PretrainedConfig) -> str:
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().tobytes())
     else:
-        for path in _weight_files(resolve_path(str(config.path))):
+        for path in weight_files(resolve_path(str(config.path))):
             _add_file(digest, path)
     return digest.hexdigest()
 
@@ -80,7 +80,8 @@ def _relevant(value: Any) -> Any:
     return {name: _relevant(entry) for name, entry in value.items() if name not in _IRRELEVANT}
 
 
-def _weight_files(source: str) -> list[Path]:
+def weight_files(source: str) -> list[Path]:
+    """The files that hold the weights of `source`, a folder, a GGUF file or a hub id. Raise ModelError for none."""
     if source.endswith(".gguf"):
         return [Path(source)]
     single, index = WEIGHTS_FILE, "model.safetensors.index.json"

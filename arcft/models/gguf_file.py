@@ -5,6 +5,7 @@ Keys and tensor layouts are those of llama.cpp's convert_hf_to_gguf.py; names co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,13 @@ def check_architecture(config: PretrainedConfig, *, path: str, positions: str) -
 
 @torch.no_grad()
 def write_gguf(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pieces: str, path: Path, dtype: str, name: str
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pieces: str,
+    path: Path,
+    dtype: str,
+    name: str,
+    end_id: int | None = None,
 ) -> None:
     """Write `model`, with dense float32 weights on the CPU, and its tokenizer.
 
@@ -85,22 +92,22 @@ def write_gguf(
         dtype: A key of GGUF_TYPES. Vectors stay in float32; under q8_0, rows whose length is no multiple of 32 are
             float16.
         name: What the file calls the model.
+        end_id: The token that ends an answer, where programs shall stop, beside the tokenizer's own end.
     """
     config: Any = model.config
     architecture = _ARCHITECTURES[config.model_type]
-    kind, file_type = GGUF_TYPES[dtype]
+    _, file_type = GGUF_TYPES[dtype]
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
-    writer.add_name(name)
+    # transformers 5.17 takes files of that name for an architecture that the gguf package does not know.
+    writer.add_name("Mistral" if name == "mistral" else name)
     _add_shape(writer, config)
     writer.add_file_type(file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    write_gguf_tokenizer(writer, tokenizer, pieces, config.vocab_size)
+    write_gguf_tokenizer(writer, tokenizer, pieces, config.vocab_size, end_id)
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     for key, weight in tensors_of(model).items():
         values = weight.numpy()
-        own = kind if values.ndim > 1 else gguf.GGMLQuantizationType.F32
-        if own == gguf.GGMLQuantizationType.Q8_0 and values.shape[-1] % _BLOCK:
-            own = gguf.GGMLQuantizationType.F16
+        own = _stored_type(values.shape, dtype)
         new_name = names.get_name(key, try_suffixes=(".weight", ".bias"))
         if new_name is None:
             raise ModelError(f"format=gguf: llama.cpp has no place for the weight {key}; use format=merged")
@@ -124,11 +131,16 @@ def tensors_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 def rounded(weight: torch.Tensor, dtype: str) -> torch.Tensor:
     """`weight`, float32, as a file of `dtype` gives it back."""
-    kind = GGUF_TYPES[dtype][0] if weight.ndim > 1 else gguf.GGMLQuantizationType.F32
-    if kind == gguf.GGMLQuantizationType.Q8_0 and weight.shape[-1] % _BLOCK:
-        kind = gguf.GGMLQuantizationType.F16
+    kind = _stored_type(weight.shape, dtype)
     stored = gguf.quants.quantize(weight.numpy(), kind)
     return torch.from_numpy(np.array(gguf.quants.dequantize(stored, kind))).reshape(weight.shape)
+
+
+def _stored_type(shape: Sequence[int], dtype: str) -> gguf.GGMLQuantizationType:
+    """The type of a weight of `shape` in a file of `dtype`."""
+    kind = GGUF_TYPES[dtype][0] if len(shape) > 1 else gguf.GGMLQuantizationType.F32
+    in_blocks = kind == gguf.GGMLQuantizationType.Q8_0
+    return gguf.GGMLQuantizationType.F16 if in_blocks and shape[-1] % _BLOCK else kind
 
 
 def _add_shape(writer: gguf.GGUFWriter, config: Any) -> None:

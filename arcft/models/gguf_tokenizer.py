@@ -70,15 +70,18 @@ def pretokenizer_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) ->
 
 
 def gguf_metadata(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> dict[str, Any]:
-    """`tokenizer`, byte-level BPE, under GGUF's keys but for the name of its pre-tokenizer; as many tokens as the model
-    has embeddings, since a file may have no fewer."""
+    """`tokenizer`, byte-level BPE, under GGUF's keys but for the name of its pre-tokenizer.
+
+    It has as many tokens as the model has embeddings, `vocab_size`: llama.cpp reads no other file. Tokens beyond, which
+    the model can't read, are left out.
+    """
     core = json.loads(tokenizer.backend_tokenizer.to_str())
-    number = max(vocab_size, len(tokenizer))
     by_id = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
-    tokens = [by_id.get(token_id, f"[PAD{token_id}]") for token_id in range(number)]
-    kinds = [_NORMAL if token_id in by_id else _UNUSED for token_id in range(number)]
+    tokens = [by_id.get(token_id, f"[PAD{token_id}]") for token_id in range(vocab_size)]
+    kinds = [_NORMAL if token_id in by_id else _UNUSED for token_id in range(vocab_size)]
     for token_id, added in tokenizer.added_tokens_decoder.items():
-        kinds[token_id] = _CONTROL if added.special else _USER_DEFINED
+        if token_id < vocab_size:
+            kinds[token_id] = _CONTROL if added.special else _USER_DEFINED
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in core["model"]["merges"]]
     metadata: dict[str, Any] = {
         "tokenizer.ggml.tokens": tokens,
@@ -87,7 +90,7 @@ def gguf_metadata(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> dict[s
     }
     for ours, theirs in _SPECIAL.items():
         token_id = getattr(tokenizer, f"{ours}_token_id")
-        if token_id is not None:
+        if token_id is not None and token_id < vocab_size:
             metadata[f"tokenizer.ggml.{theirs}_token_id"] = token_id
     first = tokenizer("0")["input_ids"][0]
     metadata["tokenizer.ggml.add_bos_token"] = tokenizer.bos_token_id is not None and first == tokenizer.bos_token_id
@@ -97,9 +100,10 @@ def gguf_metadata(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> dict[s
 
 
 def write_gguf_tokenizer(
-    writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, pieces: str, vocab_size: int
+    writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, pieces: str, vocab_size: int, end_id: int | None
 ) -> None:
-    """Add `tokenizer` to a GGUF file; `pieces` is the name of `pretokenizer_of`."""
+    """Add `tokenizer` to a GGUF file; `pieces` is the name of `pretokenizer_of`, and `end_id` the token that ends an
+    answer, if it is to be told."""
     metadata = gguf_metadata(tokenizer, vocab_size)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pieces)
@@ -111,6 +115,8 @@ def write_gguf_tokenizer(
         key = f"tokenizer.ggml.{theirs}_token_id"
         if key in metadata:
             writer.add_uint32(key, metadata[key])
+    if end_id is not None:
+        writer.add_eot_token_id(end_id)
     if "tokenizer.chat_template" in metadata:
         writer.add_chat_template(metadata["tokenizer.chat_template"])
 

@@ -114,9 +114,9 @@ def load_model(
 
     On a CPU, sdpa attention in bfloat16 is replaced by models/folded_attention.py. Raise ModelError.
     """
-    if config.backend == "unsloth":
-        return _load_unsloth(config, dtype, max_seq_length)
     try:
+        if config.backend == "unsloth":
+            return _load_unsloth(config, dtype, max_seq_length)
         config = dataclasses.replace(config, attn_implementation=choose_attention(config, dtype, device))
         if config.init == "random":
             model = draw_random_model(config)
@@ -167,7 +167,11 @@ def _load_pretrained(config: ModelConfig, dtype: torch.dtype, device: torch.devi
         dense = _load_gguf(Path(source), options | {"device_map": {"": "cpu"}})
         return quantise(dense, config, dtype, device)
     if config.quantization != "none":
-        options["quantization_config"] = bitsandbytes_config(config, dtype)
+        with torch.device("meta"):
+            outline = AutoModelForCausalLM.from_config(
+                load_architecture(config), dtype=dtype, trust_remote_code=trusts_code(config)
+            )
+        options["quantization_config"] = bitsandbytes_config(config, dtype, outline)
     # Bundled models load too fast for a progress bar.
     with no_progress_bar() if model_path(config).startswith(BUNDLED) else contextlib.nullcontext():
         return AutoModelForCausalLM.from_pretrained(

@@ -32,19 +32,11 @@ from arcft.models.adapter_config import (
     read_adapter_config,
     sort_names,
 )
+from arcft.models.families import READ_BY_WEIGHT
 from arcft.models.sharding import slice_like
 from arcft.models.vocabulary import PrunedVocabulary, pruned_vocabulary, refuse_unsavable
 
 WEIGHTS_FILE = "adapter_model.safetensors"
-_READ_BY_WEIGHT = {
-    "falcon_h1": ["out_proj"],
-    "falcon_mamba": ["out_proj", "dt_proj"],
-    "jamba": ["dt_proj"],
-    "mamba": ["out_proj", "dt_proj"],
-    "mamba2": ["out_proj"],
-    "nemotron_h": ["out_proj"],
-}
-"""By model type, layers whose weights the model's kernels read without calling them."""
 
 
 def apply_lora(
@@ -101,7 +93,7 @@ def _not_adaptable(model: PreTrainedModel) -> list[str] | None:
     reads the weights of some layers past their adapters; PEFT refuses one of them.
     """
     names = [name for name, module in model.named_modules() if _computes_more(module)]
-    names += _READ_BY_WEIGHT.get(model.config.model_type, [])
+    names += READ_BY_WEIGHT.get(model.config.model_type, [])
     return names or None
 
 
@@ -267,13 +259,14 @@ def _seeded(seed: int) -> Iterator[None]:
 def _apply_with_unsloth(
     model: PreTrainedModel, config: LoraConfig, train_modules: Sequence[str], seed: int
 ) -> peft.PeftModel:
-    if config.use_dora:
-        raise LoraError("lora.use_dora=true: unsloth has no DoRA; use model.backend=transformers or lora=default")
     import unsloth
 
-    return unsloth.FastLanguageModel.get_peft_model(
-        model, random_state=seed, use_gradient_checkpointing=False, **_options(config, train_modules)
-    )
+    try:
+        return unsloth.FastLanguageModel.get_peft_model(
+            model, random_state=seed, use_gradient_checkpointing=False, **_options(config, train_modules)
+        )
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise LoraError(f"lora: unsloth can't create this adapter: {error}; use model.backend=transformers") from error
 
 
 def _options(config: LoraConfig, train_modules: Sequence[str]) -> dict[str, Any]:

@@ -50,9 +50,9 @@ def changes_base(config: peft.LoraConfig) -> bool:
 
 def apply_saved_adapter(base: PreTrainedModel, folder: Path) -> tuple[peft.PeftModel, PlainAdapter]:
     """The adapter saved in `folder` on `base`, in place, as it was trained; and the plain adapter for `dense_base`."""
-    adapted = add_adapter(base, read_adapter_config(folder), trainable=False)
+    config = read_adapter_config(folder)
+    adapted = add_adapter(base, copy.deepcopy(config), trainable=False)
     load_adapter_weights(adapted, folder)
-    config = copy.deepcopy(read_adapter_config(folder))
     config.init_lora_weights = True
     return adapted, PlainAdapter(config, _state(adapted))
 

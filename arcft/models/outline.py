@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from arcft import checkpoints
 from arcft.config.lora import LoraChoice, LoraConfig
 from arcft.config.model import ModelConfig
+from arcft.errors import ModelError
 from arcft.models.adapter_config import read_adapter_config
 from arcft.models.families import choose_attention
+from arcft.models.fingerprint import weight_files
 from arcft.models.folded_attention import use_folded_attention
 from arcft.models.fused_lora import fuse_lora
 from arcft.models.lora import add_adapter, apply_lora
@@ -69,7 +71,7 @@ def outline(
 def _quantise(model: PreTrainedModel, config: ModelConfig, dtype: torch.dtype) -> None:
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
-    settings = bitsandbytes_config(config, dtype)
+    settings = bitsandbytes_config(config, dtype, model)
     replace_with_bnb_linear(model, settings.llm_int8_skip_modules, settings)
     # As transformers does; PEFT chooses its layers by it.
     setattr(model, "is_loaded_in_8bit" if config.quantization == "int8" else "is_loaded_in_4bit", True)
@@ -86,4 +88,8 @@ def stored_bytes(config: ModelConfig) -> int:
         if not isinstance(found, str):
             return 0
         folder = Path(found).parent
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    try:
+        return sum(file.stat().st_size for file in weight_files(str(folder)))
+    # None there, or not all of them.
+    except (OSError, ValueError, KeyError, ModelError):
+        return 0

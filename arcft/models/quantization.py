@@ -17,15 +17,38 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 from arcft.config.model import ModelConfig
 from arcft.console import note
+from arcft.errors import ModelError
+from arcft.models.families import READ_BY_WEIGHT
+from arcft.models.four_bit_rows import correct_four_bit_rows
 
 FOUR_BITS = ("nf4", "fp4")
+_HEAD = "lm_head"
+"""In a skip list, the output layer under whatever name."""
+
+_NOT_QUANTISABLE = {
+    **READ_BY_WEIGHT,
+    "gemma3n_text": ["prediction_coefs", "correction_coefs"],
+    "hy_v4": ["weights_proj"],
+    "roc_bert": ["map_inputs_layer"],
+}
+"""By model type, layers that can't be quantised: the model changes their weights or outputs in place, or asks for the
+weights' dtype."""
 
 
-def bitsandbytes_config(config: ModelConfig, dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
-    """How transformers quantises while it loads; `dtype` is that of the arithmetic."""
-    skipped = [_pattern(name) for name in config.quantization_skip]
+def bitsandbytes_config(
+    config: ModelConfig, dtype: torch.dtype, model: PreTrainedModel
+) -> transformers.BitsAndBytesConfig:
+    """How transformers quantises while it loads.
+
+    Args:
+        config: Format and skip list.
+        dtype: Of the arithmetic.
+        model: The model before it is quantised, or its outline on the meta device, for the names of its layers.
+    """
+    skipped = [_pattern(name) for name in _skipped(config, model)]
     if config.quantization == "int8":
         return transformers.BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    correct_four_bit_rows()
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type=config.quantization,
@@ -46,7 +69,7 @@ def quantise(model: PreTrainedModel, config: ModelConfig, dtype: torch.dtype, de
             None,
             config=architecture,
             state_dict=model.state_dict(),
-            quantization_config=bitsandbytes_config(config, dtype),
+            quantization_config=bitsandbytes_config(config, dtype, model),
             attn_implementation=config.attn_implementation,
             dtype=dtype,
             device_map={"": device},
@@ -64,6 +87,18 @@ def prepare_quantised(model: PreTrainedModel, config: ModelConfig) -> None:
             module.support_avx512bf16_for_cpu = False
         elif isinstance(module, bitsandbytes.nn.Linear8bitLt) and module.weight.device.type == "cpu":
             module.state = _weight_only(module.state)
+    quantised = [module for module in model.modules() if is_quantised(module)]
+    if not quantised:
+        raise ModelError(
+            f"model.quantization={config.quantization}: nothing in this model of type {model.config.model_type} can be "
+            "quantised, since bitsandbytes takes plain linear layers only, and model.quantization_skip leaves some of "
+            "them out; use model.quantization=none"
+        )
+    if config.quantization == "int8" and any(module.weight.device.type != "cpu" for module in quantised):
+        note(
+            "model.quantization=int8: on a GPU, bitsandbytes treats columns with outliers apart, found over the whole "
+            "batch, so an answer can depend on the prompts beside it; nf4 has no such effect"
+        )
     _note_unquantised_experts(model, config)
 
 
@@ -104,6 +139,15 @@ def is_quantised(module: nn.Module) -> bool:
     )
 
 
+def _skipped(config: ModelConfig, model: PreTrainedModel) -> list[str]:
+    """The ends of the names of modules that are not quantised."""
+    names = [*config.quantization_skip, *_NOT_QUANTISABLE.get(model.config.model_type, [])]
+    if _HEAD in names:
+        head = model.get_output_embeddings()
+        names += [name for name, module in model.named_modules() if module is head]
+    return names
+
+
 def _pattern(name: str) -> str:
     """The regular expression, matched from the beginning of a module's path, for `name` as the path's last part, and
     for all that lies below it."""
@@ -113,8 +157,9 @@ def _pattern(name: str) -> str:
 def _weight_only(state: Any) -> Any:
     """`state` of an int8 layer for a CPU: the weight is dequantised and multiplied, in training and evaluation alike.
 
-    Otherwise bitsandbytes 0.50 does so in training alone. In evaluation it also quantises the inputs, with a warning
-    for each product, and what it leaves out depends on the other rows of the batch, so answers would too.
+    On a CPU, bitsandbytes 0.50 does so in training alone. In evaluation it also quantises the inputs, with a warning
+    for each product, and which columns it leaves out depends on the other rows of the batch, so answers would too. On a
+    GPU it has no other product.
     """
     import bitsandbytes
 

@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gguf
 import httpx
 import huggingface_hub
+import yaml
 from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers import AutoConfig, PretrainedConfig
 
@@ -17,6 +19,7 @@ from arcft.errors import ModelError
 from arcft.models.bundled import BUNDLED, bundled_folder
 
 _HUB_SECONDS = 5
+_BUNDLED_LICENSE = "apache-2.0"
 
 
 def resolve_path(path: str) -> str:
@@ -35,6 +38,37 @@ def resolve_path(path: str) -> str:
     if local.is_absolute() or path.startswith((".", "~")) or path.count("/") > 1 or path.endswith(".gguf"):
         raise ModelError(f"model.path={path}: there is no such file or folder (from {Path.cwd()})")
     return path
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether `path`, a value of model.path, names a model of the hub."""
+    try:
+        return not path.startswith(BUNDLED) and resolve_path(path) == path and not Path(path).exists()
+    # A local path that is gone.
+    except ModelError:
+        return False
+
+
+def public_path(path: str) -> str:
+    """`path`, a value of model.path, for readers elsewhere: of a local path only the last part."""
+    return path if path.startswith(BUNDLED) or is_hub_id(path) else Path(path).name
+
+
+def license_of(path: str) -> str | None:
+    """The licence of the model at `path`, a value of model.path, where its files name one."""
+    if path.startswith(BUNDLED):
+        return _BUNDLED_LICENSE
+    source = resolve_path(path)
+    if source.endswith(".gguf"):
+        field = gguf.GGUFReader(source).get_field("general.license")
+        return None if field is None else str(field.contents())
+    local = Path(source) / "README.md"
+    readme = local if Path(source).is_dir() else huggingface_hub.try_to_load_from_cache(source, "README.md")
+    try:
+        return None if not isinstance(readme, str | Path) else huggingface_hub.ModelCard.load(readme).data.license
+    # No card, or one that can't be read.
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
 
 
 def model_path(config: ModelConfig) -> str:

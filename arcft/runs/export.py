@@ -24,7 +24,10 @@ def export(config: ExportConfig) -> Path:
     if os.path.lexists(out):
         raise ConfigError([f"out={config.out}: exists already; name a new folder, or delete that one"])
     # Checkpoints hold all rows of a vocabulary that was pruned for training.
-    run = open_checkpoint(Path(absolute(str(config.checkpoint))), config.base_model, prune_vocabulary=False)
+    base_model = config.base_model
+    if base_model is not None and base_model.startswith("~"):
+        base_model = absolute(base_model)
+    run = open_checkpoint(Path(absolute(str(config.checkpoint))), base_model, prune_vocabulary=False)
     _refuse(config, run)
     # Imported only now: it takes seconds.
     from arcft.runs.exporting.hub import check_hub, upload

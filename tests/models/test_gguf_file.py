@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from transformers import (
@@ -102,6 +103,27 @@ def test_a_tokenizer_is_read_back(tmp_path: Path, pieces: str) -> None:
     assert back.chat_template == tokenizer.chat_template
     # One for each row of the embedding; those without a token are marked as unused.
     assert len(back) == VOCABULARY
+
+
+def test_a_file_has_as_many_tokens_as_the_embedding_has_rows(tmp_path: Path) -> None:
+    tokenizer, file = byte_level_tokenizer(), tmp_path / "model.gguf"
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<beyond>"})
+    model = LlamaForCausalLM(
+        LlamaForCausalLM.config_class(
+            vocab_size=rows, hidden_size=64, intermediate_size=80, num_hidden_layers=1, num_attention_heads=4
+        )
+    )
+    write_gguf(model, tokenizer, "smollm", file, "float32", "mistral", end_id=5)
+    fields = gguf.GGUFReader(file).fields
+    assert len(fields["tokenizer.ggml.tokens"].contents()) == rows
+    assert fields["tokenizer.ggml.eot_token_id"].contents() == 5
+    assert "tokenizer.ggml.padding_token_id" not in fields
+    assert (
+        load_tokenizer(ModelConfig(name="m", path=str(file)))("00 12")["input_ids"] == tokenizer("00 12")["input_ids"]
+    )
+    # A name under which transformers would look for another architecture.
+    load_model(ModelConfig(name="m", path=str(file)), dtype=torch.float32, device=CPU)
 
 
 def test_other_tokenizers_are_refused() -> None:

@@ -20,6 +20,7 @@ from arcft.models.families import choose_attention
 from arcft.models.fingerprint import base_fingerprint, stored_fingerprint
 from arcft.models.gguf_tokenizer import GgufTokenizerError
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
+from arcft.models.outline import stored_bytes
 from arcft.models.source import resolve_path
 from tests.support.families import family_config
 from tests.support.paths import ARCHITECTURES
@@ -174,6 +175,15 @@ def test_an_architecture_without_sdpa_gets_eager_attention(tmp_path: Path) -> No
     config = ModelConfig(name="bloom", path=str(tmp_path), init="random")
     assert choose_attention(config, torch.float32, CPU) == "eager"
     assert load_model(config, dtype=torch.float32, device=CPU).config._attn_implementation == "eager"
+
+
+def test_only_files_that_are_loaded_count_as_stored(tmp_path: Path) -> None:
+    small_model().save_pretrained(tmp_path)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    shutil.copy(tmp_path / "model.safetensors", tmp_path / "consolidated.safetensors")
+    assert stored_bytes(config_of(tmp_path)) == size
+    (tmp_path / "model.safetensors").unlink()
+    assert stored_bytes(config_of(tmp_path)) == 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="unsloth may be installed where there is a GPU")

@@ -11,9 +11,12 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from arcft.config.model import ModelConfig
+from arcft.errors import ModelError
 from arcft.models.load import load_model
 from arcft.models.lora import apply_lora, trainable_parameters
+from arcft.models.merging import without_quantisation
 from arcft.models.quantization import is_quantised, num_parameters
+from tests.support.families import family_model
 from tests.support.small_training import CPU, lora_config, small_model
 
 FORMATS = ["int8", "nf4", "fp4"]
@@ -84,6 +87,34 @@ def test_fused_experts_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     model = load(tmp_path, quantization="nf4")
     assert model.model.layers[0].mlp.experts.down_proj.dtype == torch.float32
     assert "% of the weights are in fused experts, which bitsandbytes does not quantise" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4"])
+def test_rows_of_any_width_are_rounded_alike(tmp_path: Path, quantization: str) -> None:
+    base = small_model(hidden_size=64, intermediate_size=96)
+    base.save_pretrained(tmp_path)
+    dense = without_quantisation(load(tmp_path, quantization=quantization))
+    layers = [name for name, _ in dense.named_parameters() if "_proj" in name]
+    errors = {
+        name: float((dense.get_parameter(name) - base.get_parameter(name)).norm() / base.get_parameter(name).norm())
+        for name in layers
+    }
+    # The inputs of down_proj are 96, a block and a half.
+    assert max(errors.values()) < 1.2 * min(errors.values()) < 0.2
+
+
+@pytest.mark.parametrize("kind", ["whisper", "bert"])
+def test_a_head_of_another_name_is_skipped_too(tmp_path: Path, kind: str) -> None:
+    family_model(kind).save_pretrained(tmp_path)
+    model = load(tmp_path, quantization="nf4")
+    assert type(model.get_output_embeddings()) is torch.nn.Linear
+    assert quantised_layers(model)
+
+
+def test_a_model_without_plain_linear_layers_is_refused(tmp_path: Path) -> None:
+    family_model("falcon").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"model\.quantization=nf4: nothing in this model of type falcon"):
+        load(tmp_path, quantization="nf4")
 
 
 def test_a_skip_list_without_quantisation_is_refused() -> None:

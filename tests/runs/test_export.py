@@ -20,7 +20,9 @@ from arcft.checkpoints import Origin, last_checkpoint, read_run_yaml, write_chec
 from arcft.config.export import ExportConfig
 from arcft.files import file_sha256
 from arcft.models.load import load_tokenizer
+from arcft.runs.exporting.card import Facts, write_card
 from arcft.runs.exporting.checks import ExportError, Probe, check, probe_of
+from arcft.runs.exporting.write import warn_about_memory
 from arcft.runs.setup.checkpoint_config import open_checkpoint
 from arcft.runs.setup.restore import base_model, restored_builder
 from tests.support.byte_level import byte_level_tokenizer
@@ -56,7 +58,9 @@ def train_local(folder: Path, *overrides: str) -> Path:
     tokenizer = byte_level_tokenizer()
     sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer) + 7, num_key_value_heads=2, initializer_range=0.1, **sizes)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer) + 7, num_key_value_heads=2, initializer_range=0.1, eos_token_id=7, **sizes
+    )
     LlamaForCausalLM(config).save_pretrained(base)
     tokenizer.save_pretrained(base)
     (base / "README.md").write_text("---\nlicense: mit\n---\n# A base\n")
@@ -121,7 +125,8 @@ def test_merged_weights_answer_as_the_checkpoint(run: Path, tmp_path: Path) -> N
     # As the model card says.
     card = (out / "README.md").read_text()
     (command,) = [line.strip() for line in card.splitlines() if line.startswith("    arcft evaluate")]
-    words = command.split()[2:]
+    assert "model.path=merged " in command
+    words = command.replace("model.path=merged", f"model.path={out}").split()[2:]
     held_out = json.loads((evaluated(tmp_path / "a", f"checkpoint={run}") / "metrics.json").read_text())["evaluated"]
     names = f"data.task_ids=[{','.join(map(repr, held_out))}]"
     own = evaluated(tmp_path / "b", *words, "data=arc1", names)
@@ -264,11 +269,61 @@ def test_what_can_not_be_exported_is_refused(
     assert "dtype=q8_0 with format=merged" in refusal(f"checkpoint={run}", "dtype=q8_0", free)
     pushed = refusal(f"checkpoint={local_run}", "format=adapter", "push_to_hub=me/it", free)
     assert "push_to_hub=me/it" in pushed
+    assert "an adapter is written in float32" in refusal(
+        f"checkpoint={local_run}", "format=adapter", "dtype=bfloat16", free
+    )
     assert "a repository is OWNER/NAME" in refusal(f"checkpoint={run}", "push_to_hub=it", free)
     damaged = tmp_path / "damaged"
     shutil.copytree(last_checkpoint(run), damaged)
     change_byte(damaged / "adapter_model.safetensors")
     assert "was changed" in refusal(f"checkpoint={damaged}", free)
+
+
+def test_an_exported_model_stops_where_answers_end(local_run: Path, tmp_path: Path) -> None:
+    assert json.loads((local_run.parent / "base" / "generation_config.json").read_text())["eos_token_id"] == 7
+    assert run_export(f"checkpoint={local_run}", f"out={tmp_path / 'out'}") == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    run = open_checkpoint(local_run)
+    end_ids = restored_builder(run, load_tokenizer(base_model(run)), 256).tokenization.end_ids
+    assert model.generation_config.eos_token_id == end_ids != [7]
+    model.lm_head = Likeliest(model.lm_head, end_ids[0])
+    found = model.generate(torch.arange(3, 9)[None], max_new_tokens=5, do_sample=False, pad_token_id=0)
+    assert found[0, 6:].tolist() == end_ids[:1]
+
+
+class Likeliest(torch.nn.Module):
+    """A head that prefers one token."""
+
+    def __init__(self, head: torch.nn.Module, token: int) -> None:
+        super().__init__()
+        self.head, self.token = head, token
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = self.head(hidden)
+        logits[..., self.token] += 100
+        return logits
+
+
+def test_a_card_and_a_manifest_name_no_folder_of_this_machine(local_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run_export(f"checkpoint={local_run}", f"out={out}") == 0
+    for name in ("README.md", "manifest.json"):
+        text = (out / name).read_text()
+        assert str(tmp_path) not in text
+        assert str(local_run.parent) not in text
+    assert "| base model | base |" in (out / "README.md").read_text()
+    opened = open_checkpoint(local_run)
+    facts = Facts(what="it", difference=0.0, prompts_from="nothing")
+    write_card(tmp_path / "card.md", ExportConfig(checkpoint="c", out="o", push_to_hub="me/it"), opened, out, facts)
+    assert "    arcft evaluate model=local model.path=me/it " in (tmp_path / "card.md").read_text()
+
+
+def test_more_memory_than_there_is_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"hidden_size": 16384, "intermediate_size": 65536, "num_hidden_layers": 4, "vocab_size": 200_000}
+    warn_about_memory(LlamaConfig(**sizes), trust_remote_code=False)
+    told = capsys.readouterr()
+    assert "warning: needs about " in told.out + told.err
+    assert "available; export where there is more memory" in told.out + told.err
 
 
 def test_a_base_model_that_has_changed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -347,7 +402,7 @@ def test_every_format_has_its_options() -> None:
 def test_prompts_are_of_the_runs_own_tasks(run: Path) -> None:
     opened = open_checkpoint(run)
     builder = restored_builder(opened, load_tokenizer(base_model(opened)), 256)
-    probe = probe_of(opened, builder)
+    probe = probe_of(opened, builder, 448)
     assert isinstance(probe, Probe)
     assert probe.prompts_from == "2 tasks of the run's data"
     assert all(builder.tokenization.end_id in ids[-1:] for ids in probe.token_ids)

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from arcft.runs.evaluation.results import FILES, METRICS_FILE, SUBMISSION_FILE, find_evaluation, record_evaluation
+from arcft.runs.evaluation.results import (
+    FILES,
+    METRICS_FILE,
+    SUBMISSION_FILE,
+    find_evaluation,
+    record_evaluation,
+    recorded_evaluations,
+)
 
 METRICS = '{"metrics": {"vote_2": 0.5}, "tasks": {"a": {"vote_2": 0.5}}}'
 
@@ -24,6 +31,15 @@ def finished(folder: Path) -> Path:
 def run(tmp_path: Path) -> Path:
     (tmp_path / "run.yaml").write_text("job: train\n", encoding="utf-8")
     return tmp_path
+
+
+def test_a_line_cut_off_by_a_crash_is_passed_over(run: Path) -> None:
+    folders = [finished(run / "older"), finished(run / "newer")]
+    record_evaluation(run, "key", "checkpoint-2", folders[0])
+    with (run / "evaluations.jsonl").open("a", encoding="utf-8") as index:
+        index.write('{"key": "ke\n[]\n')
+    record_evaluation(run, "key", "checkpoint-2", folders[1])
+    assert [entry["folder"] for entry in recorded_evaluations(run)] == list(map(str, folders))
 
 
 @pytest.mark.parametrize("name", [METRICS_FILE, SUBMISSION_FILE])

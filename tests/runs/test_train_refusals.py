@@ -77,6 +77,16 @@ NESTED_WRONGLY = f"{{name: ReplaceNumberEncoder, base: {ROWS}}}".replace(": ", "
             ["model.backend=unsloth", "model.init=pretrained", "model.positions=none"],
             ["model.backend=unsloth needs a CUDA GPU"],
         ),
+        (
+            [
+                "model.backend=unsloth",
+                "model.init=pretrained",
+                "model.positions=none",
+                "lora=pissa",
+                "lora.use_dora=true",
+            ],
+            ["lora.init_lora_weights=pissa: unsloth has no such initial weights", "lora.use_dora=true: unsloth has no"],
+        ),
         (["+lora.rank=3"], ["lora.rank: there is no such key; did you mean"]),
         (["lora.rank=3"], ["lora.rank: there is no such key; did you mean"]),
         (["lora.r=0", "scheduler.warmup_ratio=1.5"], ["2 problems in the config:", "lora.r=0", "warmup_ratio=1.5"]),

@@ -142,17 +142,26 @@ def write_predictions(path: Path, predictions: Sequence[Prediction], answers: An
             append_prediction(file, prediction, answers)
 
 
-def find_evaluation(run_folder: Path, key: str) -> Path | None:
-    """The folder of a finished evaluation with the same `key`, if the index of `run_folder` has one that is whole."""
+def recorded_evaluations(run_folder: Path) -> list[dict[str, Any]]:
+    """The entries of the index of `run_folder`, oldest first; each has a `folder`."""
     index = run_folder / INDEX_FILE
     if not index.is_file():
-        return None
-    for line in reversed(index.read_text(encoding="utf-8", errors="replace").splitlines()):
+        return []
+    entries = []
+    for line in index.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             entry = json.loads(line)
-            folder = Path(entry["folder"])
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             continue  # cut off by a crash
+        if isinstance(entry, dict) and isinstance(entry.get("folder"), str):
+            entries.append(entry)
+    return entries
+
+
+def find_evaluation(run_folder: Path, key: str) -> Path | None:
+    """The folder of a finished evaluation with the same `key`, if the index of `run_folder` has one that is whole."""
+    for entry in reversed(recorded_evaluations(run_folder)):
+        folder = Path(entry["folder"])
         if entry.get("key") != key or not all((folder / name).is_file() for name in FILES):
             continue
         if _is_readable(folder) and entry.get("sha256", _digests(folder)) == _digests(folder):

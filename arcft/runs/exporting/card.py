@@ -8,26 +8,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
 import yaml
-from huggingface_hub import ModelCard, try_to_load_from_cache
 from omegaconf import OmegaConf
 
 from arcft.config.export import ExportConfig
 from arcft.config.lora import LoraConfig
 from arcft.config.schema import ConfigError, from_dict, to_dict
 from arcft.files import write_text
-from arcft.models.bundled import BUNDLED
-from arcft.models.source import resolve_path
+from arcft.models.source import is_hub_id, license_of, public_path
 from arcft.reporting.words import count
 from arcft.runs.common.config_folder import config_folder
 from arcft.runs.common.paths import override
-from arcft.runs.evaluation.results import INDEX_FILE, METRICS_FILE
+from arcft.runs.evaluation.results import METRICS_FILE, recorded_evaluations
 from arcft.runs.setup.checkpoint_config import OWN_FORMAT, TrainedRun
 from arcft.runs.setup.kinds import kind_of
 
 CARD_FILE = "README.md"
-_BUNDLED_LICENSE = "apache-2.0"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +48,7 @@ class Facts:
 
 def write_card(path: Path, config: ExportConfig, run: TrainedRun, out: Path, facts: Facts) -> None:
     """Write the model card of an export to `out`."""
-    model = run.config.model
+    model, licence = run.config.model, license_of(str(run.config.model.path))
     sections = [
         f"# {model.name}, trained by arcft",
         f"{facts.what[0].upper()}{facts.what[1:]}, exported from step {run.checkpoint.step} of a run of arcft "
@@ -61,7 +57,7 @@ def write_card(path: Path, config: ExportConfig, run: TrainedRun, out: Path, fac
         "## Use",
         *_use(config, run, out, facts),
         "## Training",
-        _table(_training(run)),
+        _table(_training(run, licence)),
         "## Scores",
         *_scores(run),
         "## Files",
@@ -69,32 +65,15 @@ def write_card(path: Path, config: ExportConfig, run: TrainedRun, out: Path, fac
         "base model and data, and the versions of the libraries that trained it.",
     ]
     text = "\n\n".join(sections)
-    write_text(path, f"---\n{yaml.safe_dump(_metadata(config, run), sort_keys=False)}---\n\n{text}\n")
+    metadata = yaml.safe_dump(_metadata(config, run, licence), sort_keys=False)
+    write_text(path, f"---\n{metadata}---\n\n{text}\n")
 
 
-def license_of(path: str) -> str | None:
-    """The licence of the base model at `path`, a value of model.path, where its files name one."""
-    if path.startswith(BUNDLED):
-        return _BUNDLED_LICENSE
-    source = resolve_path(path)
-    if source.endswith(".gguf"):
-        field = gguf.GGUFReader(source).get_field("general.license")
-        return None if field is None else str(field.contents())
-    readme = Path(source) / CARD_FILE if Path(source).is_dir() else try_to_load_from_cache(source, CARD_FILE)
-    try:
-        return None if not isinstance(readme, str | Path) else ModelCard.load(readme).data.license
-    # No card, or one that can't be read.
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-
-
-def _metadata(config: ExportConfig, run: TrainedRun) -> dict[str, Any]:
+def _metadata(config: ExportConfig, run: TrainedRun, licence: str | None) -> dict[str, Any]:
     path = str(run.config.model.path)
-    known = license_of(path)
-    hub_id = path.count("/") == 1 and not Path(path).exists()
     return {
-        **({"license": known} if known else {}),
-        **({"base_model": path} if hub_id else {}),
+        **({"license": licence} if licence else {}),
+        **({"base_model": path} if is_hub_id(path) else {}),
         "library_name": {"merged": "transformers", "adapter": "peft", "gguf": "gguf"}[config.format],
         "pipeline_tag": "text-generation",
         "tags": ["arcft", kind_of(run.config.data).name],
@@ -104,10 +83,10 @@ def _metadata(config: ExportConfig, run: TrainedRun) -> dict[str, Any]:
 def _use(config: ExportConfig, run: TrainedRun, out: Path, facts: Facts) -> Iterator[str]:
     model = run.config.model
     if config.format == "adapter":
-        yield f'    AutoPeftModelForCausalLM.from_pretrained("{out}")'
+        yield f'    AutoPeftModelForCausalLM.from_pretrained("{_where(config, out)}")'
         yield "PEFT takes the base model from where `adapter_config.json` says. arcft itself reads the checkpoint."
     else:
-        words = ["model=local", override("model.path", out / facts.weights), *_own_format(run)]
+        words = ["model=local", override("model.path", facts.weights or _where(config, out)), *_own_format(run)]
         words.append(f"inference.max_seq_length={run.config.training.max_seq_length}")
         yield f"    arcft evaluate {' '.join(words)}"
     if config.format == "merged":
@@ -126,6 +105,11 @@ def _use(config: ExportConfig, run: TrainedRun, out: Path, facts: Facts) -> Iter
             "Load the tokenizer with `PreTrainedTokenizerFast.from_pretrained`. AutoTokenizer replaces its rules by "
             "those of the model's type, and cuts text in another way."
         )
+
+
+def _where(config: ExportConfig, out: Path) -> str:
+    """What a reader of the card loads: the repository, or the folder by its name."""
+    return config.push_to_hub or out.name
 
 
 def _own_format(run: TrainedRun) -> Iterator[str]:
@@ -151,13 +135,13 @@ def _option_name(group: str, config_class: type, config: Any) -> str:
     return "YOURS"
 
 
-def _training(run: TrainedRun) -> Mapping[str, Any]:
+def _training(run: TrainedRun, licence: str | None) -> Mapping[str, Any]:
     config, training, manifest = run.config, run.config.training, run.checkpoint.manifest
     ranks = run.checkpoint.run_config.get("ranks", 1)
     tasks = [f"{count(len(ids), 'task')} {name.replace('_', ' ')}" for name, ids in run.tasks.items() if ids]
     rows: dict[str, Any] = {
-        "base model": config.model.path,
-        "licence of the base model": license_of(str(config.model.path)) or "not known; see where it is from",
+        "base model": public_path(str(config.model.path)),
+        "licence of the base model": licence or "not known; see where it is from",
         "fingerprint of the base model": manifest["base_fingerprint"],
         "quantisation of the base model": config.model.quantization,
         "data": f"{config.data.kind}, {config.data.name}: {', '.join(tasks)}",
@@ -170,7 +154,7 @@ def _training(run: TrainedRun) -> Mapping[str, Any]:
             "form": ", ".join(_forms(config.lora)) or "LoRA",
         }
         if config.lora.start is not None:
-            rows["started from"] = config.lora.start
+            rows["started from"] = public_path(config.lora.start)
     else:
         rows["adapter"] = "none: all weights were trained"
     return rows | {
@@ -200,8 +184,8 @@ def _scores(run: TrainedRun) -> Iterator[str]:
         yield "While training, on held-out tasks:"
         yield _table(own["metrics"])
     found = False
-    for line in _lines(run.folder / INDEX_FILE):
-        folder = Path(str(line.get("folder")))
+    for entry in recorded_evaluations(run.folder):
+        folder = Path(entry["folder"])
         evaluation = _read(folder / METRICS_FILE)
         about = evaluation.get("run", {})
         if about.get("digest") != run.checkpoint.digest or not evaluation.get("metrics"):
@@ -212,17 +196,6 @@ def _scores(run: TrainedRun) -> Iterator[str]:
         yield _table(evaluation["metrics"])
     if not found:
         yield "No evaluation of this checkpoint was found beside its run."
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    found = []
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            found.append(json.loads(line))
-    # None yet, or cut off by a crash.
-    except (OSError, ValueError):
-        pass
-    return [line for line in found if isinstance(line, dict)]
 
 
 def _read(path: Path) -> dict[str, Any]:

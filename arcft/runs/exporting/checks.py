@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -51,9 +51,9 @@ class Probe:
         return torch.cat(rows)
 
 
-def probe_of(run: TrainedRun, builder: ExampleBuilder) -> Probe:
+def probe_of(run: TrainedRun, builder: ExampleBuilder, rows: int) -> Probe:
     """Examples of tasks that the run held out, was adapted to or trained on: the shortest of a few. Where its data is
-    gone, random tokens."""
+    gone, random tokens, of the `rows` that the model's embedding has."""
     positions = builder.tokenization.positions
     ids: Sequence[str] = next(
         (run.tasks[name] for name in ("held_out", "adapted_to", "train") if run.tasks.get(name)), []
@@ -69,8 +69,9 @@ def probe_of(run: TrainedRun, builder: ExampleBuilder) -> Probe:
         reason = str(error)
     note(f"the run's tasks can't be used ({reason}); the export is checked on random tokens instead")
     generator = np.random.default_rng(0)
-    rows = [generator.integers(len(builder.tokenization.tokenizer), size=64).tolist() for _ in range(_NUM_PROMPTS)]
-    return Probe(rows, positions, f"{_NUM_PROMPTS} rows of random tokens")
+    number = min(rows, len(builder.tokenization.tokenizer))
+    drawn = [generator.integers(number, size=64).tolist() for _ in range(_NUM_PROMPTS)]
+    return Probe(drawn, positions, f"{_NUM_PROMPTS} rows of random tokens")
 
 
 def _token_ids(builder: ExampleBuilder, task: object) -> list[int]:
@@ -94,17 +95,26 @@ def check(logits: torch.Tensor, reference: torch.Tensor, what: str, dtype: str) 
     found = difference(logits, reference)
     if not found <= TOLERANCES[dtype]:
         raise ExportError(
-            f"{what} does not compute what was trained: a logit differs by {found:.2g} standard deviations, and at "
-            f"most {TOLERANCES[dtype]:g} is rounding in {dtype}; nothing was written"
+            f"{what} does not compute what was trained: a logit differs by {found:.2g} standard deviations; rounding "
+            f"to {dtype} accounts for at most {TOLERANCES[dtype]:g}; nothing was written"
         )
     return found
 
 
-def check_weights(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], what: str) -> None:
-    """Raise ExportError unless weights that were read back are those that were written, to the bit."""
-    for name in sorted(found.keys() | expected.keys()):
-        if name not in found or name not in expected or not torch.equal(found[name], expected[name]):
-            raise ExportError(f"{what}: the weight {name} is not read back as it was written; nothing was written")
+def check_weights(found: Mapping[str, torch.Tensor], expected: Iterable[tuple[str, torch.Tensor]], what: str) -> None:
+    """Raise ExportError unless weights that were read back are those that were written, to the bit. Those that are
+    `expected` may be made one by one, so that they need no memory for a copy of the model."""
+    missing = set(found)
+    for name, weight in expected:
+        if name not in found or not torch.equal(found[name], weight):
+            raise _not_as_written(what, name)
+        missing.remove(name)
+    for name in sorted(missing):
+        raise _not_as_written(what, name)
+
+
+def _not_as_written(what: str, name: str) -> ExportError:
+    return ExportError(f"{what}: the weight {name} is not read back as it was written; nothing was written")
 
 
 def texts_of(probe: Probe, builder: ExampleBuilder) -> list[str]:

@@ -28,15 +28,21 @@ _FAILURES = (
 
 
 def check_hub(repository: str) -> None:
-    """Raise HubError unless the hub can be reached and knows who we are."""
+    """Raise HubError unless the hub can be reached, knows who we are, and we can own the repository."""
     try:
         validate_repo_id(repository)
-        HfApi().whoami()
+        about = HfApi().whoami()
     except _FAILURES as error:
         raise HubError(
             f"push_to_hub={repository}: can't write to {constants.ENDPOINT} ({_first_line(error)}); "
             "log in with `hf auth login` or set HF_TOKEN, or drop push_to_hub"
         ) from error
+    owners = [about["name"], *(organisation["name"] for organisation in about.get("orgs", ()))]
+    if repository.partition("/")[0] not in owners:
+        raise HubError(
+            f"push_to_hub={repository}: the login at {constants.ENDPOINT} can write to {', '.join(owners)}; use one of "
+            "these as the owner, or log in as another user"
+        )
 
 
 def upload(folder: Path, repository: str, *, private: bool) -> str:

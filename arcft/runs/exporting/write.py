@@ -3,41 +3,47 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import peft
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from arcft.checkpoints import CheckpointError
 from arcft.config.export import ExportConfig
 from arcft.config.lora import LoraConfig
 from arcft.config.model import ModelConfig
+from arcft.config.schema import ConfigError
+from arcft.console import warn
 from arcft.errors import ModelError
 from arcft.files import file_sha256, manifest_sha256, write_json
+from arcft.memory import available_memory, gib, used_memory
+from arcft.models.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
+from arcft.models.adapter_config import read_adapter_config
 from arcft.models.bundled import BUNDLED
+from arcft.models.families import choose_attention
 from arcft.models.fingerprint import base_fingerprint
 from arcft.models.gguf_file import GGUF_TYPES, check_architecture, rounded, tensors_of, write_gguf
 from arcft.models.gguf_tokenizer import pretokenizer_of
 from arcft.models.load import load_model, load_tokenizer
-from arcft.models.lora import load_adapter
 from arcft.models.merging import (
     adapter_for_original_base,
     apply_saved_adapter,
+    changes_base,
     dense_base,
     merged,
     save_plain_adapter,
     without_quantisation,
 )
 from arcft.models.quantization import no_progress_bar
-from arcft.models.source import load_architecture, resolve_path
+from arcft.models.source import load_architecture, not_loaded, public_path, resolve_path, trusts_code
 from arcft.names import file_name
 from arcft.runs.exporting.card import CARD_FILE, Facts, write_card
 from arcft.runs.exporting.checks import ExportError, Probe, check, check_weights, probe_of, texts_of
 from arcft.runs.setup.checkpoint_config import TrainedRun, check_base
-from arcft.runs.setup.restore import base_model, restored_builder, restored_tokenizer
+from arcft.runs.setup.restore import base_model, base_not_loaded, restored_builder, restored_tokenizer
 
 MANIFEST_FILE = "manifest.json"
 BASE_FOLDER = "base"
@@ -62,21 +68,28 @@ class _Job:
         self.config, self.run, self.folder, self.out = config, run, folder, out
         self.base = _model_config(run)
         self.has_adapter = isinstance(run.config.lora, LoraConfig)
+        # What can't be written is refused before any weights are loaded.
+        architecture = self._architecture()
         if config.format == "gguf":
-            # What can't be written is refused before any weights are loaded.
-            check_architecture(
-                load_architecture(self.base), path=str(self.base.path), positions=run.config.model.positions
+            check_architecture(architecture, path=str(self.base.path), positions=run.config.model.positions)
+        if config.format == "adapter" and config.dtype != "float32" and self._base_is_named():
+            raise ConfigError(
+                [
+                    f"dtype={config.dtype} with format=adapter: an adapter is written in float32, and its base model "
+                    f"{self.base.path} is not written again; drop dtype"
+                ]
             )
         self._refuse_upload()
+        warn_about_memory(architecture, trust_remote_code=self.base.trust_remote_code)
         self.tokenizer: PreTrainedTokenizerBase = restored_tokenizer(run)
         self.builder = restored_builder(run, self.tokenizer, run.config.training.max_seq_length)
-        self.probe: Probe = probe_of(run, self.builder)
+        self.probe: Probe = probe_of(run, self.builder, architecture.get_text_config(decoder=True).vocab_size)
         self.texts = texts_of(self.probe, self.builder)
         self.pieces = pretokenizer_of(self.tokenizer, self.texts) if config.format == "gguf" else ""
 
     def merged(self) -> Facts:
         model, reference = self._merged()
-        _save(model, self.tokenizer, self.folder, self.config.dtype)
+        self._save(model, self.folder)
         found = self._read_back(self.folder, model, reference)
         facts = self._facts(f"merged weights in {self.config.dtype}", found)
         return dataclasses.replace(facts, plain_tokenizer=self._reads_tokenizer(AutoTokenizer))
@@ -84,9 +97,10 @@ class _Job:
     def gguf(self) -> Facts:
         model, reference = self._merged()
         file = self.folder / f"{file_name(self.run.config.model.name)}-{GGUF_TYPES[self.config.dtype][0].name}.gguf"
-        write_gguf(model, self.tokenizer, self.pieces, file, self.config.dtype, self.run.config.model.name)
+        name, end_id = self.run.config.model.name, self.builder.tokenization.end_id
+        write_gguf(model, self.tokenizer, self.pieces, file, self.config.dtype, name, end_id)
         back = self._load_written(file)
-        expected = {name: rounded(weight, self.config.dtype) for name, weight in tensors_of(model).items()}
+        expected = ((name, rounded(weight, self.config.dtype)) for name, weight in tensors_of(model).items())
         check_weights(tensors_of(back), expected, file.name)
         found = check(self.probe.logits(back), reference, file.name, self.config.dtype)
         if not self._cuts_alike(load_tokenizer(ModelConfig(name="exported", path=str(file)))):
@@ -94,26 +108,43 @@ class _Job:
         return dataclasses.replace(self._facts(file.name, found), weights=file.name)
 
     def adapter(self) -> Facts:
-        model, reference = self._trained()
         source = self.run.checkpoint.path
+        trained, plain = apply_saved_adapter(self._load(), source)
+        reference = self.probe.logits(trained)
         if self._base_is_named():
-            plain = adapter_for_original_base(self._load(), source)
-            base, base_name, what = self._load(), resolve_path(str(self.base.path)), f"for {self.base.path}"
+            changed = changes_base(read_adapter_config(source))
+            base = dense_base(trained)
+            if changed:
+                # Freed first: a large model does not fit three times.
+                del trained, base
+                plain = adapter_for_original_base(self._load(), source)
+                base = self._load()
+            base_name, what = resolve_path(str(self.base.path)), f"for {public_path(str(self.base.path))}"
         else:
-            del model
-            trained, plain = apply_saved_adapter(self._load(), source)
-            dense = dense_base(trained)
-            _save(dense, self.tokenizer, self.folder / BASE_FOLDER, self.config.dtype)
+            self._save(dense_base(trained), self.folder / BASE_FOLDER)
+            del trained
             base = self._load_written(self.folder / BASE_FOLDER)
-            base_name, what = str(self.out / BASE_FOLDER), f"and its base model in {self.config.dtype}"
-        adapted = plain.apply_to(base)
-        save_plain_adapter(adapted, self.folder, base_name)
+            base_name, what = str(self.folder / BASE_FOLDER), f"and its base model in {self.config.dtype}"
+        save_plain_adapter(plain.apply_to(base), self.folder, base_name)
+        del base
         self.tokenizer.save_pretrained(self.folder)
-        # As anyone reads it who has PEFT alone.
-        back = peft.PeftModel.from_pretrained(dense_base(adapted), self.folder)
-        dtype = "float32" if self._base_is_named() else self.config.dtype
-        found = check(self.probe.logits(back.eval()), reference, "the adapter", dtype)
+        found = check(self.probe.logits(self._read_by_peft()), reference, "the adapter", self.config.dtype)
+        if not self._base_is_named():
+            # Where it will be found.
+            path = self.folder / ADAPTER_CONFIG
+            content = json.loads(path.read_text(encoding="utf-8"))
+            write_json(path, content | {"base_model_name_or_path": str(self.out / BASE_FOLDER)}, indent=2)
         return self._facts(f"a plain adapter {what}", found)
+
+    def _read_by_peft(self) -> peft.PeftModel:
+        """As anyone reads it who has PEFT alone: the base model from where adapter_config.json says."""
+        options: dict[str, Any] = {
+            "dtype": torch.float32,
+            "attn_implementation": choose_attention(self.base, torch.float32, _CPU),
+            "trust_remote_code": trusts_code(self.base),
+        }
+        with no_progress_bar():
+            return peft.AutoPeftModelForCausalLM.from_pretrained(self.folder, **options).eval()
 
     def _merged(self) -> tuple[PreTrainedModel, torch.Tensor]:
         """The trained weights, float32, without an adapter, and the logits of the model as trained."""
@@ -126,11 +157,6 @@ class _Job:
         check(self.probe.logits(model), reference, "the merged model", "float32")
         return model, reference
 
-    def _trained(self) -> tuple[peft.PeftModel, torch.Tensor]:
-        """The base model with the adapter, as evaluations load it, and its logits."""
-        model = load_adapter(self._load(), self.run.checkpoint.path, trainable=False)
-        return model, self.probe.logits(model)
-
     def _load(self) -> PreTrainedModel:
         try:
             with no_progress_bar():
@@ -138,20 +164,34 @@ class _Job:
         except ModelError as error:
             if not self.has_adapter:
                 raise
-            raise CheckpointError(
-                f"{self.run.checkpoint.path}: its base model can't be loaded: {error}. If it lies elsewhere now: "
-                "base_model=DIR"
-            ) from error
+            raise base_not_loaded(self.run, error) from error
         if self.has_adapter:
             check_base(self.run, base_fingerprint(self.base, model), str(self.base.path))
         return model
 
+    def _architecture(self) -> PretrainedConfig:
+        try:
+            return load_architecture(self.base)
+        except (OSError, ValueError, KeyError, ImportError, ModelError) as error:
+            path = str(self.base.path)
+            reason = error if isinstance(error, ModelError) else not_loaded("model.path", path, "a config.json", error)
+            raise base_not_loaded(self.run, ModelError(str(reason))) from error
+
+    def _save(self, model: PreTrainedModel, folder: Path) -> None:
+        """Write weights, config and tokenizer; the weights of `model` are rounded to the export's dtype in place."""
+        model.to(getattr(torch, self.config.dtype))
+        # Of a base model that was never trained to end an answer, it names another token.
+        model.generation_config.eos_token_id = self.builder.tokenization.end_ids
+        with no_progress_bar():
+            model.save_pretrained(folder, max_shard_size="5GB")
+        self.tokenizer.save_pretrained(folder)
+
     def _read_back(self, folder: Path, model: PreTrainedModel, reference: torch.Tensor) -> float:
         back = self._load_written(folder)
-        expected = {
-            name: weight.float() if weight.is_floating_point() else weight
+        expected = (
+            (name, weight.float() if weight.is_floating_point() else weight)
             for name, weight in model.state_dict().items()
-        }
+        )
         check_weights(back.state_dict(), expected, "the merged model")
         return check(self.probe.logits(back), reference, "the merged model", self.config.dtype)
 
@@ -205,12 +245,14 @@ def _model_config(run: TrainedRun) -> ModelConfig:
     return dataclasses.replace(model, backend="transformers", attn_implementation=attention)
 
 
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, dtype: str) -> None:
-    """Write weights, config and tokenizer; the weights of `model` are rounded to `dtype` in place."""
-    model.to(getattr(torch, dtype))
-    with no_progress_bar():
-        model.save_pretrained(folder, max_shard_size="5GB")
-    tokenizer.save_pretrained(folder)
+def warn_about_memory(architecture: PretrainedConfig, *, trust_remote_code: bool) -> None:
+    """Warn if the model does not fit twice in float32: as it was trained, and as it is read back."""
+    with torch.device("meta"):
+        outline = AutoModelForCausalLM.from_config(architecture, trust_remote_code=trust_remote_code)
+    needed = used_memory() + 2 * 4 * sum(parameter.numel() for parameter in outline.parameters())
+    available = available_memory(_CPU)
+    if needed > available:
+        warn(f"needs about {gib(needed)}, more than the {gib(available)} available; export where there is more memory")
 
 
 def _write_manifest(folder: Path, run: TrainedRun, config: ExportConfig) -> None:
@@ -221,7 +263,7 @@ def _write_manifest(folder: Path, run: TrainedRun, config: ExportConfig) -> None
         "dtype": config.dtype,
         "checkpoint": run.checkpoint.digest,
         "step": run.checkpoint.step,
-        "base_model": run.checkpoint.manifest["base_model"],
+        "base_model": public_path(str(run.checkpoint.manifest["base_model"])),
         "base_fingerprint": run.checkpoint.manifest["base_fingerprint"],
         "data_fingerprint": run.checkpoint.manifest["data_fingerprint"],
         "versions": run.checkpoint.manifest["versions"],

@@ -68,6 +68,13 @@ def base_of_adapters(run: TrainedRun) -> ModelConfig:
     return dataclasses.replace(run.config.model, path=path, tokenizer=None, init="pretrained", seed=0)
 
 
+def base_not_loaded(run: TrainedRun, error: ModelError) -> CheckpointError:
+    """The error for a run whose base model can't be loaded."""
+    return CheckpointError(
+        f"{run.checkpoint.path}: its base model can't be loaded: {error}. If it lies elsewhere now: base_model=DIR"
+    )
+
+
 class ModelHost:
     """Holds one base model and applies a checkpoint's adapter to it; reloads the base only if it differs."""
 
@@ -107,9 +114,7 @@ class ModelHost:
             try:
                 self._model = self._load(run.config.model, kept)
             except ModelError as error:
-                raise CheckpointError(
-                    f"{folder}: its base model can't be loaded: {error}. If it lies elsewhere now: base_model=DIR"
-                ) from error
+                raise base_not_loaded(run, error) from error
             self._base = identity
         check_base(run, self._fingerprint, str(run.config.model.path))
         adapter = (folder / ADAPTER_CONFIG).read_bytes()

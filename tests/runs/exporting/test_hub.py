@@ -18,8 +18,8 @@ from pathlib import Path
 from arcft.errors import ArcftError
 from arcft.runs.exporting.hub import check_hub, upload
 try:
-    check_hub("me/it")
-    print("uploaded to", upload(Path(sys.argv[1]), "me/it", private=sys.argv[2] == "private"))
+    check_hub(sys.argv[3])
+    print("uploaded to", upload(Path(sys.argv[1]), sys.argv[3], private=sys.argv[2] == "private"))
 except ArcftError as error:
     sys.exit(str(error))
 """
@@ -35,7 +35,9 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def upload(folder: Path, address: str, token: str = TOKEN, visibility: str = "private") -> tuple[int, str]:
+def upload(
+    folder: Path, address: str, token: str = TOKEN, visibility: str = "private", repository: str = "me/it"
+) -> tuple[int, str]:
     environment = {
         **os.environ,
         "HF_ENDPOINT": address,
@@ -46,7 +48,7 @@ def upload(folder: Path, address: str, token: str = TOKEN, visibility: str = "pr
         "HF_HOME": str(folder.parent / "hub"),
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "-c", PROGRAM, str(folder), visibility]
+    command = [sys.executable, "-c", PROGRAM, str(folder), visibility, repository]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
     return done.returncode, done.stdout + done.stderr
 
@@ -72,6 +74,11 @@ def test_who_may_not_write_is_told(folder: Path) -> None:
         assert code == 1
         assert f"push_to_hub=me/it: can't write to {address}" in said
         assert "log in with `hf auth login` or set HF_TOKEN" in said
+        assert not hub.repositories
+        code, said = upload(folder, address, repository="other/it")
+        assert code == 1
+        assert "push_to_hub=other/it: the login" in said
+        assert "can write to me; use one of these as the owner" in said
         assert not hub.repositories
         hub.refuses_commits = True
         code, said = upload(folder, address)
