@@ -17,7 +17,7 @@ class ExportConfig:
     llama.cpp."""
 
     out: str | None = None
-    """The new folder; it may not exist yet."""
+    """The new folder; it must not exist."""
 
     dtype: Literal["float32", "bfloat16", "float16", "q8_0"] = "float32"
     """Of the written weights; an adapter itself is always float32. `q8_0`, 8 bits in blocks of 32, is GGUF's."""

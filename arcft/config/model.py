@@ -49,7 +49,8 @@ class ModelConfig:
     """Quantisation of the frozen base weights by bitsandbytes; nf4 and fp4 have 4 bits."""
 
     quantization_skip: list[str] = dataclasses.field(default_factory=lambda: list(QUANTIZATION_SKIP))
-    """Modules that are not quantised, with all that is in them, by the end of their name."""
+    """Modules that are not quantised, with all that is in them, by the last part of their name; `lm_head` is the output
+    layer under whatever name. Layers that an architecture uses otherwise than by calling them are never quantised."""
 
     positions: str = "none"
     """How tokens get their positions: `none` counts them, other values are the kind's. `grid`, ARC's, tells the model

@@ -27,9 +27,8 @@ from arcft.decoding.probe import decoder_for, measure
 from arcft.decoding.search import search
 from arcft.errors import DecodingError, ModelError
 from arcft.models.adapter_config import LoraError
-from arcft.models.families import MEASURED_WITH, Decoder, known_decoder, known_packing
+from arcft.models.families import MEASURED_WITH, Decoder, known_decoder
 from arcft.models.lora import apply_lora, load_adapter, save_adapter
-from arcft.models.packed_attention import measure_packing, packed, packs, use_packed_attention
 from arcft.models.stacked_lora import StackedLora
 from tests.support.families import NOT_BUILT, VARIANTS, VOCABULARY, families, family_config, family_model
 
@@ -150,36 +149,6 @@ def test_padded_examples_have_the_logits_of_each_alone(name: str) -> None:
     for row, prompt in enumerate(PROMPTS):
         alone = logits_of(model, prompt)
         assert torch.allclose(together[row, : len(prompt)], alone, atol=1e-3 * float(alone.std())), row
-
-
-@pytest.mark.skipif(
-    tuple(map(int, transformers.__version__.split(".")[:2])) != MEASURED_WITH, reason="measured with another release"
-)
-@pytest.mark.parametrize("name", decoded())
-def test_packed_examples_have_the_logits_of_each_alone_or_are_refused(name: str) -> None:
-    model = model_of(name)
-    before = model.config._attn_implementation
-    if not known_packing(model.config):
-        assert not packs(model)
-        assert not measure_packing(model)
-        return
-    assert packs(model)
-    assert measure_packing(model)
-    lengths = [len(prompt) for prompt in PROMPTS]
-    try:
-        use_packed_attention(model)
-        with torch.inference_mode(), packed(model, lengths) as more:
-            inputs = {
-                "input_ids": torch.tensor([[token for prompt in PROMPTS for token in prompt]]),
-                "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
-                "use_cache": False,
-            }
-            together = model(**inputs, **more).logits[0].float()
-    finally:
-        model.set_attn_implementation(before)
-    for prompt, found in zip(PROMPTS, together.split(lengths), strict=True):
-        alone = logits_of(model, prompt)
-        assert torch.allclose(found, alone, atol=1e-3 * float(alone.std()))
 
 
 @pytest.mark.parametrize("name", decoded())
