@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ _OVERRIDES_FILE = Path(".hydra") / "overrides.yaml"
 def missing_runs(found: FoundRuns, not_evaluated: Sequence[Run], evaluations: Sequence[Run]) -> list[Missing]:
     """Runs that are not finished, jobs of sweeps that have not begun, and training runs that lack an evaluation as the
     others have."""
-    there = [_unfinished(run) for run in found.runs if run.state != "finished"]
+    # A sweep of a thousand jobs is expanded once.
+    jobs = functools.cache(jobs_of)
+    there = [_unfinished(run, _name(run, jobs)) for run in found.runs if run.state != "finished"]
     begun = {run.folder for run in found.runs}
-    lacking = [one for sweep in found.sweeps for one in _not_begun(sweep, begun)]
-    return [*there, *lacking, *(_not_evaluated(run, evaluations) for run in not_evaluated)]
+    lacking = [one for sweep in found.sweeps for one in _not_begun(sweep, jobs(sweep), begun)]
+    return [*there, *lacking, *(_not_evaluated(run, _name(run, jobs), evaluations) for run in not_evaluated)]
 
 
 def jobs_of(sweep: Path) -> list[list[str]]:
@@ -57,8 +60,7 @@ def _hydra_config(sweep: Path) -> dict[str, Any]:
     return hydra if isinstance(hydra, dict) else {}
 
 
-def _not_begun(sweep: Path, begun: set[Path]) -> list[Missing]:
-    jobs = jobs_of(sweep)
+def _not_begun(sweep: Path, jobs: Sequence[Sequence[str]], begun: set[Path]) -> list[Missing]:
     if not jobs:
         return []
     hydra = _hydra_config(sweep)
@@ -78,18 +80,15 @@ def _not_begun(sweep: Path, begun: set[Path]) -> list[Missing]:
     return missing
 
 
-def _unfinished(run: Run) -> Missing:
-    name = _name(run)
-    if run.state == "running":
-        return Missing(name, run.state, run.reason, "")
-    if not run.job:
+def _unfinished(run: Run, name: str) -> Missing:
+    if run.state == "running" or not run.job:
         return Missing(name, run.state, run.reason, "")
     return Missing(name, run.state, run.reason, f"{command(run.job)} {override('resume', run.folder)}")
 
 
-def _name(run: Run) -> str:
+def _name(run: Run, jobs_of_sweep: Callable[[Path], list[list[str]]]) -> str:
     """The overrides in which a job differs from the others of its sweep; for other runs, the folder."""
-    jobs = jobs_of(run.folder.parent)
+    jobs = jobs_of_sweep(run.folder.parent)
     if not (run.folder.name.isdecimal() and int(run.folder.name) < len(jobs)):
         return str(run.folder)
     common = _common(jobs)
@@ -103,11 +102,11 @@ def _common(jobs: Sequence[Sequence[str]]) -> set[str]:
     return set(first).intersection(*others)
 
 
-def _not_evaluated(run: Run, evaluations: Sequence[Run]) -> Missing:
+def _not_evaluated(run: Run, name: str, evaluations: Sequence[Run]) -> Missing:
     words = next((words for one in evaluations if (words := _typed(one.folder))), [])
     own = [_in_shell(word) for word in words if not re.match(r"(\+\+)?(checkpoint|hydra\.\S*)=", word)]
     line = " ".join([command("evaluate"), override("checkpoint", run.folder), *own])
-    return Missing(_name(run), "not evaluated", "", line)
+    return Missing(name, "not evaluated", "", line)
 
 
 def _typed(folder: Path) -> list[str]:
