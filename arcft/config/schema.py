@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import types
 import typing
@@ -77,6 +78,12 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+@functools.cache
+def _hints(config_class: type) -> dict[str, Any]:
+    """The types of its fields. Python evaluates their texts at each call, and a study reads thousands of configs."""
+    return typing.get_type_hints(config_class)
+
+
 def options(config_class: type) -> dict[str, type]:
     """The choices that a class stands for, by `name`: its subclasses; empty for a class that is no choice."""
     found: dict[str, type] = {}
@@ -84,7 +91,7 @@ def options(config_class: type) -> dict[str, type]:
     for subclass in config_class.__subclasses__():
         found |= options(subclass)
         if not subclass.__subclasses__():
-            found |= dict.fromkeys(typing.get_args(typing.get_type_hints(subclass)["name"]), subclass)
+            found |= dict.fromkeys(typing.get_args(_hints(subclass)["name"]), subclass)
     return found
 
 
@@ -102,7 +109,7 @@ class Key:
 def known_keys(config_class: type, prefix: str = "", *, always: bool = True) -> dict[str, Key]:
     """Dotted keys of a config class and of all options of its groups, but for what a kind of problem adds."""
     keys: dict[str, Key] = {}
-    hints = typing.get_type_hints(config_class)
+    hints = _hints(config_class)
     for field in dataclasses.fields(config_class):
         types_of_field = alternatives(hints[field.name])
         free_form = any(typing.get_origin(kind) in (dict, list) for kind in types_of_field)
@@ -203,7 +210,7 @@ class _Reader:
         return self._fields(choices[name], values, path, choices)
 
     def _fields(self, config_class: type, values: dict[str, Any], path: str, choices: Mapping[str, type]) -> Any:
-        hints = typing.get_type_hints(config_class)
+        hints = dict(_hints(config_class))
         fields = {field.name: field for field in dataclasses.fields(config_class)}
         unknown = {key: value for key, value in values.items() if key not in fields}
         for key in self._refuse_renamed(config_class, unknown, path):

@@ -568,4 +568,6 @@ def test_every_yaml_opens_with_its_command() -> None:
     for path in Path(config_folder()).rglob("*.yaml"):
         lines = path.read_text(encoding="utf-8").splitlines()
         first = next(line for line in lines if not line.startswith("# @package"))
-        assert first.startswith(("# python train.py", "# python evaluate.py", "# arcft speed", "# arcft export")), path
+        assert first.startswith(
+            ("# python train.py", "# python evaluate.py", "# arcft speed", "# arcft export", "# arcft study")
+        ), path
