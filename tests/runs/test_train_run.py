@@ -373,7 +373,7 @@ def test_packing_changes_nothing(quick_run: Path, tmp_path: Path) -> None:
 def test_an_adapter_is_trained_in_bfloat16_where_the_cpu_multiplies_it_fast_and_the_run_keeps_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fast: bool, dtype: str
 ) -> None:
-    monkeypatch.setattr("arcft.runs.training.model.fast_bfloat16", lambda: fast)
+    monkeypatch.setattr("arcft.runs.setup.arithmetic.fast_bfloat16", lambda: fast)
     run, asked = tmp_path / "run", "model.recommended.training.cpu_dtype=auto"
     assert run_train(run, *QUICK, asked, "training.generation_tasks=0") == 0
     shown = capsys.readouterr().out
@@ -381,14 +381,14 @@ def test_an_adapter_is_trained_in_bfloat16_where_the_cpu_multiplies_it_fast_and_
     assert f"{dtype} on cpu, {'folded' if fast else 'sdpa'} attention" in " ".join(shown.split())
     assert stored_config(run)["training"]["dtype"] == dtype
     # On a machine of the other kind it goes on as it began.
-    monkeypatch.setattr("arcft.runs.training.model.fast_bfloat16", lambda: not fast)
+    monkeypatch.setattr("arcft.runs.setup.arithmetic.fast_bfloat16", lambda: not fast)
     assert run_train(run, f"resume='{run}'") == 0
     assert f"{dtype} on cpu" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("words", [["lora=none"], [], ["training.dtype=float32"]])
 def test_other_runs_on_a_cpu_are_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
-    monkeypatch.setattr("arcft.runs.training.model.fast_bfloat16", lambda: True)
+    monkeypatch.setattr("arcft.runs.setup.arithmetic.fast_bfloat16", lambda: True)
     asked = ["model.recommended.training.cpu_dtype=auto"] if words else []
     run = tmp_path / "run"
     assert run_train(run, *QUICK, *asked, *words, "training.generation_tasks=0", "training.max_steps=1") == 0

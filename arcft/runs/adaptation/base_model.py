@@ -56,7 +56,7 @@ def load_start(settings: TtftSettings) -> AdaptationBase:
     config, run = settings.config, settings.run
     device = choose_device()
     base = start_model(settings)
-    model = _load_base(settings, base, resolve_dtype(config.inference.dtype, device), device)
+    model = _load_base(settings, base, _dtype(settings, device), device)
     settle_decoder(model, config.inference, base, context=config.inference.max_seq_length)
     fingerprint = base_fingerprint(base, model)
     tokenizer = start_tokenizer(settings)
@@ -150,6 +150,14 @@ def _training_format(settings: TtftSettings) -> tuple[int, LossOn]:
         return settings.run.config.training.max_seq_length, settings.run.config.training.loss_on
     model = start_model(settings)
     return model.recommended.training.max_seq_length, model.recommended.training.loss_on
+
+
+def _dtype(settings: TtftSettings, device: torch.device) -> torch.dtype:
+    """The dtype of the arithmetic; on a cluster's GPU not what was chosen for a head node without one."""
+    chosen = settings.arithmetic
+    if chosen is None or (settings.ttft.workers == "ray" and chosen.device != device.type):
+        return resolve_dtype(settings.config.inference.dtype, device)
+    return resolve_dtype(chosen.dtype, device)
 
 
 def _load_base(settings: TtftSettings, base: ModelConfig, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:

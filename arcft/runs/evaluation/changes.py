@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from arcft.config.inference import InferenceConfig, VllmConfig
+from arcft.config.inference import InferenceConfig
 from arcft.console import note
-from arcft.models.load import resolve_dtype
 from arcft.prediction.prompts import demonstrations_left_out
 from arcft.reporting.words import count
 from arcft.runs.evaluation.targets import EvaluationTarget
-from arcft.runs.setup.build import choose_device
 from arcft.text.builder import ExampleBuilder
 
 Changes = Mapping[str, Sequence[str]]
@@ -55,17 +53,3 @@ def _in_words(left_out: int | None, limit: int) -> str:
     if left_out is None:
         return f"a prompt does not fit {limit:,} tokens, not even with one demonstration"
     return f"prompts leave out {count(left_out, 'demonstration')}, to fit {limit:,} tokens" if left_out else ""
-
-
-def chosen_dtype(config: InferenceConfig, *, delegates: bool) -> dict[str, str]:
-    """The dtype of the arithmetic, as metrics.json holds it; a note says which one `auto` has chosen.
-
-    Nothing where another process chooses it: vLLM's, or with `delegates` workers that have the GPU to themselves.
-    """
-    device = choose_device()
-    if isinstance(config, VllmConfig) or (delegates and device.type == "cuda"):
-        return {}
-    dtype = str(resolve_dtype(config.dtype, device)).removeprefix("torch.")
-    if config.dtype == "auto":
-        note(f"inference.dtype=auto: {dtype} on {device}")
-    return {"dtype": dtype}

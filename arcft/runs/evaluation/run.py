@@ -24,11 +24,12 @@ from arcft.runs.adaptation.evaluate import Show, adapt_and_score, show_outcome, 
 from arcft.runs.common.optimized_metric import check_name
 from arcft.runs.common.tracking import tracked
 from arcft.runs.evaluation import results
-from arcft.runs.evaluation.changes import Changes, changed_prompts, chosen_dtype
+from arcft.runs.evaluation.changes import Changes, changed_prompts
 from arcft.runs.evaluation.live_submission import LiveSubmission
 from arcft.runs.evaluation.messages import not_predicted, show_files, show_metrics, show_reused
 from arcft.runs.evaluation.predict import count_prompts, predict_shares
 from arcft.runs.evaluation.targets import EvaluationTarget, resolve_targets
+from arcft.runs.setup.arithmetic import Arithmetics
 from arcft.runs.setup.checkpoint_config import is_pattern
 from arcft.runs.setup.ttft_settings import TtftSettings
 from arcft.scoring.metrics import Scores
@@ -43,12 +44,12 @@ def run_evaluation(
 
     With ttft, `folder` is started and locked by the caller. Returns metrics by the names that trackers give them.
     """
-    targets = resolve_targets(config, explicit)
+    delegates = settings is not None and settings.ttft.workers != "local"
+    targets = resolve_targets(config, explicit, Arithmetics(config.inference, folder, delegates=delegates))
     is_sweep = config.adapters is None and config.checkpoint is not None and is_pattern(config.checkpoint)
     _check_optimized_metric(config, targets, is_sweep)
-    if any(target.shares for target in targets):
-        dtype = chosen_dtype(config.inference, delegates=settings is not None and settings.ttft.workers != "local")
-        targets = [dataclasses.replace(target, about=target.about | dtype) for target in targets]
+    if settings is not None:
+        settings = dataclasses.replace(settings, arithmetic=targets[0].arithmetic)
     changes = changed_prompts(targets, config.inference)
     if config.dry_run:
         if settings is None:
@@ -63,7 +64,10 @@ def run_evaluation(
     with lock_run(folder) if settings is None else contextlib.nullcontext():
         keys = {target.name: target.key for target in targets}
         _refuse_another(folder, keys, is_sweep)
-        write_run_yaml(folder, {"arcft": __version__, "job": "evaluate", "config": values, "keys": keys})
+        chosen = {one.name: dataclasses.asdict(one.arithmetic) for one in targets if one.arithmetic is not None}
+        write_run_yaml(
+            folder, {"arcft": __version__, "job": "evaluate", "config": values, "keys": keys, "arithmetic": chosen}
+        )
         with tracked(config.tracking, values, folder, job="evaluate") as tracker:
             metrics: Mapping[str, float] = {}
             if is_sweep:

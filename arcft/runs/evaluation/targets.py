@@ -29,6 +29,7 @@ from arcft.protocols import Kind, Problem
 from arcft.runs.evaluation.predict import ModelAssignment
 from arcft.runs.evaluation.prediction_files import given_predictions
 from arcft.runs.evaluation.vllm import served_model, served_run
+from arcft.runs.setup.arithmetic import Arithmetic, Arithmetics
 from arcft.runs.setup.build import check_answers, example_builder, view_dealer
 from arcft.runs.setup.checkpoint_config import (
     OWN_FORMAT,
@@ -80,13 +81,18 @@ class EvaluationTarget:
     run: TrainedRun | None = None
     """The run of the single checkpoint that answers all tasks: its history is shown, its index lists the evaluation."""
 
+    arithmetic: Arithmetic | None = None
+    """Of the forward passes; None where there are none, or another process chooses it."""
 
-def resolve_targets(config: EvaluateConfig, explicit: Sequence[str]) -> list[EvaluationTarget]:
+
+def resolve_targets(
+    config: EvaluateConfig, explicit: Sequence[str], arithmetics: Arithmetics
+) -> list[EvaluationTarget]:
     """The targets of `config`, whose paths are absolute: one, or for a pattern of checkpoints one each.
 
     `explicit` are the keys that the user set by hand: they may not contradict a checkpoint.
     """
-    finder = _Finder(config, explicit)
+    finder = _Finder(config, explicit, arithmetics)
     if config.predictions is not None:
         return [finder.predictions()]
     if config.adapters is not None:
@@ -97,9 +103,10 @@ def resolve_targets(config: EvaluateConfig, explicit: Sequence[str]) -> list[Eva
 
 
 class _Finder:
-    def __init__(self, config: EvaluateConfig, explicit: Sequence[str]) -> None:
+    def __init__(self, config: EvaluateConfig, explicit: Sequence[str], arithmetics: Arithmetics) -> None:
         self.config = config
         self.explicit = explicit
+        self.arithmetics = arithmetics
         self.kind = kind_of(config.data)
         self.deal_views = view_dealer(self.kind, config.inference)
         self.host = ModelHost(config.inference)
@@ -136,8 +143,10 @@ class _Finder:
         tasks = filter_tasks(everything, config.data, builder.num_tokens, self._say_once)
         seen = warn_trained_on(self.kind, model, tasks)
         about = {"model": model.name, "path": str(model.path), "trained_on": len(seen)}
-        shares = [self._base_share(model, builder, tasks)]
-        return self._subject(model.name, f"{model.name}, as it is", shares, about, submitted=everything)
+        arithmetic = self.arithmetics.of(model.name, [model])
+        shares = [self._base_share(model, builder, tasks, arithmetic)]
+        title = f"{model.name}, as it is"
+        return self._subject(model.name, title, shares, about, submitted=everything, arithmetic=arithmetic)
 
     def _base_builder(self, model: ModelConfig) -> ExampleBuilder:
         """The builder of a base model, in the format that it recommends or that the config names."""
@@ -168,13 +177,16 @@ class _Finder:
         check_answers(builder, config.inference, model)
         return builder
 
-    def _base_share(self, model: ModelConfig, builder: ExampleBuilder, tasks: list[Problem]) -> ModelAssignment:
+    def _base_share(
+        self, model: ModelConfig, builder: ExampleBuilder, tasks: list[Problem], arithmetic: Arithmetic | None
+    ) -> ModelAssignment:
         # Digests are of what version 0.1.0 wrote, so that its evaluations are found again.
         written = version_0_1.evaluation_written(self.config)
         identity = data_sha256({name: written[name] for name in ("model", *OWN_FORMAT)})
         served = served_model(model) if isinstance(self.config.inference, VllmConfig) else None
+        dtype = arithmetic.dtype if arithmetic else None
         return ModelAssignment(
-            tasks, lambda: self.host.plain(model, _kept(builder)), builder, self.deal_views, identity, served
+            tasks, lambda: self.host.plain(model, _kept(builder), dtype), builder, self.deal_views, identity, served
         )
 
     def checkpoints(self) -> list[EvaluationTarget]:
@@ -192,8 +204,11 @@ class _Finder:
                 notes[known] = warn_trained_on(self.kind, run, tasks)
             about = {**_about(run), "trained_on": len(notes[known])}
             title = f"{run.config.model.name}, {name}"
-            shares = [self._share(run, tasks)]
-            targets.append(self._subject(name, title, shares, about, submitted=everything, run=run))
+            arithmetic = self.arithmetics.of(name, [run])
+            shares = [self._share(run, tasks, arithmetic)]
+            targets.append(
+                self._subject(name, title, shares, about, submitted=everything, run=run, arithmetic=arithmetic)
+            )
         return targets
 
     def adapters(self) -> EvaluationTarget:
@@ -220,21 +235,23 @@ class _Finder:
             if task.id in adapted:
                 run = adapted[task.id]
                 answering.setdefault(run.checkpoint.path, (run, []))[1].append(task)
-        shares = [self._share(run, own) for run, own in answering.values()]
+        arithmetic = self.arithmetics.of("adapters", [start, *(run for run, _ in answering.values())])
+        shares = [self._share(run, own, arithmetic) for run, own in answering.values()]
         # The start comes last, so that adapters replace each other on one base model.
         rest = [task for task in tasks if task.id not in adapted]
         if rest:
             say(f"{len(rest)} of {len(tasks)} tasks have no adapter: the model that they start from answers them")
             if isinstance(start, ModelConfig):
-                shares.append(self._base_share(start, builder, rest))
+                shares.append(self._base_share(start, builder, rest, arithmetic))
             else:
-                shares.append(self._share(start, rest))
+                shares.append(self._share(start, rest, arithmetic))
         about = about | {
             "adapters": {run.checkpoint.path.as_posix(): [task.id for task in own] for run, own in answering.values()},
             "trained_on": len(warn_trained_on(self.kind, start, tasks)),
         }
         name = start.name if isinstance(start, ModelConfig) else f"{start.config.model.name}, {start.name}"
-        return self._subject("adapters", f"{name} and {len(answering)} adapters", shares, about, submitted=everything)
+        title = f"{name} and {len(answering)} adapters"
+        return self._subject("adapters", title, shares, about, submitted=everything, arithmetic=arithmetic)
 
     def _start_of_adapters(self) -> TrainedRun:
         if is_pattern(str(self.config.checkpoint)):
@@ -256,12 +273,13 @@ class _Finder:
         if problems:
             raise ConfigError(problems)
 
-    def _share(self, run: TrainedRun, tasks: list[Problem]) -> ModelAssignment:
+    def _share(self, run: TrainedRun, tasks: list[Problem], arithmetic: Arithmetic | None) -> ModelAssignment:
         served = served_run(run) if isinstance(self.config.inference, VllmConfig) else None
         builder = self._builder(run)
+        dtype = arithmetic.dtype if arithmetic else None
         return ModelAssignment(
             tasks,
-            lambda: self.host.restored(run, _kept(builder)),
+            lambda: self.host.restored(run, _kept(builder), dtype),
             builder,
             self.deal_views,
             run.checkpoint.digest,
@@ -332,6 +350,7 @@ class _Finder:
         predictions: list[Prediction] | None = None,
         run: TrainedRun | None = None,
         of: str = "",
+        arithmetic: Arithmetic | None = None,
     ) -> EvaluationTarget:
         inference = {key: value for key, value in to_dict(self.config.inference).items() if key not in ONLY_SPEED}
         selection = to_dict(self.config.selection)
@@ -347,6 +366,9 @@ class _Finder:
         if shares:
             key["inference"] = {name: value for name, value in written["inference"].items() if name not in ONLY_SPEED}
             about = about | {"inference": {name: value for name, value in inference.items() if value is not None}}
+        if arithmetic is not None:
+            about = about | {"dtype": arithmetic.dtype}
+            key |= arithmetic.in_key if self.config.inference.dtype == "auto" else {}
         if self.config.prune_vocabulary is not None:
             key["prune_vocabulary"] = self.config.prune_vocabulary
         if isinstance(self.config.ttft, TtftConfig):
@@ -364,6 +386,7 @@ class _Finder:
             key=data_sha256(key),
             about={"arcft": __version__, **about},
             run=run,
+            arithmetic=arithmetic,
         )
 
 

@@ -80,39 +80,39 @@ class ModelHost:
 
     def __init__(self, inference: InferenceConfig) -> None:
         self._inference = inference
-        self._base: tuple[dict[str, Any], Kept] | None = None
+        self._base: tuple[dict[str, Any], Kept, str] | None = None
         self._fingerprint = ""
         self._adapter = b""
         self._model: PreTrainedModel | PeftModel | None = None
 
-    def plain(self, config: ModelConfig, kept: Kept = None) -> PreTrainedModel:
+    def plain(self, config: ModelConfig, kept: Kept = None, dtype: str | None = None) -> PreTrainedModel:
         """The model of `config` without an adapter, in place of the one that is held: a large model does not fit
-        twice. With `kept`, of a PrunedTokenizer, it has these tokens only."""
+        twice. With `kept`, of a PrunedTokenizer, it has these tokens only; `dtype` replaces inference.dtype."""
         self._forget()
-        return self._load(config, kept)
+        return self._load(config, kept, dtype)
 
-    def _load(self, config: ModelConfig, kept: Kept) -> PreTrainedModel:
+    def _load(self, config: ModelConfig, kept: Kept, dtype: str | None) -> PreTrainedModel:
         # Only now, because a process that delegates the work must not occupy a GPU.
         device = choose_device()
-        model = load_model(config, dtype=resolve_dtype(self._inference.dtype, device), device=device)
+        model = load_model(config, dtype=resolve_dtype(dtype or self._inference.dtype, device), device=device)
         settle_decoder(model, self._inference, config, context=self._inference.max_seq_length)
         self._fingerprint = base_fingerprint(config, model)
         if kept is not None:
             prune_vocabulary(model, kept, trains_rows=False)
         return model
 
-    def restored(self, run: TrainedRun, kept: Kept = None) -> PreTrainedModel | PeftModel:
-        """The trained model of `run`, for inference; `kept` as in `plain`. Raises CheckpointError if its base model has
-        changed."""
+    def restored(self, run: TrainedRun, kept: Kept = None, dtype: str | None = None) -> PreTrainedModel | PeftModel:
+        """The trained model of `run`, for inference; `kept` and `dtype` as in `plain`. Raises CheckpointError if its
+        base model has changed."""
         folder = run.checkpoint.path
         if not isinstance(run.config.lora, LoraConfig):
             self._forget()
-            return self._load(base_model(run), kept)
-        identity = to_dict(run.config.model), kept
+            return self._load(base_model(run), kept, dtype)
+        identity = to_dict(run.config.model), kept, dtype or ""
         if self._model is None or self._base != identity:
             self._forget()
             try:
-                self._model = self._load(run.config.model, kept)
+                self._model = self._load(run.config.model, kept, dtype)
             except ModelError as error:
                 raise base_not_loaded(run, error) from error
             self._base = identity
@@ -125,7 +125,7 @@ class ModelHost:
             # An adapter of another shape: its wrappers can't be removed exactly, so the base is reloaded. The old
             # one is freed first, because a large model does not fit twice.
             self._forget()
-            self._model, self._base = self._load(run.config.model, kept), identity
+            self._model, self._base = self._load(run.config.model, kept, dtype), identity
         self._model = load_adapter(self._model, folder, trainable=False)
         self._adapter = adapter
         return self._model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arcft.config import version_0_1
 from arcft.config.lora import LoraConfig
@@ -13,6 +13,9 @@ from arcft.config.run import EvaluateConfig
 from arcft.config.schema import ConfigError
 from arcft.config.ttft import TtftConfig
 from arcft.runs.setup.checkpoint_config import OWN_FORMAT, TrainedRun, contradictions, is_pattern, open_checkpoint
+
+if TYPE_CHECKING:
+    from arcft.runs.setup.arithmetic import Arithmetic
 
 GROUPS = ("ttft", "lora", "augmentation")
 """Groups of the config that only ttft reads."""
@@ -37,6 +40,9 @@ class TtftSettings:
 
     notes: tuple[str, ...]
     """Where the run deviates from the request."""
+
+    arithmetic: Arithmetic | None = None
+    """Of the forward passes; None where each worker finds out."""
 
     @property
     def identity(self) -> str:

@@ -20,11 +20,12 @@ from arcft.models.base_model import base_model
 from arcft.models.fingerprint import base_fingerprint
 from arcft.models.fused_lora import fuse_lora
 from arcft.models.limits import embedding_rows
-from arcft.models.load import ModelError, fast_bfloat16, load_model, resolve_dtype
+from arcft.models.load import ModelError, load_model, resolve_dtype
 from arcft.models.lora import apply_lora, load_adapter
 from arcft.models.packed_attention import packs
 from arcft.models.sharding import Strategy
 from arcft.models.vocabulary import prune_vocabulary
+from arcft.runs.setup.arithmetic import auto_dtype, auto_in_words, dtype_name
 from arcft.runs.setup.build import settle_decoder
 from arcft.runs.setup.checkpoint_config import check_base, open_checkpoint
 from arcft.runs.training.preparation import Prepared
@@ -34,12 +35,10 @@ def with_dtype(config: TrainConfig, device: torch.device) -> TrainConfig:
     """`config` with the dtype that training.dtype=auto stands for here, so that the run's files keep it."""
     if config.training.dtype != "auto":
         return config
-    dtype = resolve_dtype("auto", device)
-    recommends = config.model.recommended.training.cpu_dtype == "auto"
-    if device.type == "cpu" and isinstance(config.lora, LoraConfig) and recommends and fast_bfloat16():
-        dtype = torch.bfloat16
-        note("training.dtype=auto: bfloat16, which this CPU multiplies fast; training.dtype=float32 rounds less")
-    name: Any = str(dtype).removeprefix("torch.")
+    dtype = auto_dtype(config.model, device, frozen=isinstance(config.lora, LoraConfig))
+    if dtype != resolve_dtype("auto", device):
+        note(auto_in_words("training.dtype", dtype, device))
+    name: Any = dtype_name(dtype)
     return dataclasses.replace(config, training=dataclasses.replace(config.training, dtype=name))
 
 
