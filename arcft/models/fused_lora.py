@@ -3,6 +3,9 @@
 PEFT converts every input to the adapter's float32 and, under autocast, back; then it scales and adds in passes of their
 own. Here the products of A and B add to the base's result and gradient directly, and q, k and v keep the one input that
 they share. Steps of SmolLM2-135M in bfloat16 on a CPU take 0.85 times as long. Hu et al. 2021, "LoRA", for the formula.
+
+The base's product is added to the adapter's, so that the sum is rounded once. The other way round, what a young adapter
+adds in bfloat16 is mostly below half a unit in the last place of the base's rounded product, and lost.
 """
 
 from __future__ import annotations
@@ -71,7 +74,9 @@ class _Product(torch.autograd.Function):
     ) -> torch.Tensor:
         rows = x.flatten(0, -2)
         low = rows @ a.mT
-        result = nn.functional.linear(rows, weight, bias).addmm_(low, b.mT, alpha=scale)
+        result = torch.addmm((low @ b.mT).mul_(scale), rows, weight.mT)
+        if bias is not None:
+            result.add_(bias)
         ctx.save_for_backward(x, weight, a, b, low)
         ctx.scale = scale
         return result.view(*x.shape[:-1], -1)
@@ -83,6 +88,6 @@ class _Product(torch.autograd.Function):
         low_gradient = (gradient @ b).mul_(ctx.scale)
         for_x = None
         if ctx.needs_input_grad[0]:
-            for_x = (gradient @ weight).addmm_(low_gradient, a).view_as(x)
+            for_x = torch.addmm(low_gradient @ a, gradient, weight).view_as(x)
         for_b = (gradient.mT @ low).mul_(ctx.scale)
         return for_x, None, None, low_gradient.mT @ rows, for_b, None

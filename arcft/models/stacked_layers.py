@@ -11,6 +11,8 @@ from torch import nn
 
 from arcft.models.adapter_config import LoraError
 
+_HALF = (torch.bfloat16, torch.float16)
+
 
 class Routing:
     """How the rows of the present batch are assigned to slots; shared by all layers of a model.
@@ -142,13 +144,26 @@ class StackedLinear(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out], in the dtype of the base layer's result."""
-        result = self.base_layer(inputs)
+        base = self.base_layer
         if self.routing.is_merged:
-            return result
-        dtype, shape = self.factors.a.dtype, result.shape
+            output: torch.Tensor = base(inputs)
+            return output
+        dtype = self.factors.a.dtype
+        if dtype in _HALF and type(base) is nn.Linear and base.weight.dtype == dtype:
+            return self._on_change(base, inputs.to(dtype))
+        result = base(inputs)
+        shape = result.shape
         if result.dtype != dtype:
             return result + self._adapt(inputs.to(dtype), torch.zeros_like(result, dtype=dtype)).to(result.dtype)
         return self._adapt(inputs.to(dtype), result).view(shape)
+
+    def _on_change(self, base: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
+        """The base's product added to the adapters', which rounds the sum once; see arcft/models/fused_lora.py."""
+        change = self._adapt(inputs, inputs.new_zeros(*inputs.shape[:-1], base.out_features))
+        result = torch.addmm(change.flatten(0, -2), inputs.flatten(0, -2), base.weight.mT)
+        if base.bias is not None:
+            result = result + base.bias
+        return result.view(*inputs.shape[:-1], -1)
 
     def _adapt(self, inputs: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         """`result` [..., out] plus the adapters' contribution for `inputs` [..., in]."""

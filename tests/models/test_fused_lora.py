@@ -83,3 +83,31 @@ def test_it_can_be_switched_off_merged_and_saved() -> None:
         fused.unmerge_adapter()
         assert torch.allclose(fused(input_ids=IDS).logits, together, atol=1e-5)
     assert fused.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_what_a_young_adapter_adds_survives_bfloat16() -> None:
+    base = torch.nn.Linear(256, 512, bias=False)
+    model = peft.get_peft_model(torch.nn.Sequential(base), peft.LoraConfig(r=16, target_modules=["0"]))  # type: ignore[arg-type]
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        size = 1e-4 if "lora_B" in name else 0.05
+        parameter.data = torch.randn(parameter.shape, generator=generator).mul_(size).bfloat16()
+    x = torch.randn(512, 256, generator=generator).bfloat16()
+
+    def added(dtype: torch.dtype) -> torch.Tensor:
+        layer = model.to(dtype)
+        with torch.no_grad(), layer.disable_adapter():
+            plain = layer(x.to(dtype))
+        with torch.no_grad():
+            return (layer(x.to(dtype)) - plain).float()
+
+    def share(change: torch.Tensor) -> float:
+        """How much of the change in float32 there is in `change`."""
+        return float((change * exact).sum() / exact.square().sum())
+
+    lost = added(torch.bfloat16)
+    exact = added(torch.float32)
+    assert fuse_lora(model) == 1
+    assert added(torch.float32) == pytest.approx(exact, abs=1e-6)
+    assert share(added(torch.bfloat16)) == pytest.approx(1, abs=0.02)
+    assert share(lost) < 0.6

@@ -16,6 +16,7 @@ from arcft.config.model import ModelConfig
 from arcft.config.schema import to_dict
 from arcft.models.adapter_config import CONFIG_FILE as ADAPTER_CONFIG
 from arcft.models.fingerprint import base_fingerprint
+from arcft.models.fused_lora import fuse_lora
 from arcft.models.load import ModelError, load_model, load_tokenizer, resolve_dtype
 from arcft.models.lora import load_adapter, load_adapter_weights
 from arcft.models.vocabulary import prune_vocabulary
@@ -127,6 +128,8 @@ class ModelHost:
             self._forget()
             self._model, self._base = self._load(run.config.model, kept, dtype), identity
         self._model = load_adapter(self._model, folder, trainable=False)
+        if self._model.dtype in (torch.bfloat16, torch.float16):
+            fuse_lora(self._model)  # as in training: PEFT rounds the base's product first
         self._adapter = adapter
         return self._model
 
