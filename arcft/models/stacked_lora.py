@@ -50,7 +50,8 @@ class StackedLora:
     at once, and their ranks can't be lowered."""
 
     can_merge: bool
-    """Whether adapters can be merged into the base weights; False if those are quantised."""
+    """Whether adapters can be merged into the base weights; False if those are quantised, or in half precision, where
+    rounding would take back most of what a young adapter changes."""
 
     merge_bytes: int
     """Memory in bytes that `merged` takes while it is open: a copy of the adapted weights."""
@@ -72,7 +73,7 @@ class StackedLora:
         base: list[torch.Tensor] = [layer.weight for layer, _, _ in self._parts.linears]
         base += [one.weight for layer, _ in self._parts.parameters for one in layer.parameters_adapted]
         self.adapts_parameters = bool(self._parts.parameters)
-        self.can_merge = all(weight.is_floating_point() for weight in base)
+        self.can_merge = all(weight.dtype in (torch.float32, torch.float64) for weight in base)
         self.merge_bytes = sum(weight.numel() * weight.element_size() for weight in base)
         self.compute_dtype = _main_dtype(self.model)
         dtype = torch.float64 if self.compute_dtype == torch.float64 else torch.float32
@@ -234,10 +235,10 @@ class StackedLora:
     def merged(self, slot: int) -> Iterator[None]:
         """Within this context, the adapter of `slot` is merged into the base weights, for all rows; no gradients.
 
-        The original weights are set aside and restored, bit for bit. Raise LoraError for a quantised base.
+        The original weights are set aside and restored, bit for bit. Raise LoraError unless `can_merge`.
         """
         if not self.can_merge:
-            raise LoraError("an adapter can't be merged into quantised weights")
+            raise LoraError("an adapter can't be merged into weights that are quantised or in half precision")
         aside = [(layer, layer.weight) for layer, _, _ in self._parts.linears]
         try:
             for layer, factor_a, factor_b in self._parts.linears:

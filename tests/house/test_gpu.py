@@ -134,7 +134,7 @@ def test_tasks_share_passes_over_a_quantised_base(tmp_path: Path) -> None:
         config = ModelConfig(name="base", path=str(tmp_path / "base"), quantization=quantization)
         base = load_model(config, dtype=torch.bfloat16, device=choose_device())
         stacked = StackedLora(apply_lora(base, lora_config(dropout=0.0), [], seed=0), 3)
-        assert stacked.can_merge == (quantization == "none")
+        assert not stacked.can_merge
         trainer = SlotTrainer(stacked, pad_id=0, max_grad_norm=1.0)
         for slot in range(3):
             trainer.begin(slot, learning_rate=1e-2, factor=lambda step: 1.0)

@@ -253,12 +253,30 @@ def test_what_merging_costs() -> None:
     assert stacked.merge_bytes == 2 * 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32)
 
 
+@pytest.mark.parametrize("slots_of_rows", [[0, 0], [0, 1]], ids=["one adapter", "two adapters"])
+def test_what_a_young_adapter_adds_survives_bfloat16(slots_of_rows: list[int]) -> None:
+    stacked = make_stacked(lambda: adapted(architecture("llama", torch.bfloat16)))
+    assert not stacked.can_merge
+    x = torch.randn(2, 400, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    layer: Any = stacked.model.get_submodule("model.layers.0.mlp.up_proj")
+    with torch.no_grad(), stacked.routed() as route:
+        for slot in (0, 1):
+            stacked.master(slot).mul_(0.01)
+            stacked.publish(slot)
+        route(slots_of_rows)
+        change = layer(x).float() - layer.base_layer(x).float()
+        a, b = (factor.float().expand(2, -1, -1) for factor in (layer.factors.a, layer.factors.b))
+        exact = layer.scale * (x.float() @ a.mT @ b.mT)
+    assert exact.abs().mean() < 0.001 * layer.base_layer(x).abs().mean()
+    assert float((change * exact).sum() / exact.square().sum()) == pytest.approx(1, abs=0.1)
+
+
 def test_a_quantised_base_is_not_merged(tmp_path: Path) -> None:
     architecture("qwen2").save_pretrained(tmp_path)
     config = ModelConfig(name="small", path=str(tmp_path), quantization="nf4")
     stacked = make_stacked(lambda: adapted(load_model(config, dtype=torch.float32, device=CPU)))
     assert not stacked.can_merge
-    with pytest.raises(LoraError, match="can't be merged into quantised weights"), stacked.merged(0):
+    with pytest.raises(LoraError, match="can't be merged into weights that are quantised"), stacked.merged(0):
         pass
     stacked.save(1, tmp_path / "adapter")
     theirs = load_adapter(load_model(config, dtype=torch.float32, device=CPU), tmp_path / "adapter", trainable=False)
