@@ -38,7 +38,8 @@ class InferenceConfig:
     fit."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the forward passes, as in training.dtype."""
+    """Arithmetic of the forward passes. `auto` on a CPU: bfloat16 for base models and adapters that recommend
+    cpu_dtype=auto, where the CPU multiplies it fast; otherwise float32."""
 
     seed: int = 0
     """Seed of augmentation and sampling."""

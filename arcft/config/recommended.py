@@ -25,8 +25,8 @@ class RecommendedTraining:
     loss_on: LossOn = "completion"
 
     cpu_dtype: Literal["auto", "float32"] = "float32"
-    """What training.dtype=auto means for an adapter on a CPU: `auto` is bfloat16 where the CPU multiplies it fast. The
-    default is what runs without this key were made with."""
+    """What training.dtype=auto means for an adapter on a CPU, and inference.dtype=auto for one and for its base model:
+    `auto` is bfloat16 where the CPU multiplies it fast. The default is what runs without this key were made with."""
 
     per_device_train_batch_size: int | Literal["auto"] = 8
     gradient_checkpointing: bool | Literal["auto"] = False
