@@ -87,7 +87,7 @@ def _hints(config_class: type) -> dict[str, Any]:
 def options(config_class: type) -> dict[str, type]:
     """The choices that a class stands for, by `name`: its subclasses; empty for a class that is no choice."""
     found: dict[str, type] = {}
-    subclass: type
+    subclass: Any
     for subclass in config_class.__subclasses__():
         found |= options(subclass)
         if not subclass.__subclasses__():

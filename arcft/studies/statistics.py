@@ -9,12 +9,13 @@ a mean over S seeds and T tasks has the variance var(task) / T + var(run) / S + 
 random effects (Searle, Casella, McCulloch: Variance Components, 1992, chapter 4). A difference of two settings is taken
 task by task, so the difficulty of tasks cancels.
 
-var(run) rests on two or three seeds a setting, so that resampling them gives intervals that are too narrow: resampling
-seeds and tasks independently covers the truth in 80 to 90% of cases with three seeds (`benchmarks/study.py`), and no
-bootstrap of crossed effects is exact (Owen: The pigeonhole bootstrap, 2007). Here it is estimated from all settings of
-a study together, relative to p (1 - p) for a setting that solves the share p (a common overdispersion: McCullagh,
-Nelder: Generalized Linear Models, 1989, section 4.5), and the intervals have the quantiles of Student's t with
-Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946).
+var(run) rests on two or three seeds a setting. Resampling seeds and tasks independently, widened by sqrt(S / (S - 1))
+over seeds, gives 95% intervals that hold the truth in 91% of studies where runs differ much and in 98% where they
+differ little (`benchmarks/study.py`): few seeds have short tails, and single scores are counted twice, for which no
+bootstrap of crossed effects is exact (Owen: The pigeonhole bootstrap, Annals of Applied Statistics 1, 2007). Here
+var(run) is estimated from all settings of a study together, relative to p (1 - p) for a setting that solves the share p
+(a common overdispersion: McCullagh, Nelder: Generalized Linear Models, 1989, section 4.5), and the intervals have the
+quantiles of Student's t with Satterthwaite's degrees of freedom (Biometrics Bulletin 2, 1946).
 
 All functions work on arrays with any leading dimensions, so that many studies are computed at once.
 """

@@ -12,6 +12,7 @@ import yaml
 from numpy.typing import NDArray
 
 from arcft.checkpoints import write_run_yaml
+from arcft.files import write_json
 from arcft.problems.arc.scoring.metrics import METRICS
 from tests.support.paths import ROOT
 
@@ -34,8 +35,9 @@ def write_train_run(
 ) -> Path:
     """A finished run: `changes` to the config by dotted key; vote_2 and pass_n of each task."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_run_yaml(folder, {"arcft": "0.1.0", "job": "train", "ranks": 1, "config": config(changes), "tasks": {}})
     names = list(names or task_ids(len(solved)))
+    tasks = {"train": names, "held_out": names}
+    write_run_yaml(folder, {"arcft": "0.1.0", "job": "train", "ranks": 1, "config": config(changes), "tasks": tasks})
     covered = solved if candidates is None else candidates
     rows = {
         name: dict.fromkeys(METRICS, 0.0)
@@ -48,7 +50,7 @@ def write_train_run(
     }
     costs = {"seconds": 60.0, "tokens": 1e5, "tokens_per_second": 2e3, "peak_bytes": 2**30, "trainable_parameters": 1e6}
     content = {"step": 6, "best_step": 6, "loss": loss, "eval_loss": loss + 0.1, "metrics": means, "tasks": rows}
-    (folder / "metrics.json").write_text(json.dumps(content | {"by_test": digits, "costs": costs}), encoding="utf-8")
+    write_json(folder / "metrics.json", content | {"by_test": digits, "costs": costs})
     return folder
 
 
