@@ -1,9 +1,10 @@
-"""Causal attention in bfloat16 for CPUs, as matrix products over folded heads.
+"""Causal attention for CPUs as matrix products over folded heads: in bfloat16, and in float32 for packed examples.
 
 torch's own bfloat16 kernel for CPUs repeats the keys of grouped-query heads, and takes as long as the rest of a layer:
 for SmolLM2-135M at 512 tokens, forward and backward on one core, 19.6 ms against 5.3 ms here. A whole model with few
 and small heads (five of size 32) trains under autocast 1.5 times as fast at 512 tokens, 1.1 times at 2048. Scores are
-rounded to the inputs' dtype before the softmax, as in transformers' eager attention.
+rounded to the inputs' dtype before the softmax, as in transformers' eager attention. In float32 it is 1.1 to 1.2 times
+as fast as torch's, and rounds no worse.
 """
 
 from __future__ import annotations
