@@ -153,8 +153,8 @@ def test_intervals_cover_the_truth(seeds: int, noise: float) -> None:
 
 @pytest.mark.parametrize(("seeds", "noise"), [(1, 0.0), (2, 0.02), (3, 0.03), (5, 0.03)])
 def test_a_difference_is_rarely_claimed_without_one(seeds: int, noise: float) -> None:
-    """In at most 6% of 2,000 studies of four equal settings any of three comparisons is significant, or the best setting
-    better than each of the others."""
+    """In at most 6% of 2,000 studies of four equal settings any of three comparisons is significant, or the best
+    setting better than each of the others."""
     rng = np.random.default_rng(10 + seeds)
     scores = simulate(rng, studies=2000, settings=4, seeds=seeds, tasks=400, noise=noise)
     samples = [summarise(scores[:, index]) for index in range(4)]
