@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import resource
 import sys
@@ -96,21 +97,29 @@ def _cached_files(stat: Path) -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether `error` means that a device or the machine is out of memory; PyTorch's CPU allocator raises a plain
-    RuntimeError, and so does oneDNN."""
+    RuntimeError, and so does oneDNN; a file that can't be mapped is an OSError."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    words = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "bad_alloc")
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    words = (
+        "can't allocate memory",
+        "Cannot allocate memory",
+        "out of memory",
+        "CUBLAS_STATUS_ALLOC_FAILED",
+        "bad_alloc",
+    )
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 
 def release_memory(error: BaseException) -> str:
-    """Free the memory that an out-of-memory error holds on to; return the error's first line."""
+    """Free the memory that an out-of-memory error holds on to; return the error's first line, or its name."""
     # The traceback references the frames of the failed pass, and through them its tensors.
     error.__traceback__ = error.__context__ = error.__cause__ = None
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return str(error).partition("\n")[0]
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def reset_peak(device: torch.device) -> None:

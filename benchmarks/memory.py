@@ -4,7 +4,8 @@
     python benchmarks/memory.py model=smollm2_135m model.path=SmolLM2-135M-Instruct.Q4_1.gguf
 
 Each setting is two processes: train.py with dry_run=true, whose table is read, and train.py with two steps. On a CPU
-the peak is the process's largest resident set. Overrides of train.py after the options go to both.
+the peak is the process's largest resident set, on a GPU torch.cuda.max_memory_allocated. Overrides of train.py after
+the options go to both. The exit code is 1 if a run failed.
 """
 
 from __future__ import annotations
@@ -32,6 +33,14 @@ JOB = [
     "training.generation_tasks=0",
     "training.per_device_train_batch_size=8",
 ]
+MEASURED = """
+import atexit, runpy, sys
+import torch
+if torch.cuda.is_available():
+    atexit.register(lambda: print("allocated on the GPU:", torch.cuda.max_memory_allocated(), flush=True))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 UNITS = {"GiB": 2**30, "MiB": 2**20}
 
 
@@ -48,6 +57,7 @@ def main() -> None:
         ratio = f"{estimated / measured:.2f}" if measured else "failed"
         print(f"{estimated / 2**20:7.0f} MiB {measured / 2**20:7.0f} MiB {ratio:>7}  {' '.join(setting)}", flush=True)
     print(json.dumps({"benchmark": "memory", "quick": arguments.quick, "overrides": overrides, "settings": rows}))
+    sys.exit(int(any(not row["measured"] for row in rows)))
 
 
 def settings(*, quick: bool) -> list[list[str]]:
@@ -59,7 +69,7 @@ def settings(*, quick: bool) -> list[list[str]]:
     if quick:
         return plain[2:3]
     base = plain[2]
-    others = ["model.quantization=int8", "model.quantization=nf4", "training.packing=true"]
+    others = ["model.quantization=int8", "model.quantization=nf4", "model.quantization=fp4", "training.packing=true"]
     return [*plain, *([*base, other] for other in [*others, "training.max_batch_tokens=2048", "lora=none"])]
 
 
@@ -81,13 +91,22 @@ def estimate(overrides: list[str], setting: list[str]) -> float:
 
 
 def peak(overrides: list[str], setting: list[str]) -> int:
-    """Bytes of the largest resident set of the run; 0 if it failed."""
-    with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nowhere:
-        process = subprocess.Popen(
-            command(overrides, setting, folder), cwd=folder, env=environment(), stdout=nowhere, stderr=nowhere
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-    return usage.ru_maxrss * 1024 if status == 0 else 0
+    """Bytes at the peak of the run; 0 if it failed, and its last words are printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, script, *arguments = command(overrides, setting, folder)
+        with open(Path(folder) / "log", "w+") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", MEASURED, script, *arguments],
+                cwd=folder, env=environment(), stdout=log, stderr=log,
+            )  # fmt: skip
+            _, status, usage = os.wait4(process.pid, 0)
+            log.seek(0)
+            said = log.read()
+    if status != 0:
+        print(said[-2000:], file=sys.stderr)
+        return 0
+    on_gpu = re.search(r"^allocated on the GPU: (\d+)$", said, re.MULTILINE)
+    return int(on_gpu[1]) if on_gpu else usage.ru_maxrss * 1024
 
 
 def environment() -> dict[str, str]:

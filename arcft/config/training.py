@@ -33,7 +33,7 @@ class TrainingConfig:
     """Peak rate; the schedule multiplies it."""
 
     per_device_train_batch_size: int | Literal["auto"]
-    """Examples in one forward pass, or, with `max_batch_tokens`, in as many as these take. `auto` is the largest number
+    """Examples per forward pass; with `max_batch_tokens` a batch may take several. `auto` is the largest number
     that fits into memory and divides `effective_batch_size`."""
 
     gradient_accumulation_steps: int
@@ -95,7 +95,7 @@ class TrainingConfig:
     same up to rounding. Models whose examples would see each other all the same are padded."""
 
     compile: bool = False
-    """Compile the model's layers (torch.compile). The first step takes a minute or more, each later one less time."""
+    """Compile the model's layers (torch.compile). The first step takes a minute or more, later steps are faster."""
 
     curriculum: list[CurriculumStage] = dataclasses.field(default_factory=list)
     """Shorter examples first: stages of growing `max_seq_length`; empty trains on all lengths throughout."""

@@ -26,6 +26,7 @@ from transformers import (
 
 from arcft.config.model import ModelConfig
 from arcft.errors import ModelError
+from arcft.memory import OutOfMemoryError, is_out_of_memory, release_memory
 from arcft.models.backend import import_backend
 from arcft.models.bundled import BUNDLED, check_tokenizer, check_weights
 from arcft.models.families import choose_attention
@@ -40,6 +41,9 @@ from arcft.models.quantization import (
     quantise,
 )
 from arcft.models.source import hub_options, load_architecture, model_path, not_loaded, resolve_path, trusts_code
+
+LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, struct.error)
+"""What libraries raise for files that aren't those of a model."""
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -112,7 +116,8 @@ def load_model(
         autocast: The dtype of autocast, if the model will run under it.
         max_seq_length: Maximum context in tokens; only unsloth needs it.
 
-    On a CPU, sdpa attention in bfloat16 is replaced by models/folded_attention.py. Raise ModelError.
+    On a CPU, sdpa attention in bfloat16 is replaced by models/folded_attention.py. Raise ModelError, or
+    OutOfMemoryError.
     """
     try:
         if config.backend == "unsloth":
@@ -128,11 +133,33 @@ def load_model(
             model = _load_pretrained(config, dtype, device)
         if config.quantization != "none":
             prepare_quantised(model, config)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, struct.error) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        ImportError,
+        RuntimeError,
+        MemoryError,
+        SafetensorError,
+        struct.error,
+    ) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(_too_large(config, device, release_memory(error))) from None
         raise ModelError(not_loaded("model.path", model_path(config), "a causal language model", error)) from error
     if device.type == "cpu" and torch.bfloat16 in (dtype, autocast):
         use_folded_attention(model)
     return model.eval()
+
+
+def _too_large(config: ModelConfig, device: torch.device, words: str) -> str:
+    where = "GPU memory" if device.type == "cuda" else "memory"
+    # What is quantised after it was loaded whole takes no less.
+    dense_first = config.init == "random" or model_path(config).endswith(".gguf")
+    remedy = "" if dense_first or config.quantization != "none" else "model.quantization=nf4, "
+    return (
+        f"model.path={config.path}: the model does not fit into {where} ({words}); use {remedy}a smaller model, or a "
+        "machine with more memory"
+    )
 
 
 def draw_random_model(config: ModelConfig) -> PreTrainedModel:

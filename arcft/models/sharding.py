@@ -30,7 +30,7 @@ def shard(model: PreTrainedModel | peft.PeftModel, strategy: Strategy, device: t
     """
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     keep = strategy == "shard_grad_op"
-    for layer in _layers(model):
+    for layer in blocks(model):
         fully_shard(layer, mesh=mesh, reshard_after_forward=not keep)
     # What is in no layer, such as the head, is used first in the backward pass; freeing it in between gains nothing.
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
@@ -138,8 +138,8 @@ def load_sharded(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) ->
             state[name].copy_(slice_like(weight, state[name]))
 
 
-def _layers(model: PreTrainedModel | peft.PeftModel) -> list[nn.Module]:
-    """The blocks that transformers keeps on one device."""
+def blocks(model: PreTrainedModel | peft.PeftModel) -> list[nn.Module]:
+    """The transformer blocks of `model`, which transformers keeps on one device each."""
     base = base_model(model)
     names = set(base._no_split_modules or ())
     return [module for module in base.modules() if type(module).__name__ in names]

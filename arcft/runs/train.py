@@ -15,7 +15,7 @@ from arcft.config.run import TrainConfig
 from arcft.config.schema import ConfigError, to_dict
 from arcft.console import note
 from arcft.errors import ArcftError
-from arcft.memory import available_memory, reset_peak
+from arcft.memory import reset_peak
 from arcft.models.limits import position_limit, refuse_beyond
 from arcft.models.sharding import shard
 from arcft.runs.common.command import stopped
@@ -28,7 +28,7 @@ from arcft.runs.setup.leaks import warn_trained_on
 from arcft.runs.showcase import show_showcase
 from arcft.runs.training.estimate import Estimator, outlined
 from arcft.runs.training.faults import faults_in_words
-from arcft.runs.training.fit import Fit, fit_memory
+from arcft.runs.training.fit import Fit, fit_memory, least_available
 from arcft.runs.training.messages import (
     say_model,
     say_next,
@@ -40,7 +40,7 @@ from arcft.runs.training.messages import (
 from arcft.runs.training.model import build_model, check_vocabulary, chosen_sharding, with_dtype, with_packing
 from arcft.runs.training.preparation import Prepared, max_tokens, prepare
 from arcft.runs.training.recording import make_saving, recorded
-from arcft.runs.training.step_plan import plan_steps
+from arcft.runs.training.step_plan import StepPlan, plan_steps
 from arcft.runs.training.training import train_steps
 from arcft.text.pruned_tokenizer import kept_tokens
 from arcft.training import collectives
@@ -75,8 +75,8 @@ def _train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
     # Jobs of a multirun follow each other in one process.
     reset_peak(device)
     config = with_dtype(config, device)
-    fit = _fit(config, prepared, device)
-    config = fit.config
+    fit = _fit(config, plan, prepared, device)
+    config = dataclasses.replace(config, training=fit.training)
     arguments = make_training_arguments(plan.of_rank(config.training), folder, device)
     sharding = chosen_sharding(config.training)
     # The whole model may not fit on one GPU.
@@ -84,7 +84,7 @@ def _train(config: TrainConfig, folder: Path) -> Mapping[str, float]:
     config = with_packing(config, model)
     say_model(config, model, device)
     if config.dry_run:
-        show_estimate(fit, model)
+        show_estimate(config, fit, model)
         collectives.leave()
         return {}
     values = to_dict(dataclasses.replace(config, resume=None))
@@ -121,13 +121,20 @@ def _announce(config: TrainConfig, prepared: Prepared) -> None:
         note(warning)
 
 
-def _fit(config: TrainConfig, prepared: Prepared, device: torch.device) -> Fit:
-    """What the run needs, and its config with numbers in place of `auto`: rank 0's, on all ranks."""
-    kept = kept_tokens(prepared.tokenizer)
-    estimator = Estimator(config, prepared.stream, prepared.builder.tokenization.positions, kept, device)
-    fit = fit_memory(estimator, available_memory(device))
-    training = collectives.from_first(fit.config.training)
-    return dataclasses.replace(fit, config=dataclasses.replace(config, training=training))
+def _fit(config: TrainConfig, plan: StepPlan, prepared: Prepared, device: torch.device) -> Fit:
+    """What the run needs, and numbers in place of `auto`: estimated by rank 0 for the rank with the least memory."""
+    available = least_available(device)
+
+    def estimated() -> Fit | None:
+        if ranks.rank() > 0:
+            return None
+        kept = kept_tokens(prepared.tokenizer)
+        estimator = Estimator(config, prepared.stream, prepared.builder.tokenization.positions, kept, device)
+        return fit_memory(estimator, plan, available)
+
+    fit, *_ = collectives.together(estimated)
+    assert fit is not None
+    return fit
 
 
 def _is_loaded_in_dry_runs(fit: Fit) -> bool:

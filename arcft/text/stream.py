@@ -16,6 +16,9 @@ from arcft.text.item_sampler import ItemSampler
 from arcft.text.tokens import Example
 
 CHECKED_ITEMS = 200
+SEARCHED = 10_000
+"""Items of the stream among which `longest` looks for tasks."""
+
 MAX_TOO_LONG = 0.9
 # With the permitted 90% too long, this many attempts all fail once in 10^45 items.
 MAX_DRAWS = 1000
@@ -81,6 +84,23 @@ class ExampleStream:
             if example is not None:
                 return example
         raise LengthError(f"{MAX_DRAWS} draws for example {k} were {self._remedy(stage)}")
+
+    def longest(self, count: int) -> list[int]:
+        """An index into the stream for each of the `count` longest tasks, by their lower bound of tokens, the longest
+        first: of those that fit, and come up within the first SEARCHED items."""
+        first: dict[str, int] = {}
+        bounds: dict[str, int] = {}
+        for k in range(min(len(self), SEARCHED)):
+            item = self.sampler.item(k)
+            if item.id in first:
+                continue
+            first[item.id] = k
+            bounds[item.id] = max(
+                self.questions.min_tokens(problem, drop_demonstrations=self.builder.drop_demonstrations)
+                for problem in self.questions.problems(item, np.random.default_rng(0))
+            )
+        fitting = [id for id, bound in bounds.items() if 0 < bound <= self.builder.max_seq_length]
+        return [first[id] for id in sorted(fitting, key=lambda id: bounds[id], reverse=True)[:count]]
 
     def check(self) -> Trial:
         """Try up to 200 tasks without augmentation.

@@ -1,8 +1,8 @@
-"""The memory of a training pass, measured on tensors without content.
+"""The memory of training passes, measured on fake tensors.
 
 Every operation on floating-point tensors runs with torch's FakeTensors, which have shapes and dtypes but no values, and
-the sizes of the tensors that are alive are added up. So each architecture, adapter, loss and kind of checkpointing
-counts as it is. Integers are few and real, because code depends on their values.
+the sizes of the tensors that are alive are added up, so no architecture, adapter or loss needs a formula of its own.
+Integers are few and real, because code depends on their values.
 """
 
 from __future__ import annotations
@@ -20,9 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from arcft.models.quantization import fill_quantised
+from arcft.training.c_heap import CHeap
 
 aten: Any = torch.ops.aten
 Tensors = Mapping[str, torch.Tensor]
+
+WORKSPACE = 0
+"""The name of a kernel's own memory among the allocations, where tensors have addresses."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +41,11 @@ class Footprint:
     """The largest trainable weight."""
 
     peak: int
-    """The most at any time during the passes, weights and gradients included."""
+    """The most that is alive at any time during the passes, weights and gradients included."""
+
+    kept: int
+    """What the C library holds beyond `peak` at most, because freed blocks don't fit later tensors; 0 on a GPU, and
+    where it isn't known."""
 
 
 def footprint(
@@ -48,16 +56,18 @@ def footprint(
     device: torch.device,
     autocast: torch.dtype | None,
     keeps_gradients: bool,
+    heap_limit: int = 0,
 ) -> Footprint:
-    """Pass `batches` through `model` one by one, forward and backward, on tensors without content.
+    """Pass `batches` through `model` one by one, forward and backward, on fake tensors.
 
     Args:
-        model: With its weights on the meta device, in training mode; they are replaced by tensors without content.
+        model: With its weights on the meta device, in training mode; they are replaced by fake ones.
         batches: Real tensors; only integers among them.
         loss: Computes the scalar that is differentiated.
         device: Where the pass would run.
         autocast: The dtype of autocast around the model's forward pass, as accelerate puts it there; None for none.
         keeps_gradients: Whether there are gradients of earlier passes already.
+        heap_limit: Bytes of addresses that may be taken to find out what the C library keeps; 0 to leave it out.
 
     Raises whatever torch raises for code that depends on the values of floating-point tensors.
     """
@@ -71,25 +81,27 @@ def footprint(
                 parameter.grad = torch.empty_like(parameter)
     if autocast is not None:
         _autocast(model, device.type, autocast)
-    counter = _Counter(fake)
-    counter.add(*weights, *(parameter.grad for parameter in trained if parameter.grad is not None))
-    at_rest = counter.live
-    with counter:
-        for batch in batches:
-            loss(model, batch).backward()
-            if not keeps_gradients:
-                for parameter in trained:
-                    parameter.grad = None
+    with CHeap(heap_limit if device.type == "cpu" else 0) as heap:
+        counter = _Counter(fake, heap)
+        counter.add(*weights, *(parameter.grad for parameter in trained if parameter.grad is not None))
+        at_rest = counter.live
+        with counter:
+            for batch in batches:
+                loss(model, batch).backward()
+                if not keeps_gradients:
+                    for parameter in trained:
+                        parameter.grad = None
     return Footprint(
         weights=at_rest - (sum(gradients) if keeps_gradients else 0),
         gradients=sum(gradients),
         largest=max(gradients, default=0),
         peak=counter.peak,
+        kept=max(0, (heap.peak or 0) - counter.peak),
     )
 
 
 def _materialise(model: nn.Module, fake: FakeTensorMode, device: torch.device) -> list[torch.Tensor]:
-    """Replace the model's tensors on the meta device by tensors without content on `device`; returns all that it has.
+    """Replace the model's tensors on the meta device by fake ones on `device`; returns all that it has.
 
     Shared weights stay shared."""
 
@@ -124,11 +136,13 @@ def _nbytes(tensor: torch.Tensor) -> int:
 
 
 class _Counter(TorchDispatchMode):
-    """Runs operations on FakeTensors within `fake`, and adds up the bytes of the storages that are alive."""
+    """Runs operations on FakeTensors within `fake`, adds up the bytes of the storages that are alive, and has `heap`
+    allocate them."""
 
-    def __init__(self, fake: FakeTensorMode) -> None:
+    def __init__(self, fake: FakeTensorMode, heap: CHeap) -> None:
         super().__init__()
         self.fake = fake
+        self.heap = heap
         self.live = 0
         self.peak = 0
         self._alive: dict[int, weakref.ref[Any]] = {}
@@ -142,11 +156,13 @@ class _Counter(TorchDispatchMode):
             key, size = storage._cdata, storage.nbytes()
             if key not in self._alive:
                 self._alive[key] = weakref.ref(storage, lambda _, key=key, size=size: self._freed(key, size))  # type: ignore[misc]
+                self.heap.allocate(key, size)
                 self.live += size
                 self.peak = max(self.peak, self.live)
 
     def _freed(self, key: int, size: int) -> None:
         self.live -= size
+        self.heap.free(key)
         del self._alive[key]
 
     def __torch_dispatch__(
@@ -156,13 +172,17 @@ class _Counter(TorchDispatchMode):
         if self._is_real(func, args, kwargs):
             result = func(*args, **kwargs)
         elif func is aten.equal.default:
-            # Whoever compares tries whether a faster way gives the same.
+            # Comparisons guard fast paths; assume that they are taken.
             return True
         else:
-            args = _with_places(func, args)
+            args = _masks_to_indices(func, args)
             with self.fake:
                 result = func(*args, **kwargs)
-            self.peak = max(self.peak, self.live + _workspace(func, args))
+            workspace = _workspace(func, args)
+            if workspace:
+                self.peak = max(self.peak, self.live + workspace)
+                self.heap.allocate(WORKSPACE, workspace)
+                self.heap.free(WORKSPACE)
         self.add(*tree_leaves(result))
         return result
 
@@ -174,7 +194,7 @@ class _Counter(TorchDispatchMode):
         return not dtype.is_floating_point
 
 
-def _with_places(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _masks_to_indices(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Masks among the indices of `args` as the places where they are true: their number is a shape of the result."""
     if func not in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
         return args

@@ -18,6 +18,10 @@ Groups = list[dict[str, Any]]
 """Parameter groups, as torch.optim takes them."""
 
 
+_EIGHT_BIT_NUMEL = 4096
+"""Parameters with fewer elements have state in 32 bits: min_8bit_size of bitsandbytes' optimizers."""
+
+
 class OptimizerError(ArcftError):
     """An optimizer that can't run on this machine, or that has nothing to train."""
 
@@ -114,6 +118,20 @@ def _muon(
     config: MuonConfig,
     learning_rate: float,
 ) -> MuonWithAdamW:
+    matrices, others = _split_for_muon(model, trainable)
+    return MuonWithAdamW(
+        matrices,
+        _groups(others, config),
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        adamw=_adamw_options(config, learning_rate),
+    )
+
+
+def _split_for_muon(
+    model: PreTrainedModel | peft.PeftModel, trainable: Iterable[nn.Parameter]
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The parameters for Muon, and those for AdamW."""
     # Rows of embeddings and heads are tokens, not hidden directions: Muon's authors leave them to AdamW.
     ends = {
         id(parameter)
@@ -126,13 +144,23 @@ def _muon(
     for parameter in trainable:
         hidden = parameter.ndim == 2 and id(parameter) not in ends
         (matrices if hidden else others).append(parameter)
-    return MuonWithAdamW(
-        matrices,
-        _groups(others, config),
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        adamw=_adamw_options(config, learning_rate),
-    )
+    return matrices, others
+
+
+def state_bytes(model: PreTrainedModel | peft.PeftModel, config: OptimizerConfig) -> int:
+    """Bytes of optimizer state that the configured optimizer keeps for the trainable parameters of `model`."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if isinstance(config, MuonConfig):
+        matrices, others = _split_for_muon(model, trainable)
+        return 4 * _numel(matrices) + 8 * _numel(others)
+    if isinstance(config, EightBitAdamWConfig):
+        large = [parameter for parameter in trainable if parameter.numel() >= _EIGHT_BIT_NUMEL]
+        return 8 * _numel(trainable) - 6 * _numel(large)
+    return 8 * _numel(trainable)
+
+
+def _numel(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def _adamw_options(config: OptimizerConfig, learning_rate: float) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -360,3 +362,34 @@ def test_unknown_gguf_tokenizers_are_refused(tmp_path: Path) -> None:
     write_gguf_tokenizer(tmp_path / "t.gguf", "gpt2", "viking", ["a", "b"], [])
     with pytest.raises(GgufTokenizerError, match=r"of the kind gpt2/viking.*model\.tokenizer=FOLDER"):
         load_tokenizer(config_of(tmp_path / "t.gguf"))
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+import bitsandbytes, psutil, torch
+from arcft.config.model import ModelConfig
+from arcft.memory import OutOfMemoryError
+from arcft.models.load import load_model
+config = ModelConfig(name="m", path=sys.argv[1], init=sys.argv[2], quantization=sys.argv[3])
+resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + 60 * 2**20, resource.RLIM_INFINITY))
+try:
+    load_model(config, dtype=torch.bfloat16, device=torch.device("cpu"))
+except OutOfMemoryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("init", "quantization"), [("pretrained", "none"), ("random", "none"), ("pretrained", "nf4")])
+def test_out_of_memory_while_loading_is_said_in_words(tmp_path: Path, init: str, quantization: str) -> None:
+    small_model(vocab_size=400_000, hidden_size=64).save_pretrained(tmp_path / "big")
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY, str(tmp_path / "big"), init, quantization],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    assert f"model.path={tmp_path / 'big'}: the model does not fit into memory (" in done.stdout
+    assert "a machine with more memory" in done.stdout
+    assert ("model.quantization=nf4" in done.stdout) == ((init, quantization) == ("pretrained", "none"))

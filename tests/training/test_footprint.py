@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from arcft.training.footprint import footprint
+from arcft.training.footprint import Footprint, footprint
 
 CPU = torch.device("cpu")
 
@@ -48,3 +48,16 @@ def test_nothing_is_allocated() -> None:
     batch = {"rows": torch.tensor([2**30])}
     found = footprint(two_layers(), [batch], loss, device=CPU, autocast=None, keeps_gradients=False)
     assert found.peak > 2**40
+
+
+def test_what_the_c_library_keeps_is_counted_apart() -> None:
+    batches = [{"rows": torch.tensor([rows])} for rows in (300, 2000, 700, 2500)]
+
+    def found(limit: int) -> Footprint:
+        return footprint(
+            two_layers(), batches, loss, device=CPU, autocast=None, keeps_gradients=False, heap_limit=limit
+        )
+
+    assert found(0).kept == 0
+    assert found(2**40).peak == found(0).peak
+    assert 0 <= found(2**40).kept < 2 * found(0).peak

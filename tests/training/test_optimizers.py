@@ -11,7 +11,7 @@ import torch
 from arcft.config.optimizer import OptimizerConfig
 from arcft.training.batches import collate
 from arcft.training.loss import summed_cross_entropy
-from arcft.training.optimizers import MuonWithAdamW, OptimizerError, build_optimizer
+from arcft.training.optimizers import MuonWithAdamW, OptimizerError, build_optimizer, state_bytes
 from tests.support.small_training import PAD, CopyStream, adapted_model, optimizer_config, small_model
 
 NAMES = ["adamw", "muon", "adamw_8bit", "paged_adamw_8bit"]
@@ -135,3 +135,21 @@ def test_a_frozen_model_is_refused() -> None:
     config: OptimizerConfig = optimizer_config()
     with pytest.raises(OptimizerError, match="no trainable parameter"):
         build_optimizer(model, config, 1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("model", [adapted_model, small_model])
+def test_the_bytes_of_the_state_are_known_before_there_is_one(name: str, model: Any) -> None:
+    built = model()
+    optimizer = build_optimizer(built, optimizer_config(name), 1e-3)
+    take_steps(built, optimizer, range(1))
+    parts = optimizer.parts.values() if isinstance(optimizer, MuonWithAdamW) else [optimizer]
+    # The rest, such as the number of steps and the maps of quantised values, is small.
+    held = sum(
+        value.nbytes
+        for part in parts
+        for parameter, state in part.state.items()
+        for value in state.values()
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape
+    )
+    assert held == state_bytes(built, optimizer_config(name))

@@ -9,6 +9,7 @@ from peft import PeftModel
 from rich.table import Table
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from arcft import ranks
 from arcft.config.run import TrainConfig
 from arcft.console import note, print_with, say, show
 from arcft.memory import gib
@@ -23,7 +24,7 @@ from arcft.reporting.words import count
 from arcft.runs.common.command import command
 from arcft.runs.common.paths import override
 from arcft.runs.setup.tasks import TaskSets
-from arcft.runs.training.estimate import work
+from arcft.runs.training.estimate import Memory
 from arcft.runs.training.fit import Fit
 from arcft.text.stream import ExampleStream, Trial
 from arcft.text.tokens import IGNORED, token_texts
@@ -97,16 +98,44 @@ def say_model(config: TrainConfig, model: PreTrainedModel | PeftModel, device: t
     say(words)
 
 
-def show_estimate(fit: Fit, model: PreTrainedModel | PeftModel) -> None:
+def show_estimate(config: TrainConfig, fit: Fit, model: PreTrainedModel | PeftModel) -> None:
     """Print the memory and the work that a dry run estimates."""
     table = Table(title="dry run: nothing was trained or written", title_justify="left", box=None, show_header=False)
-    for name, value in work(fit.config, model):
+    for name, value in _work(config, model):
         table.add_row(name, value)
     table.add_row("longest example", f"{fit.longest:,} tokens, of {fit.sampled} examples")
-    memory = [("memory", "can't be estimated for this model")] if fit.memory is None else fit.memory.rows()
-    for name, value in [*memory, ("available", gib(fit.available))]:
+    memory = [("memory", "can't be estimated for this model")] if fit.memory is None else _memory(fit.memory)
+    for name, value in [*memory, ("available", gib(fit.available.device))]:
         table.add_row(name, value)
     show(table)
+
+
+def _work(config: TrainConfig, model: PreTrainedModel | PeftModel) -> list[tuple[str, str]]:
+    training = config.training
+    total = num_parameters(model)
+    trained = trainable_parameters(model)
+    examples = training.max_steps * training.batch_size * training.gradient_accumulation_steps * ranks.launched()
+    return [
+        ("parameters", f"{total / 1e6:.2f} M, {trained / 1e6:.2f} M trained ({trained / max(1, total):.1%})"),
+        ("steps", f"{training.max_steps:,}"),
+        ("examples", f"{examples:,}"),
+        ("tokens, at most", f"{examples * training.max_seq_length / 1e6:.1f} M"),
+    ]
+
+
+def _memory(memory: Memory) -> list[tuple[str, str]]:
+    """The parts of the training peak, which add up to it, and the peak of loading where that is higher."""
+    parts = {
+        "libraries": memory.libraries,
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer state": memory.optimizer,
+        "activations": memory.activations,
+        "kept by the C library": memory.kept,
+        "loading, in place of these": memory.loading if memory.total > memory.training else 0,
+        "CPU memory while loading": memory.host,
+    }
+    return [*((name, gib(size)) for name, size in parts.items() if size), ("memory, about", gib(memory.total))]
 
 
 def say_next(folder: Path, kept: str) -> None:

@@ -1,0 +1,48 @@
+"""What the C library keeps of freed memory, asked without touching any."""
+
+from __future__ import annotations
+
+from arcft.memory import used_memory
+from arcft.training.c_heap import CHeap
+
+MEBIBYTE = 2**20
+
+
+def test_blocks_count_while_they_are_held_and_take_no_memory() -> None:
+    before = used_memory()
+    with CHeap(2**40) as heap:
+        for key in range(1, 65):
+            heap.allocate(key, 40 * MEBIBYTE)
+        assert used_memory() - before < 20 * MEBIBYTE
+        for key in range(1, 65):
+            heap.free(key)
+        heap.allocate(65, 40 * MEBIBYTE)
+    # Blocks above 32 MiB are given back at once.
+    assert heap.peak is not None
+    assert 64 * 40 * MEBIBYTE <= heap.peak < 64 * 41 * MEBIBYTE
+
+
+def test_what_is_freed_between_others_is_kept() -> None:
+    with CHeap(2**40) as heap:
+        # A block above the limit for mappings of their own, freed, raises it; see mallopt(3), M_MMAP_THRESHOLD.
+        heap.allocate(1, 30 * MEBIBYTE)
+        heap.free(1)
+        for key in range(2, 102):
+            heap.allocate(key, 2 * MEBIBYTE)
+        for key in range(2, 102, 2):
+            heap.free(key)
+        for key in range(102, 152):
+            heap.allocate(key, 3 * MEBIBYTE)
+    assert heap.peak is not None
+    # 100 and 150 MiB are alive, and 100 MiB lie in holes that are too small.
+    assert 340 * MEBIBYTE < heap.peak < 370 * MEBIBYTE
+
+
+def test_beyond_the_limit_nothing_is_known() -> None:
+    with CHeap(100 * MEBIBYTE) as heap:
+        heap.allocate(1, 50 * MEBIBYTE)
+        assert heap.peak is not None
+        heap.allocate(2, 60 * MEBIBYTE)
+        assert heap.peak is None
+        heap.allocate(3, 2**60)
+        heap.free(1)
