@@ -173,8 +173,7 @@ def test_a_model_too_large_for_the_process_is_said_before_it_is_loaded(tmp_path:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     warning = next(line for line in done.stdout.splitlines() if line.startswith("warning: "))
-    assert re.match(r"warning: needs about [\d.]+ GiB, more than the [\d.]+ GiB available; to need less: ", warning)
-    assert "model.quantization=nf4" in warning
+    assert re.match(r"warning: needs about [\d.]+ GiB, more than the [\d.]+ GiB available", warning)
     assert "502.83 M" in done.stdout
 
 
