@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 from pathlib import Path
@@ -120,5 +121,11 @@ def load_architecture(config: ModelConfig) -> PretrainedConfig:
     """The model's config.json, or its equivalent in a GGUF file. Errors are transformers' own."""
     source = resolve_path(model_path(config))
     if source.endswith(".gguf"):
-        return AutoConfig.from_pretrained(Path(source).parent, gguf_file=Path(source).name)
+        return copy.deepcopy(_gguf_architecture(source, Path(source).stat().st_mtime_ns))
     return AutoConfig.from_pretrained(source, trust_remote_code=trusts_code(config), **hub_options(source))
+
+
+@functools.lru_cache(maxsize=4)
+def _gguf_architecture(source: str, changed: int) -> PretrainedConfig:
+    """Reading it takes seconds: transformers goes through the vocabulary, too."""
+    return AutoConfig.from_pretrained(Path(source).parent, gguf_file=Path(source).name)

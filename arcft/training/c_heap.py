@@ -15,6 +15,9 @@ from typing import Any
 ALIGNMENT = 64
 """Of torch's tensors on a CPU."""
 
+LARGE = 2**21
+"""Bytes of a block after which the library is asked what it holds."""
+
 
 class CHeap:
     """Makes the allocations of a pass on a CPU, without touching them, while the context is open.
@@ -48,7 +51,8 @@ class CHeap:
         failed = self._library.posix_memalign(ctypes.byref(block), ALIGNMENT, size)
         if not failed and block.value is not None:
             self._blocks[key] = block.value
-        held = self._held() - self._before
+        # mallinfo2 walks through all free blocks; small ones hardly add to what is held.
+        held = self._held() - self._before if size >= LARGE else 0
         if failed or held > self._limit:
             self._give_up()
         else:
