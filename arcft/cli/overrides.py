@@ -69,6 +69,7 @@ def refuse_wrong_groups(
     default conf/.
     """
     folder = folder or config_folder()
+    has_more_options = any(word.startswith(("--config-dir", "-cd")) for word in arguments)
     groups = sorted(path.name for path in folder.iterdir() if path.is_dir())
     problems = []
     for word in arguments:
@@ -84,7 +85,7 @@ def refuse_wrong_groups(
         elif not all(_may_name_option(value, override.is_delete()) for value in _values(override)):
             names = ", ".join(sorted(path.stem for path in (folder / group).glob("*.yaml")))
             problems.append(f"{word}: {group} takes the name of an option: {names}")
-        else:
+        elif not has_more_options:
             options = {
                 path.relative_to(folder / group).with_suffix("").as_posix() for path in (folder / group).rglob("*.yaml")
             }

@@ -42,9 +42,6 @@ from arcft.models.quantization import (
 )
 from arcft.models.source import hub_options, load_architecture, model_path, not_loaded, resolve_path, trusts_code
 
-LOADING_ERRORS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, struct.error)
-"""What libraries raise for files that aren't those of a model."""
-
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype of the arithmetic: `auto` is float32 on a CPU, and on a GPU bfloat16 if it is fast, else float16."""

@@ -56,10 +56,10 @@ def gathered_weights(model: nn.Module, strategy: Strategy | None) -> Iterator[No
     `strategy` is what the model was sharded with; None for a model that is not sharded, where this does nothing.
     """
     modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for module in modules:
-        module.set_reshard_after_forward(False, recurse=False)
-        module.unshard()
     try:
+        for module in modules:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
         yield
     finally:
         for module in modules:

@@ -158,12 +158,12 @@ class StackedLinear(nn.Module):
         return self._adapt(inputs.to(dtype), result).view(shape)
 
     def _on_change(self, base: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
-        """The base's product added to the adapters', which rounds the sum once; see arcft/models/fused_lora.py."""
+        """The base's product added to the adapters', so that it is not rounded before; see models/fused_lora.py."""
         change = self._adapt(inputs, inputs.new_zeros(*inputs.shape[:-1], base.out_features))
         result = torch.addmm(change.flatten(0, -2), inputs.flatten(0, -2), base.weight.mT)
         if base.bias is not None:
             result = result + base.bias
-        return result.view(*inputs.shape[:-1], -1)
+        return result.view(*inputs.shape[:-1], base.out_features)
 
     def _adapt(self, inputs: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
         """`result` [..., out] plus the adapters' contribution for `inputs` [..., in]."""

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from arcft.checkpoints import CheckpointError
+from arcft.memory import is_out_of_memory
 from arcft.models.sharding import saved_weights, slices_like, whole_state
 from arcft.training import collectives
 
@@ -71,6 +72,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, schedule: LRScheduler, fold
         optimizer.load_state_dict(slices_like(state, optimizer))
         schedule.load_state_dict(torch.load(folder / SCHEDULER_FILE, weights_only=True))
     except (KeyError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(
             f"{folder}: its optimizer state does not fit this run ({error}); resume with the optimizer that the run "
             "was started with"

@@ -1,4 +1,5 @@
-"""Communication between the ranks of a training run. In a single process each function returns its own input.
+"""Communication between the ranks of a training run. In a single process each but `add_up` returns its own
+input.
 
 Gradients are added up once a step, after its last backward pass, rather than by hooks in the backward pass as in
 torch's DistributedDataParallel: so passes may differ in number between ranks, parameters may be left unused by some,

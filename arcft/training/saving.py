@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState
 
 from arcft import checkpoints
 from arcft.checkpoints import Checkpoint, CheckpointError, Origin
+from arcft.memory import is_out_of_memory
 from arcft.models.lora import load_adapter_weights, save_adapter
 from arcft.models.sharding import is_sharded, load_sharded
 from arcft.models.vocabulary import PrunedVocabulary, full_vocabulary_size, pruned_vocabulary
@@ -108,8 +109,11 @@ def _failing_in_words(checkpoint: Path) -> Iterator[None]:
     try:
         yield
     except (SafetensorError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{checkpoint}: can't be written ({str(error).splitlines()[0]}); what was saved before is complete. Free "
+            f"{checkpoint}: can't be written ({reason}); what was saved before is complete. Free "
             f"some space, then resume with resume={checkpoint.parent}"
         ) from error
 
@@ -157,6 +161,8 @@ def load_weights(model: PreTrainedModel | peft.PeftModel, folder: Path) -> None:
         else:
             _load_narrow(model, vocabulary, folder / MODEL_FILE)
     except (OSError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise CheckpointError(f"{folder / MODEL_FILE}: does not fit this model: {error}") from error
 
 

@@ -103,8 +103,8 @@ class StreamTrainer(Trainer):
                 process.kill()
             raise ArcftError(
                 f"training.num_workers={self.args.dataloader_num_workers}: a process that makes examples died, or sent "
-                f"none for {WORKER_SECONDS} s ({str(error).splitlines()[0]}); resume the run from its last checkpoint, "
-                "with training.num_workers=0 if it happens again"
+                f"none for {WORKER_SECONDS} s ({str(error).partition(chr(10))[0]}); resume the run from its last "
+                "checkpoint, with training.num_workers=0 if it happens again"
             ) from error
 
     def _get_train_sampler(self, train_dataset: Dataset[Example] | None = None) -> SequentialSampler:

@@ -17,6 +17,7 @@ from arcft.cli.overrides import PATHS, explanation, refuse_empty_paths, refuse_f
 from arcft.config.export import ExportConfig
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import ConfigError, known_keys
+from arcft.config.study import StudyConfig
 from arcft.runs.common.paths import override, quoted
 
 ODD = [
@@ -96,7 +97,7 @@ def test_an_empty_path_is_refused(word: str) -> None:
 
 
 def test_every_key_of_a_path_exists() -> None:
-    known = {key for config in (EvaluateConfig, ExportConfig, TrainConfig) for key in known_keys(config)}
+    known = {key for config in (EvaluateConfig, ExportConfig, StudyConfig, TrainConfig) for key in known_keys(config)}
     assert set(PATHS) - {"data.solutions_path"} <= known
 
 

@@ -84,6 +84,23 @@ def test_workers_of_vllm_choose_themselves(tmp_path: Path) -> None:
     assert Arithmetics(config, tmp_path).of("target", [model("auto")]) is None
 
 
+def test_a_checkpoint_that_is_new_in_a_sweep_takes_the_dtype_of_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def chosen(**stored: Any) -> str:
+        write_run_yaml(tmp_path, {"arcft": "1", "job": "evaluate", "keys": {"old": {}}} | stored)
+        found = Arithmetics(evaluate_config("checkpoint=x").inference, tmp_path).of("new", [model("auto")])
+        assert found is not None
+        return found.dtype
+
+    monkeypatch.setattr(FAST, lambda: False)
+    assert chosen(arithmetic={"old": {"dtype": "bfloat16", "device": "cpu"}}) == "bfloat16"
+    monkeypatch.setattr(FAST, lambda: True)
+    assert chosen(arithmetic={"old": {"dtype": "float32", "device": "cpu"}}) == "float32"
+    assert chosen() == "float32"  # version 0.1.0
+    assert chosen(arithmetic={}) == "bfloat16"  # workers chose
+
+
 @pytest.mark.parametrize("ttft", [[], ADAPTED], ids=["predicted", "adapted"])
 def test_an_evaluation_keeps_its_dtype(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, ttft: list[str]

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel
 
+from arcft.models.fused_lora import fuse_lora
 from arcft.text.tokens import IGNORED
 from arcft.training import chunked_loss
 from arcft.training.chunked_loss import cross_entropy_sums
@@ -112,6 +113,7 @@ def test_losses_and_gradients_are_those_of_all_logits(kind: str, small_chunks: l
     expected = plain_sums(model, PLACES, TARGETS)
     (expected.sum() / 7).backward()
     expected_gradients = gradients(model)
+    fuse_lora(model)  # as trainers do
     found = cross_entropy_sums(model, {"input_ids": IDS, "use_cache": False}, PLACES, TARGETS)
     assert found.dtype == torch.float64
     assert torch.allclose(found, expected, rtol=1e-12)

@@ -106,7 +106,8 @@ def stop_on_signals(ask: Callable[[str], None]) -> Iterator[list[int]]:
         first = time.monotonic()
         received.append(number)
         name = signal.Signals(number).name
-        print(f"\n{name}: finishing the current step and saving; send it again to stop at once", file=sys.stderr)
+        again = "again" if ranks.launched() == 1 else f"again after {ECHO_SECONDS:.0f} seconds"
+        print(f"\n{name}: finishing the current step and saving; send it {again} to stop at once", file=sys.stderr)
         ask(name)
 
     with _handler(handle):

@@ -72,21 +72,31 @@ class Arithmetics:
         None where another process chooses it: vLLM's, or workers with a GPU.
         """
         device = choose_device()
-        if isinstance(self._inference, VllmConfig) or (self._delegates and device.type == "cuda"):
+        delegated = self._delegates and device.type == "cuda"
+        if isinstance(self._inference, VllmConfig):
             return None
         if self._inference.dtype != "auto":
-            return Arithmetic(self._inference.dtype, device.type)
-        if self._stored is not None and target in self._stored:
-            stored = self._stored[target]
+            return None if delegated else Arithmetic(self._inference.dtype, device.type)
+        stored = self._stored_of(target)
+        if stored is not None:
             self._say(f"inference.dtype=auto: {stored.dtype}, as when this evaluation was started")
             return stored
+        if delegated:
+            return None
         if self._stored is not None:
-            dtype = resolve_dtype("auto", device)  # as for the other targets, of version 0.1.0
+            dtype = resolve_dtype("auto", device)  # what version 0.1.0 did, which stored no dtype
         else:
             found = {_auto(model, device) for model in models}
             dtype = found.pop() if len(found) == 1 else resolve_dtype("auto", device)
         self._say(auto_in_words("inference.dtype", dtype, device))
         return Arithmetic(dtype_name(dtype), device.type)
+
+    def _stored_of(self, target: str) -> Arithmetic | None:
+        """What was stored for a target, or, for a checkpoint saved since, for the others where they agree."""
+        if not self._stored:
+            return None
+        others = set(self._stored.values())
+        return self._stored.get(target, others.pop() if len(others) == 1 else None)
 
     def _say(self, words: str) -> None:
         if words not in self._said:
@@ -104,10 +114,12 @@ def _auto(model: TrainedRun | ModelConfig, device: torch.device) -> torch.dtype:
 
 def _stored(folder: Path) -> Mapping[str, Arithmetic] | None:
     """By target, the arithmetic of the evaluation in `folder`: none of them where version 0.1.0 started it, and None
-    where there is no evaluation, or its targets were not known yet."""
+    where there is no evaluation, its targets were not known yet, or its workers chose."""
     if not (folder / RUN_FILE).is_file():
         return None
     stored: dict[str, Any] = read_run_yaml(folder)
     if stored.get("job") != "evaluate" or not stored.get("keys"):
         return None
+    if stored.get("arithmetic") == {}:
+        return None  # workers chose
     return {name: Arithmetic(**values) for name, values in stored.get("arithmetic", {}).items()}

@@ -148,7 +148,8 @@ def _keys_that_help(estimator: Estimator, plan: StepPlan, training: TrainingConf
     def of_rank(**changes: Any) -> TrainingConfig:
         return dataclasses.replace(plan.of_rank(training), **changes)
 
-    if training.batch_size > 1 and helps(estimator.memory(of_rank(per_device_train_batch_size=1))):
+    singly = plan.of_rank(dataclasses.replace(training, per_device_train_batch_size=1))
+    if training.batch_size > 1 and helps(estimator.memory(singly)):
         yield f"training.per_device_train_batch_size below {training.batch_size}"
     if not training.gradient_checkpointing and helps(estimator.memory(of_rank(gradient_checkpointing=True))):
         yield "training.gradient_checkpointing=true"

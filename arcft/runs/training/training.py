@@ -67,7 +67,7 @@ def train_steps(
         callbacks = _callbacks(config, folder, recorder, advance) if ranks.rank() == 0 else []
         trainer = _trainer(config, prepared, model, arguments, saving, generation, callbacks, stop, sharding)
         trainer.train(checkpoints[-1] if checkpoints else None)
-        if start == max_steps and generation.tasks and not generation.predictions:
+        if start == max_steps and generation.tasks and not generation.predictions and not trainer.evaluation_due:
             # Nothing was left to train: predict again for the final table, without recording it twice.
             if ranks.rank() == 0:
                 trainer.remove_callback(recorder)

@@ -131,4 +131,4 @@ def test_a_second_signal_insists() -> None:
 def test_the_signal_that_torchrun_passes_on_to_a_rank_that_has_it_already_does_not_insist() -> None:
     code, err, _ = signalled("at work", signal.SIGTERM, signal.SIGTERM, WORLD_SIZE="2", RANK="0")
     assert code == 3
-    assert err.endswith("again to stop at once\nsaved 15\n")
+    assert err.endswith("again after 5 seconds to stop at once\nsaved 15\n")
