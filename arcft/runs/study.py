@@ -16,6 +16,7 @@ from arcft.runs.common.paths import absolute
 from arcft.runs.setup.kinds import KINDS
 from arcft.runs.sweeps.finding import FoundRuns, find_runs
 from arcft.runs.sweeps.missing import missing_runs
+from arcft.runs.sweeps.reading import losses_at
 from arcft.studies.settings import StudyError, group, join_evaluations
 from arcft.studies.study import Study, compare
 from arcft.studies.tables import Missing, csv_text, json_content, markdown, terminal_table
@@ -37,7 +38,7 @@ def study(config: StudyConfig) -> Study:
     """
     found = find_runs(config.names("runs") or [])
     finished = [run for run in found.runs if run.state == "finished"]
-    runs, not_evaluated = join_evaluations(finished)
+    runs, not_evaluated = join_evaluations(finished, losses_at)
     evaluations = [run for run in runs if run.job == "evaluate"]
     missing = missing_runs(found, not_evaluated, evaluations)
     if not runs:
@@ -75,17 +76,22 @@ def _folder(config: StudyConfig, found: FoundRuns) -> Path:
 
 
 def _write(folder: Path, study: Study, missing: Sequence[Missing]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    chart = None
-    with extra("the chart"):
+    chart = picture = None
+    with extra("the chart", of="study"):
         # Imported only now: matplotlib takes a second.
         from arcft.studies.chart import study_png
 
-        write_bytes(folder / CHART_FILE, study_png(study))
+        picture = study_png(study)
         chart = CHART_FILE
-    write_text(folder / MARKDOWN_FILE, visible(markdown(study, missing, chart)))
-    write_text(folder / CSV_FILE, csv_text(study))
-    write_json(folder / JSON_FILE, json_content(study, missing))
+    text, table, content = visible(markdown(study, missing, chart)), csv_text(study), json_content(study, missing)
+    folder.mkdir(parents=True, exist_ok=True)
+    if picture is not None:
+        write_bytes(folder / CHART_FILE, picture)
+    else:
+        (folder / CHART_FILE).unlink(missing_ok=True)
+    write_text(folder / MARKDOWN_FILE, text)
+    write_text(folder / CSV_FILE, table)
+    write_json(folder / JSON_FILE, content)
 
 
 def _show(study: Study, missing: Sequence[Missing], folder: Path) -> None:

@@ -65,5 +65,8 @@ class Run:
     trained_in: Path | None = None
     """Of the evaluation of a checkpoint: the folder of its training run."""
 
+    step: int | None = None
+    """Of the weights that its figures belong to, where that is known."""
+
     finished_at: float = 0.0
     """Seconds since 1970."""

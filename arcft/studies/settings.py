@@ -5,20 +5,24 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from arcft.errors import ArcftError
 from arcft.reporting.words import count
-from arcft.studies.runs import Run
+from arcft.studies.runs import LOSSES, Run
 
 _NOT_COMPARED = (
-    "tracking.", "showcase", "resume", "preview", "dry_run", "optimized_metric", "checkpoint", "training.num_workers",
+    "tracking.", "showcase", "resume", "preview", "dry_run", "optimized_metric", "training.num_workers",
     "training.max_time", "training.save_", "training.logging_steps", "training.profile_steps",
     "training.generation_tasks", "inference.batch_size", "ttft.workers", "ttft.num_workers",
 )  # fmt: skip
 """Beginnings of keys that don't make a setting by themselves: they say where and how a run is made and recorded."""
+
+
+_OF_EVALUATION = {"train": ("inference.", "selection."), "evaluate": ("inference.", "selection.", "data.", "ttft.")}
+"""By job: beginnings of keys that have no part in training."""
 
 
 class StudyError(ArcftError):
@@ -35,8 +39,13 @@ class Setting:
     label: str
     """For example `lora.r=16 scheduler.name=cosine`; `all runs` where nothing differs."""
 
-    runs: list[Run]
-    """One for each seed."""
+    replicates: list[list[Run]]
+    """What counts as a seed: each the runs that share a training run, or a seed of it, so that they are not
+    independent of each other."""
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for replicate in self.replicates for run in replicate]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +62,9 @@ class Grouping:
     """Keys that change with those of `by`, so that they are not told apart."""
 
     settings: list[Setting]
+    crossed: tuple[str, ...]
+    """Keys of seeds of which a run shares a value with some runs of its setting, and another value with others."""
+
     repeated: int
     """Runs that are left out, because a later one has the same setting and seeds."""
 
@@ -69,18 +81,16 @@ def group(runs: Sequence[Run], by: Sequence[str] | None, over: Sequence[str] | N
             if key not in known:
                 raise StudyError(_unknown(option, key, known))
     differing = [key for key in known if len({_text(run.config.get(key)) for run in runs}) > 1]
-    seeds = tuple(over) if over is not None else tuple(key for key in differing if key.rpartition(".")[2] == "seed")
+    seeds = tuple(over) if over is not None else tuple(key for key in differing if _is_seed(key))
     rest = [key for key in differing if key not in seeds and not key.startswith(_NOT_COMPARED)]
-    if not rest and by is None and all(run.job == "evaluate" for run in runs):
-        # Evaluations whose training config is not known.
-        rest = [key for key in differing if key == "checkpoint"]
     keys = tuple(by) if by is not None else _smallest(runs, rest)
     seeds = tuple(key for key in seeds if key not in keys)
     along = tuple(key for key in rest if key not in keys and _follows(runs, key, keys))
     if by is not None:
         _refuse_mixed(runs, keys, [key for key in rest if key not in (*keys, *along)])
     settings, repeated = _settings(runs, keys, seeds)
-    return Grouping(by=keys, over=seeds, along=along, settings=settings, repeated=repeated)
+    crossed = tuple(key for key in seeds if any(_is_crossed(one, key) for one in settings))
+    return Grouping(by=keys, over=seeds, along=along, settings=settings, crossed=crossed, repeated=repeated)
 
 
 def label(keys: Sequence[str], values: Sequence[Any]) -> str:
@@ -111,7 +121,10 @@ def find_setting(grouping: Grouping, wanted: str) -> Setting:
 
 def _smallest(runs: Sequence[Run], keys: Iterable[str]) -> tuple[str, ...]:
     """As few of `keys` as tell apart what all of them do, the names of options first."""
-    ordered = sorted(keys, key=lambda key: (".recommended." in f".{key}", not key.endswith(".name"), key == "step"))
+    ordered = sorted(
+        keys,
+        key=lambda key: (".recommended." in f".{key}", not key.endswith(".name"), key == "step", key == "checkpoint"),
+    )
     chosen: list[str] = []
     parts = 1
     for key in ordered:
@@ -152,10 +165,63 @@ def _settings(runs: Sequence[Run], keys: Sequence[str], seeds: Sequence[str]) ->
     for found in groups.values():
         kept = list(found.values())
         values = tuple(kept[0].config.get(name) for name in keys)
-        settings.append(Setting(values=values, label=label(keys, values), runs=kept))
+        settings.append(Setting(values=values, label=label(keys, values), replicates=_replicates(kept, seeds, runs)))
     if all(is_number(value) for one in settings for value in one.values):
         settings.sort(key=lambda one: one.values)
     return settings, len(runs) - sum(len(one.runs) for one in settings)
+
+
+def _replicates(own: Sequence[Run], seeds: Sequence[str], runs: Sequence[Run]) -> list[list[Run]]:
+    """The runs of a setting by what is independent.
+
+    Evaluations of one training run are one replicate, whatever their own seeds, unless all of `runs` are evaluations of
+    the same weights: then their seeds are all that varies. Training runs are one replicate if they share a seed that
+    varies: with model.seed=0,1 and training.seed=0,1 every run has the first weights or the batches of another one.
+    """
+    if len({_origin(run) for run in runs}) == 1:
+        return [[run] for run in own]
+    of_training = [key for key in seeds if is_of_training(key, own[0].job)]
+    varying = [key for key in of_training if _is_seed(key) and len({_values(run, [key]) for run in own}) > 1]
+    averaged = [key for key in of_training if not _is_seed(key)]
+
+    def share(run: Run, other: Run) -> bool:
+        if _origin(run) == _origin(other):
+            return True
+        if _values(run, averaged) != _values(other, averaged):
+            return False
+        return not varying or any(_values(run, [key]) == _values(other, [key]) for key in varying)
+
+    found: list[list[Run]] = []
+    for run in own:
+        joined = [one for one in found if any(share(run, other) for other in one)]
+        found = [one for one in found if one not in joined]
+        found.append([*(other for one in joined for other in one), run])
+    return found
+
+
+def _is_seed(key: str) -> bool:
+    return key.rpartition(".")[2] == "seed"
+
+
+def _is_crossed(setting: Setting, key: str) -> bool:
+    return any(len({_values(run, [key]) for run in one}) > 1 for one in setting.replicates)
+
+
+def is_of_training(key: str, job: str) -> bool:
+    """Whether a key has a part in the training of a run of this job."""
+    return not key.startswith(_OF_EVALUATION[job])
+
+
+def is_of_one_training(runs: Sequence[Run]) -> bool:
+    """Whether all are evaluations of one training run."""
+    return len({_origin(run) for run in runs}) == 1 and runs[0].job == "evaluate" and bool(_origin(runs[0]))
+
+
+def _origin(run: Run) -> str:
+    """The training run whose weights were evaluated; empty for weights that no run of ours has trained."""
+    if run.job != "evaluate":
+        return str(run.folder)
+    return str(run.trained_in or run.config.get("checkpoint") or "")
 
 
 def is_number(value: Any) -> bool:
@@ -176,11 +242,15 @@ def _unknown(option: str, key: str, known: Sequence[str]) -> str:
     return f"{option}={key}: no run has this key; {hint}"
 
 
-def join_evaluations(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+def join_evaluations(
+    runs: Sequence[Run], losses_at: Callable[[Path, int], Mapping[str, float]]
+) -> tuple[list[Run], list[Run]]:
     """`runs` with each evaluation and its training run made one, and the training runs that no evaluation of `runs` has
     evaluated, if others were.
 
-    An evaluation of a checkpoint has the losses and costs of its training run, which is then no run of its own.
+    An evaluation of a checkpoint has the losses and costs of its training run, which is then no run of its own. Of a
+    checkpoint within a run, `losses_at` says the losses at its step, from the folder of the run; how long training took
+    until then is not known.
     """
     trained: Mapping[Path, Run] = {_resolved(run.folder): run for run in runs if run.job == "train"}
     evaluated: set[Path] = set()
@@ -191,8 +261,12 @@ def join_evaluations(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
         origin = None if run.trained_in is None else trained.get(_resolved(run.trained_in))
         if origin is not None:
             evaluated.add(_resolved(origin.folder))
-            losses = {name: value for name, value in origin.metrics.items() if name in ("loss", "eval_loss")}
-            run = dataclasses.replace(run, metrics={**run.metrics, **losses}, costs={**origin.costs, **run.costs})
+            losses: Mapping[str, float] = {name: origin.metrics[name] for name in LOSSES if name in origin.metrics}
+            costs = dict(origin.costs)
+            if run.step is not None and run.step != origin.step:
+                losses = losses_at(origin.folder, run.step)
+                costs.pop("seconds", None)
+            run = dataclasses.replace(run, metrics={**run.metrics, **losses}, costs=costs | dict(run.costs))
         joined.append(run)
     if not evaluated:
         return [*(run for run in runs if run.job == "train"), *joined], []

@@ -107,6 +107,15 @@ def run_noise(samples: Sequence[Sample]) -> RunNoise:
     return RunNoise(np.asarray(between), np.asarray(rest), total**2 / (scales * weights).sum(axis=0))
 
 
+def are_enough(seeds: Sequence[int]) -> bool:
+    """Whether settings with so many seeds say how much runs differ.
+
+    A variance with one degree of freedom is often far too low, and claims follow: with 1, 1, 1 and 2 seeds, 10 to 14%
+    of studies of equal settings would make one (tests/studies/test_statistics.py).
+    """
+    return sum(seeds) - len(seeds) >= 2
+
+
 def mean_estimate(sample: Sample, noise: RunNoise) -> Estimate:
     """The mean of a setting: Wilson's interval with as many tasks as would give independent scores the same variance
     (Franco, Little, Louis, Slud: Journal of Survey Statistics and Methodology 7, 2019); without any variance, the tasks

@@ -12,11 +12,19 @@ from numpy.typing import NDArray
 from arcft.protocols import MetricSet
 from arcft.reporting.words import count
 from arcft.studies.runs import COSTS, LOSSES, Run, Scores
-from arcft.studies.settings import Grouping, Setting, StudyError, find_setting
+from arcft.studies.settings import (
+    Grouping,
+    Setting,
+    StudyError,
+    find_setting,
+    is_of_one_training,
+    is_of_training,
+)
 from arcft.studies.statistics import (
     LEVEL,
     Sample,
     Spread,
+    are_enough,
     difference,
     difference_over_seeds,
     holm,
@@ -60,7 +68,7 @@ class Row:
     setting: Setting
     value: Interval
     by_seed: list[float]
-    """The metric of each run."""
+    """The metric of each replicate."""
 
     difference: Interval | None = None
     """To the baseline; None for the baseline itself."""
@@ -69,6 +77,9 @@ class Row:
     """Of that difference; `p_holm` is corrected for the number of settings."""
 
     p_holm: float | None = None
+    is_claimed: bool = False
+    """Whether the difference to the baseline stands out of the noise, and enough runs tell how large that is."""
+
     metrics: Mapping[str, tuple[float, float]]
     """Mean over runs and its standard error, of every other metric, the LOSSES and the COSTS."""
 
@@ -77,8 +88,8 @@ class Row:
     """Better than each of the others by more than the noise."""
 
     @property
-    def is_claimed(self) -> bool:
-        """Whether the difference to the baseline stands out of the noise."""
+    def is_apart(self) -> bool:
+        """Whether these runs differ from those of the baseline by more than the noise that is known of."""
         return self.p_holm is not None and self.p_holm < 1 - LEVEL
 
 
@@ -89,6 +100,9 @@ class Study:
     metric: str
     over: Literal["tasks", "seeds"]
     """Whether the metric has a value for each task; a loss has one for each run only."""
+
+    can_claim: bool
+    """Whether enough settings have several seeds to tell settings apart from runs."""
 
     num_tasks: int
     grouping: Grouping
@@ -109,7 +123,7 @@ class Study:
     @property
     def seeds(self) -> list[int]:
         """Of each setting."""
-        return [len(row.setting.runs) for row in self.rows]
+        return [len(row.setting.replicates) for row in self.rows]
 
     @property
     def best(self) -> Row:
@@ -137,6 +151,7 @@ def compare(
     notes = _notes(grouping, metric, per_task, runs)
     ids = _shared_tasks(runs, tasks) if any(run.scores is not None for run in runs) else ()
     values = {setting.label: _by_seed(setting, metric, ids, per_task) for setting in grouping.settings}
+    can_claim = not per_task or are_enough([len(one.replicates) for one in grouping.settings])
     rate = metric in metric_set.by_rank
     if per_task:
         compared, planned = _over_tasks(grouping, base, metric, ids, rate)
@@ -155,6 +170,7 @@ def compare(
                 difference=None if is_base else one.difference,
                 p=None if is_base or np.isnan(one.p) else float(one.p),
                 p_holm=None if is_base or np.isnan(p_holm) else float(p_holm),
+                is_claimed=can_claim and not is_base and bool(p_holm < 1 - LEVEL),
                 metrics=_other_metrics(setting, metric, ids, metric_set),
                 coverage=cover[setting.label],
             )
@@ -162,6 +178,7 @@ def compare(
     study = Study(
         metric=metric,
         over="tasks" if per_task else "seeds",
+        can_claim=can_claim,
         num_tasks=len(ids),
         grouping=grouping,
         baseline=base,
@@ -213,7 +230,7 @@ def _with_best(study: Study, ids: Sequence[str], rate: bool) -> Study:
     number included."""
     best = study.best
     others = [row for row in study.rows if row is not best]
-    if not others:
+    if not others or not study.can_claim:
         return study
     if study.over == "tasks":
         samples = {row.setting.label: _sample(row.setting, study.metric, ids) for row in study.rows}
@@ -230,17 +247,22 @@ def _with_best(study: Study, ids: Sequence[str], rate: bool) -> Study:
 
 
 def _chosen_metric(metric: str | None, runs: Sequence[Run], metric_set: MetricSet) -> str:
-    there = [name for name in (*metric_set.names, *LOSSES) if all(name in run.metrics for run in runs)]
+    there = [name for name in (*metric_set.names, *LOSSES) if all(_has(run, name) for run in runs)]
     if metric is None:
         metric = next((name for name in (metric_set.primary, *LOSSES) if name in there), None)
         if metric is None:
             raise StudyError("the runs share no metric and no loss; name only those of one kind with runs=")
     if metric not in there:
-        lacking = [run for run in runs if metric not in run.metrics]
+        lacking = [run for run in runs if not _has(run, metric)]
         known = metric in (*metric_set.names, *LOSSES)
         why = f"{lacking[0].folder} has no value of it" if known else "there is no such metric"
         raise StudyError(f"metric={metric}: {why}; all runs have {', '.join(there) or 'none'}")
     return metric
+
+
+def _has(run: Run, metric: str) -> bool:
+    """Whether a run has a value of `metric`: of every task, where it has any of single tasks."""
+    return metric in run.metrics and (metric in LOSSES or run.scores is None or metric in run.scores.metrics)
 
 
 def _shared_tasks(runs: Sequence[Run], tasks: Literal["all", "shared"]) -> tuple[str, ...]:
@@ -267,7 +289,11 @@ def _shared_tasks(runs: Sequence[Run], tasks: Literal["all", "shared"]) -> tuple
 
 
 def _sample(setting: Setting, metric: str, ids: Sequence[str]) -> Sample:
-    return summarise(np.stack([_of_tasks(_scores(run), metric, ids) for run in setting.runs]))
+    """Runs that are not independent count as one, with their mean."""
+    replicates = [
+        np.mean([_of_tasks(_scores(run), metric, ids) for run in replicate], axis=0) for replicate in setting.replicates
+    ]
+    return summarise(np.stack(replicates))
 
 
 def _scores(run: Run) -> Scores:
@@ -284,9 +310,10 @@ def _of_tasks(scores: Scores, metric: str, ids: Sequence[str]) -> NDArray[np.flo
 
 
 def _by_seed(setting: Setting, metric: str, ids: Sequence[str], per_task: bool) -> list[float]:
-    if per_task:
-        return [float(_of_tasks(_scores(run), metric, ids).mean()) for run in setting.runs]
-    return [run.metrics[metric] for run in setting.runs]
+    def value(run: Run) -> float:
+        return float(_of_tasks(_scores(run), metric, ids).mean()) if per_task else run.metrics[metric]
+
+    return [float(np.mean([value(run) for run in replicate])) for replicate in setting.replicates]
 
 
 def _other_metrics(
@@ -296,14 +323,18 @@ def _other_metrics(
     for name in (*metric_set.names, *LOSSES, *COSTS):
         if name == metric:
             continue
-        if name in metric_set.names and all(run.scores is not None for run in setting.runs):
-            values = [float(_of_tasks(_scores(run), name, ids).mean()) for run in setting.runs]
-        else:
-            values = [{**run.metrics, **run.costs}.get(name, np.nan) for run in setting.runs]
-        values = [value for value in values if not np.isnan(value)]
+        means = [float(np.mean([_value(run, name, ids) for run in one])) for one in setting.replicates]
+        values = [value for value in means if not np.isnan(value)]
         if values:
             found[name] = seeds_alone(values)
     return found
+
+
+def _value(run: Run, name: str, ids: Sequence[str]) -> float:
+    """A metric, loss or cost; NaN where the run has none."""
+    if run.scores is not None and name in run.scores.metrics:
+        return float(_of_tasks(run.scores, name, ids).mean())
+    return {**run.metrics, **run.costs}.get(name, np.nan)
 
 
 def _coverage(runs: Sequence[Run], ids: Sequence[str], metric_set: MetricSet) -> Coverage | None:
@@ -328,7 +359,7 @@ def _coverage(runs: Sequence[Run], ids: Sequence[str], metric_set: MetricSet) ->
 
 def _notes(grouping: Grouping, metric: str, per_task: bool, runs: Sequence[Run]) -> list[str]:
     notes = []
-    seeds = [len(setting.runs) for setting in grouping.settings]
+    seeds = [len(setting.replicates) for setting in grouping.settings]
     if max(seeds) == 1 and per_task:
         notes.append(
             "One seed a setting: the intervals are over tasks only, so they say how these runs differ, not how the "
@@ -336,8 +367,14 @@ def _notes(grouping: Grouping, metric: str, per_task: bool, runs: Sequence[Run])
         )
     elif max(seeds) == 1:
         notes.append("One seed a setting, and no value for each task: nothing can be said about noise.")
+    elif per_task and len(seeds) > 1 and not are_enough(seeds):
+        notes.append(
+            "A second seed of one setting is too little to tell how much runs differ, so no difference of settings is "
+            "claimed. Add seeds to the others."
+        )
     elif min(seeds) == 1 and per_task:
         notes.append("Some settings have one seed: the noise of runs is taken from the others.")
+    notes += _replicate_notes(grouping, runs)
     if per_task and all(run.metrics[metric] == 0 for run in runs):
         notes.append(f"{metric} is 0 in all runs; metric= chooses one that differs, e.g. metric=eval_loss.")
     if grouping.along:
@@ -351,6 +388,25 @@ def _notes(grouping: Grouping, metric: str, per_task: bool, runs: Sequence[Run])
         notes.append(
             f"Compared over seeds alone: {lacking.folder} was made by a version that stored no results of single tasks."
         )
+    return notes
+
+
+def _replicate_notes(grouping: Grouping, runs: Sequence[Run]) -> list[str]:
+    """What is counted as a seed, where that is not each run."""
+    notes = []
+    trained = [key for key in grouping.crossed if is_of_training(key, runs[0].job)]
+    others = [key for key in grouping.crossed if key not in trained]
+    if others:
+        notes.append(
+            f"Runs of the same training that differ in {', '.join(others)} count as one seed, with their mean."
+        )
+    if trained:
+        notes.append(
+            f"Runs that share {' or '.join(trained)} don't vary independently, so they count as one seed, with their "
+            "mean. Give each run values of its own, e.g. 0 and 0, 1 and 1, 2 and 2."
+        )
+    if is_of_one_training(runs) and max(len(one.replicates) for one in grouping.settings) > 1:
+        notes.append("All runs evaluate one training run, so what they say holds for that one; another may differ.")
     return notes
 
 

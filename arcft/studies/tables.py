@@ -69,7 +69,8 @@ def markdown(study: Study, missing: Sequence[Missing], chart: str | None) -> str
     """The whole study."""
     lines = [f"# {title(study)}", "", f"{size(study)}.", "", verdict(study), *filter(None, [plan(study)]), ""]
     lines += [*_rows_table(study), ""]
-    lines += [f"Best in bold where it is better than each other setting by more than the noise. {_method(study)}", ""]
+    bold = "Best in bold where it is better than each other setting by more than the noise. " if study.can_claim else ""
+    lines += [f"{bold}{_method(study)}", ""]
     lines += [*study.notes, ""] if study.notes else []
     if chart is not None:
         lines += [f"![{title(study)}]({chart})", ""]
@@ -122,7 +123,7 @@ def json_content(study: Study, missing: Sequence[Missing]) -> dict[str, Any]:
 def _main_cells(study: Study, row: Row) -> list[str]:
     gap = "baseline" if row.difference is None else difference_words(study, row.difference)
     p = "" if row.p_holm is None else p_words(row.p_holm)
-    return [str(len(row.setting.runs)), value_words(study, row.value), gap, p]
+    return [str(len(row.setting.replicates)), value_words(study, row.value), gap, p]
 
 
 def _name(row: Row) -> str:
@@ -184,7 +185,8 @@ def _csv_row(study: Study, row: Row) -> dict[str, Any]:
     gap = row.difference
     values = {key: shown(value) for key, value in zip(study.grouping.by, row.setting.values, strict=True)}
     found: dict[str, Any] = (values or {"setting": row.setting.label}) | {
-        "seeds": len(row.setting.runs),
+        "seeds": len(row.setting.replicates),
+        "runs": len(row.setting.runs),
         study.metric: row.value.value,
         f"{study.metric}_low": row.value.low,
         f"{study.metric}_high": row.value.high,
@@ -206,17 +208,19 @@ def _json_row(study: Study, row: Row) -> dict[str, Any]:
     runs = [
         {
             "folder": str(run.folder),
-            study.metric: value,
+            "replicate": number,
             "seeds": {key: run.config.get(key) for key in study.grouping.over},
             "metrics": dict(run.metrics),
             "costs": dict(run.costs),
         }
-        for run, value in zip(row.setting.runs, row.by_seed, strict=True)
+        for number, replicate in enumerate(row.setting.replicates)
+        for run in replicate
     ]
     return {
         "setting": dict(zip(study.grouping.by, row.setting.values, strict=True)),
         "label": row.setting.label,
         "value": dataclasses.asdict(row.value),
+        "by_seed": row.by_seed,
         "difference": None if row.difference is None else dataclasses.asdict(row.difference),
         "p": row.p,
         "p_holm": row.p_holm,

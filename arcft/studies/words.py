@@ -28,8 +28,9 @@ def title(study: Study) -> str:
 def size(study: Study) -> str:
     """For example `3 settings, 9 runs, 3 seeds each, 400 tasks`."""
     seeds = sorted(set(study.seeds))
+    runs = sum(len(row.setting.runs) for row in study.rows)
     each = f"{count(seeds[0], 'seed')} each" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds each"
-    words = [count(len(study.rows), "setting"), count(sum(study.seeds), "run"), each]
+    words = [count(len(study.rows), "setting"), count(runs, "run"), each]
     return ", ".join(words + ([count(study.num_tasks, "task")] if study.num_tasks else []))
 
 
@@ -63,6 +64,8 @@ def verdict(study: Study) -> str:
     best = study.best
     if all(row.p_holm is None for row in others):
         return f"{best.setting.label} has the best {study.metric}, but whether that is more than noise can't be said."
+    if not study.can_claim:
+        return _of_these_runs(study, others, best)
     claimed = [row for row in others if row.is_claimed]
     if not claimed:
         return _nothing_claimed(study, others, best)
@@ -76,7 +79,8 @@ def verdict(study: Study) -> str:
     rest = len(others) - len(claimed)
     words = "; ".join(parts) + "."
     if rest:
-        words += f" The other {rest} can't be told from it." if rest > 1 else " The other one can't be told from it."
+        others_words = f"other {rest} don't differ" if rest > 1 else "other one does not differ"
+        words += f" The {others_words} from it by more than noise."
     if best.is_best:
         words += f" {best.setting.label} is the best of all."
     elif len(study.rows) > 2:
@@ -90,11 +94,11 @@ def plan(study: Study) -> str:
         return ""
     tasks, seeds = study.num_tasks, round(sum(study.seeds) / len(study.seeds))
     points = f"{100 * RESOLVED:.0f} points"
-    if max(study.seeds) == 1:
+    if not study.can_claim:
         need = study.spread.tasks_for(RESOLVED, 1)
         return (
-            f"To tell {points} apart takes at least {need:,} tasks, and more seeds than one: how much runs differ is "
-            "not known."
+            f"To tell {points} apart takes at least {need:,} tasks, and {SEEDS_ADVISED} seeds a setting or more: how "
+            "much runs differ is not known."
         )
     width = study.spread.half_width(tasks, seeds)
     now = f"With {count(tasks, 'task')} and {count(seeds, 'seed')} a setting, intervals are ±{100 * width:.1f} points"
@@ -156,11 +160,42 @@ def _nothing_claimed(study: Study, others: Sequence[Row], best: Row) -> str:
     if len({row.value.value for row in study.rows}) == 1:
         return f"All settings have the same {study.metric}."
     if best.difference is None:
-        return f"{base} has the best {study.metric}, but no setting can be told from it."
-    what = "the difference" if len(others) == 1 else "the best difference"
-    words = _named(study, [best])
-    corrected = "" if len(others) == 1 else f", corrected for {len(others)} comparisons"
-    return f"No setting can be told from {base}: {what}, of {words}{corrected}, is within the noise."
+        return f"{base} has the best {study.metric}, but no other differs from it by more than noise."
+    if best.p_holm is None:
+        few = ", but has one seed, so" if len(best.by_seed) == 1 else ", but"
+        return (
+            f"{best.setting.label} has the best {study.metric}{few} whether that is more than noise can't be said. No "
+            f"other setting differs from {base} by more than noise."
+        )
+    assert best.difference is not None
+    unit = "" if study.metric in LOSSES else " points"
+    gap = difference_words(study, best.difference).replace(" (", f"{unit} (").removesuffix(")")
+    corrected = "" if len(others) == 1 else f" after correction for {len(others)} comparisons"
+    words = f"{gap}{'; ' if '(' in gap else ' ('}p {_equals(best.p_holm)}{corrected})"
+    if len(others) == 1:
+        return f"{best.setting.label} does not differ from {base} by more than noise: {words}."
+    return f"No setting differs from {base} by more than noise. The best, {best.setting.label}, is at {words}."
+
+
+def _of_these_runs(study: Study, others: Sequence[Row], best: Row) -> str:
+    """What can be said of the runs where too few seeds say how much runs differ."""
+    apart = [row for row in others if row.is_apart]
+    if not apart:
+        return _nothing_claimed(study, others, best)
+    base = study.rows[[row.setting for row in study.rows].index(study.baseline)]
+    parts = []
+    for word in ("higher", "lower"):
+        rows = [row for row in apart if row.difference and (row.difference.value > 0) == (word == "higher")]
+        if rows:
+            parts.append(
+                f"{_runs(rows).capitalize()} of {_named(study, rows)} had a {word} {study.metric} than {_runs([base])} "
+                f"of {base.setting.label}"
+            )
+    return f"{'; '.join(parts)}. That says nothing yet about the settings: other seeds may turn it around."
+
+
+def _runs(rows: Sequence[Row]) -> str:
+    return "this run" if sum(len(row.setting.replicates) for row in rows) == 1 else "these runs"
 
 
 def _is_better(study: Study, row: Row) -> bool:
@@ -173,9 +208,9 @@ def _named(study: Study, rows: Sequence[Row]) -> str:
     named = []
     for row in rows:
         assert row.difference is not None
-        assert row.p_holm is not None
         gap = difference_words(study, row.difference).replace(" (", f"{unit}, ").removesuffix(")")
-        named.append(f"{row.setting.label} ({gap}; p {_equals(row.p_holm)})")
+        p = "" if row.p_holm is None else f"; p {_equals(row.p_holm)}"
+        named.append(f"{row.setting.label} ({gap}{p})")
     return named[0] if len(named) == 1 else f"{', '.join(named[:-1])} and {named[-1]}"
 
 

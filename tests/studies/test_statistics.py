@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from scipy import stats
 from arcft.scoring.metrics import wilson_interval
 from arcft.studies.statistics import (
     RunNoise,
+    are_enough,
     difference,
     difference_over_seeds,
     holm,
@@ -166,6 +168,47 @@ def test_a_difference_is_rarely_claimed_without_one(seeds: int, noise: float) ->
         others = np.delete(p[index], index, axis=0)
         claimed |= (best == index) & (holm(others.T) < 0.05).all(axis=-1)
     assert np.mean(claimed) <= 0.06
+
+
+def is_claimed(p: NDArray[np.float64], seeds: Sequence[int]) -> NDArray[np.bool_]:
+    """Whether each study claims a difference, from p-values [comparisons, studies]."""
+    return np.asarray((holm(p.T) < 0.05).any(axis=-1) & are_enough(seeds))
+
+
+@pytest.mark.parametrize("seeds", [(1, 1, 1, 1), (1, 1, 1, 2), (1, 1, 2, 2), (1, 3, 3, 3), (1, 1, 1, 3)])
+def test_unequal_seeds_claim_rarely_without_a_difference(seeds: Sequence[int]) -> None:
+    rng = np.random.default_rng(20)
+    scores = simulate(rng, studies=2000, settings=4, seeds=max(seeds), tasks=400, noise=0.03)
+    samples = [summarise(scores[:, index, :number]) for index, number in enumerate(seeds)]
+    noise = run_noise(samples)
+    p = np.stack([difference(one, samples[0], noise).p for one in samples[1:]])
+    assert np.mean(is_claimed(p, seeds)) <= 0.06
+    if not are_enough(seeds):
+        # Why nothing may be claimed.
+        assert np.mean((holm(p.T) < 0.05).any(axis=-1)) > 0.08
+
+
+@pytest.mark.parametrize("trainings", [1, 3])
+def test_repeated_evaluations_are_no_seeds(trainings: int) -> None:
+    """Two equal settings, each training run evaluated with 5 seeds: taken as 5 runs they would claim far too much."""
+    rng = np.random.default_rng(30)
+    scores = evaluated(rng, studies=2000, trainings=trainings, each=5, tasks=200, noise=0.03)
+    samples = [summarise(scores[:, index].mean(axis=2)) for index in (0, 1)]
+    p = difference(samples[1], samples[0], run_noise(samples)).p[None]
+    assert np.mean(is_claimed(p, [trainings] * 2)) <= 0.06
+    wrong = [summarise(scores[:, index].reshape(2000, trainings * 5, 200)) for index in (0, 1)]
+    assert np.mean(difference(wrong[1], wrong[0], run_noise(wrong)).p < 0.05) > 0.15
+
+
+def evaluated(
+    rng: np.random.Generator, *, studies: int, trainings: int, each: int, tasks: int, noise: float
+) -> NDArray[np.float64]:
+    """Two equal settings whose training runs are evaluated `each` times, [studies, 2, trainings, each, tasks]: a run
+    has a chance for each task, of which the evaluations are draws."""
+    chance = rng.beta(0.1, 0.4, (studies, 1, 1, tasks))
+    weight = chance * (1 - chance) / (0.2 * 0.8 / 3)
+    runs = chance + weight * noise * rng.standard_normal((studies, 2, trainings, 1))
+    return (rng.random((studies, 2, trainings, each, tasks)) < runs[:, :, :, None]).astype(np.float64)
 
 
 def test_a_large_difference_is_found() -> None:

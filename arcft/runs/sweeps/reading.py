@@ -45,9 +45,27 @@ def read_run(folder: Path) -> list[Run]:
         config = to_dict(read_stored(JOBS[job], stored["config"], folder / RUN_FILE))
     except (CheckpointError, ConfigError, KeyError, TypeError, AttributeError) as error:
         return [Run(folder=folder, job="", state="damaged", reason=str(error))]
-    own = job == "train" or (folder / METRICS_FILE).is_file()
-    parts = [] if own else sorted(path.parent for path in folder.glob(f"*/{METRICS_FILE}"))
-    return [_read_part(part, folder, job, config) for part in parts or [folder]]
+    if job == "train" or (folder / METRICS_FILE).is_file():
+        return [_read_part(folder, folder, job, config)]
+    parts = sorted(path.parent for path in folder.glob(f"*/{METRICS_FILE}"))
+    runs = [_read_part(part, folder, job, config) for part in parts]
+    keys = stored.get("keys")
+    names = set(keys) if isinstance(keys, dict) else set()
+    rest = sorted(names - {part.name for part in parts}, key=_number_last)
+    if parts and not rest:
+        return runs
+    unfinished = _read_part(folder, folder, job, config)
+    if parts:
+        words = f"{len(parts)} of {count(len(names), 'checkpoint')} evaluated, not yet {', '.join(rest)}"
+        reason = unfinished.reason if unfinished.state == "failed" else words
+        unfinished = dataclasses.replace(unfinished, reason=reason)
+    return [*runs, unfinished]
+
+
+def _number_last(name: str) -> tuple[str, int]:
+    """checkpoint-10 after checkpoint-9."""
+    stem, _, number = name.rpartition("-")
+    return (stem, int(number)) if number.isdecimal() else (name, 0)
 
 
 def _read_part(part: Path, folder: Path, job: str, config: dict[str, Any]) -> Run:
@@ -79,7 +97,12 @@ def _train_run(folder: Path, config: dict[str, Any]) -> Run:
     if costs is None:
         costs = training_costs(history(folder))
     metrics = content.get("metrics", {}) | losses
+    run = dataclasses.replace(run, step=_whole(content.get("step")))
     return _finished(run, metrics=metrics, scores=_scores(content, folder, run.kind), costs=costs)
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _evaluation(folder: Path, run_folder: Path, config: dict[str, Any]) -> Run:
@@ -100,7 +123,7 @@ def _evaluation(folder: Path, run_folder: Path, config: dict[str, Any]) -> Run:
         own |= {name: config[name] for name in names if config[name] is not None} | {"checkpoint": checkpoint}
     if "step" in about:
         own["step"] = about["step"]
-    run = dataclasses.replace(run, config=flat(own), trained_in=trained_in)
+    run = dataclasses.replace(run, config=flat(own), trained_in=trained_in, step=_whole(about.get("step")))
     if isinstance(content, Run):
         return dataclasses.replace(run, state=content.state, reason=content.reason)
     costs = {"evaluation_seconds": about["seconds"]} if "seconds" in about else {}
@@ -191,6 +214,12 @@ def _is_locked(folder: Path) -> bool:
 def history(folder: Path) -> list[dict[str, Any]]:
     """The lines of history.jsonl that can be read."""
     return [line for line in _json_lines(folder / HISTORY_FILE) if isinstance(line.get("step"), int)]
+
+
+def losses_at(folder: Path, step: int) -> dict[str, float]:
+    """The LOSSES that the training run in `folder` had at `step`, where it recorded them."""
+    lines = [line for line in history(folder) if line["step"] == step]
+    return _numbers({name: line[name] for line in lines for name in LOSSES if name in line})
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:

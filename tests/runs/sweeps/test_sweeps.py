@@ -15,7 +15,7 @@ import yaml
 from arcft.checkpoints import CheckpointError, write_run_yaml
 from arcft.runs.sweeps.finding import find_runs
 from arcft.runs.sweeps.missing import jobs_of, missing_runs
-from arcft.runs.sweeps.reading import read_run
+from arcft.runs.sweeps.reading import losses_at, read_run
 from tests.support.paths import ROOT
 from tests.support.study_runs import config, write_train_run
 
@@ -148,6 +148,31 @@ def test_the_checkpoints_of_an_evaluation_are_runs(tmp_path: Path) -> None:
         shutil.copy(OLD / "evaluate" / "metrics.json", part)
     (tmp_path / "sweep" / "metrics.json").unlink()
     assert [run.folder.name for run in read_run(tmp_path / "sweep")] == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_an_interrupted_evaluation_of_checkpoints_is_unfinished(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    shutil.copytree(OLD / "evaluate", folder)
+    content = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+    write_run_yaml(folder, content | {"keys": {f"checkpoint-{step}": "x" for step in (2, 4, 10, 6)}})
+    for step in (2, 4):
+        (folder / f"checkpoint-{step}").mkdir()
+        shutil.copy(OLD / "evaluate" / "metrics.json", folder / f"checkpoint-{step}")
+    (folder / "metrics.json").unlink()
+    *done, rest = read_run(folder)
+    assert [run.state for run in done] == ["finished", "finished"]
+    assert (rest.state, rest.folder) == ("unfinished", folder)
+    assert rest.reason == "2 of 4 checkpoints evaluated, not yet checkpoint-6, checkpoint-10"
+    (missing,) = missing_runs(find_runs([str(folder)]), [], [])
+    assert missing.command == f"python evaluate.py resume={folder}"
+
+
+def test_losses_at_a_step(tmp_path: Path) -> None:
+    (tmp_path / "history.jsonl").write_text(
+        '{"step": 2, "loss": 1.5}\n{"step": 2, "eval_loss": 1.25, "eval_vote_2": 0}\n{"step": 4, "loss": 1}\n'
+    )
+    assert losses_at(tmp_path, 2) == {"loss": 1.5, "eval_loss": 1.25}
+    assert losses_at(tmp_path, 3) == {}
 
 
 def test_sweeps_runs_and_folders_of_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
