@@ -328,13 +328,18 @@ def test_a_base_model_is_measured_on_what_train_would_hold_out(tmp_path: Path, m
     asked = list(run_json(tmp_path / "base")["tasks"])
     held_out: list[list[str]] = []
 
-    def no_training(*arguments: Any) -> Any:
-        held_out.append([task.id for task in arguments[2].sets.held_out])
+    class EnoughError(Exception):
+        pass
 
-    monkeypatch.setattr("arcft.runs.train._train", no_training)
+    def no_training(config: object, plan: object, prepared: Any, device: object) -> None:
+        held_out.append([task.id for task in prepared.sets.held_out])
+        raise EnoughError
+
+    monkeypatch.setattr("arcft.runs.train._fit", no_training)
     from arcft.runs.train import train
 
-    train(train_config("tracking=none", "preview=false"), tmp_path / "train")
+    with pytest.raises(EnoughError):
+        train(train_config("tracking=none", "preview=false"), tmp_path / "train")
     assert len(held_out[0]) >= 10
     assert set(asked) <= set(held_out[0])
     assert len(asked) == 2

@@ -666,6 +666,10 @@ def test_a_complete_run_is_closed_again_and_not_trained(
     (folder / "preview.png").unlink()
     assert run_train(folder, f"resume={folder}") == 0
     after = {name: (folder / name).read_bytes() for name in tree(folder) if "train.log" not in name}
+    metrics, metrics_before = json.loads(after.pop("metrics.json")), json.loads(before.pop("metrics.json"))
+    for each in (metrics, metrics_before):
+        assert each["costs"].pop("peak_bytes") > 0
+    assert metrics == metrics_before
     assert after == before
     assert f"  python evaluate.py checkpoint={folder}" in capsys.readouterr().out.splitlines()
 
