@@ -669,6 +669,7 @@ def test_a_complete_run_is_closed_again_and_not_trained(
     metrics, metrics_before = json.loads(after.pop("metrics.json")), json.loads(before.pop("metrics.json"))
     for each in (metrics, metrics_before):
         assert each["costs"].pop("peak_bytes") > 0
+        assert each["costs"].pop("seconds") > 0
     assert metrics == metrics_before
     assert after == before
     assert f"  python evaluate.py checkpoint={folder}" in capsys.readouterr().out.splitlines()
