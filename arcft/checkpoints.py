@@ -16,10 +16,11 @@ import os
 import platform
 import re
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -172,6 +173,17 @@ def remove_leftovers(run_folder: Path) -> None:
             shutil.rmtree(path)
 
 
+def _lock(file: IO[str], tries: int = 4) -> None:
+    """Raise BlockingIOError if another process holds the lock for longer than the moment in which `arcft study` looks
+    whether the run is in use."""
+    for _ in range(tries - 1):
+        with suppress(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.05)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @contextmanager
 def lock_run(run_folder: Path) -> Iterator[None]:
     """Hold an exclusive lock on a run folder, created if missing; raises CheckpointError if another process holds it.
@@ -181,7 +193,7 @@ def lock_run(run_folder: Path) -> Iterator[None]:
     run_folder.mkdir(parents=True, exist_ok=True)
     with open(run_folder / LOCK_FILE, "a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError as error:
             file.seek(0)
             raise CheckpointError(

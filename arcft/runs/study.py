@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from arcft.config.study import StudyConfig
@@ -15,8 +16,9 @@ from arcft.runs.common.extras import extra
 from arcft.runs.common.paths import absolute
 from arcft.runs.setup.kinds import KINDS
 from arcft.runs.sweeps.finding import FoundRuns, find_runs
-from arcft.runs.sweeps.missing import missing_runs
+from arcft.runs.sweeps.missing import missing_runs, unknown_jobs
 from arcft.runs.sweeps.reading import losses_at
+from arcft.studies.runs import Run
 from arcft.studies.settings import StudyError, group, join_evaluations
 from arcft.studies.study import Study, compare
 from arcft.studies.tables import Missing, csv_text, json_content, markdown, terminal_table
@@ -39,14 +41,18 @@ def study(config: StudyConfig) -> Study:
     found = find_runs(config.names("runs") or [])
     finished = [run for run in found.runs if run.state == "finished"]
     runs, not_evaluated = join_evaluations(finished, losses_at)
+    begun = [str(run.trained_in) for run in found.runs if run.job == "evaluate" and run.state != "finished"]
+    not_evaluated = [run for run in not_evaluated if not any(fnmatch(str(run.folder), one) for one in begun)]
     evaluations = [run for run in runs if run.job == "evaluate"]
     missing = missing_runs(found, not_evaluated, evaluations)
     if not runs:
         _show_missing(missing)
         raise StudyError(f"none of {count(len(found.runs), 'run')} is finished, so there is nothing to compare yet")
+    _refuse_mixed_jobs(runs)
     kinds = sorted({run.kind for run in runs})
     if len(kinds) > 1:
         raise StudyError(f"runs of different kinds of problems ({', '.join(kinds)}); name only those of one with runs=")
+    folder = _folder(config, found)
     baseline = None if config.baseline is None else _typed(config.baseline)
     study = compare(
         group(runs, config.names("by"), config.names("over")),
@@ -55,10 +61,31 @@ def study(config: StudyConfig) -> Study:
         baseline=baseline,
         tasks=config.tasks,
     )
-    folder = _folder(config, found)
+    study.notes.extend(_baseline_note(config, study, found))
+    study.notes.extend(unknown_jobs(found))
     _write(folder, study, missing)
     _show(study, missing, folder)
     return study
+
+
+def _refuse_mixed_jobs(runs: Sequence[Run]) -> None:
+    examples = {run.job: run.folder for run in runs}
+    if len(examples) > 1:
+        raise StudyError(
+            f"training runs and evaluations together (e.g. {' and '.join(map(str, examples.values()))}), but none of "
+            "the evaluations is of one of the training runs; name only those of one job with runs="
+        )
+
+
+def _baseline_note(config: StudyConfig, study: Study, found: FoundRuns) -> list[str]:
+    """Where another setting may have been the first one, if its runs were finished."""
+    grouping = study.grouping
+    there = [one.values for one in grouping.settings]
+    lacking = [run for run in found.runs if run.state != "finished" and grouping.by and grouping.by[0] in run.config]
+    lacks = any(tuple(run.config.get(key) for key in grouping.by) not in there for run in lacking)
+    if config.baseline is not None or not lacks:
+        return []
+    return [f"The baseline is {study.baseline.label}, the first setting with a finished run; baseline= names another."]
 
 
 def _typed(value: str | int | float | bool) -> str:
@@ -68,7 +95,11 @@ def _typed(value: str | int | float | bool) -> str:
 def _folder(config: StudyConfig, found: FoundRuns) -> Path:
     """Where the study is written."""
     if config.out is not None:
-        return Path(absolute(config.out))
+        folder = Path(absolute(config.out))
+        for path in (folder, *folder.parents):
+            if path.exists() and not path.is_dir():
+                raise StudyError(f"out={config.out}: {path} is a file; name a folder, which is made if it is not there")
+        return folder
     (name, *others) = config.names("runs") or []
     if not others and [Path(absolute(name))] == found.sweeps:
         return found.sweeps[0]

@@ -34,12 +34,12 @@ def study_png(study: Study) -> bytes:
     axis = _numeric_axis(study)
     if axis is not None:
         draw = functools.partial(_draw_lines, study, axis)
-        panels = [Panel(title(study), study.grouping.by[axis], functools.partial(draw, False))]
+        panels = [Panel(_plain(title(study)), study.grouping.by[axis], functools.partial(draw, False))]
         if any(row.difference for row in study.rows):
             panels.append(Panel(_DIFFERENCE, study.grouping.by[axis], functools.partial(draw, True)))
         return charts_png(panels, pixel_size=(620 * len(panels), 420))
     rows = study.rows if len(study.rows) <= _MOST_ROWS else _best_rows(study)
-    panels = [Panel(title(study), _unit(study), functools.partial(_draw_dots, study, rows, False))]
+    panels = [Panel(_plain(title(study)), _unit(study), functools.partial(_draw_dots, study, rows, False))]
     if any(row.difference for row in rows):
         panels.append(Panel(_DIFFERENCE, _against(study), functools.partial(_draw_dots, study, rows, True)))
     return charts_png(panels, pixel_size=(700 * len(panels), max(_LEAST_PIXELS, 120 + _ROW_PIXELS * len(rows))))
@@ -100,7 +100,7 @@ def _draw_lines(study: Study, axis: int, of_difference: bool, axes: Axes) -> Non
         rows = sorted(rows, key=lambda row: row.setting.values[axis])
         places = [row.setting.values[axis] for row in rows]
         values, below, above = zip(*(_bars(study, row, of_difference) for row in rows), strict=True)
-        name = " ".join(names) or None
+        name = _shortened(" ".join(names)) or None
         axes.errorbar(places, values, [below, above], color=color, label=name, marker="o", markersize=4, capsize=3)
         if not of_difference:
             for row, place in zip(rows, places, strict=True):
@@ -144,4 +144,9 @@ def _draw_dots(study: Study, rows: Sequence[Row], of_difference: bool, axes: Axe
 
 
 def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…"
+    return _plain(name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…")
+
+
+def _plain(text: str) -> str:
+    """`text` as matplotlib draws it, which takes dollars for formulas."""
+    return text.replace("$", r"\$")

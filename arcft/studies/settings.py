@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ _NOT_COMPARED = (
 )  # fmt: skip
 """Beginnings of keys that don't make a setting by themselves: they say where and how a run is made and recorded."""
 
+
+_WHERE = ("tracking.", "resume", "checkpoint")
+"""Of these, those that name a place or another run."""
 
 _OF_EVALUATION = {"train": ("inference.", "selection."), "evaluate": ("inference.", "selection.", "data.", "ttft.")}
 """By job: beginnings of keys that have no part in training."""
@@ -68,6 +72,9 @@ class Grouping:
     repeated: int
     """Runs that are left out, because a later one has the same setting and seeds."""
 
+    ignored: tuple[str, ...]
+    """Keys in which these differ, but which make no setting by themselves."""
+
 
 def group(runs: Sequence[Run], by: Sequence[str] | None, over: Sequence[str] | None) -> Grouping:
     """The settings of `runs`, by number where they are numbers, else in the order of the runs.
@@ -90,7 +97,17 @@ def group(runs: Sequence[Run], by: Sequence[str] | None, over: Sequence[str] | N
         _refuse_mixed(runs, keys, [key for key in rest if key not in (*keys, *along)])
     settings, repeated = _settings(runs, keys, seeds)
     crossed = tuple(key for key in seeds if any(_is_crossed(one, key) for one in settings))
-    return Grouping(by=keys, over=seeds, along=along, settings=settings, crossed=crossed, repeated=repeated)
+    used = (*keys, *seeds, *along)
+    ignored = [key for key in differing if key not in used and not key.startswith(_WHERE)] if repeated else []
+    return Grouping(
+        by=keys,
+        over=seeds,
+        along=along,
+        settings=settings,
+        crossed=crossed,
+        repeated=repeated,
+        ignored=tuple(ignored),
+    )
 
 
 def label(keys: Sequence[str], values: Sequence[Any]) -> str:
@@ -99,10 +116,20 @@ def label(keys: Sequence[str], values: Sequence[Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of a config as a command line has it."""
+    """A value of a config as a command line has it, on one line and not too long."""
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value) if isinstance(value, str | int | float) else json.dumps(value)
+        return _WORDS[value]
+    text = str(value) if isinstance(value, str | int | float) else json.dumps(value)
+    if not isinstance(value, str):
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    line = " ".join(value.split())
+    line = line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
+    return f"'{line}'" if not line or " " in line or line in _WORDS.values() else line
+
+
+_WORDS = {None: "null", True: "true", False: "false"}
+_LONGEST = 60
+"""Characters of a value; the rest of a system prompt is cut off."""
 
 
 def find_setting(grouping: Grouping, wanted: str) -> Setting:
@@ -111,7 +138,7 @@ def find_setting(grouping: Grouping, wanted: str) -> Setting:
     words = set(wanted.split())
     found = [one for one in grouping.settings if one.label == wanted]
     found = found or [one for one in grouping.settings if words <= set(one.label.split())]
-    found = found or [one for one in grouping.settings if wanted in map(shown, one.values)]
+    found = found or [one for one in grouping.settings if wanted in (*map(shown, one.values), *map(str, one.values))]
     if len(found) == 1:
         return found[0]
     labels = "; ".join(one.label for one in grouping.settings)
@@ -149,8 +176,8 @@ def _refuse_mixed(runs: Sequence[Run], keys: Sequence[str], others: Sequence[str
     """Raise StudyError where runs of one setting differ in more than their seeds."""
     if others:
         raise StudyError(
-            f"by={','.join(keys)}: runs of one setting differ in {', '.join(others)} too; add these to by=, or to "
-            "over= to average over them, or name only some of the runs"
+            f"by={','.join(keys) or '[]'}: runs of one setting differ in {', '.join(others)} too; add these to by=, or "
+            "to over= to average over them, or name only some of the runs"
         )
 
 
@@ -162,10 +189,15 @@ def _settings(runs: Sequence[Run], keys: Sequence[str], seeds: Sequence[str]) ->
         if earlier is None or earlier.finished_at <= run.finished_at:
             same[_values(run, seeds)] = run
     settings = []
+    named: Counter[str] = Counter()
     for found in groups.values():
         kept = list(found.values())
         values = tuple(kept[0].config.get(name) for name in keys)
-        settings.append(Setting(values=values, label=label(keys, values), replicates=_replicates(kept, seeds, runs)))
+        name = label(keys, values)
+        named[name] += 1
+        # Long values may differ in what their labels leave out.
+        name = name if named[name] == 1 else f"{name} ({named[name]})"
+        settings.append(Setting(values=values, label=name, replicates=_replicates(kept, seeds, runs)))
     if all(is_number(value) for one in settings for value in one.values):
         settings.sort(key=lambda one: one.values)
     return settings, len(runs) - sum(len(one.runs) for one in settings)

@@ -34,6 +34,9 @@ Array = NDArray[np.float64]
 LEVEL = 0.95
 """Of all intervals; 1 - LEVEL is the error rate of a study's claims."""
 
+POWER = 0.8
+"""Share of studies that find the difference for which they are planned."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
@@ -221,7 +224,7 @@ def _quantile(degrees: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """What the interval of a difference of two settings consists of, for planning; variances of single scores."""
+    """What the error of a difference of two settings consists of, for planning; variances of single scores."""
 
     tasks: float
     """By which the settings differ from task to task, with any number of seeds."""
@@ -233,13 +236,13 @@ class Spread:
     """Of single scores, beyond both."""
 
     settings: int
-    """That share the estimate of `runs`."""
+    """That share the estimate of `runs`, one of them the baseline."""
 
     widest: float
     """The largest difference that a task may have; see `difference`."""
 
-    def half_width(self, tasks: int, seeds: int) -> float:
-        """Of the interval with so many tasks and seeds a setting."""
+    def standard_error(self, tasks: int, seeds: int) -> tuple[float, float]:
+        """Of a difference with so many tasks and seeds a setting, and its degrees of freedom."""
         squares = tasks * (self.tasks + 2 * self.rest / seeds) + self.widest / seeds
         own = max(squares, self.widest) / (tasks + 2) ** 2
         runs = 2 * self.runs / seeds
@@ -247,15 +250,23 @@ class Spread:
         freedom = self.settings * (seeds - 1)
         shares = own**2 / max(tasks - 1, 1) + (between**2 / freedom if freedom else 0.0)
         degrees = (own + runs) ** 2 / shares if shares > 0 else float("inf")
-        return float(stats.t.ppf((1 + LEVEL) / 2, max(degrees, 1)) * np.sqrt(own + runs))
+        return float(np.sqrt(own + runs)), float(max(degrees, 1))
 
-    def tasks_for(self, half_width: float, seeds: int) -> int | None:
-        """The least number of tasks; None where no number is enough."""
-        return _least(lambda tasks: self.half_width(tasks, seeds) <= half_width, 2, _MOST_TASKS)
+    def detectable(self, tasks: int, seeds: int) -> float:
+        """The true difference that is claimed in a share POWER of studies with so many tasks and seeds a setting
+        (Cohen: Statistical Power Analysis, 1988; with quantiles of t). Bonferroni's correction stands for Holm's, which
+        depends on the other differences."""
+        error, degrees = self.standard_error(tasks, seeds)
+        level = (1 - LEVEL) / (self.settings - 1)
+        return float((stats.t.ppf(1 - level / 2, degrees) + stats.t.ppf(POWER, degrees)) * error)
 
-    def seeds_for(self, half_width: float, tasks: int) -> int | None:
+    def tasks_for(self, difference: float, seeds: int) -> int | None:
+        """The least number of tasks that detect `difference`; None where no number is enough."""
+        return _least(lambda tasks: self.detectable(tasks, seeds) <= difference, 2, _MOST_TASKS)
+
+    def seeds_for(self, difference: float, tasks: int) -> int | None:
         """The least number of seeds a setting; None where no number is enough."""
-        return _least(lambda seeds: self.half_width(tasks, seeds) <= half_width, 2, _MOST_SEEDS)
+        return _least(lambda seeds: self.detectable(tasks, seeds) <= difference, 2, _MOST_SEEDS)
 
 
 _MOST_TASKS = 1_000_000

@@ -383,6 +383,11 @@ def _notes(grouping: Grouping, metric: str, per_task: bool, runs: Sequence[Run])
         notes.append(
             f"{count(grouping.repeated, 'run')} left out, because a later one has the same setting and the same seeds."
         )
+        if grouping.ignored:
+            notes.append(
+                f"They differ in {', '.join(grouping.ignored)}, which makes no setting by itself; compare it with "
+                f"by={grouping.ignored[0]}."
+            )
     if not per_task and metric not in LOSSES:
         lacking = next(run for run in runs if run.scores is None)
         notes.append(

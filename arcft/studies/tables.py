@@ -183,7 +183,8 @@ def _line(cells: Sequence[str]) -> str:
 
 def _csv_row(study: Study, row: Row) -> dict[str, Any]:
     gap = row.difference
-    values = {key: shown(value) for key, value in zip(study.grouping.by, row.setting.values, strict=True)}
+    whole = (value if isinstance(value, str) else shown(value) for value in row.setting.values)
+    values = dict(zip(study.grouping.by, whole, strict=True))
     found: dict[str, Any] = (values or {"setting": row.setting.label}) | {
         "seeds": len(row.setting.replicates),
         "runs": len(row.setting.runs),

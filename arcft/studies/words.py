@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from arcft.reporting.words import count, duration, percent
 from arcft.studies.runs import LOSSES
+from arcft.studies.statistics import POWER
 from arcft.studies.study import Coverage, Interval, Row, Study
 
 RESOLVED = 0.02
@@ -92,18 +93,21 @@ def plan(study: Study) -> str:
     """How many tasks and seeds would resolve 2 points; empty where that is not known."""
     if study.spread is None or study.metric in LOSSES:
         return ""
-    tasks, seeds = study.num_tasks, round(sum(study.seeds) / len(study.seeds))
     points = f"{100 * RESOLVED:.0f} points"
     if not study.can_claim:
-        need = study.spread.tasks_for(RESOLVED, 1)
         return (
-            f"To tell {points} apart takes at least {need:,} tasks, and {SEEDS_ADVISED} seeds a setting or more: how "
-            "much runs differ is not known."
+            f"How many tasks and seeds it takes to find a difference of {points} can't be said before it is known how "
+            f"much runs differ: train {SEEDS_ADVISED} or more seeds of each setting."
         )
-    width = study.spread.half_width(tasks, seeds)
-    now = f"With {count(tasks, 'task')} and {count(seeds, 'seed')} a setting, intervals are ±{100 * width:.1f} points"
-    if width <= RESOLVED:
-        return f"{now}, enough to tell {points} apart."
+    tasks, seeds = study.num_tasks, max(study.seeds)
+    found = study.spread.detectable(tasks, seeds)
+    each = "a setting" if min(study.seeds) == seeds else "in every setting"
+    now = (
+        f"With {count(tasks, 'task')} and {count(seeds, 'seed')} {each}, a true difference of {100 * found:.1f} points "
+        f"is found in {POWER:.0%} of studies"
+    )
+    if found <= RESOLVED:
+        return f"{now}."
     more_seeds, more_tasks = study.spread.seeds_for(RESOLVED, tasks), study.spread.tasks_for(RESOLVED, seeds)
     ways = []
     if more_seeds is not None:
@@ -113,7 +117,7 @@ def plan(study: Study) -> str:
     if not ways:
         both = _both(study)
         ways = [both] if both else []
-    return f"{now}; to tell {points} apart takes {' or '.join(ways)}." if ways else f"{now}."
+    return f"{now}; to find {points} takes {' or '.join(ways)}." if ways else f"{now}."
 
 
 def coverage_words(study: Study) -> str:

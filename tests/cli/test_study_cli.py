@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from arcft.checkpoints import write_run_yaml
 from arcft.cli.study import with_leading_paths
+from arcft.studies import chart
 from tests.cli.test_program import called
-from tests.runs.sweeps.test_sweeps import write_begun, write_sweep
+from tests.runs.sweeps.test_sweeps import OLD, write_begun, write_sweep
 from tests.support.study_runs import simulate, write_train_run
 from tests.support.train_command import QUICK, finish, start_train
 
@@ -52,7 +56,7 @@ def test_a_sweep(sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert "warning: 2 runs missing or unfinished:" in lines
     assert "  lora.r=256 training.seed=1: unfinished (step 2 of 6)" in lines
     assert f"    arcft train resume={sweep / '7'}" in lines
-    assert "  lora.r=256 training.seed=2: not started (job 8 of stamp)" in lines
+    assert "  lora.r=256 training.seed=2: not started (folder stamp/8)" in lines
     assert f"    arcft train lora.r=256 training.seed=2 hydra.run.dir={sweep / '8'}" in lines
     assert f"table, figures and chart: {sweep / 'study.md'}" in lines
     assert {path.name for path in sweep.iterdir() if path.is_file()} == FILES | {"multirun.yaml"}
@@ -97,6 +101,10 @@ def test_several_folders_have_a_study_of_their_own(
         (["multirun/train/stamp", "metric=vote_3"], "metric=vote_3: there is no such metric; all runs have accuracy"),
         (["multirun/train/stamp", "tasks=some"], "tasks=some"),
         (["multirun/train/stamp", "metrics=vote_2"], "metrics: there is no such key; did you mean metric?"),
+        (["multirun/train/stamp", "runs=[x]"], "multirun/train/stamp and runs=[x] both name runs; give all of them as"),
+        (["by=lora.r", "multirun/train/stamp"], "paths come first: arcft study multirun/train/stamp ..."),
+        (["multirun/train/stamp", "out=multirun/train/stamp/multirun.yaml"], "multirun.yaml is a file; name a folder"),
+        (["multirun/train/stamp", "out=multirun/train/stamp/multirun.yaml/x"], "multirun.yaml is a file; name a folde"),
         (["multirun/train/stamp/7"], "none of 1 run is finished, so there is nothing to compare yet"),
     ],
 )
@@ -122,6 +130,58 @@ def test_runs_of_other_tasks_are_compared_only_when_asked(
     assert "compare the 2 that all have answered with tasks=shared" in capsys.readouterr().err
     assert called(monkeypatch, "study", "multirun/train/stamp", "tasks=shared") == 0
     assert stored(sweep)["tasks"] == 2
+
+
+def test_training_runs_and_other_evaluations_are_not_compared(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(OLD / "evaluate", tmp_path / "evaluated")
+    assert called(monkeypatch, "study", str(sweep), "evaluated") == 1
+    assert "but none of the evaluations is of one of the training runs; name only" in capsys.readouterr().err
+
+
+def test_an_evaluation_that_has_begun_is_not_missing_twice(
+    sweep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = yaml.safe_load((OLD / "evaluate" / "run.yaml").read_text(encoding="utf-8"))
+    for number in (0, 1):
+        folder = tmp_path / "evaluated" / str(number)
+        shutil.copytree(OLD / "evaluate", folder)
+        content["config"]["checkpoint"] = str(sweep / str(number) / "checkpoint-*" if number else sweep / str(number))
+        write_run_yaml(folder, content)
+        (folder / "metrics.json").unlink()
+    results = json.loads((OLD / "evaluate" / "metrics.json").read_text(encoding="utf-8"))
+    results["run"]["checkpoint"] = str(sweep / "2" / "checkpoint-4")
+    shutil.copytree(OLD / "evaluate", tmp_path / "evaluated" / "2")
+    (tmp_path / "evaluated" / "2" / "metrics.json").write_text(json.dumps(results), encoding="utf-8")
+    words = [str(sweep / str(number)) for number in range(4)]
+    assert called(monkeypatch, "study", *words, "evaluated", "out=here") == 0
+    listed = [(Path(one["name"]).name, one["state"]) for one in stored(tmp_path / "here")["missing"]]
+    assert listed == [("0", "unfinished"), ("1", "unfinished"), ("lora.r=64 training.seed=0", "not evaluated")]
+
+
+def test_a_chart_that_can_not_be_made_leaves_no_old_one(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert called(monkeypatch, "study", str(sweep)) == 0
+    monkeypatch.setattr(chart, "study_png", lambda study: 1 / 0)
+    assert called(monkeypatch, "study", str(sweep)) == 0
+    out = capsys.readouterr().out
+    assert (
+        "note: the chart could not be made (ZeroDivisionError: division by zero); the study goes on without it" in out
+    )
+    assert not (sweep / "study.png").exists()
+    assert "study.png" not in (sweep / "study.md").read_text(encoding="utf-8")
+
+
+def test_the_baseline_is_named_where_another_setting_came_first(
+    sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        (sweep / str(number) / "metrics.json").write_text("", encoding="utf-8")
+    assert called(monkeypatch, "study", str(sweep)) == 0
+    said = "note: The baseline is lora.r=64, the first setting with a finished run; baseline= names another."
+    assert said in capsys.readouterr().out
 
 
 def test_leading_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,17 +218,32 @@ def test_a_large_difference_is_found() -> None:
     assert np.mean(p < 0.05) > 0.9
 
 
-def test_planned_intervals_are_as_wide_as_those_of_such_a_study() -> None:
+def test_planned_errors_are_those_of_such_a_study() -> None:
     """What a study with 3 seeds and 200 tasks predicts for 6 seeds and 800 tasks, on average."""
     rng = np.random.default_rng(1)
     small = simulate(rng, studies=200, settings=2, seeds=3, tasks=200, noise=0.03)
     predicted = []
     for scores in small:
         samples = [summarise(one) for one in scores]
-        predicted.append(spread(samples[1:], samples[0], run_noise(samples)).half_width(800, 6))
+        error, degrees = spread(samples[1:], samples[0], run_noise(samples)).standard_error(800, 6)
+        predicted.append(stats.t.ppf(0.975, degrees) * error)
     low, high, _ = estimated(simulate(rng, studies=60, settings=2, seeds=6, tasks=800, noise=0.03))
     mean_square = np.mean(np.square(predicted)), np.mean(np.square(high - low)) / 4
     assert mean_square[0] == pytest.approx(mean_square[1], rel=0.25)
+
+
+@pytest.mark.parametrize(("settings", "seeds"), [(2, 3), (2, 6), (3, 4)])
+def test_the_difference_of_the_plan_is_found_in_80_percent_of_studies(settings: int, seeds: int) -> None:
+    rng = np.random.default_rng(3)
+    pilot = simulate(rng, studies=100, settings=settings, seeds=seeds, tasks=400, noise=0.02)
+    plans = []
+    for scores in pilot:
+        samples = [summarise(one) for one in scores]
+        plans.append(spread(samples[1:], samples[0], run_noise(samples)).detectable(400, seeds))
+    gain = float(np.sqrt(np.mean(np.square(plans))))
+    scores = simulate(rng, studies=1000, settings=settings, seeds=seeds, tasks=400, noise=0.02, gain=gain)
+    _, _, p = estimated(scores)
+    assert np.mean(holm(p.T) < 0.05) == pytest.approx(0.8, abs=0.07)
 
 
 def test_how_many_tasks_and_seeds_it_takes() -> None:
@@ -239,6 +254,6 @@ def test_how_many_tasks_and_seeds_it_takes() -> None:
     seeds, tasks = planned.seeds_for(0.02, 4000), planned.tasks_for(0.04, 20)
     assert seeds is not None
     assert tasks is not None
-    assert planned.half_width(4000, seeds) <= 0.02 < planned.half_width(4000, seeds - 1)
-    assert planned.half_width(tasks, 20) <= 0.04 < planned.half_width(tasks - 1, 20)
+    assert planned.detectable(4000, seeds) <= 0.02 < planned.detectable(4000, seeds - 1)
+    assert planned.detectable(tasks, 20) <= 0.04 < planned.detectable(tasks - 1, 20)
     assert planned.tasks_for(1e-9, 3) is None

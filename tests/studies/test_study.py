@@ -17,7 +17,7 @@ from PIL import Image
 from arcft.problems.arc.scoring.metrics import METRICS, ArcMetrics
 from arcft.studies.chart import study_png
 from arcft.studies.runs import Run, Scores
-from arcft.studies.settings import StudyError, find_setting, group, join_evaluations
+from arcft.studies.settings import StudyError, find_setting, group, join_evaluations, shown
 from arcft.studies.study import Study, compare
 from arcft.studies.tables import csv_text, json_content, markdown
 from arcft.studies.words import plan, verdict
@@ -168,15 +168,17 @@ def test_noise_is_called_noise() -> None:
         "No setting differs from lora.r=16 by more than noise. The best, lora.r=256, is at +1"
     )
     assert verdict(study).endswith(" after correction for 2 comparisons).")
-    assert plan(study).startswith("With 400 tasks and 3 seeds a setting, intervals are ±")
-    assert "to tell 2 points apart takes" in plan(study)
+    assert plan(study).startswith("With 400 tasks and 3 seeds a setting, a true difference of ")
+    assert " points is found in 80% of studies; to find 2 points takes " in plan(study)
     assert "**" not in markdown(study, [], None)
 
 
 def test_one_seed_is_said_to_be_one() -> None:
     study = study_of(ranks(seeds=1))
     assert study.notes[0].startswith("One seed a setting: the intervals are over tasks only")
-    assert "and 3 seeds a setting or more" in plan(study)
+    assert plan(study).endswith("before it is known how much runs differ: train 3 or more seeds of each setting.")
+    unequal = study_of([run for run in ranks() if run.config["lora.r"] != 64 or run.config["training.seed"] == 0])
+    assert plan(unequal).startswith("With 400 tasks and 3 seeds in every setting, a true difference of ")
 
 
 @pytest.mark.parametrize("seeds", [(1, 1, 1), (1, 1, 2)])
@@ -379,6 +381,48 @@ def test_files_hold_the_same_figures() -> None:
         assert len(setting["runs"]) == 3
     assert rows[0]["difference"] == ""
     assert float(rows[1]["p_holm"]) == content["settings"][1]["p_holm"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("cosine", "cosine"),
+        ("", "''"),
+        ("null", "'null'"),
+        (None, "null"),
+        ("You solve puzzles.\n\nAnswer  briefly.", "'You solve puzzles. Answer briefly.'"),
+        ("x" * 70, "x" * 59 + "…"),
+        ([1] * 40, "[" + "1, " * 19 + "1…"),
+        (1e-4, "0.0001"),
+    ],
+)
+def test_a_value_is_one_short_line(value: Any, text: str) -> None:
+    assert shown(value) == text
+
+
+def test_long_values_that_end_differently_are_two_settings() -> None:
+    prompts = ["Solve it.\n" * 10 + end for end in ("Now.", "Later.")]
+    runs = [run_of({"prompt.system": prompt, "training.seed": 0}, [1, 0]) for prompt in prompts]
+    study = study_of(runs)
+    first, second = (row.setting.label for row in study.rows)
+    assert second == f"{first} (2)"
+    assert "\n" not in first
+    assert find_setting(study.grouping, prompts[1]).label == second
+    assert [row["prompt.system"] for row in csv.DictReader(io.StringIO(csv_text(study)))] == prompts
+
+
+def test_what_makes_no_setting_is_named() -> None:
+    runs = [run_of({"inference.batch_size": size, "training.seed": 0}, [1, 0]) for size in (1, 4, 8)]
+    assert study_of(runs).notes[-1] == (
+        "They differ in inference.batch_size, which makes no setting by itself; compare it with "
+        "by=inference.batch_size."
+    )
+    assert len(study_of(runs, by=["inference.batch_size"]).rows) == 3
+
+
+def test_the_chart_takes_dollars_for_dollars() -> None:
+    runs = [run_of({"prompt.system": text}, [1, 0, 1]) for text in ("cost $5 and $6", "$x_{{ $")]
+    assert study_png(study_of(runs)).startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("names", [(16, 64, 256), ("linear", "cosine", "a_schedule_with_a_very_long_name" * 3)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from arcft.checkpoints import RUN_FILE
 from arcft.runs.common.command import command
 from arcft.runs.common.paths import in_shell, override
 from arcft.runs.sweeps.finding import SWEEP_FILE, FoundRuns
+from arcft.runs.sweeps.reading import JOBS
 from arcft.studies.runs import Run
 from arcft.studies.tables import Missing
 
@@ -29,10 +30,35 @@ def missing_runs(found: FoundRuns, not_evaluated: Sequence[Run], evaluations: Se
     others have."""
     # A sweep of a thousand jobs is expanded once.
     jobs = functools.cache(jobs_of)
-    there = [_unfinished(run, _name(run, jobs)) for run in found.runs if run.state != "finished"]
+
+    def name(run: Run) -> str:
+        known = jobs(run.folder.parent) or [_typed(one.folder) for one in found.runs if _are_siblings(run, one, found)]
+        return _name(run, known)
+
+    there = [_unfinished(run, name(run)) for run in found.runs if run.state != "finished"]
     begun = {run.folder for run in found.runs}
-    lacking = [one for sweep in found.sweeps for one in _not_begun(sweep, jobs(sweep), begun)]
-    return [*there, *lacking, *(_not_evaluated(run, _name(run, jobs), evaluations) for run in not_evaluated)]
+    own = [sweep for sweep in found.sweeps if _program(sweep) in JOBS]
+    lacking = [one for sweep in own for one in _not_begun(sweep, jobs(sweep), begun)]
+    return [*there, *lacking, *(_not_evaluated(run, name(run), evaluations) for run in not_evaluated)]
+
+
+def _are_siblings(run: Run, other: Run, found: FoundRuns) -> bool:
+    return run.folder.parent == other.folder.parent and run.folder.parent in found.sweeps
+
+
+def unknown_jobs(found: FoundRuns) -> list[str]:
+    """A note for each sweep whose jobs are not known."""
+    return [
+        f"Which jobs {sweep} has can't be told from its {SWEEP_FILE}, so those that have not begun are not listed."
+        for sweep in found.sweeps
+        if not jobs_of(sweep) and _program(sweep) in (*JOBS, None)
+    ]
+
+
+def _program(sweep: Path) -> str | None:
+    """The name of the program that a multirun called; None where it is not recorded."""
+    job = _hydra_config(sweep).get("job")
+    return job.get("name") if isinstance(job, dict) else None
 
 
 def jobs_of(sweep: Path) -> list[list[str]]:
@@ -45,7 +71,11 @@ def jobs_of(sweep: Path) -> list[list[str]]:
         if hydra["sweep"]["subdir"] != _BY_NUMBER:
             return []
         words = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
-        parsed = OverridesParser.create().parse_overrides([*words, *hydra["overrides"]["task"]])
+        words += hydra["overrides"]["task"]
+        if any("shuffle(" in word for word in words):
+            # In another order each time.
+            return []
+        parsed = OverridesParser.create().parse_overrides(words)
         return [job for batch in BasicSweeper.split_arguments(parsed, None) for job in batch]
     except (KeyError, TypeError, AttributeError, HydraException):
         return []
@@ -64,7 +94,7 @@ def _not_begun(sweep: Path, jobs: Sequence[Sequence[str]], begun: set[Path]) -> 
     if not jobs:
         return []
     hydra = _hydra_config(sweep)
-    program = str(hydra["job"]["name"])
+    program = str(_program(sweep))
     # A preset that makes every start a multirun.
     mode = ["hydra.mode=RUN"] if hydra["sweeper"].get("params") else []
     varied = {word for words in jobs for word in words} - _common(jobs)
@@ -76,23 +106,27 @@ def _not_begun(sweep: Path, jobs: Sequence[Sequence[str]], begun: set[Path]) -> 
         typed = [word.removeprefix("++") for word in words]
         name = " ".join(word.removeprefix("++") for word in words if word in varied) or str(number)
         line = " ".join([command(program), *map(_in_shell, typed), *mode, override("hydra.run.dir", folder)])
-        missing.append(Missing(name, "not started", f"job {number} of {sweep.name}", line))
+        missing.append(Missing(name, "not started", f"folder {sweep.name}/{number}", line))
     return missing
 
 
 def _unfinished(run: Run, name: str) -> Missing:
     if run.state == "running" or not run.job:
         return Missing(name, run.state, run.reason, "")
-    return Missing(name, run.state, run.reason, f"{command(run.job)} {override('resume', run.folder)}")
+    # The results of one of several checkpoints lie in a folder of their own.
+    folder = run.folder if (run.folder / RUN_FILE).is_file() else run.folder.parent
+    return Missing(name, run.state, run.reason, f"{command(run.job)} {override('resume', folder)}")
 
 
-def _name(run: Run, jobs_of_sweep: Callable[[Path], list[list[str]]]) -> str:
+def _name(run: Run, jobs: Sequence[Sequence[str]]) -> str:
     """The overrides in which a job differs from the others of its sweep; for other runs, the folder."""
-    jobs = jobs_of_sweep(run.folder.parent)
-    if not (run.folder.name.isdecimal() and int(run.folder.name) < len(jobs)):
+    if not jobs:
         return str(run.folder)
-    common = _common(jobs)
-    own = [word.removeprefix("++") for word in jobs[int(run.folder.name)] if word not in common]
+    common = {word.removeprefix("++") for word in _common(jobs)}
+    words = _typed(run.folder)
+    if not words and run.folder.name.isdecimal() and int(run.folder.name) < len(jobs):
+        words = [word.removeprefix("++") for word in jobs[int(run.folder.name)]]
+    own = [word for word in words if word not in common and not word.startswith("hydra.")]
     return " ".join(own) or str(run.folder)
 
 

@@ -31,7 +31,8 @@ _OF_TRAINING = ("model", "lora", "encoder", "prompt", "augmentation", "optimizer
 
 _OF_EVALUATION = ("data", "inference", "selection", "ttft", "prune_vocabulary")
 
-_ERROR = re.compile(r"\[ERROR\] - error: (.*)")
+_RECORD = re.compile(r"^\[[^]]*\]\[[^]]*\]\[(\w+)\] - (.*)$", re.MULTILINE)
+"""A record of a job's log: level and message."""
 
 
 def read_run(folder: Path) -> list[Run]:
@@ -95,7 +96,10 @@ def _train_run(folder: Path, config: dict[str, Any]) -> Run:
     losses = {name: content[name] for name in LOSSES if name in content}
     costs = content.get("costs")
     if costs is None:
-        costs = training_costs(history(folder))
+        costs = {}
+        # A damaged line of the history costs no results.
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            costs = training_costs(history(folder))
     metrics = content.get("metrics", {}) | losses
     run = dataclasses.replace(run, step=_whole(content.get("step")))
     return _finished(run, metrics=metrics, scores=_scores(content, folder, run.kind), costs=costs)
@@ -131,7 +135,8 @@ def _evaluation(folder: Path, run_folder: Path, config: dict[str, Any]) -> Run:
 
 
 def _training_folder(checkpoint: Path) -> Path:
-    return checkpoint.parent if re.fullmatch(r"checkpoint-\d+", checkpoint.name) else checkpoint
+    """Of a checkpoint, or of a pattern of checkpoints."""
+    return checkpoint.parent if re.fullmatch(r"checkpoint-[\d*?\[\]-]+", checkpoint.name) else checkpoint
 
 
 def _trained_config(folder: Path) -> dict[str, Any] | None:
@@ -183,9 +188,11 @@ def _unfinished(folder: Path, run: Run) -> Run:
     if _is_locked(folder):
         return dataclasses.replace(run, state="running", reason=words)
     with contextlib.suppress(OSError):
-        errors = _ERROR.findall((folder / f"{run.job}.log").read_text(encoding="utf-8", errors="replace"))
-        if errors:
-            return dataclasses.replace(run, state="failed", reason=errors[-1])
+        records = _RECORD.findall((folder / f"{run.job}.log").read_text(encoding="utf-8", errors="replace"))
+        # A run that was resumed after its error has records after it.
+        level, message = records[-1] if records else ("", "")
+        if level == "ERROR":
+            return dataclasses.replace(run, state="failed", reason=message.removeprefix("error: "))
     return dataclasses.replace(run, state="unfinished", reason=words)
 
 
@@ -239,6 +246,8 @@ def _scores(content: Mapping[str, Any], folder: Path, kind: str) -> Scores | Non
     ids = tuple(sorted(tasks))
     metrics = tuple(tasks[ids[0]])
     values = np.array([[tasks[name][metric] for metric in metrics] for name in ids], dtype=np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("a score is no number")
     if "by_test" in content:
         by_test = {name: dict(digits) for name, digits in content["by_test"].items()}
         return Scores(ids, metrics, values, by_test)

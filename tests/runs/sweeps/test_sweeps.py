@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 import pytest
 import yaml
 
-from arcft.checkpoints import CheckpointError, write_run_yaml
+from arcft.checkpoints import CheckpointError, lock_run, write_run_yaml
 from arcft.runs.sweeps.finding import find_runs
-from arcft.runs.sweeps.missing import jobs_of, missing_runs
+from arcft.runs.sweeps.missing import jobs_of, missing_runs, unknown_jobs
 from arcft.runs.sweeps.reading import losses_at, read_run
 from tests.support.paths import ROOT
 from tests.support.study_runs import config, write_train_run
@@ -64,6 +65,9 @@ def test_an_unfinished_run_tells_how_far_it_came(tmp_path: Path) -> None:
     )
     assert read_run(folder)[0].reason == "the loss of step 3 is nan"
     assert read_run(folder)[0].state == "failed"
+    with (folder / "train.log").open("a", encoding="utf-8") as log:
+        log.write("[2026-11-27 13:00:00,000][arcft.console][INFO] - resuming from checkpoint-2\n")
+    assert read_run(folder)[0].state == "unfinished"
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert read_run(folder)[0].state == "running"
@@ -87,6 +91,8 @@ def test_a_damaged_metrics_file_is_no_result(content: str, tmp_path: Path) -> No
         {"tasks": {"a": {"vote_2": "x"}}},
         {"tasks": {"a": {"x": 1}, "b": {}}},
         {"by_test": {"x": 1}},
+        {"tasks": {"a": {"x": None}}},
+        {"tasks": {"a": {"x": float("nan")}}},
     ],
 )
 def test_changed_results_make_a_damaged_run(change: dict[str, Any], tmp_path: Path) -> None:
@@ -228,6 +234,34 @@ def test_a_sweep_names_what_is_missing(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("changes", [["encoder=glob(*)"], ["lora.r=shuffle(16,64)"]])
+def test_a_sweep_whose_jobs_are_not_known(changes: list[str], tmp_path: Path) -> None:
+    """Runs are named by what was typed for each, and a note says that nothing is known to be missing."""
+    sweep = write_sweep(tmp_path / "stamp", [*changes, "training.seed=0"])
+    for number, name in enumerate(("minimal", "grid")):
+        folder = write_begun(sweep / str(number))
+        (folder / ".hydra").mkdir()
+        (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump([f"++encoder={name}", "training.seed=0"]))
+    found = find_runs([str(sweep)])
+    assert [one.name for one in missing_runs(found, [], [])] == ["encoder=minimal", "encoder=grid"]
+    assert unknown_jobs(found) == [
+        f"Which jobs {sweep} has can't be told from its multirun.yaml, so those that have not begun are not listed."
+    ]
+
+
+def test_sweeps_of_other_programs_lack_nothing(tmp_path: Path) -> None:
+    sweep = write_sweep(tmp_path / "stamp", ["lora.r=16,64"])
+    text = (sweep / "multirun.yaml").read_text(encoding="utf-8")
+    (sweep / "multirun.yaml").write_text(text.replace("name: train", "name: export"), encoding="utf-8")
+    assert missing_runs(find_runs([str(sweep)]), [], []) == []
+    content = yaml.safe_load(text)
+    del content["hydra"]["job"]
+    (sweep / "multirun.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    found = find_runs([str(sweep)])
+    assert missing_runs(found, [], []) == []
+    assert unknown_jobs(found) == []
+
+
 def test_a_preset_that_sweeps_is_completed_by_single_runs(tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "stamp", ["hparams_search=lora_rank"], {"lora.r": "16,64"})
     write_train_run(sweep / "0", {"lora.r": 16}, [1])
@@ -247,3 +281,11 @@ def test_a_training_run_without_its_evaluation(tmp_path: Path) -> None:
     (missing,) = missing_runs(find_runs([str(tmp_path / "16")]), [run], [other])
     assert missing.state == "not evaluated"
     assert missing.command == f"python evaluate.py checkpoint={tmp_path / '16'} data.limit=40"
+
+
+def test_looking_at_a_run_does_not_keep_it_from_starting(tmp_path: Path) -> None:
+    with (tmp_path / ".lock").open("w") as probe:
+        fcntl.flock(probe, fcntl.LOCK_SH)
+        threading.Timer(0.06, lambda: fcntl.flock(probe, fcntl.LOCK_UN)).start()
+        with lock_run(tmp_path):
+            assert "process" in (tmp_path / ".lock").read_text(encoding="utf-8")
