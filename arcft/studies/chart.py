@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from arcft.reporting.charts.charts import Panel, charts_png
 from arcft.reporting.charts.speed_chart import COLORS
 from arcft.studies.runs import LOSSES
@@ -27,6 +29,12 @@ _MOST_ROWS = 60
 _LONGEST_NAME = 40
 _FEW = 12
 """Values of an axis that are each written on it."""
+
+_MANY = 40
+"""Values of an axis of which more are drawn as a band, without bars and seeds."""
+
+_ASIDE = 0.008
+"""Between the points of several lines, as a share of the axis, so that their bars don't cover each other."""
 
 
 def study_png(study: Study) -> bytes:
@@ -96,19 +104,25 @@ def _draw_lines(study: Study, axis: int, of_difference: bool, axes: Axes) -> Non
     lines: dict[tuple[str, ...], list[Row]] = {}
     for row in study.rows:
         lines.setdefault(_others(row, axis), []).append(row)
-    for (names, rows), color in zip(lines.items(), COLORS, strict=False):
-        rows = sorted(rows, key=lambda row: row.setting.values[axis])
-        places = [row.setting.values[axis] for row in rows]
-        values, below, above = zip(*(_bars(study, row, of_difference) for row in rows), strict=True)
-        name = _shortened(" ".join(names)) or None
-        axes.errorbar(places, values, [below, above], color=color, label=name, marker="o", markersize=4, capsize=3)
-        if not of_difference:
-            for row, place in zip(rows, places, strict=True):
-                _draw_seeds(study, row, place, color, axes)
     numbers = sorted({row.setting.values[axis] for row in study.rows})
-    if numbers[0] > 0 and numbers[-1] / numbers[0] > 3:
+    is_log = numbers[0] > 0 and numbers[-1] / numbers[0] > 3
+    if is_log:
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
+    for number, ((names, rows), color) in enumerate(zip(lines.items(), COLORS, strict=False)):
+        rows = sorted(rows, key=lambda row: row.setting.values[axis])
+        aside = (number - (len(lines) - 1) / 2) * _ASIDE
+        places = [_moved(row.setting.values[axis], aside, numbers, is_log) for row in rows]
+        values, below, above = map(np.array, zip(*(_bars(study, row, of_difference) for row in rows), strict=True))
+        name = _shortened(" ".join(names)) or None
+        if len(numbers) > _MANY:
+            axes.plot(places, values, color=color, label=name)
+            axes.fill_between(places, values - below, values + above, color=color, alpha=0.2, linewidth=0)
+        else:
+            axes.errorbar(places, values, [below, above], color=color, label=name, marker="o", markersize=4, capsize=3)
+        if not of_difference and len(numbers) <= _MANY:
+            for row, place in zip(rows, places, strict=True):
+                _draw_seeds(study, row, place, color, axes)
     if len(numbers) <= _FEW:
         axes.xaxis.set_major_locator(FixedLocator(numbers))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -121,6 +135,13 @@ def _draw_lines(study: Study, axis: int, of_difference: bool, axes: Axes) -> Non
         # From 0, so that a small difference does not look like a large one.
         top = max(axes.get_ylim()[1], 1)
         axes.set_ylim(-0.03 * top, top)
+
+
+def _moved(value: float, aside: float, numbers: Sequence[float], is_log: bool) -> float:
+    """`value` on the axis of `numbers`, moved by the share `aside` of its length."""
+    if is_log:
+        return float(value * (numbers[-1] / numbers[0]) ** aside)
+    return value + aside * (numbers[-1] - numbers[0])
 
 
 def _draw_seeds(study: Study, row: Row, place: float, color: str, axes: Axes) -> None:

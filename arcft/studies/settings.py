@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -216,19 +217,19 @@ def _replicates(own: Sequence[Run], seeds: Sequence[str], runs: Sequence[Run]) -
     varying = [key for key in of_training if _is_seed(key) and len({_values(run, [key]) for run in own}) > 1]
     averaged = [key for key in of_training if not _is_seed(key)]
 
-    def share(run: Run, other: Run) -> bool:
-        if _origin(run) == _origin(other):
-            return True
-        if _values(run, averaged) != _values(other, averaged):
-            return False
-        return not varying or any(_values(run, [key]) == _values(other, [key]) for key in varying)
+    known = [(_origin(run), _values(run, averaged), _values(run, varying)) for run in own]
 
-    found: list[list[Run]] = []
-    for run in own:
-        joined = [one for one in found if any(share(run, other) for other in one)]
+    def share(one: int, other: int) -> bool:
+        (origin, fixed, seeds), (other_origin, other_fixed, other_seeds) = known[one], known[other]
+        same_seed = not varying or any(map(operator.eq, seeds, other_seeds))
+        return origin == other_origin or (fixed == other_fixed and same_seed)
+
+    found: list[list[int]] = []
+    for index in range(len(own)):
+        joined = [one for one in found if any(share(index, other) for other in one)]
         found = [one for one in found if one not in joined]
-        found.append([*(other for one in joined for other in one), run])
-    return found
+        found.append([*(other for one in joined for other in one), index])
+    return [[own[index] for index in one] for one in found]
 
 
 def _is_seed(key: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import comb
 
 from arcft.protocols import MetricSet
 from arcft.reporting.words import count
@@ -58,7 +59,9 @@ class Coverage:
     """With a right answer among the candidates, on average over runs: what a perfect selection would solve."""
 
     pooled: float
-    """With a right answer among the candidates of any run."""
+    """With a right answer among the candidates of any of `runs` runs, on average over all choices of so many."""
+
+    runs: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,7 +161,9 @@ def compare(
     else:
         compared, planned = _over_seeds(grouping, base, values), None
     corrected = holm(np.array([one.p for one in compared]))
-    cover = {setting.label: _coverage(setting.runs, ids, metric_set) for setting in grouping.settings}
+    # More runs cover more, so that settings are compared at as many as the one with the fewest has.
+    fewest = min(len(setting.runs) for setting in grouping.settings)
+    cover = {setting.label: _coverage(setting.runs, ids, metric_set, fewest) for setting in grouping.settings}
     rows = []
     for setting, one, p_holm in zip(grouping.settings, compared, corrected, strict=True):
         is_base = setting is base
@@ -184,7 +189,7 @@ def compare(
         baseline=base,
         rows=rows,
         spread=planned,
-        pooled=_coverage(runs, ids, metric_set),
+        pooled=_coverage(runs, ids, metric_set, len(runs)),
         is_exact=all(run.scores is None or run.scores.is_exact for run in runs),
         lower_is_better=metric in LOWER_IS_BETTER,
         notes=notes,
@@ -256,6 +261,7 @@ def _chosen_metric(metric: str | None, runs: Sequence[Run], metric_set: MetricSe
         lacking = [run for run in runs if not _has(run, metric)]
         known = metric in (*metric_set.names, *LOSSES)
         why = f"{lacking[0].folder} has no value of it" if known else "there is no such metric"
+        why = "a cost is shown, but not compared" if metric in COSTS else why
         raise StudyError(f"metric={metric}: {why}; all runs have {', '.join(there) or 'none'}")
     return metric
 
@@ -337,8 +343,8 @@ def _value(run: Run, name: str, ids: Sequence[str]) -> float:
     return {**run.metrics, **run.costs}.get(name, np.nan)
 
 
-def _coverage(runs: Sequence[Run], ids: Sequence[str], metric_set: MetricSet) -> Coverage | None:
-    """None where results of single tests are not known of all runs."""
+def _coverage(runs: Sequence[Run], ids: Sequence[str], metric_set: MetricSet, together: int) -> Coverage | None:
+    """With so many runs `together`; None where results of single tests are not known of all runs."""
     names = (metric_set.primary, metric_set.any_correct)
     solved: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in names}
     for run in runs:
@@ -353,7 +359,9 @@ def _coverage(runs: Sequence[Run], ids: Sequence[str], metric_set: MetricSet) ->
     return Coverage(
         submitted=float(np.mean([tests.mean() for tests in submitted])),
         candidates=float(np.mean([tests.mean() for tests in candidates])),
-        pooled=float(np.logical_or.reduce(candidates).mean()),
+        # Of all choices of so many runs, those of none that has a right answer.
+        pooled=float(np.mean(1 - comb(len(runs) - np.sum(candidates, axis=0), together) / comb(len(runs), together))),
+        runs=together,
     )
 
 

@@ -145,12 +145,14 @@ def _rows_table(study: Study) -> list[str]:
 def _coverage_table(study: Study) -> list[str]:
     by = list(study.grouping.by) or ["setting"]
     rows = []
+    together = ""
     for row in study.rows:
         if row.coverage is not None:
+            together = "of its run" if row.coverage.runs == 1 else f"of any of {row.coverage.runs:,} runs"
             values = [shown(value) for value in row.setting.values] or [row.setting.label]
             shares = (row.coverage.submitted, row.coverage.candidates, row.coverage.pooled)
             rows.append([*values, *map(percent, shares)])
-    return _table([*by, "submitted", "among candidates", "of any seed"], rows, text_columns=len(by))
+    return _table([*by, "submitted", "among candidates", together], rows, text_columns=len(by))
 
 
 def _mean(name: str, value: tuple[float, float] | None) -> str:
@@ -161,7 +163,7 @@ def _mean(name: str, value: tuple[float, float] | None) -> str:
     if name in COSTS:
         return cost_words(name, mean)
     if name in LOSSES:
-        return f"{mean:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")
+        return f"{mean:.3f}" + (f" ± {error:.3f}" if error > 0 else "")
     return percent(mean) + (f" ± {100 * error:.1f}" if error > 0 else "")
 
 

@@ -30,7 +30,8 @@ def size(study: Study) -> str:
     """For example `3 settings, 9 runs, 3 seeds each, 400 tasks`."""
     seeds = sorted(set(study.seeds))
     runs = sum(len(row.setting.runs) for row in study.rows)
-    each = f"{count(seeds[0], 'seed')} each" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds each"
+    each = count(seeds[0], "seed") if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} seeds"
+    each += " each" if len(study.rows) > 1 else ""
     words = [count(len(study.rows), "setting"), count(runs, "run"), each]
     return ", ".join(words + ([count(study.num_tasks, "task")] if study.num_tasks else []))
 
@@ -47,9 +48,10 @@ def value_words(study: Study, interval: Interval) -> str:
 def difference_words(study: Study, interval: Interval) -> str:
     """For example `+4.2 (+1.0 to +7.4)`, in points."""
     factor, digits = (1, 3) if study.metric in LOSSES else (100, 1)
-    value, low, high = (factor * number for number in (interval.value, interval.low, interval.high))
-    spread = "" if math.isnan(low) else f" ({low:+.{digits}f} to {high:+.{digits}f})"
-    return f"{value:+.{digits}f}{spread}"
+    # Rounded before, and without the sign of a negative zero.
+    numbers = (round(factor * number, digits) + 0.0 for number in (interval.value, interval.low, interval.high))
+    value, low, high = (f"{number:+.{digits}f}" for number in numbers)
+    return value if math.isnan(interval.low) else f"{value} ({low} to {high})"
 
 
 def p_words(p: float) -> str:
@@ -128,8 +130,8 @@ def coverage_words(study: Study) -> str:
     at_least = "" if study.is_exact else "at least "
     return (
         f"A right answer was submitted for {percent(pooled.submitted)} of tests and was among the candidates of a run "
-        f"for {percent(pooled.candidates)}, on average; all runs together have one for {at_least}"
-        f"{percent(pooled.pooled)}."
+        f"for {percent(pooled.candidates)}, on average; for {at_least}{percent(pooled.pooled)}, at least one of all "
+        "runs has it."
     )
 
 
@@ -163,6 +165,10 @@ def _nothing_claimed(study: Study, others: Sequence[Row], best: Row) -> str:
     base = study.baseline.label
     if len({row.value.value for row in study.rows}) == 1:
         return f"All settings have the same {study.metric}."
+    equal = [row.setting.label for row in study.rows if row.value.value == best.value.value]
+    if len(equal) > 1 and base in equal:
+        names = f"{', '.join(equal[:-1])} and {equal[-1]}"
+        return f"{names} have the best {study.metric}, and no other differs from {base} by more than noise."
     if best.difference is None:
         return f"{base} has the best {study.metric}, but no other differs from it by more than noise."
     if best.p_holm is None:
@@ -195,7 +201,7 @@ def _of_these_runs(study: Study, others: Sequence[Row], best: Row) -> str:
                 f"{_runs(rows).capitalize()} of {_named(study, rows)} had a {word} {study.metric} than {_runs([base])} "
                 f"of {base.setting.label}"
             )
-    return f"{'; '.join(parts)}. That says nothing yet about the settings: other seeds may turn it around."
+    return f"{'; '.join(parts)}. That is a difference of runs; it takes more seeds to say whether the settings differ."
 
 
 def _runs(rows: Sequence[Row]) -> str:

@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from arcft.problems.arc.scoring.metrics import METRICS, ArcMetrics
-from arcft.studies.chart import study_png
+from arcft.studies.chart import _draw_lines, study_png
 from arcft.studies.runs import Run, Scores
 from arcft.studies.settings import StudyError, find_setting, group, join_evaluations, shown
-from arcft.studies.study import Study, compare
+from arcft.studies.study import Interval, Study, compare
 from arcft.studies.tables import csv_text, json_content, markdown
-from arcft.studies.words import plan, verdict
+from arcft.studies.words import difference_words, plan, verdict
 from tests.support.study_runs import simulate, task_ids
 
 
@@ -122,6 +123,7 @@ def test_the_later_of_two_equal_runs_counts() -> None:
         ({"over": ["seed"]}, "over=seed: no run has this key; keys are written as in run.yaml"),
         ({"by": ["scheduler.name"]}, "runs of one setting differ in lora.r, lora.alpha too; add these to by=, or"),
         ({"metric": "vote_3"}, "metric=vote_3: there is no such metric; all runs have accuracy, correct_pixels"),
+        ({"metric": "seconds"}, "metric=seconds: a cost is shown, but not compared; all runs have accuracy"),
         ({"baseline": "17"}, "baseline=17: names no setting; the settings are: lora.r=16; lora.r=64; lora.r=256"),
     ],
 )  # fmt: skip
@@ -196,8 +198,8 @@ def test_too_few_seeds_claim_nothing(seeds: Sequence[int]) -> None:
     assert said.startswith("This run of lora.r=64 (+")
     assert ") had a higher vote_2 than this run of lora.r=16; " in said
     assert said.endswith(
-        "had a lower vote_2 than this run of lora.r=16. That says nothing yet about the settings: other seeds may turn "
-        "it around."
+        "had a lower vote_2 than this run of lora.r=16. That is a difference of runs; it takes more seeds to say "
+        "whether the settings differ."
     )
     assert ("These runs of lora.r=256" in said) == (seeds[-1] == 2)
     assert "**" not in markdown(study, [], None)
@@ -322,8 +324,37 @@ def test_coverage_of_runs_alone_and_together() -> None:
     ]
     study = study_of(runs)
     assert study.pooled is not None
-    assert dataclasses.astuple(study.pooled) == (0.25, 0.5, 0.75)
-    assert "all runs together have one for 75.0%." in markdown(study, [], None)
+    assert dataclasses.astuple(study.pooled) == (0.25, 0.5, 0.75, 2)
+    assert "for 75.0%, at least one of all runs has it." in markdown(study, [], None)
+    assert markdown(study, [], None).startswith("# vote_2\n\n1 setting, 2 runs, 2 seeds, 4 tasks.\n")
+
+
+def test_coverage_of_settings_is_compared_at_equal_numbers_of_runs() -> None:
+    """Of three runs, two cover a test with the chance that not both are among those that fail."""
+    runs = [
+        run_of({"lora.r": 16, "training.seed": seed}, [0, 0, 0], candidates=[seed == 0, seed < 2, 0])
+        for seed in range(3)
+    ]
+    runs += [run_of({"lora.r": 64, "training.seed": seed}, [0, 0, 0], candidates=[1, 0, 0]) for seed in range(2)]
+    first, second = (row.coverage for row in study_of(runs).rows)
+    assert first is not None
+    assert second is not None
+    assert (first.pooled, first.runs) == (pytest.approx((2 / 3 + 1) / 3), 2)
+    assert (second.pooled, second.runs) == (pytest.approx(1 / 3), 2)
+    assert "of any of 2 runs" in markdown(study_of(runs), [], None)
+
+
+def test_a_difference_of_almost_nothing_has_no_sign() -> None:
+    study = study_of(ranks())
+    assert difference_words(study, Interval(-0.0001, -0.02, 0.0004)) == "+0.0 (-2.0 to +0.0)"
+    assert difference_words(dataclasses.replace(study, metric="loss"), Interval(-0.0123, np.nan, np.nan)) == "-0.012"
+
+
+def test_a_tie_is_called_one() -> None:
+    study = study_of([run_of({"lora.r": r}, [r < 100, 0, 0]) for r in (16, 64, 256)])
+    assert verdict(study) == (
+        "lora.r=16 and lora.r=64 have the best vote_2, and no other differs from lora.r=16 by more than noise."
+    )
 
 
 def test_a_loss_has_no_tasks() -> None:
@@ -418,6 +449,33 @@ def test_what_makes_no_setting_is_named() -> None:
         "by=inference.batch_size."
     )
     assert len(study_of(runs, by=["inference.batch_size"]).rows) == 3
+
+
+def test_bars_of_several_lines_lie_beside_each_other() -> None:
+    """And 200 values are a band."""
+    runs = [
+        run_of({"lora.r": r, "scheduler.name": name}, [r % 2, 0, 1])
+        for r in range(16, 216)
+        for name in ("linear", "cosine")
+    ]
+    few = [run for run in runs if run.config["lora.r"] in (16, 17, 200)]
+    for chosen, bars in ((few, 2), (runs, 0)):
+        study = study_of(chosen)
+        figure = Figure()
+        axes = figure.subplots()
+        _draw_lines(study, study.grouping.by.index("lora.r"), False, axes)
+        assert len(axes.containers) == bars
+        assert len(axes.collections) == 2
+    first, second = (line.get_xdata() for line in _lines_of(few))
+    assert [float(x) for x in first] < [float(x) for x in second]
+    assert second[-1] / first[-1] < 1.05
+
+
+def _lines_of(runs: Sequence[Run]) -> list[Any]:
+    study = study_of(runs)
+    axes = Figure().subplots()
+    _draw_lines(study, study.grouping.by.index("lora.r"), False, axes)
+    return [container.lines[0] for container in axes.containers]
 
 
 def test_the_chart_takes_dollars_for_dollars() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from arcft.checkpoints import MANIFEST_FILE, RUN_FILE, CheckpointError
@@ -30,7 +30,7 @@ class FoundRuns:
 
 def find_runs(named: Sequence[str]) -> FoundRuns:
     """Raise CheckpointError where a name, or every match of a pattern, holds no run."""
-    folders: dict[Path, None] = {}
+    folders: dict[Path, Path] = {}
     sweeps: dict[Path, None] = {}
     for name in named:
         path = absolute(name)
@@ -38,13 +38,23 @@ def find_runs(named: Sequence[str]) -> FoundRuns:
         found = [folder for root in roots for folder in _run_folders(root, sweeps, _DEPTH)]
         if not found and not any(root in sweeps for root in roots):
             raise CheckpointError(_no_run(name, roots))
-        folders |= dict.fromkeys(found)
-    runs = [run for folder in folders for run in read_run(folder)]
+        folders = _without_links([*folders.values(), *found])
+    runs = [run for folder in folders.values() for run in read_run(folder)]
     if not runs and not sweeps:
         raise CheckpointError(
             f"runs={','.join(named)}: holds no run of train or evaluate; name their folders, e.g. multirun/train/..."
         )
-    return FoundRuns(runs, list(sweeps))
+    return FoundRuns(runs, list(_without_links(sweeps).values()))
+
+
+def _without_links(folders: Iterable[Path]) -> dict[Path, Path]:
+    """Each folder once, by where it really is; a link such as `latest` only where nothing else names it."""
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        place = folder.resolve()
+        if place not in found or folder == place:
+            found[place] = folder
+    return found
 
 
 def _existing(name: str) -> Path:

@@ -113,6 +113,13 @@ def test_a_damaged_config_makes_a_damaged_run(tmp_path: Path) -> None:
         assert "run.yaml" in run.reason
 
 
+def test_a_damaged_history_costs_no_results(tmp_path: Path) -> None:
+    shutil.copytree(OLD / "train", tmp_path / "run")
+    (tmp_path / "run" / "history.jsonl").write_text('{"step": 4, "tokens_per_second": 5}\n', encoding="utf-8")
+    (run,) = read_run(tmp_path / "run")
+    assert (run.state, run.costs) == ("finished", {})
+
+
 def test_runs_of_an_older_version(tmp_path: Path) -> None:
     shutil.copytree(OLD, tmp_path / "old")
     found = {run.folder.name: run for run in find_runs([str(tmp_path / "old" / "*")]).runs}
@@ -189,6 +196,7 @@ def test_sweeps_runs_and_folders_of_both(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     assert [run.folder.name for run in find_runs(["multirun/train/stamp"]).runs] == ["0", "1", "2", "10"]
     assert find_runs(["multirun"]).sweeps == [sweep]
+    (tmp_path / "outputs" / "train" / "latest").symlink_to(one)
     both = find_runs(["multirun/train/*", "outputs/*", "outputs/train/one"])
     assert [run.folder for run in both.runs] == [*(sweep / str(number) for number in (0, 1, 2, 10)), one]
 
