@@ -93,7 +93,8 @@ def test_runs_widen_the_interval() -> None:
     assert noise.degrees == pytest.approx(2)
     found = difference(samples[0], samples[1], noise)
     assert (found.value, found.p) == (0, 1)
-    assert found.high == pytest.approx(stats.t.ppf(0.975, 2) * 0.05, rel=0.1)
+    # The variance of the difference is 0.01 / 4 * (1 / 2 + 1 / 2); the median of chi2 with 2 degrees is 2 log 2.
+    assert found.high == pytest.approx(stats.t.ppf(0.975, 2) * 0.05 / math.sqrt(math.log(2)), rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def estimated(scores: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
     )
 
 
-@pytest.mark.parametrize(("seeds", "noise"), [(1, 0.0), (2, 0.02), (3, 0.01), (3, 0.03), (5, 0.03)])
+@pytest.mark.parametrize(("seeds", "noise"), [(1, 0.0), (2, 0.02), (2, 0.05), (3, 0.01), (3, 0.03), (5, 0.03)])
 def test_intervals_cover_the_truth(seeds: int, noise: float) -> None:
     """95% intervals of a difference of 5 points hold it in 93 to 97% of 2,000 studies, those of a mean too."""
     rng = np.random.default_rng(seeds)
@@ -153,18 +154,19 @@ def test_intervals_cover_the_truth(seeds: int, noise: float) -> None:
     assert 0.93 <= np.mean((means.low <= 0.2) & (means.high >= 0.2)) <= 0.97
 
 
-@pytest.mark.parametrize(("seeds", "noise"), [(1, 0.0), (2, 0.02), (3, 0.03), (5, 0.03)])
-def test_a_difference_is_rarely_claimed_without_one(seeds: int, noise: float) -> None:
-    """In at most 6% of 2,000 studies of four equal settings any of three comparisons is significant, or the best
-    setting better than each of the others."""
+@pytest.mark.parametrize("settings", [2, 4])
+@pytest.mark.parametrize(("seeds", "noise"), [(2, 0.02), (2, 0.03), (3, 0.03), (5, 0.03)])
+def test_a_difference_is_rarely_claimed_without_one(settings: int, seeds: int, noise: float) -> None:
+    """In at most 6% of 2,000 studies of equal settings any comparison is significant, or the best setting better than
+    each of the others."""
     rng = np.random.default_rng(10 + seeds)
-    scores = simulate(rng, studies=2000, settings=4, seeds=seeds, tasks=400, noise=noise)
-    samples = [summarise(scores[:, index]) for index in range(4)]
+    scores = simulate(rng, studies=2000, settings=settings, seeds=seeds, tasks=400, noise=noise)
+    samples = [summarise(scores[:, index]) for index in range(settings)]
     pooled = run_noise(samples)
     p = np.array([[difference(one, other, pooled).p for other in samples] for one in samples])
     claimed = (holm(p[0, 1:].T) < 0.05).any(axis=-1)
     best = np.argmax([sample.mean for sample in samples], axis=0)
-    for index in range(4):
+    for index in range(settings):
         others = np.delete(p[index], index, axis=0)
         claimed |= (best == index) & (holm(others.T) < 0.05).all(axis=-1)
     assert np.mean(claimed) <= 0.06
@@ -185,7 +187,7 @@ def test_unequal_seeds_claim_rarely_without_a_difference(seeds: Sequence[int]) -
     assert np.mean(is_claimed(p, seeds)) <= 0.06
     if not are_enough(seeds):
         # Why nothing may be claimed.
-        assert np.mean((holm(p.T) < 0.05).any(axis=-1)) > 0.08
+        assert np.mean((holm(p.T) < 0.05).any(axis=-1)) > 0.06
 
 
 @pytest.mark.parametrize("trainings", [1, 3])
