@@ -8,18 +8,16 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import comb
 
 from arcft.protocols import MetricSet
-from arcft.reporting.words import count
+from arcft.studies.coverage import Coverage, coverage
+from arcft.studies.notes import study_notes
 from arcft.studies.runs import COSTS, LOSSES, Run, Scores
 from arcft.studies.settings import (
     Grouping,
     Setting,
     StudyError,
     find_setting,
-    is_of_one_training,
-    is_of_training,
 )
 from arcft.studies.statistics import (
     LEVEL,
@@ -46,22 +44,6 @@ class Interval:
     value: float
     low: float
     high: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Coverage:
-    """Shares of tests."""
-
-    submitted: float
-    """Solved by what was submitted, on average over runs."""
-
-    candidates: float
-    """With a right answer among the candidates, on average over runs: what a perfect selection would solve."""
-
-    pooled: float
-    """With a right answer among the candidates of any of `runs` runs, on average over all choices of so many."""
-
-    runs: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -151,7 +133,7 @@ def compare(
     metric = _chosen_metric(metric, runs, metric_set)
     base = grouping.settings[0] if baseline is None else find_setting(grouping, baseline)
     per_task = metric not in LOSSES and all(run.scores is not None for run in runs)
-    notes = _notes(grouping, metric, per_task, runs)
+    notes = study_notes(grouping, metric, per_task, runs)
     ids = _shared_tasks(runs, tasks) if any(run.scores is not None for run in runs) else ()
     values = {setting.label: _by_seed(setting, metric, ids, per_task) for setting in grouping.settings}
     can_claim = not per_task or are_enough([len(one.replicates) for one in grouping.settings])
@@ -163,7 +145,7 @@ def compare(
     corrected = holm(np.array([one.p for one in compared]))
     # More runs cover more, so that settings are compared at as many as the one with the fewest has.
     fewest = min(len(setting.runs) for setting in grouping.settings)
-    cover = {setting.label: _coverage(setting.runs, ids, metric_set, fewest) for setting in grouping.settings}
+    cover = {setting.label: coverage(setting.runs, ids, metric_set, fewest) for setting in grouping.settings}
     rows = []
     for setting, one, p_holm in zip(grouping.settings, compared, corrected, strict=True):
         is_base = setting is base
@@ -189,7 +171,7 @@ def compare(
         baseline=base,
         rows=rows,
         spread=planned,
-        pooled=_coverage(runs, ids, metric_set, len(runs)),
+        pooled=coverage(runs, ids, metric_set, len(runs)),
         is_exact=all(run.scores is None or run.scores.is_exact for run in runs),
         lower_is_better=metric in LOWER_IS_BETTER,
         notes=notes,
@@ -341,86 +323,6 @@ def _value(run: Run, name: str, ids: Sequence[str]) -> float:
     if run.scores is not None and name in run.scores.metrics:
         return float(_of_tasks(run.scores, name, ids).mean())
     return {**run.metrics, **run.costs}.get(name, np.nan)
-
-
-def _coverage(runs: Sequence[Run], ids: Sequence[str], metric_set: MetricSet, together: int) -> Coverage | None:
-    """With so many runs `together`; None where results of single tests are not known of all runs."""
-    names = (metric_set.primary, metric_set.any_correct)
-    solved: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in names}
-    for run in runs:
-        if run.scores is None or not all(name in run.scores.by_test for name in names):
-            return None
-        for name in names:
-            digits = "".join(str(run.scores.by_test[name].get(task, "")) for task in ids)
-            solved[name].append(np.frombuffer(digits.encode(), dtype=np.uint8) == ord("1"))
-    submitted, candidates = (solved[name] for name in names)
-    if not ids or len({len(tests) for tests in (*submitted, *candidates)}) != 1 or not len(submitted[0]):
-        return None
-    return Coverage(
-        submitted=float(np.mean([tests.mean() for tests in submitted])),
-        candidates=float(np.mean([tests.mean() for tests in candidates])),
-        # Of all choices of so many runs, those of none that has a right answer.
-        pooled=float(np.mean(1 - comb(len(runs) - np.sum(candidates, axis=0), together) / comb(len(runs), together))),
-        runs=together,
-    )
-
-
-def _notes(grouping: Grouping, metric: str, per_task: bool, runs: Sequence[Run]) -> list[str]:
-    notes = []
-    seeds = [len(setting.replicates) for setting in grouping.settings]
-    if max(seeds) == 1 and per_task:
-        notes.append(
-            "One seed a setting: the intervals are over tasks only, so they say how these runs differ, not how the "
-            "settings do. Another seed may change any of them."
-        )
-    elif max(seeds) == 1:
-        notes.append("One seed a setting, and no value for each task: nothing can be said about noise.")
-    elif per_task and len(seeds) > 1 and not are_enough(seeds):
-        notes.append(
-            "A second seed of one setting is too little to tell how much runs differ, so no difference of settings is "
-            "claimed. Add seeds to the others."
-        )
-    elif min(seeds) == 1 and per_task:
-        notes.append("Some settings have one seed: the noise of runs is taken from the others.")
-    notes += _replicate_notes(grouping, runs)
-    if per_task and all(run.metrics[metric] == 0 for run in runs):
-        notes.append(f"{metric} is 0 in all runs; metric= chooses one that differs, e.g. metric=eval_loss.")
-    if grouping.along:
-        notes.append(f"Changes with the setting: {', '.join(grouping.along)}.")
-    if grouping.repeated:
-        notes.append(
-            f"{count(grouping.repeated, 'run')} left out, because a later one has the same setting and the same seeds."
-        )
-        if grouping.ignored:
-            notes.append(
-                f"They differ in {', '.join(grouping.ignored)}, which makes no setting by itself; compare it with "
-                f"by={grouping.ignored[0]}."
-            )
-    if not per_task and metric not in LOSSES:
-        lacking = next(run for run in runs if run.scores is None)
-        notes.append(
-            f"Compared over seeds alone: {lacking.folder} was made by a version that stored no results of single tasks."
-        )
-    return notes
-
-
-def _replicate_notes(grouping: Grouping, runs: Sequence[Run]) -> list[str]:
-    """What is counted as a seed, where that is not each run."""
-    notes = []
-    trained = [key for key in grouping.crossed if is_of_training(key, runs[0].job)]
-    others = [key for key in grouping.crossed if key not in trained]
-    if others:
-        notes.append(
-            f"Runs of the same training that differ in {', '.join(others)} count as one seed, with their mean."
-        )
-    if trained:
-        notes.append(
-            f"Runs that share {' or '.join(trained)} don't vary independently, so they count as one seed, with their "
-            "mean. Give each run values of its own, e.g. 0 and 0, 1 and 1, 2 and 2."
-        )
-    if is_of_one_training(runs) and max(len(one.replicates) for one in grouping.settings) > 1:
-        notes.append("All runs evaluate one training run, so what they say holds for that one; another may differ.")
-    return notes
 
 
 def _interval(estimate: Any) -> Interval:

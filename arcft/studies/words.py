@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 from arcft.reporting.words import count, duration, percent
+from arcft.studies.coverage import Coverage
 from arcft.studies.runs import LOSSES
 from arcft.studies.statistics import POWER
-from arcft.studies.study import Coverage, Interval, Row, Study
+from arcft.studies.study import Interval, Row, Study
 
 RESOLVED = 0.02
 """The difference that a study is planned for: 2 points."""

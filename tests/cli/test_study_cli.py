@@ -160,6 +160,23 @@ def test_an_evaluation_that_has_begun_is_not_missing_twice(
     assert listed == [("0", "unfinished"), ("1", "unfinished"), ("lora.r=64 training.seed=0", "not evaluated")]
 
 
+def test_checkpoints_of_a_run_by_their_own_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(OLD / "train", tmp_path / "trained")
+    text = (OLD / "train" / "history.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "trained" / "history.jsonl").write_text('{"step": 2, "eval_loss": 0.5}\n' + text, encoding="utf-8")
+    for step in (2, 4):
+        folder = tmp_path / "evaluated" / f"step{step}"
+        shutil.copytree(OLD / "evaluate", folder)
+        content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        content["run"] |= {"checkpoint": str(tmp_path / "trained" / f"checkpoint-{step}"), "step": step}
+        (folder / "metrics.json").write_text(json.dumps(content), encoding="utf-8")
+    assert called(monkeypatch, "study", "trained", "evaluated", "metric=eval_loss", "by=step", "out=here") == 0
+    settings = stored(tmp_path / "here")["settings"]
+    last = json.loads((OLD / "train" / "metrics.json").read_text(encoding="utf-8"))["eval_loss"]
+    assert [one["value"]["value"] for one in settings] == [0.5, pytest.approx(last)]
+
+
 def test_a_chart_that_can_not_be_made_leaves_no_old_one(
     sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
