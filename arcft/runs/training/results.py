@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def write_results(
     content: dict[str, Any] = {"step": step, "best_step": best} | losses | {"metrics": metrics}
     if metrics:
         content |= {"tasks": generation.scores.problems, "by_test": generation.scores.by_test}
-    write_json(folder / METRICS_FILE, content | {"costs": _costs(trainer, folder)})
+    write_json(folder / METRICS_FILE, content | {"costs": _costs(trainer)})
     tracker.summary({"best_step": best, **{f"final/{name}": value for name, value in (losses | metrics).items()}})
     if metrics:
         _show_generation(folder, generation, f"step {step}", tracker)
@@ -66,14 +65,11 @@ def write_results(
     return TrainingResults(kept=kept, metrics=charts | {f"eval/{name}": value for name, value in metrics.items()})
 
 
-def _costs(trainer: ArcftTrainer, folder: Path) -> dict[str, float | int]:
-    """What the run took: its times from its whole history, memory since it was last started, or before if that was
-    more and it was complete then."""
+def _costs(trainer: ArcftTrainer) -> dict[str, float | int]:
+    """What the run took: its times from its whole history, memory since it was last started."""
     assert isinstance(trainer.model, nn.Module)
-    path = folder / METRICS_FILE
-    before = json.loads(path.read_text(encoding="utf-8")).get("costs", {}) if path.is_file() else {}
     return training_costs(trainer.state.log_history) | {
-        "peak_bytes": max(before.get("peak_bytes", 0), peak_bytes(trainer.args.device)),
+        "peak_bytes": peak_bytes(trainer.args.device),
         "trainable_parameters": trainable_parameters(trainer.model),
     }
 
