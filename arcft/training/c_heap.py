@@ -3,7 +3,7 @@
 glibc keeps freed blocks below 32 MiB for later ones, and finds a place for a tensor in them less often than their sizes
 suggest: aligned blocks leave splinters, and whatever small is put there keeps neighbours apart. A pass of float32
 tensors of a few MiB can so take up four times what is alive at any one time. No formula gives that, so the allocations
-are made, of memory that nobody touches, and the library is asked what it holds.
+are made, of memory that nobody touches, to see how much the library takes for them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from typing import Any
 ALIGNMENT = 64
 """Of torch's tensors on a CPU."""
 
-LARGE = 2**21
-"""Bytes of a block after which the library is asked what it holds."""
+# Flags of a block in the word before it; see "chunk" in glibc's malloc/malloc.c.
+_MAPPED, _OTHER_ARENA = 2, 4
 
 
 class CHeap:
     """Makes the allocations of a pass on a CPU, without touching them, while the context is open.
 
-    Memory that is never written to takes up addresses only, apart from a page for a block's header. Without glibc 2.33
-    or later, or once `limit` bytes are held, `peak` is None: more than that isn't there, however it is cut up.
+    Memory that is never written to takes up addresses only, apart from a page for a block's header. Without glibc, in
+    a thread other than the main one, or once `limit` bytes are held, `peak` is None: more than that isn't there,
+    however it is cut up.
     """
 
     def __init__(self, limit: int) -> None:
@@ -32,8 +33,9 @@ class CHeap:
 
         self._limit = limit
         self._blocks: dict[int, int] = {}
+        self._mapped = 0
         self._library = _glibc()
-        self._before = self._held()
+        self._start = self._library.sbrk(0) if self._library is not None else 0
 
     def __enter__(self) -> CHeap:
         if self._library is None:
@@ -49,11 +51,16 @@ class CHeap:
             return
         block = ctypes.c_void_p()
         failed = self._library.posix_memalign(ctypes.byref(block), ALIGNMENT, size)
-        if not failed and block.value is not None:
-            self._blocks[key] = block.value
-        # mallinfo2 walks through all free blocks; small ones hardly add to what is held.
-        held = self._held() - self._before if size >= LARGE else 0
-        if failed or held > self._limit:
+        if failed or block.value is None:
+            self._give_up()
+            return
+        self._blocks[key] = block.value
+        header = _header(block.value)
+        if header & _MAPPED:
+            self._mapped += header & ~7
+        # What is not mapped by itself lies below the end of the heap, which grows and shrinks as a whole.
+        held = self._mapped + self._library.sbrk(0) - self._start
+        if header & _OTHER_ARENA or held > self._limit:
             self._give_up()
         else:
             self.peak = max(self.peak, held)
@@ -62,6 +69,9 @@ class CHeap:
         """Free what was allocated as `key`, if it was."""
         block = self._blocks.pop(key, None)
         if block is not None and self._library is not None:
+            header = _header(block)
+            if header & _MAPPED:
+                self._mapped -= header & ~7
             self._library.free(block)
 
     def _give_up(self) -> None:
@@ -74,38 +84,22 @@ class CHeap:
         if self._library is not None:
             self._library.malloc_trim(0)
 
-    def _held(self) -> int:
-        if self._library is None:
-            return 0
-        found = self._library.mallinfo2()
-        return int(found.arena + found.hblkhd)
 
-
-class _MallocInfo(ctypes.Structure):
-    """struct mallinfo2 of malloc.h."""
-
-    _fields_ = [
-        ("arena", ctypes.c_size_t),
-        ("ordblks", ctypes.c_size_t),
-        ("smblks", ctypes.c_size_t),
-        ("hblks", ctypes.c_size_t),
-        ("hblkhd", ctypes.c_size_t),
-        ("usmblks", ctypes.c_size_t),
-        ("fsmblks", ctypes.c_size_t),
-        ("uordblks", ctypes.c_size_t),
-        ("fordblks", ctypes.c_size_t),
-        ("keepcost", ctypes.c_size_t),
-    ]
+def _header(block: int) -> int:
+    """The size of a block with its flags, which glibc keeps in the word before it."""
+    return ctypes.c_size_t.from_address(block - ctypes.sizeof(ctypes.c_size_t)).value
 
 
 @functools.cache
 def _glibc() -> Any:
-    """The C library; None if it is another, or older."""
+    """The C library; None if it is another."""
     try:
         library = ctypes.CDLL("libc.so.6")
-        library.mallinfo2.restype = _MallocInfo
+        library.gnu_get_libc_version  # noqa: B018 - others have no such function
+        library.sbrk.restype = ctypes.c_size_t
     except (OSError, AttributeError):
         return None
+    library.sbrk.argtypes = [ctypes.c_ssize_t]
     library.posix_memalign.argtypes = [ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_size_t]
     library.free.argtypes = [ctypes.c_void_p]
     library.free.restype = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from arcft.training.c_heap import CHeap
 from tests.support.paths import ROOT
@@ -72,3 +73,13 @@ def test_beyond_the_limit_nothing_is_known() -> None:
         assert heap.peak is None
         heap.allocate(3, 2**60)
         heap.free(1)
+
+
+def test_in_another_thread_nothing_is_known() -> None:
+    def allocated() -> int | None:
+        with CHeap(2**40) as heap:
+            heap.allocate(1, 1000)
+        return heap.peak
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(allocated).result() is None
