@@ -19,7 +19,6 @@ import pytest
 from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.units import ADAPT_ROUND, Adapted, Finished, Predicted
 from tests.support.arc import ARC, prediction
-from tests.support.re_arc_script import make
 from tests.support.train_command import ROOT
 
 
@@ -215,15 +214,11 @@ def test_the_gpu_script_refuses_a_part_that_it_does_not_have(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+# The other parts are made of commands that other tests run; QUICK=1 benchmarks/gpu.sh OUT tries them all.
 @pytest.mark.slow
-@pytest.mark.parametrize("part", GPU_PARTS)
-def test_each_part_of_the_gpu_script_in_small(part: str, tmp_path: Path) -> None:
-    pairs = tmp_path / "pairs"
-    pairs.mkdir()
-    if part == "pretrain":
-        # Pairs of grids of up to 8x8.
-        make(pairs, pairs=8, diff_lb=0.1, diff_ub=0.25)
-    done = gpu_script(str(tmp_path), part, PAIRS=str(pairs), PRETRAIN_STEPS="2")
+@pytest.mark.parametrize("part", ["fit", "export", "memory", "training", "speed"])
+def test_parts_of_the_gpu_script_in_small(part: str, tmp_path: Path) -> None:
+    done = gpu_script(str(tmp_path), part)
     assert done.returncode == 0, (tmp_path / f"{part}.txt").read_text(encoding="utf-8")[-3000:]
     assert done.stdout.splitlines()[-1].startswith(f"{part}: done after ")
     figures = tmp_path / f"{part}.json"
