@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,17 @@ def read_text(path: Path) -> str:
             f"{path}: is no text in {encoding.removesuffix('-sig').upper()} (byte {error.start + 1:,}); "
             "save it as UTF-8, or copy it again if it was cut off"
         ) from None
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines that is written as a program goes; lines that a crash has cut off are left
+    out, and a file that isn't there has none."""
+    with contextlib.suppress(OSError):
+        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                line = json.loads(text)
+                if isinstance(line, dict):
+                    yield line
 
 
 def parse_json(text: str, where: str, entry: str = "") -> Any:

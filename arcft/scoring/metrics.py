@@ -8,6 +8,9 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from arcft.protocols import MetricSet, Problem
 from arcft.scoring.predictions import Prediction, group_by_test
 from arcft.scoring.voting import Attempts
@@ -108,12 +111,23 @@ def wilson_interval(share: float, number: int) -> tuple[float, float]:
 
     Exact coverage is for values that are 0 or 1; for others the interval is wider than needed.
     """
-    z = statistics.NormalDist().inv_cdf(0.975)
-    scale = 1 + z * z / number
-    middle = (share + z * z / (2 * number)) / scale
-    half = z * math.sqrt(share * (1 - share) / number + z * z / (4 * number * number)) / scale
-    low, high = middle - half, middle + half
-    return (0.0 if share == 0 else max(low, 0.0)), (1.0 if share == 1 else min(high, 1.0))
+    low, high = wilson(np.array(share), np.array(number), statistics.NormalDist().inv_cdf(0.975))
+    return float(low), float(high)
+
+
+def wilson(
+    share: NDArray[np.float64], number: NDArray[np.float64], quantile: NDArray[np.float64] | float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Wilson's interval for means `share` of `number` values from 0 to 1, all of one shape (Journal of the American
+    Statistical Association 22, 1927), with a `quantile` of the normal or t distribution."""
+    squared = quantile * quantile
+    scale = 1 + squared / number
+    middle = (share + squared / (2 * number)) / scale
+    half = quantile * np.sqrt(share * (1 - share) / number + squared / (4 * number * number)) / scale
+    return (
+        np.where(share == 0, 0.0, np.maximum(middle - half, 0.0)),
+        np.where(share == 1, 1.0, np.minimum(middle + half, 1.0)),
+    )
 
 
 def _average(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, float]:

@@ -70,3 +70,16 @@ class Run:
 
     finished_at: float = 0.0
     """Seconds since 1970."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Missing:
+    """A run that a sweep lacks, or that is not finished."""
+
+    name: str
+    """Its overrides, or its folder."""
+
+    state: State
+    reason: str
+    command: str
+    """What completes it; empty for one that is running."""

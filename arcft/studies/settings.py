@@ -22,12 +22,17 @@ _NOT_COMPARED = (
 )  # fmt: skip
 """Beginnings of keys that don't make a setting by themselves: they say where and how a run is made and recorded."""
 
-
 _WHERE = ("tracking.", "resume", "checkpoint")
 """Of these, those that name a place or another run."""
 
 _OF_EVALUATION = {"train": ("inference.", "selection."), "evaluate": ("inference.", "selection.", "data.", "ttft.")}
 """By job: beginnings of keys that have no part in training."""
+
+
+_WORDS = {None: "null", True: "true", False: "false"}
+
+_LONGEST = 60
+"""Characters of a value; the rest of a system prompt is cut off."""
 
 
 class StudyError(ArcftError):
@@ -121,16 +126,15 @@ def shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return _WORDS[value]
     text = str(value) if isinstance(value, str | int | float) else json.dumps(value)
-    if not isinstance(value, str):
-        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
-    line = " ".join(value.split())
+    line = " ".join(text.split())
     line = line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
-    return f"'{line}'" if not line or " " in line or line in _WORDS.values() else line
+    is_ambiguous = isinstance(value, str) and (not line or " " in line or line in _WORDS.values())
+    return f"'{line}'" if is_ambiguous else line
 
 
-_WORDS = {None: "null", True: "true", False: "false"}
-_LONGEST = 60
-"""Characters of a value; the rest of a system prompt is cut off."""
+def typed(value: Any) -> str:
+    """A value of a config as it is typed for `baseline=`: a text as it is, whole."""
+    return value if isinstance(value, str) else shown(value)
 
 
 def find_setting(grouping: Grouping, wanted: str) -> Setting:
@@ -285,15 +289,15 @@ def join_evaluations(
     checkpoint within a run, `losses_at` says the losses at its step, from the folder of the run; how long training took
     until then is not known.
     """
-    trained: Mapping[Path, Run] = {_resolved(run.folder): run for run in runs if run.job == "train"}
+    trained: Mapping[Path, Run] = {run.folder.resolve(): run for run in runs if run.job == "train"}
     evaluated: set[Path] = set()
     joined = []
     for run in runs:
         if run.job != "evaluate":
             continue
-        origin = None if run.trained_in is None else trained.get(_resolved(run.trained_in))
+        origin = None if run.trained_in is None else trained.get(run.trained_in.resolve())
         if origin is not None:
-            evaluated.add(_resolved(origin.folder))
+            evaluated.add(origin.folder.resolve())
             losses: Mapping[str, float] = {name: origin.metrics[name] for name in LOSSES if name in origin.metrics}
             costs = dict(origin.costs)
             if run.step is not None and run.step != origin.step:
@@ -305,7 +309,3 @@ def join_evaluations(
         return [*(run for run in runs if run.job == "train"), *joined], []
     rest = [run for folder, run in trained.items() if folder not in evaluated]
     return joined, rest
-
-
-def _resolved(path: Path) -> Path:
-    return path.resolve()

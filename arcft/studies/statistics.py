@@ -32,6 +32,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from arcft.scoring.metrics import wilson
+
 Array = NDArray[np.float64]
 
 LEVEL = 0.95
@@ -187,18 +189,6 @@ def holm(p: Array) -> Array:
     result = np.empty_like(p)
     np.put_along_axis(result, order, np.minimum(corrected, 1), -1)
     return result
-
-
-def wilson(share: Array, number: Array, quantile: Array) -> tuple[Array, Array]:
-    """Wilson's interval for the mean of `number` values from 0 to 1 (Journal of the American Statistical Association
-    22, 1927), with a `quantile` of the normal or t distribution."""
-    squared = quantile**2
-    middle = (share + squared / (2 * number)) / (1 + squared / number)
-    half = quantile * np.sqrt(share * (1 - share) / number + squared / (4 * number**2)) / (1 + squared / number)
-    return (
-        np.where(share == 0, 0.0, np.maximum(middle - half, 0.0)),
-        np.where(share == 1, 1.0, np.minimum(middle + half, 1.0)),
-    )
 
 
 def _scale(sample: Sample) -> Array:

@@ -12,8 +12,8 @@ from typing import Any
 from rich.table import Table
 
 from arcft.reporting.words import percent
-from arcft.studies.runs import COSTS, LOSSES
-from arcft.studies.settings import shown
+from arcft.studies.runs import COSTS, LOSSES, Missing
+from arcft.studies.settings import shown, typed
 from arcft.studies.study import Row, Study
 from arcft.studies.words import (
     METHOD,
@@ -35,19 +35,6 @@ COST_HEADINGS = {
     "peak_bytes": "peak memory",
     "trainable_parameters": "trainable",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Missing:
-    """A run that a sweep lacks, or that is not finished."""
-
-    name: str
-    """Its overrides, or its folder."""
-
-    state: str
-    reason: str
-    command: str
-    """What completes it; empty for one that is running."""
 
 
 def terminal_table(study: Study) -> Table:
@@ -185,8 +172,7 @@ def _line(cells: Sequence[str]) -> str:
 
 def _csv_row(study: Study, row: Row) -> dict[str, Any]:
     gap = row.difference
-    whole = (value if isinstance(value, str) else shown(value) for value in row.setting.values)
-    values = dict(zip(study.grouping.by, whole, strict=True))
+    values = dict(zip(study.grouping.by, map(typed, row.setting.values), strict=True))
     found: dict[str, Any] = (values or {"setting": row.setting.label}) | {
         "seeds": len(row.setting.replicates),
         "runs": len(row.setting.runs),

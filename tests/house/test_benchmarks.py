@@ -230,14 +230,6 @@ def test_parts_of_the_gpu_script_in_small(part: str, tmp_path: Path) -> None:
         assert (tmp_path / "speed" / "speed.json").exists()
 
 
-def test_wilsons_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    wilson = importlib.import_module("tiny_score").wilson
-    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
-    assert wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert wilson(10, 10)[1] == pytest.approx(1.0)
-
-
 @pytest.mark.slow
 def test_kills() -> None:
     figures = quick_run("kills.py")

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from arcft.scoring.metrics import wilson_interval
+from arcft.scoring.metrics import wilson, wilson_interval
 from arcft.studies.statistics import (
     RunNoise,
     are_enough,
@@ -21,7 +21,6 @@ from arcft.studies.statistics import (
     run_noise,
     spread,
     summarise,
-    wilson,
 )
 from tests.support.study_runs import simulate
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arcft.json_text import json_lines
 from arcft.protocols import MetricSet
 from arcft.reporting.charts.charts import Panel, charts_png, charts_svg
 
@@ -54,6 +54,11 @@ class Curves:
         return dataclasses.replace(self, metrics={name: line for name, line in lines.items() if line})
 
 
+def history_lines(run_folder: Path) -> list[dict[str, Any]]:
+    """The lines of RUN/history.jsonl that can be read and have a step."""
+    return [line for line in json_lines(run_folder / HISTORY_FILE) if isinstance(line.get("step"), int)]
+
+
 def read_history(run_folder: Path | str, metric_set: MetricSet) -> Curves:
     """Read RUN/history.jsonl; empty curves if there is none.
 
@@ -61,7 +66,7 @@ def read_history(run_folder: Path | str, metric_set: MetricSet) -> Curves:
     values are ignored.
     """
     values: dict[str, dict[int, float]] = {}
-    for line in _lines(Path(run_folder) / HISTORY_FILE):
+    for line in history_lines(Path(run_folder)):
         for name, value in line.items():
             # A damaged line may hold a whole number that is too large for a float.
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -89,18 +94,6 @@ def curves_png(
     if curves.is_empty:
         raise ValueError("no curves to draw")
     return charts_png(_panels(curves, metric_set), pixel_size=pixel_size, stacked=stacked, share_x=True)
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        return
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            yield line
 
 
 def panel_titles(curves: Curves, metric_set: MetricSet) -> list[str]:

@@ -14,6 +14,7 @@ from arcft.config.run import TrainConfig
 from arcft.config.schema import to_dict
 from arcft.console import note
 from arcft.files import file_sha256, open_atomic, write_json
+from arcft.json_text import json_lines
 from arcft.protocols import AnswerCodec, Kind, MetricSet, Problem
 from arcft.reporting.adaptation import Adaptation
 from arcft.reporting.charts.curves import Curves, curves_png
@@ -144,18 +145,7 @@ def write_predictions(path: Path, predictions: Sequence[Prediction], answers: An
 
 def recorded_evaluations(run_folder: Path) -> list[dict[str, Any]]:
     """The entries of the index of `run_folder`, oldest first; each has a `folder`."""
-    index = run_folder / INDEX_FILE
-    if not index.is_file():
-        return []
-    entries = []
-    for line in index.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # cut off by a crash
-        if isinstance(entry, dict) and isinstance(entry.get("folder"), str):
-            entries.append(entry)
-    return entries
+    return [entry for entry in json_lines(run_folder / INDEX_FILE) if isinstance(entry.get("folder"), str)]
 
 
 def find_evaluation(run_folder: Path, key: str) -> Path | None:

@@ -18,8 +18,7 @@ from arcft.runs.common.command import command
 from arcft.runs.common.paths import in_shell, override
 from arcft.runs.sweeps.finding import SWEEP_FILE, FoundRuns
 from arcft.runs.sweeps.reading import JOBS
-from arcft.studies.runs import Run
-from arcft.studies.tables import Missing
+from arcft.studies.runs import Missing, Run
 
 _BY_NUMBER = "${hydra.job.num}"
 _OVERRIDES_FILE = Path(".hydra") / "overrides.yaml"

@@ -6,9 +6,9 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import numpy as np
 from arcft.checkpoints import LOCK_FILE, RUN_FILE, CheckpointError, find_checkpoints, read_run_yaml
 from arcft.config.run import EvaluateConfig, TrainConfig
 from arcft.config.schema import ConfigError, to_dict
-from arcft.reporting.charts.curves import HISTORY_FILE
+from arcft.json_text import json_lines
+from arcft.reporting.charts.curves import history_lines
 from arcft.reporting.words import count
 from arcft.runs.evaluation.results import METRICS_FILE, PREDICTIONS_FILE
 from arcft.runs.setup.kinds import KINDS, read_stored
@@ -99,7 +100,7 @@ def _train_run(folder: Path, config: dict[str, Any]) -> Run:
         costs = {}
         # A damaged line of the history costs no results.
         with contextlib.suppress(KeyError, TypeError, ValueError):
-            costs = training_costs(history(folder))
+            costs = training_costs(history_lines(folder))
     metrics = content.get("metrics", {}) | losses
     run = dataclasses.replace(run, step=_whole(content.get("step")))
     return _finished(run, metrics=metrics, scores=_scores(content, folder, run.kind), costs=costs)
@@ -162,7 +163,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {
         name: value
         for name, value in values.items()
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     }
 
 
@@ -198,7 +199,7 @@ def _unfinished(folder: Path, run: Run) -> Run:
 
 def _progress(folder: Path, run: Run) -> str:
     if run.job == "train":
-        steps = max((line["step"] for line in history(folder)), default=0)
+        steps = max((line["step"] for line in history_lines(folder)), default=0)
         saved = find_checkpoints(folder)
         kept = f", {saved[-1].name} is saved" if saved else ""
         return f"step {steps:,} of {run.config['training.max_steps']:,}{kept}"
@@ -218,24 +219,10 @@ def _is_locked(folder: Path) -> bool:
         return False
 
 
-def history(folder: Path) -> list[dict[str, Any]]:
-    """The lines of history.jsonl that can be read."""
-    return [line for line in _json_lines(folder / HISTORY_FILE) if isinstance(line.get("step"), int)]
-
-
 def losses_at(folder: Path, step: int) -> dict[str, float]:
     """The LOSSES that the training run in `folder` had at `step`, where it recorded them."""
-    lines = [line for line in history(folder) if line["step"] == step]
+    lines = [line for line in history_lines(folder) if line["step"] == step]
     return _numbers({name: line[name] for line in lines for name in LOSSES if name in line})
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    with contextlib.suppress(OSError):
-        for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, RecursionError):
-                line = json.loads(text)
-                if isinstance(line, dict):
-                    yield line
 
 
 def _scores(content: Mapping[str, Any], folder: Path, kind: str) -> Scores | None:
@@ -270,7 +257,7 @@ def _estimated_by_test(folder: Path, tasks: Mapping[str, Any], kind: str) -> dic
 def _number_of_tests(folder: Path) -> dict[str, int]:
     """By task of which there are predictions."""
     number: dict[str, int] = {}
-    for line in _json_lines(folder / PREDICTIONS_FILE):
+    for line in json_lines(folder / PREDICTIONS_FILE):
         task, test = line.get("task_id"), line.get("test_index")
         if isinstance(task, str) and isinstance(test, int):
             number[task] = max(number.get(task, 0), test + 1)
